@@ -1,0 +1,113 @@
+"""Reading an answer out of a completion: one strict parser, shared by the reward and by evaluation.
+
+Strict because a reward that can be fooled will be: "A or B or C" is not an answer, neither are two tags, an empty one, or one inside the
+reasoning. What could not be read is named (`why`), so that evaluation can count it apart from what was wrong. Every function is linear in
+the text: completions are long and nobody vouches for them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import NamedTuple, Sequence
+
+from data.types import LETTERS, Example
+
+THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+LONGEST = 2_000  # characters of an answer; a longer one is a text, not an answer
+
+# Chinese-trained models write （Ａ） as readily as (A): full-width forms are read as the ASCII ones they double.
+_NARROW = {**{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0x3002: "."}
+_LABEL = re.compile(r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[.):]|$)[.):]?)[.:]?\s*(.*)", re.DOTALL)
+_BRIDGE = re.compile(rf"{END_THINK}\s*{ANSWER}")
+
+
+class Extracted(NamedTuple):
+    """The answer read: the choice's text (or the free answer), its letter, and why there is none ("" if there is one)."""
+
+    answer: str | None
+    letter: str | None
+    why: str
+
+
+def extract(text: str, choices: Sequence[str]) -> Extracted:
+    """The one answer in `text` (opening included), between exactly one pair of answer tags outside the reasoning.
+
+    It must be a letter (A, a, A., (A), [A]), a choice's text, or a letter with its own text ("(A) yes"). Case, white space and a final
+    full stop don't matter. Without choices it is whatever stands between the tags.
+    """
+    content, why = _content(text)
+    if why:
+        return Extracted(None, None, why)
+    if not choices:
+        return Extracted(content, None, "")
+    readings = _readings(content, choices)
+    if len(readings) != 1:
+        return Extracted(None, None, "ambiguous" if readings else "not a choice")
+    index = readings.pop()
+    return Extracted(choices[index], LETTERS[index], "")
+
+
+def is_right(text: str, example: Example) -> bool:
+    """Whether the answer read from `text` is the example's; free answers are compared without case, spacing and final full stop."""
+    answer = extract(text, example.choices).answer
+    if answer is None:
+        return False
+    return answer == example.answer if example.choices else _plain(answer) == _plain(example.answer)
+
+
+def well_formed(text: str) -> bool:
+    """`<think>…</think> <answer>…</answer>`: each tag exactly once, in this order, and only white space outside."""
+    if any(text.count(tag) != 1 for tag in TAGS):
+        return False
+    places, text = [text.index(tag) for tag in TAGS], text.strip()
+    return places == sorted(places) and text.startswith(THINK) and text.endswith(END_ANSWER) and bool(_BRIDGE.search(text))
+
+
+def well_formed_paper(text: str) -> bool:
+    """VisualThinker-R1-Zero's format test, `<think>.*?</think>\\s*<answer>.*?</answer>` over the whole text.
+
+    Looser than `well_formed`: tags may repeat inside. Written without the regular expression's backtracking, which is quadratic.
+    """
+    bridge = _BRIDGE.search(text, len(THINK)) if text.startswith(THINK) and text.endswith(END_ANSWER) else None
+    return bridge is not None and bridge.end() <= len(text) - len(END_ANSWER)
+
+
+def _content(text: str) -> tuple[str, str]:
+    """What stands between the answer tags, and why it is no answer ("" if it may be one)."""
+    opened, closed = text.count(ANSWER), text.count(END_ANSWER)
+    if not opened and not closed:
+        return "", "no answer tag"
+    if opened > 1 or closed > 1:
+        return "", "several answer tags"
+    start, end = text.find(ANSWER), text.find(END_ANSWER)
+    if start < 0 or end < start:
+        return "", "unclosed answer tag"
+    before, content, after = text[:start], text[start + len(ANSWER):end].strip(), text[end:]
+    if before.count(THINK) > before.count(END_THINK) or after.count(END_THINK) > after.count(THINK):
+        return "", "answer inside the reasoning"
+    if not content:
+        return "", "empty answer"
+    if len(content) > LONGEST:
+        return "", "answer too long"
+    return (content, "") if THINK not in content and END_THINK not in content else ("", "reasoning inside the answer")
+
+
+def _readings(content: str, choices: Sequence[str]) -> set[int]:
+    """The indices of all choices that `content` may mean."""
+    said = _plain(content)
+    plain = [_plain(choice) for choice in choices]
+    readings = {index for index, choice in enumerate(plain) if choice == said}
+    if label := _LABEL.fullmatch(said):
+        letter = next(group for group in label.groups()[:3] if group)
+        index, own = LETTERS.index(letter.upper()), label.group(4)
+        if index < len(choices) and own in ("", plain[index]):
+            readings.add(index)
+    return readings
+
+
+def _plain(text: str) -> str:
+    """Without what an answer's meaning does not hang on: case, spacing, full-width forms, a final full stop."""
+    text = unicodedata.normalize("NFC", text).translate(_NARROW).casefold()
+    return " ".join(text.split()).removesuffix(".").rstrip()

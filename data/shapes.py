@@ -1,0 +1,240 @@
+"""The built-in world: small pictures of coloured shapes and questions about where, how many, how near.
+
+The questions follow the four tasks of CV-Bench and SAT's static templates: *Relation* (left/right, above/below), *Count*, *Depth* (which of two is nearer to
+the camera) and *Distance* (which of two is nearer to a third). Nothing is read from disk: item `i` of a split is a pure function of (split, seed, i).
+
+What a picture means. An object has a colour, a shape, a place (x, y) on a 7 x 7 grid, a little off its centre, and a size 1-5. All objects are "really" of one
+size, so a larger one is nearer and is painted over those behind it. The background shades from left to right in red and from top to bottom in blue; it is the
+frame that a horizon or a floor gives in a photograph. (The vision tower of Qwen2-VL knows relative places only.) Every answer follows from the geometry by a margin: two cells, two
+sizes, or two cells of distance, so no question is a matter of taste.
+
+Splits. `train`, `heldout` and `pairs` share no scene: a scene belongs to a split by a hash of its layout. The colour-shape pairs of UNSEEN_PAIRS occur in no
+scene of `train` and `heldout`, and every question of `pairs` asks for at least one of them. `caption` scenes, which carry no question, may hold any pair.
+"""
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import cos, hypot, pi, sin
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from data.types import Example
+
+TASKS = ("Relation", "Count", "Depth", "Distance")
+CHANCE = {"Relation": 1 / 2, "Count": 1 / 4, "Depth": 1 / 2, "Distance": 1 / 2}
+SPLITS = ("train", "heldout", "pairs", "caption")
+COLORS = {"red": (214, 39, 40), "green": (44, 150, 60), "blue": (40, 80, 220), "yellow": (250, 220, 40), "purple": (140, 60, 180), "white": (250, 250, 250)}
+SHAPES = ("circle", "square", "triangle", "star")
+UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circle"), ("yellow", "square")})
+PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
+SIDE, CELL, GRID = 84, 12, 7            # pixels, pixels a cell, cells a side
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: `x`, `y` in cells 0-6, `size` 1-5 (5 is nearest), `dx`, `dy` pixels off the centre of its cell."""
+    color: str
+    shape: str
+    x: int
+    y: int
+    size: int
+    dx: int = 0
+    dy: int = 0
+
+    @property
+    def name(self) -> str:
+        """What a question calls it, such as "red circle"."""
+        return f"{self.color} {self.shape}"
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """(colour, shape)."""
+        return self.color, self.shape
+
+    @property
+    def radius(self) -> float:
+        """Half its extent, in pixels."""
+        return 3.5 + 1.7 * self.size
+
+    @property
+    def center(self) -> tuple[int, int]:
+        """Pixel (column, row) of its centre."""
+        return self.x * CELL + CELL // 2 + self.dx, self.y * CELL + CELL // 2 + self.dy
+
+
+Scene = tuple[Thing, ...]
+
+
+def gap(a: Thing, b: Thing) -> int:
+    """Distance between two objects in whole cells, rounded."""
+    return round(hypot(a.x - b.x, a.y - b.y))
+
+
+# ---- drawing
+
+def _background() -> np.ndarray:
+    ramp = np.linspace(70, 200, SIDE)
+    red, blue = np.meshgrid(ramp, ramp)
+    return np.stack([red, np.full_like(red, 120), blue], axis=-1).astype(np.uint8)
+
+
+BACKGROUND = Image.fromarray(_background())
+
+
+def draw(scene: Scene) -> Image.Image:
+    """Paint a scene, far objects first. → RGB picture, 84 x 84."""
+    picture = BACKGROUND.copy()
+    pen = ImageDraw.Draw(picture)
+    for thing in sorted(scene, key=lambda t: t.size):
+        (cx, cy), r, fill = thing.center, thing.radius, COLORS[thing.color]
+        if thing.shape == "circle":
+            pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill, outline=(0, 0, 0))
+        elif thing.shape == "square":
+            s = 0.86 * r
+            pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill, outline=(0, 0, 0))
+        elif thing.shape == "triangle":
+            pen.polygon([(cx, cy - r), (cx + r, cy + 0.8 * r), (cx - r, cy + 0.8 * r)], fill=fill, outline=(0, 0, 0))
+        else:
+            spikes = [(r if k % 2 == 0 else 0.42 * r, -pi / 2 + k * pi / 5) for k in range(10)]
+            pen.polygon([(cx + d * cos(a), cy + d * sin(a)) for d, a in spikes], fill=fill, outline=(0, 0, 0))
+    return picture
+
+
+# ---- scenes
+
+def _apart(a: Thing, b: Thing) -> bool:
+    """Neither hides more than about a third of the other, so both can be named from the picture."""
+    big, small = max(a.radius, b.radius), min(a.radius, b.radius)
+    return hypot(a.center[0] - b.center[0], a.center[1] - b.center[1]) >= big + 0.3 * small
+
+
+def scatter(rng: random.Random, pairs: Sequence[tuple[str, str]], sizes: tuple[int, int] = (1, 5)) -> Scene:
+    """Place one object for each (colour, shape) where none hides another. → the scene, in the order of `pairs`."""
+    while True:
+        scene: list[Thing] = []
+        for color, shape in pairs:
+            for _ in range(30):
+                size = rng.randint(*sizes)
+                thing = Thing(color, shape, rng.randrange(GRID), rng.randrange(GRID), size, rng.randint(-2, 2), rng.randint(-2, 2))
+                if all(_apart(thing, other) for other in scene):
+                    scene.append(thing)
+                    break
+        if len(scene) == len(pairs):
+            return tuple(scene)
+
+
+def split_of(scene: Scene) -> str:
+    """The one split whose questions may use this scene: a hash of the layout decides, so that splits cannot share one."""
+    layout = sorted((t.color, t.shape, t.x, t.y, t.size) for t in scene)
+    return "train" if hashlib.blake2b(repr(layout).encode(), digest_size=2).digest()[0] % 4 else "heldout"
+
+
+def _distinct(rng: random.Random, pairs: Sequence[tuple[str, str]], count: int, first: tuple[str, str] | None) -> list[tuple[str, str]]:
+    """`count` pairs that differ in colour and in shape, so that either word of a name tells them apart."""
+    while True:
+        chosen = ([first] if first else []) + rng.sample(pairs, count - (first is not None))
+        if len({c for c, _ in chosen}) == len({s for _, s in chosen}) == count:
+            return chosen
+
+
+def _with_others(rng: random.Random, named: list[tuple[str, str]], pairs: Sequence[tuple[str, str]], at_most: int) -> Scene:
+    others = [p for p in pairs if p not in named]
+    return scatter(rng, named + rng.sample(others, rng.randint(0, at_most)))
+
+
+# ---- questions: each returns (scene, question, choices in their natural order, index of the right one, what the question is about)
+
+def _relation(rng, pairs, first, turn):
+    axis = turn % 2
+    while True:
+        scene = _with_others(rng, _distinct(rng, pairs, 2, first), pairs, 2)
+        a, b = scene[:2]
+        step = (b.x - a.x, b.y - a.y)[axis]
+        if abs(step) >= 2 and (step < 0) == bool(turn // 2 % 2):
+            break
+    words = (("left", "right"), ("above", "below"))[axis]
+    where = ("left or right of", "above or below")[axis]
+    return scene, f"Is the {a.name} {where} the {b.name}?", words, int(step < 0), {"axis": "xy"[axis], "named": (a, b)}
+
+
+def _depth(rng, pairs, first, turn):
+    while True:
+        scene = _with_others(rng, _distinct(rng, pairs, 2, first), pairs, 2)
+        a, b = scene[:2]
+        if abs(a.size - b.size) >= 2 and (b.size > a.size) == bool(turn % 2):
+            break
+    return scene, f"Which is nearer to the camera, the {a.name} or the {b.name}?", (a.name, b.name), turn % 2, {"named": (a, b)}
+
+
+def _distance(rng, pairs, first, turn):
+    while True:
+        scene = _with_others(rng, _distinct(rng, pairs, 3, first), pairs, 1)
+        x, a, b = scene[:3]
+        exact = hypot(x.x - a.x, x.y - a.y) - hypot(x.x - b.x, x.y - b.y)
+        if abs(exact) >= 2 and (exact > 0) == bool(turn % 2):
+            break
+    return scene, f"Which is nearer to the {x.name}, the {a.name} or the {b.name}?", (a.name, b.name), turn % 2, {"named": (x, a, b)}
+
+
+def _count(rng, pairs, first, turn):
+    count = turn % 4 + 1
+    while True:
+        kind = 1 if first else rng.randrange(2)                        # 0: a colour is counted, 1: a shape
+        word = first[kind] if first else rng.choice((tuple(COLORS), SHAPES)[kind])
+        matching, others = [p for p in pairs if p[kind] == word], [p for p in pairs if p[kind] != word]
+        rest = [p for p in matching if p != first]
+        if count - (first is not None) <= len(rest):
+            break
+    named = ([first] if first else []) + rng.sample(rest, count - (first is not None))
+    scene = scatter(rng, named + rng.sample(others, rng.randint(1, max(1, 5 - count))), sizes=(1, 3))
+    thing = f"{word} shapes" if kind == 0 else f"{word}s"
+    ordered = tuple(sorted(scene[:count], key=lambda t: PAIRS.index(t.pair)))
+    return scene, f"How many {thing} are there?", ("1", "2", "3", "4"), count - 1, {"named": ordered, "word": word}
+
+
+QUESTIONS = {"Relation": _relation, "Count": _count, "Depth": _depth, "Distance": _distance}
+
+
+def item(split: str, seed: int, index: int) -> tuple[Scene, Example]:
+    """Item `index` of a split, with its scene.
+
+    The task turns with the index, and so do the right answer and the letter it stands behind: within any 4 x 16 consecutive items both are balanced, so
+    "always (A)" earns chance. Raises KeyError for an unknown split.
+    """
+    home = {"train": "train", "heldout": "heldout", "pairs": "heldout"}[split]
+    rng = random.Random(f"{split}/{seed}/{index}")
+    task, turn = TASKS[index % len(TASKS)], index // len(TASKS)
+    seen = [p for p in PAIRS if p not in UNSEEN_PAIRS]
+    while True:
+        first = rng.choice(sorted(UNSEEN_PAIRS)) if split == "pairs" else None
+        scene, question, choices, right, about = QUESTIONS[task](rng, PAIRS if split == "pairs" else seen, first, turn)
+        if split_of(scene) == home:
+            break
+    answer, slot = choices[right], turn // 4 % len(choices)
+    shuffled = [c for c in choices if c != answer]
+    rng.shuffle(shuffled)
+    shuffled.insert(slot, answer)
+    return scene, Example(uid=f"shapes/{split}/{seed}/{index}", question=question, choices=tuple(shuffled), answer=answer, task=task,
+                          pictures=(partial(draw, scene),), extra=about)
+
+
+class Shapes(Sequence):
+    """`count` examples of a split ("train", "heldout" or "pairs"), made when they are asked for and kept."""
+
+    def __init__(self, split: str = "train", count: int = 20_000, seed: int = 0):
+        if split not in SPLITS[:3]:
+            raise ValueError(f"shapes: unknown split {split!r}; one of {', '.join(SPLITS[:3])}")
+        self.split, self.count, self.seed, self._kept = split, count, seed, {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        if index not in self._kept:
+            self._kept[index] = item(self.split, self.seed, index)[1]
+        return self._kept[index]

@@ -1,0 +1,100 @@
+"""What a source gives (`Example`) and what a model takes (`Prompt`).
+
+Everything that can be wrong with one example is a `BadExample` that names it, so that a run may skip it, count it and say which it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Mapping, Union
+
+import numpy as np
+from PIL import Image
+
+# The bytes of a picture file, its path, or a function that draws it when it is needed.
+Picture = Union[bytes, Path, Callable[[], Image.Image]]
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class BadExample(ValueError):
+    """One example cannot be used; the message names its uid and the reason."""
+
+
+class BadPicture(BadExample):
+    """A picture cannot be used: corrupt, empty, too large, too narrow, or of a kind that would lose its values."""
+
+
+class PromptTooLong(BadExample):
+    """A prompt has more tokens than the limit. Prompts are never cut: a cut would separate pictures from their placeholders."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question about zero or more pictures.
+
+    `answer` is the text of the right choice, or free text where `choices` is empty. `extra` is for the source's own facts
+    (a scene's geometry, a dataset's row) and is never shown to a model. Raises BadExample.
+    """
+
+    uid: str
+    question: str
+    choices: tuple[str, ...]
+    answer: str
+    task: str = ""
+    pictures: tuple[Picture, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        def bad(reason: str) -> BadExample:
+            return BadExample(f"example {self.uid!r}: {reason}")
+
+        if not self.uid:
+            raise BadExample(f"an example has no uid: {self.question!r}")
+        if not self.question.strip():
+            raise bad("the question is empty")
+        if isinstance(self.choices, str) or isinstance(self.pictures, (str, bytes)):
+            raise bad("choices and pictures are tuples, got a single one")
+        if len(self.choices) == 1 or len(self.choices) > len(LETTERS):
+            raise bad(f"{len(self.choices)} choices; give 2 to {len(LETTERS)}, or none for a free answer")
+        if len(set(self.choices)) < len(self.choices):
+            raise bad(f"two choices are the same: {list(self.choices)}")
+        if not all(choice.strip() for choice in self.choices):
+            raise bad(f"a choice is empty: {list(self.choices)}")
+        if self.choices and self.answer not in self.choices:
+            raise bad(f"the answer {self.answer!r} is not among the choices {list(self.choices)}")
+        if not self.answer.strip():
+            raise bad("the answer is empty")
+
+    @property
+    def letter(self) -> str | None:
+        """The letter of the right choice, "A" for the first; None for a free answer."""
+        return LETTERS[self.choices.index(self.answer)] if self.choices else None
+
+    @property
+    def asked(self) -> str:
+        """The question and, below it, its choices, worded as CV-Bench and BLINK do."""
+        if not self.choices:
+            return self.question
+        return f"{self.question}\n{listed(self.choices)}"
+
+
+def listed(choices: tuple[str, ...]) -> str:
+    """`Select from the following choices.` and one line `(A) …` a choice."""
+    lines = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices)]
+    return "\n".join(["Select from the following choices.", *lines])
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One example as a model reads it: S tokens, and the N patches of its I pictures.
+
+    `text` is the prompt with one placeholder a picture, for people; `tokens` is the truth.
+    """
+
+    uid: str
+    text: str
+    tokens: np.ndarray   # (S,) int64, a picture's placeholder repeated once per merged patch
+    patches: np.ndarray  # (N, 3 * temporal * patch * patch) float32
+    grid: np.ndarray     # (I, 3) int64: patches along time, height and width of each picture

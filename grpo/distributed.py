@@ -1,0 +1,79 @@
+"""Ranks: who this process is, and the few sums that a step needs from all of them.
+
+Everything here is right for one process too, so the algorithm has no `if world_size > 1`. Each rank takes every size-th prompt of the global batch, and a loss is a
+sum with weights that were decided over all ranks (docs/06): so gradients are *summed*, never averaged.
+"""
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Rank 0 writes files and talks to the person."""
+        return self.rank == 0
+
+
+def start(device: str = "auto") -> World:
+    """Join the process group that torchrun announces, if any. device: auto, cpu or cuda."""
+    rank, size, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but PyTorch sees no GPU here; use device=auto or device=cpu")
+    cuda = device != "cpu" and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local)
+    else:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over ranks, elementwise."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def gathered(rows: list) -> list:
+    """The lists of all ranks, one after the other, on every rank. For small plain values."""
+    if not dist.is_initialized():
+        return rows
+    lists: list = [None] * dist.get_world_size()
+    dist.all_gather_object(lists, rows)
+    return [row for rank in lists for row in rank]
+
+
+def sum_gradients(policy: nn.Module) -> None:
+    """Add the gradients of all ranks, in one message; a parameter without a gradient on some rank counts as 0 there."""
+    if not dist.is_initialized():
+        return
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+    dist.all_reduce(flat)
+    for p, g in zip(trained, flat.split([p.numel() for p in trained])):
+        p.grad = g.view_as(p)
+
+
+def wait_for_all() -> None:
+    """Every rank reaches this line before any goes on."""
+    if dist.is_initialized():
+        dist.barrier()

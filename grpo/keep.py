@@ -1,0 +1,171 @@
+"""Step 5 of the loop: what is kept of a step (metrics, the report's samples, evaluations, checkpoints), and what the person sees."""
+import json
+import os
+import time
+
+import torch
+from tqdm import tqdm
+
+from grpo import checkpoint, distributed, report
+from grpo.batch import TrainBatch
+from grpo.evaluation import answer_all, flat_scores, scores
+from grpo.record import question_line, shown_groups, step_metrics
+
+SHOWN_HELDOUT = 6               # held-out questions that the report follows through the run
+
+
+class Keeper:
+    """Writes metrics.jsonl, samples.jsonl, checkpoints, summary.json, curves.png and report.html; shows a progress bar with what matters."""
+
+    def __init__(self, cfg, run, world, started: float):
+        self.cfg, self.run, self.world, self.started = cfg, run, world, started
+        self.bar = None
+        self.tokens = 0         # prompt and completion tokens so far, of all ranks
+        self.last_saved = run.step
+
+    # ---- before and after
+
+    def describe(self) -> str:
+        """What is about to happen, in a few lines."""
+        cfg, run = self.cfg, self.run
+        size = sum(p.numel() for p in run.policy.parameters())
+        sets = ", ".join(f"{name}: {len(items)}" for name, items in run.heldout.items())
+        return (f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters) · {len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})\n"
+                f"{self.world.size} x {self.world.device} · {cfg.prompts} prompts x {cfg.group} · {cfg.steps} steps · writes to {run.folder}")
+
+    def before(self) -> None:
+        """Say what begins, and evaluate the base unless an earlier start of this run did."""
+        cfg, run = self.cfg, self.run
+        rows = report.read_metrics(run.folder) if self.world.main else []
+        self.tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0)
+        if self.world.main:
+            print(self.describe() + (f"\ngoing on after step {run.step}" if run.step else ""), flush=True)
+        if cfg.eval.items and not run.step:
+            run.metrics.write({"step": 0} | self.evaluate(0, every_set=True))
+        if self.world.main:
+            self.bar = tqdm(total=cfg.steps, initial=run.step, unit="step", desc=cfg.recipe, smoothing=0.1, dynamic_ncols=True)
+
+    def after(self) -> None:
+        """Save, write summary, curves and report, and print the table of before and after."""
+        if self.last_saved < self.cfg.steps:
+            self.save(self.cfg.steps)
+        if not self.world.main:
+            return
+        self.bar.close()
+        folder = self.run.folder
+        evaluated = [row for row in report.read_metrics(folder) if "eval/accuracy" in row]
+        if evaluated:
+            base, final = ({key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")} for row in (evaluated[0], evaluated[-1]))
+            summary = {"base": base, "final": final, "steps": self.cfg.steps, "seconds": round(time.perf_counter() - self.started, 1)}
+            write_json(folder / "summary.json", summary)
+            print(before_after(base, final))
+        for path in (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl", checkpoint.complete(folder)[-1]):
+            print(f"  {path}")
+        print(f"{time.perf_counter() - self.started:.0f} seconds")
+
+    # ---- evaluation
+
+    def evaluate(self, step: int, every_set: bool = False) -> dict:
+        """Greedy accuracy on the held-out questions, as metrics. every_set: also the other sets, and the policy sampled at temperature 1."""
+        cfg, run = self.cfg, self.run
+        found = {}
+        for name, items in run.heldout.items():
+            if name != "heldout" and not every_set:
+                continue
+            prefix = "eval/" if name == "heldout" else f"eval/{name}/"
+            for kind, temperature in (("", 0.0), *((("sampled/", 1.0),) if every_set and name == "heldout" else ())):
+                answers = answer_all(run.policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind)
+                if answers:
+                    found |= {f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()}
+                if not kind and name == "heldout" and self.world.main:
+                    self.show_heldout(step, items, answers)
+        return found
+
+    def show_heldout(self, step: int, items, answers) -> None:
+        """A line of samples.jsonl for each of the few questions that the report follows."""
+        by_uid = {group[0].uid: group[0] for group in answers}
+        for example in items[:SHOWN_HELDOUT]:
+            if (answer := by_uid.get(example.uid)) is not None:
+                self.run.samples.write(question_line("heldout", step, example) | {"completions": [
+                    {"text": answer.text, "tokens": answer.text.split(" "), "reward": float(answer.correct) + float(answer.well_formed),
+                     "parts": {"accuracy": float(answer.correct), "format": float(answer.well_formed)}, "stopped": answer.stopped}]})
+
+    # ---- steps
+
+    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown) -> None:
+        """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts' completions under the policy that sampled, by the training forward."""
+        gap = (rollout.logp.flatten(0, 1) - logp).abs().view(*rollout.tokens.shape)[teaching]
+        taught = int(rollout.length[teaching].sum())
+        sums = distributed.total(torch.tensor([entropy, float(gap.sum()), taught, int(rollout.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped]))
+        gap_max = max(distributed.gathered([float(gap.max()) if taught else 0.0]))
+        stats, tokens = type(stats)(*distributed.total(stats.vector())), max(float(sums[2]), 1.0)
+        groups = distributed.gathered(rows)
+        self.tokens += int(sums[3] + sums[4])
+        row = {"step": step} | step_metrics(groups) | {"entropy": float(sums[0]) / tokens} | stats.averages() | {
+            "grad_norm": norm, "learning_rate": lr, "num_tokens": self.tokens, "frac_skipped": float(sums[5]) / (float(sums[5]) + len(groups)),
+            "sampling/logp_gap_mean": float(sums[1]) / tokens, "sampling/logp_gap_max": gap_max}
+        row |= self.timings(clock)
+        if self.cfg.report.every and self.world.main and ((step - 1) % self.cfg.report.every == 0 or step == self.cfg.steps):
+            reward, parts, texts, examples = shown
+            loss = self.cfg.loss
+            for line in shown_groups(step, batch, logp, rollout, reward, parts, texts, examples, self.run.chat.piece, prompts=self.cfg.report.prompts,
+                                     loss={"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": loss.surrogate, "kl": loss.kl}):
+                self.run.samples.write(line)
+        self.finish(step, row, {"reward": row["reward"], "acc": row["accuracy"], "format": row.get("rewards/format/mean"), "len": row["completions/mean_length"],
+                                "cut": row["completions/clipped_ratio"], "gap": row["sampling/logp_gap_max"], "loss": row["loss"]})
+
+    def sft_step(self, step: int, *, loss, batch: TrainBatch, logp, examples, norm, lr, skipped, seconds) -> None:
+        """Keep a step of imitation. loss: this rank's share of it."""
+        weighted = distributed.total(torch.stack([loss, batch.weight.sum()]))
+        sums = distributed.total(torch.tensor([int(batch.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped]))
+        self.tokens += int(sums[0] + sums[1])
+        row = {"step": step, "loss": float(weighted[0] / weighted[1]), "nll": -float(logp.sum() / batch.mask.sum()), "grad_norm": norm, "learning_rate": lr,
+               "num_tokens": self.tokens, "skipped": int(sums[2])}
+        per_task: dict[str, list] = {}
+        for example, logps, mask in zip(examples, logp.view(*batch.tokens.shape), batch.mask.view(*batch.tokens.shape)):
+            per_task.setdefault(example.task, []).append(-float(logps.sum() / mask.sum()))
+        row |= {f"nll/{task}": sum(values) / len(values) for task, values in sorted(per_task.items()) if task}
+        row["step_time"] = seconds
+        self.finish(step, row, {"nll": row["nll"], "grad": norm, "lr": lr})
+
+    def finish(self, step: int, row: dict, shown: dict) -> None:
+        """Evaluate and save where it is time to, write the line, move the bar."""
+        cfg, last = self.cfg, step == self.cfg.steps
+        if cfg.eval.items and (last or (cfg.eval.every and step % cfg.eval.every == 0)):
+            row |= self.evaluate(step, every_set=last)
+            if self.world.main and "eval/accuracy" in row:
+                self.bar.write(f"step {step}: held-out accuracy {row['eval/accuracy']:.3f}, format {row['eval/format']:.3f}, mean length {row['eval/mean_length']:.1f}")
+        self.run.metrics.write(row)
+        if cfg.save.every and step % cfg.save.every == 0:
+            self.save(step)
+        if self.world.main:
+            self.bar.set_postfix_str("  ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None), refresh=False)
+            self.bar.update()
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint."""
+        if self.world.main:
+            checkpoint.save(self.run.folder, step, self.run.policy, self.run.optimizer, base=self.run.base, keep=self.cfg.save.keep)
+        self.last_saved = step
+        distributed.wait_for_all()
+
+    @staticmethod
+    def timings(clock: dict[str, float]) -> dict[str, float]:
+        """Seconds of each phase, from the moments at which the phases ended."""
+        names, moments = list(clock), list(clock.values())
+        return {"step_time": moments[-1] - moments[0]} | {f"time/{name}": after - before for name, before, after in zip(names[1:], moments, moments[1:])}
+
+
+def before_after(base: dict, final: dict) -> str:
+    """The table that a run ends with."""
+    names = [name for name in final if name in base and isinstance(final[name], (int, float))]
+    wide = max(map(len, names), default=0)
+    lines = [f"{'held out':<{wide}}     before      after"]
+    return "\n".join(lines + [f"{name:<{wide}} {base[name]:10.3f} {final[name]:10.3f}" for name in names])
+
+
+def write_json(path, value) -> None:
+    """Write a JSON file whole or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(aside, path)

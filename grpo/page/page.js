@@ -1,0 +1,114 @@
+// The page, top to bottom.
+
+const run = JSON.parse(document.getElementById("run").textContent);
+const section = (id, title, says, ...content) => h("section", { id }, h("h2", {}, title), h("p", { class: "says" }, says), content);
+
+function theme() {
+  const set = name => { document.documentElement.dataset.theme = name; };
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  set(dark.matches ? "dark" : "light");
+  dark.addEventListener("change", () => set(dark.matches ? "dark" : "light"));
+  const other = () => document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  return h("button", { type: "button", "aria-label": "light or dark", onclick: () => set(other()) }, "◐");
+}
+
+const SHARES = /accuracy|format|failure|rate|share|ratio|looking|correction|right|wrong|truncated|pass@|maj@|clipped|cut/;
+const isShare = (name, a, b) => SHARES.test(name) && [a, b].every(v => v === undefined || (v >= 0 && v <= 1));
+const words = name => { const text = name.replaceAll("_", " "); return text[0].toUpperCase() + text.slice(1); };
+
+function headlines({ base, final }) {
+  const wanted = [["accuracy", "held-out accuracy"], ["format", "in the asked form"], ["mean_length", "mean tokens"]];
+  return h("div", { class: "headlines" }, wanted.filter(([key]) => key in base && key in final).map(([key, says]) => {
+    const scale = isShare(key, base[key], final[key]) ? "share" : "number";
+    const change = h("strong", {}, h("small", {}, `${number(base[key], scale)} → `), number(final[key], scale));
+    return h("div", { class: "headline" }, change, h("span", {}, says));
+  }));
+}
+
+// {"accuracy": .., "accuracy/Count": .., "unseen/accuracy": ..} -> rows; a first part that is no name itself ("unseen") becomes a heading.
+function comparison({ base, final }) {
+  const keys = [...new Set([...Object.keys(base), ...Object.keys(final)])].filter(key => !/(^|\/)(n|items|step|seed|seconds)$/.test(key));
+  const headed = key => key.includes("/") && !keys.includes(key.split("/")[0]) ? key.split("/")[0] : "";
+  const groups = [...new Set(keys.map(headed))].sort((a, b) => (a !== "") - (b !== ""));
+  const rows = groups.flatMap(group => {
+    const inside = keys.filter(key => headed(key) === group);
+    const heading = group ? [h("tr", { class: "heading" }, h("td", { colspan: 5 }, words(group)))] : [];
+    return [...heading, ...inside.map(key => comparisonRow(group ? key.slice(group.length + 1) : key, key, base[key], final[key]))];
+  });
+  const titles = ["", "before", "", "after", "change"].map((title, i) => h("th", { class: i === 2 ? "wide" : "" }, title));
+  return h("table", {}, h("thead", {}, h("tr", {}, titles)), h("tbody", {}, rows));
+}
+
+function comparisonRow(name, key, a, b) {
+  const share = isShare(key, a, b), scale = share ? "share" : "number", inner = name.includes("/");
+  const full = share ? 1 : Math.max(Math.abs(a ?? 0), Math.abs(b ?? 0)) * 1.1 || 1;
+  const at = v => `${100 * Math.min(1, Math.max(0, v / full))}%`;
+  const rail = h("div", { class: "rail" }), both = a !== undefined && b !== undefined;
+  if (both) rail.append(h("span", { style: { left: at(Math.min(a, b)), width: `${100 * Math.abs(a - b) / full}%` } }));
+  if (a !== undefined) rail.append(h("i", { class: "before", style: { left: at(a) } }));
+  if (b !== undefined) rail.append(h("i", { style: { left: at(b) } }));
+  const change = !both ? "" : share ? `${b < a ? "−" : "+"}${(100 * Math.abs(b - a)).toFixed(1)}` : signed(b - a);
+  return h("tr", {}, h("td", { class: inner ? "inner" : "" }, words(inner ? name.slice(name.indexOf("/") + 1) : name)),
+    h("td", {}, number(a, scale)), h("td", { class: "wide" }, rail), h("td", {}, number(b, scale)), h("td", {}, change));
+}
+
+function again() {
+  const view = h("div");
+  return [h("div", {}, picker("picks", run.questions.map(face), i => view.replaceChildren(through(run.questions[i])))), view];
+}
+
+function tokenByToken() {
+  const view = h("div"), groups = h("div"), now = { moment: 0, group: 0, mode: "gradient" };
+  const shown = () => run.moments[now.moment].groups;
+  const draw = () => { hideTip(); view.replaceChildren(groupView(shown()[now.group], now.mode)); };
+  const choose = i => { now.group = i; draw(); };
+  const pick = () => groups.replaceChildren(picker("picks", shown().map(face), choose, Math.min(now.group, shown().length - 1)));
+  const say = text => h("span", {}, text);
+  const steps = picker("steps", run.moments.map(m => ({ show: String(m.step) })), i => { now.moment = i; pick(); });
+  const every = run.moments.flatMap(m => m.groups.flatMap(g => g.completions));
+  const known = Object.keys(MODES).filter(mode => every.some(c => MODES[mode].of(c).some(v => v)));
+  const colour = i => { now.mode = known[i]; if (view.firstChild) draw(); };
+  const modes = picker("steps", known.map(mode => ({ show: MODES[mode].name })), colour);
+  steps.prepend(say("step"));
+  modes.prepend(say("colour"));
+  return [h("div", { class: "controls" }, steps, known.length > 1 && modes, groups), view];
+}
+
+function lede() {
+  const s = run.settings, done = run.summary.finished;
+  const loop = s.method === "sft" ? "by imitation of documents" : "by GRPO alone";
+  const size = s.method === "sft" ? "" : ` of ${s.prompts} prompts × ${s.group} completions`;
+  const length = done ? `${s.steps} steps` : `${run.step} of ${s.steps} steps so far`;
+  if (!s.model) return h("p", { class: "lede" }, `${run.step} steps.`);
+  return h("p", { class: "lede" }, "How ", h("em", {}, s.model), " learned ", h("em", {}, s.task), s.blind ? " blindfolded" : "",
+    ` ${loop}: ${length}${size}, seed ${s.seed}`, run.summary.seconds ? `, in ${duration(run.summary.seconds)}.` : ".");
+}
+
+function page() {
+  const sections = [];
+  const add = (id, short, title, says, ...content) => sections.push({ id, short, content: section(id, title, says, content) });
+  if (run.charts.length) {
+    add("curves", "Curves", "Curves", "Thin lines are measurements, thick lines their running mean, dots are held-out questions. "
+      + "Point at a step to read it in every chart.", charts(run.charts));
+  }
+  if (Object.keys(run.summary.base).length) {
+    add("compared", "Before and after", "Before and after", "Held-out questions, answered greedily, before the first step and "
+      + (run.summary.finished ? "after the last." : "at the latest evaluation."), comparison(run.summary));
+  }
+  if (run.questions.length) {
+    add("again", "The same question", "The same question, again and again", "Held-out questions, answered greedily while the policy "
+      + "learns. It is never shown an answer to imitate, only told what its own answers earned.", again());
+  }
+  if (run.moments.some(m => m.groups.length)) {
+    add("tokens", "Token by token", "Where the gradient went", "One question and the whole group of its completions, best first. "
+      + "A token’s colour is the weight of its gradient: ratio × advantage × weight. Blue was made more likely, orange less; grey stripes were clipped. "
+      + "Point at a token, or walk with the arrow keys.", tokenByToken());
+  }
+  document.getElementById("page").append(
+    h("div", { class: "bar" }, h("b", {}, "Glimpse"), h("nav", {}, sections.map(s => h("a", { href: `#${s.id}` }, s.short))), theme()),
+    h("h1", {}, run.name), lede(), headlines(run.summary), ...sections.map(s => s.content),
+    run.config ? h("section", {}, h("details", {}, h("summary", {}, "All settings of this run (config.yaml)"), h("pre", {}, run.config))) : "",
+    h("footer", {}, "Written by Glimpse. This page loads nothing and sends nothing."));
+}
+
+page();

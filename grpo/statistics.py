@@ -1,0 +1,107 @@
+"""How sure a score is, and whether two scores differ. Pure Python, everything in closed form: no resampling, so no seed either."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import comb, sqrt
+
+Z = 1.959963984540054  # a standard normal variable stays within ±Z 95 % of the time
+
+
+def wilson(correct: float, n: int, z: float = Z) -> tuple[float, float]:
+    """Wilson's score interval for `correct` of `n`: (low, high). Unlike p ± z·sd it stays within [0, 1] and keeps a width at 0 and at n.
+
+    `correct` may also be the sum of n values in [0, 1], such as one pass@k a question. Then the interval is on the safe side: of all
+    such values with that mean a coin has the largest variance. n = 0 gives (0, 1). Raises ValueError. (Wilson 1927; Brown, Cai & DasGupta 2001.)
+    """
+    if not 0 <= correct <= n:
+        raise ValueError(f"wilson: {correct} correct of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    p, shrink = correct / n, 1 + z * z / n
+    centre = (p + z * z / (2 * n)) / shrink
+    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / shrink
+    return (0.0 if correct == 0 else max(0.0, centre - half)), (1.0 if correct == n else min(1.0, centre + half))
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that k of the n completions, drawn without replacement, hold at least one of the c right ones: 1 - C(n-c, k) / C(n, k).
+
+    Unbiased for the chance that k fresh completions do, with less spread than looking at the first k. Raises ValueError.
+    (Chen et al. 2021, arXiv 2107.03374, Eq. 1.)
+    """
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise ValueError(f"pass@{k} of {n} completions, {c} of them right: need 0 <= c <= n and 1 <= k <= n")
+    return 1 - comb(n - c, k) / comb(n, k)
+
+
+def maj_at_k(votes: Sequence[Hashable], gold: Hashable, k: int) -> float:
+    """The expected score of a majority vote among k of the n completions, drawn without replacement.
+
+    votes: the answer of each completion, None where none could be read: it takes one of the k places and votes for nothing.
+    A tie is shared: m answers with the most votes each, the right one among them, score 1/m. No vote at all scores 0.
+    Exact: all C(n, k) draws are counted, by how many votes each answer gets in them. Raises ValueError.
+    """
+    if not 1 <= k <= len(votes):
+        raise ValueError(f"maj@{k} of {len(votes)} completions: need 1 <= k <= n")
+    counts = Counter(votes)
+    silent, right = counts.pop(None, 0), counts.pop(gold, 0)
+    return _majority(right, tuple(sorted(counts.values())), silent, k)
+
+
+@lru_cache(maxsize=1 << 16)
+def _majority(right: int, rivals: tuple[int, ...], silent: int, k: int) -> float:
+    """`maj_at_k` for `right` completions with the right answer, `rivals` with each wrong one, `silent` with none."""
+    subsets, score = comb(right + sum(rivals) + silent, k), 0.0
+    for won in range(1, min(right, k) + 1):
+        ways = {(0, won): 1}  # (rivals with as many votes, completions drawn): in how many ways, while no rival has more than `won`
+        for size in rivals:
+            more: dict[tuple[int, int], int] = defaultdict(int)
+            for (tied, drawn), count in ways.items():
+                for got in range(min(size, won, k - drawn) + 1):
+                    more[tied + (got == won), drawn + got] += count * comb(size, got)
+            ways = more
+        for (tied, drawn), count in ways.items():  # the silent ones fill the rest
+            score += comb(right, won) * count * comb(silent, k - drawn) / ((tied + 1) * subsets)
+    return score
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The exact two-sided p-value of McNemar's test: were A and B equally good, the questions that only one got right would be coin tosses.
+
+    only_a, only_b: how many questions only A, only B answered rightly. Without any, p is 1. Raises ValueError.
+    """
+    if only_a < 0 or only_b < 0:
+        raise ValueError(f"mcnemar: counts can't be negative: {only_a}, {only_b}")
+    tosses = only_a + only_b
+    return min(1.0, 2 * sum(comb(tosses, i) for i in range(min(only_a, only_b) + 1)) / 2**tosses)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What two models did with the same n questions: A's accuracy minus B's with its interval, and McNemar's p."""
+
+    n: int
+    only_a: int
+    only_b: int
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_difference(a: Sequence[bool], b: Sequence[bool], z: float = Z) -> Paired:
+    """Compare two models question by question: a[i] and b[i] say whether each was right about question i.
+
+    The interval is Agresti & Min's (Statistics in Medicine 24:729, 2005): the usual one, after half a question is added to each of the four
+    outcomes; so it keeps a width when the two never differ. Raises ValueError.
+    """
+    if len(a) != len(b) or not a:
+        raise ValueError(f"paired_difference: {len(a)} and {len(b)} answers; need as many of both, and at least one")
+    n, only_a, only_b = len(a), sum(x and not y for x, y in zip(a, b)), sum(y and not x for x, y in zip(a, b))
+    centre, differ = (only_a - only_b) / (n + 2), (only_a + only_b + 1) / (n + 2)
+    half = z * sqrt((differ - centre**2) / (n + 2))
+    return Paired(n, only_a, only_b, (only_a - only_b) / n, max(-1.0, centre - half), min(1.0, centre + half), mcnemar(only_a, only_b))

@@ -1,0 +1,144 @@
+"""The decoder: grouped-query attention and gated MLP over two streams, the prompts and the completions of their groups (DESIGN §4.2).
+
+Both streams run through the linear layers as one flat list of real tokens, prompts first; padded shapes exist only inside attention.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.cache import KVCache
+from models.config import ModelConfig
+from models.layers import GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention, inverse_frequencies, rope_from_angles, rotate
+
+
+@dataclass
+class Packing:
+    """The real tokens of a padded shape. index: (T,) long, their places in the flattened shape, None if all are real.  shape: the padded shape."""
+
+    index: Tensor | None
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, length: Tensor, longest: int) -> "Packing":
+        """length (...) long, real tokens at the front of each line of `longest` places."""
+        mask = torch.arange(longest, device=length.device) < length[..., None]
+        index = mask.flatten().nonzero()[:, 0]
+        return cls(None if len(index) == mask.numel() else index, tuple(mask.shape))
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(*shape, ...) → (T, ...)."""
+        x = x.flatten(0, len(self.shape) - 1)
+        return x if self.index is None else x.index_select(0, self.index)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(T, ...) → (*shape, ...), 0 in the padding."""
+        if self.index is not None:
+            places = torch.Size(self.shape).numel()
+            x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.index, x)
+        return x.view(*self.shape, *x.shape[1:])
+
+
+@dataclass
+class Streams:
+    """One forward's tokens. prompt: packing (P, S).  prompt_tokens: how many of the flat tokens are prompt.  own: packing (P, G, C), None in prefill.  mask: of `group_mask`."""
+
+    prompt: Packing
+    prompt_tokens: int
+    own: Packing | None = None
+    mask: Tensor | None = None
+
+
+def text_rope(positions: Tensor, config: ModelConfig) -> Rope:
+    """M-RoPE: the first frequencies of a head turn with time, the next with height, the last with width. positions (3, ...) long → cosine and sine (..., 1, E)."""
+    axis = torch.arange(3, device=positions.device).repeat_interleave(torch.tensor(config.mrope_section, device=positions.device))
+    frequency = inverse_frequencies(config.rope_theta, config.head_size, positions.device)
+    return rope_from_angles(positions.movedim(0, -1)[..., axis] * frequency)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: H query heads share K key heads, R = H / K each."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.heads, self.key_heads, self.size = config.num_attention_heads, config.num_key_value_heads, config.head_size
+        width = config.hidden_size
+        self.q_proj = nn.Linear(width, self.heads * self.size)
+        self.k_proj = nn.Linear(width, self.key_heads * self.size)
+        self.v_proj = nn.Linear(width, self.key_heads * self.size)
+        self.o_proj = nn.Linear(self.heads * self.size, width, bias=False)
+
+    def query(self, x: Tensor, rope: Rope) -> Tensor:
+        """(..., D) → rotated (..., H, E)."""
+        return rotate(self.q_proj(x).unflatten(-1, (self.heads, self.size)), rope)
+
+    def key_value(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+        """(..., D) → rotated keys and values (..., K, E)."""
+        shape = (self.key_heads, self.size)
+        return rotate(self.k_proj(x).unflatten(-1, shape), rope), self.v_proj(x).unflatten(-1, shape)
+
+    def forward(self, x: Tensor, rope: Rope, streams: Streams, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, D), prompt tokens first → (T, D), or of the completions' tokens only if `last`; and the prompts' keys and values (P, S, K, E)."""
+        n = streams.prompt_tokens
+        k, v = self.key_value(x, rope)
+        prompt_k, prompt_v = streams.prompt.pad(k[:n]), streams.prompt.pad(v[:n])
+        out = []
+        if last:
+            q = self.query(x[n:], (rope[0][n:], rope[1][n:]))
+        else:
+            q = self.query(x, rope)
+            out.append(streams.prompt.pack(causal_attention(streams.prompt.pad(q[:n]), prompt_k, prompt_v)))
+            q = q[n:]
+        if streams.own is not None:
+            pad = streams.own.pad
+            out.append(streams.own.pack(group_attention(pad(q), pad(k[n:]), pad(v[n:]), prompt_k, prompt_v, streams.mask)))
+        return self.o_proj(torch.cat(out).flatten(1)), prompt_k, prompt_v
+
+    def step(self, x: Tensor, rope: Rope, cache: KVCache, layer: int) -> Tensor:
+        """x (P, G, D), one new token per row → (P, G, D); writes its keys and values at place `filled`. rope: (P, 1, 1, E)."""
+        P, G, _ = x.shape
+        q = self.query(x, rope).view(P, G, self.key_heads, -1, self.size).transpose(1, 2)  # (P, K, G, R, E)
+        k, v = self.key_value(x, rope)
+        own_k, own_v, end = cache.own_k[layer], cache.own_v[layer], cache.filled + 1
+        own_k[:, :, :, cache.filled] = k.transpose(1, 2)
+        own_v[:, :, :, cache.filled] = v.transpose(1, 2)
+        out = decode_attention(q, own_k[:, :, :, :end], own_v[:, :, :, :end], cache.prompt_k[layer], cache.prompt_v[layer], cache.bias)
+        return self.o_proj(out.transpose(1, 2).reshape(P, G, -1))
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rope: Rope, streams: Streams, last: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """x (T, D) → (T, D) and the prompts' keys and values (P, S, K, E). The last block gives the completions' tokens only: nothing reads more of the prompts there."""
+        out, prompt_k, prompt_v = self.self_attn(self.input_layernorm(x), rope, streams, last)
+        x = (x[streams.prompt_tokens :] if last else x) + out
+        return x + self.mlp(self.post_attention_layernorm(x)), prompt_k, prompt_v
+
+    def keys(self, x: Tensor, rope: Rope, streams: Streams) -> tuple[Tensor, Tensor]:
+        """The last block of a prefill: x (T, D) → the prompts' keys and values (P, S, K, E), and nothing else."""
+        k, v = self.self_attn.key_value(self.input_layernorm(x), rope)
+        return streams.prompt.pad(k), streams.prompt.pad(v)
+
+    def step(self, x: Tensor, rope: Rope, cache: KVCache, layer: int) -> Tensor:
+        """One new token per row: x (P, G, D) → (P, G, D)."""
+        x = x + self.self_attn.step(self.input_layernorm(x), rope, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm; the names are the hub's `model.*`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

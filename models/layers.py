@@ -1,0 +1,118 @@
+"""The parts both towers are made of: norms, rotary, attention, MLPs. Tensors in, tensors out; no module here knows of prompts or pictures."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Rope = tuple[Tensor, Tensor]  # cosine and signed sine, float32, broadcastable to (..., heads, E)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is (tests run in float64)."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight, in float32 whatever the dtype of x (Zhang & Sennrich 2019).  (..., D) → (..., D)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D), same dtype."""
+        return F.rms_norm(wide(x), self.weight.shape, wide(self.weight), self.eps).to(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate x) · up x): the decoder's MLP, and with biases Qwen2.5-VL's vision MLP."""
+
+    def __init__(self, width: int, hidden: int, bias: bool = False):
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias)
+        self.up_proj = nn.Linear(width, hidden, bias)
+        self.down_proj = nn.Linear(hidden, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class QuickMLP(nn.Module):
+    """fc2(quick_gelu(fc1 x)), quick_gelu(x) = x · sigmoid(1.702 x): Qwen2-VL's vision MLP."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) → (..., D)."""
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x))
+
+
+def rope_from_angles(angle: Tensor) -> Rope:
+    """Half a head's angles (..., E/2) → cosine and signed sine (..., 1, E), with a dimension for the heads."""
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat((cos, cos), -1).unsqueeze(-2), torch.cat((-sin, sin), -1).unsqueeze(-2)
+
+
+def inverse_frequencies(theta: float, size: int, device: torch.device) -> Tensor:
+    """theta^(-2i/size) for i < size/2, float32. Computed when needed: a buffer would have to survive meta devices and dtype casts."""
+    return 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size))
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Turn each pair (i, i + E/2) of x (..., heads, E) by its angle, in float32. The signed sine makes it one roll and two products."""
+    cos, sin = rope
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each token sees itself and what is before it. q (P, S, H, E), k and v (P, S, K, E) → (P, S, H, E). Right padding needs no mask: no real token comes after it."""
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def group_mask(length: Tensor, longest: int, completion: int) -> Tensor:
+    """Who may see whom in `group_attention`: a completion token sees its prompt's first `length` tokens and its own completion up to itself.
+
+    length: (P,) long.  → (P, 1, 1, C, longest + C) bool, True = visible.
+    """
+    prompt = torch.arange(longest, device=length.device) < length[:, None]  # (P, S)
+    own = torch.ones(completion, completion, dtype=torch.bool, device=length.device).tril()  # (C, C)
+    prompts = len(length)
+    return torch.cat((prompt[:, None].expand(prompts, completion, longest), own.expand(prompts, completion, completion)), -1)[:, None, None]
+
+
+def group_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, mask: Tensor) -> Tensor:
+    """G completions attend to one prompt and each to itself.
+
+    q (P, G, C, H, E); k, v (P, G, C, K, E) of the completions; prompt_k, prompt_v (P, S, K, E), shared by the group; mask of `group_mask`.  → (P, G, C, H, E).
+    """
+    P, G, C, H, E = q.shape
+    K = k.shape[3]
+    expand = lambda shared, own: torch.cat((shared.transpose(1, 2)[:, None].expand(P, G, K, -1, E), own.transpose(2, 3)), 3).flatten(0, 1)  # noqa: E731
+    out = F.scaled_dot_product_attention(
+        q.transpose(2, 3).flatten(0, 1), expand(prompt_k, k), expand(prompt_v, v),
+        attn_mask=mask.expand(P, G, 1, C, -1).flatten(0, 1), enable_gqa=True)
+    return out.transpose(1, 2).unflatten(0, (P, G))
+
+
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, prompt_bias: Tensor | None) -> Tensor:
+    """One new token per row attends to the prompt, read once per group, and to its own tokens so far.
+
+    q (P, K, G, R, E), R = H/K query heads per key head; k, v (P, K, G, n, E) own tokens incl. the new one; prompt_k, prompt_v (P, K, S, E); prompt_bias (P, 1, 1, 1, S), 0 or the
+    lowest number.  → (P, K, G, R, E).
+    """
+    P, K, G, R, E = q.shape
+    S = prompt_k.shape[2]
+    q = q * E**-0.5
+    prompt = (q.reshape(P, K, G * R, E) @ prompt_k.transpose(-1, -2)).view(P, K, G, R, S)
+    if prompt_bias is not None:
+        prompt = prompt + prompt_bias
+    weight = wide(torch.cat((prompt, q @ k.transpose(-1, -2)), -1)).softmax(-1).to(v.dtype)
+    out = (weight[..., :S].reshape(P, K, G * R, S) @ prompt_v).view(P, K, G, R, E)
+    return out + weight[..., S:] @ v

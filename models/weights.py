@@ -1,0 +1,138 @@
+"""Weights in Hugging Face folders: safetensors only, strict both ways, the hub's names.
+
+`load` builds the policy on the meta device and assigns one tensor at a time, so the peak is the policy itself and one tensor.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.qwen_vl import QwenVL
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))  # how transformers 5 names them in memory, and some folders on disk
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def hub_name(key: str) -> str:
+    """The hub's name of a tensor that may bear transformers' in-memory name."""
+    for theirs, ours in RENAMED:
+        if key.startswith(theirs):
+            return ours + key[len(theirs) :]
+    return key
+
+
+def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> QwenVL:
+    """Read a policy from a Hugging Face folder (config.json and one or more safetensors files).
+
+    Raises ValueError that names the file and the tensor: missing, unexpected, of a wrong shape, in a damaged or absent shard.
+    """
+    folder = Path(folder)
+    config = ModelConfig.from_folder(folder)
+    with torch.device("meta"):
+        policy = QwenVL(config)
+    expected, found, head = dict(policy.named_parameters()), {}, None
+    files, index = _files(folder)
+    for file in files:
+        for key, tensor in _tensors(file, index):
+            name = hub_name(key)
+            if name == HEAD and config.tie_word_embeddings:
+                head = (file, tensor.to(device=device, dtype=dtype))
+                continue
+            if name not in expected:
+                raise ValueError(f"{file}: unexpected tensor {key!r} for a {config.architecture} of {config.num_hidden_layers} layers")
+            if name in found:
+                raise ValueError(f"{file}: tensor {key!r} is also in {found[name]}")
+            if tensor.shape != expected[name].shape:
+                raise ValueError(f"{file}: tensor {key!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}")
+            # A copy, never the memory-mapped file: a checkpoint may replace that file while we train.
+            _assign(policy, name, tensor.to(device=device, dtype=dtype, copy=True))
+            found[name] = file
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, first {missing[0]!r} (read {', '.join(f.name for f in files)})")
+    if head is not None and not torch.equal(head[1], policy.model.embed_tokens.weight):
+        raise ValueError(f"{head[0]}: {HEAD!r} differs from {EMBEDDING!r}, but config.json says tie_word_embeddings")
+    return policy
+
+
+def init(config: ModelConfig, seed: int) -> QwenVL:
+    """A random policy: matrices normal with `initializer_range`, biases 0, norms 1 (as transformers does). A function of (config, seed)."""
+    policy = QwenVL(config)
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, config.initializer_range, generator=random)
+            else:
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+    return policy
+
+
+def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = 5e9) -> None:
+    """Write config.json and the weights, in shards of at most `max_shard_bytes` (a larger tensor gets its own). `transformers` and vLLM read the folder as it is; a tied head is stored once."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    size, total = 0, 0
+    for name, tensor in policy.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    names = [SINGLE] if len(shards) == 1 else [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
+    for name, shard in zip(names, shards):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        where = {key: name for name, shard in zip(names, shards) for key in shard}
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+    dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
+    _write_json(folder / "config.json", {**policy.config.to_dict(), "torch_dtype": dtype})
+
+
+def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files to read, and the index's map from tensor to file (empty without an index)."""
+    single, index = folder / SINGLE, folder / INDEX
+    if index.is_file():
+        try:
+            where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{index}: not an index of safetensors shards: {error!r}") from error
+        return [folder / name for name in sorted(set(where.values()))], where
+    if single.is_file():
+        return [single], {}
+    raise ValueError(f"{folder}: neither {SINGLE} nor {INDEX}; only safetensors weights are read")
+
+
+def _tensors(file: Path, index: dict[str, str]):
+    """Yield (key, tensor) of one file, checked against the index."""
+    if not file.is_file():
+        first = next(key for key, name in index.items() if name == file.name)
+        raise ValueError(f"{file}: this shard is missing; it should hold {first!r}")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            keys = set(opened.keys())
+            for key, name in index.items():
+                if name == file.name and key not in keys:
+                    raise ValueError(f"{file}: tensor {key!r} is missing, {INDEX} says it is here")
+            for key in opened.keys():
+                yield key, opened.get_tensor(key)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: damaged or truncated ({error}); copy or download it again") from error
+
+
+def _assign(policy: QwenVL, name: str, tensor: Tensor) -> None:
+    """Put a real parameter in the place of the meta one."""
+    module, _, leaf = name.rpartition(".")
+    setattr(policy.get_submodule(module), leaf, torch.nn.Parameter(tensor))
+
+
+def _write_json(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

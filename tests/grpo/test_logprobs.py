@@ -1,0 +1,152 @@
+"""Log-probabilities in chunks that are recomputed: equal to the plain form in value and gradient, and small in memory."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from grpo.logprobs import completion_logprobs
+from grpo.sampling import sample
+
+P, G, C, D, V = 2, 3, 7, 8, 31
+LENGTH = torch.tensor([[7, 1, 4], [2, 7, 5]])
+
+
+class ToyPolicy(nn.Module):
+    """Hidden states that are a function of the completion tokens before them; no model is needed to test a head."""
+
+    def __init__(self, vocab=V, impossible=(), seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.head, self.impossible = nn.Embedding(vocab, D), nn.Linear(D, vocab, bias=False), list(impossible)
+        self.widest = self.scored = 0
+
+    def forward(self, prompts, completions, length=None):
+        before = torch.cat([torch.zeros_like(completions[..., :1]), completions[..., :-1]], dim=-1)
+        return self.embed(before).cumsum(dim=-2) + prompts
+
+    def logits(self, hidden):
+        self.widest, self.scored = max(self.widest, len(hidden)), self.scored + len(hidden)
+        logits = self.head(hidden).float()
+        logits[..., self.impossible] = torch.finfo(torch.float32).min
+        return logits
+
+
+def make_batch(length=LENGTH, cap=C, vocab=V):
+    g = torch.Generator().manual_seed(1)
+    mask = (torch.arange(cap) < length[..., None]).flatten(0, 1)
+    return SimpleNamespace(prompts=torch.randn(length.shape[0], 1, 1, D, generator=g), length=length, mask=mask,
+                           tokens=torch.randint(vocab, (*length.shape, cap), generator=g))
+
+
+def plain(policy, batch, temperature):
+    """What every small trainer does: all logits at once."""
+    logp = torch.log_softmax(policy.logits(policy(batch.prompts, batch.tokens).flatten(0, 1)) / temperature, dim=-1)
+    chosen = logp.gather(-1, batch.tokens.flatten(0, 1)[..., None]).squeeze(-1)
+    return torch.where(batch.mask, chosen, 0.0), torch.where(batch.mask, -(logp.exp() * logp).sum(-1), 0.0)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 26, 27, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_equal_to_the_plain_form_in_value_and_gradient(chunk, temperature):
+    """26 tokens, so chunks of 1, a ragged 7, exactly all, and more than all. 1e-6: float32 sums of 31 terms."""
+    policy, batch = ToyPolicy(), make_batch()
+    g = torch.Generator().manual_seed(2)
+    upstream = torch.randn(batch.mask.shape, generator=g)
+    expected, entropy = plain(policy, batch, temperature)
+    gradients = torch.autograd.grad((expected * upstream).sum(), policy.parameters())
+    logp, found_entropy = completion_logprobs(policy, batch, temperature=temperature, chunk=chunk)
+    torch.testing.assert_close(logp, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found_entropy, entropy, rtol=1e-5, atol=1e-6)
+    for found, wanted in zip(torch.autograd.grad((logp * upstream).sum(), policy.parameters()), gradients):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        assert wanted.abs().max() > 0.1
+
+
+def test_zero_outside_the_mask_and_nothing_scored_there():
+    policy, batch = ToyPolicy(), make_batch()
+    logp, entropy = completion_logprobs(policy, batch, temperature=1.0, chunk=5)
+    assert (logp[~batch.mask] == 0).all() and (entropy[~batch.mask] == 0).all()
+    assert (logp[batch.mask] < 0).all() and (entropy[batch.mask] > 0).all() and (entropy <= math.log(V) + 1e-5).all()
+    assert policy.scored == batch.mask.sum() and policy.widest == 5
+
+
+def test_masks_ignore_token_values():
+    """The last real token may well equal the padding: only lengths decide."""
+    policy, batch = ToyPolicy(), make_batch()
+    batch.tokens = torch.zeros_like(batch.tokens)
+    logp, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=4)
+    assert torch.equal(logp != 0, batch.mask)
+
+
+def test_entropy_carries_no_gradient_and_none_is_made_without_grad():
+    policy, batch = ToyPolicy(), make_batch()
+    logp, entropy = completion_logprobs(policy, batch, temperature=1.0, chunk=4)
+    assert logp.requires_grad and not entropy.requires_grad
+    with torch.no_grad():
+        quiet, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=4)
+    assert not quiet.requires_grad and torch.equal(quiet, logp.detach())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_impossible_tokens_make_no_nan(temperature):
+    """The placeholder ids have the lowest float32 as logit: over a temperature below 1 that is -inf, and 0 * -inf is NaN."""
+    policy, batch = ToyPolicy(impossible=[0, 1, 30]), make_batch()
+    batch.tokens = batch.tokens.clamp(2, 29)
+    logp, entropy = completion_logprobs(policy, batch, temperature=temperature, chunk=6)
+    logp.sum().backward()
+    assert logp.isfinite().all() and entropy.isfinite().all() and entropy.max() <= math.log(V - 3) + 1e-5
+    assert all(p.grad.isfinite().all() for p in policy.parameters())
+    assert (policy.head.weight.grad[[0, 1, 30]] == 0).all()
+
+
+def test_the_policy_that_samples_is_the_policy_that_is_scored():
+    """The same hidden states through `sample` and through here: the same log-probs, bit for bit."""
+    policy, batch = ToyPolicy(), make_batch()
+    with torch.no_grad():
+        hidden = policy(batch.prompts, batch.tokens)
+        u = torch.rand(P, G, C, generator=torch.Generator().manual_seed(3))
+        drawn, logp = sample(policy.logits(hidden.flatten(0, 2)).reshape(P, G, C, V), u, 0.8)
+        policy.forward = lambda *_: hidden
+        batch.tokens = drawn
+        found, _ = completion_logprobs(policy, batch, temperature=0.8, chunk=1000)
+    torch.testing.assert_close(found[batch.mask], logp.flatten(0, 1)[batch.mask], rtol=0, atol=1e-6)
+
+
+def kept_bytes(chunk, vocab=4000, cap=40):
+    """Bytes that autograd holds between forward and backward."""
+    policy, batch = ToyPolicy(vocab), make_batch(torch.full((2, 2), cap), cap, vocab)
+    kept = {}
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        logp, _ = completion_logprobs(policy, batch, temperature=0.9, chunk=chunk)
+        total = sum(kept.values()) - sum(p.untyped_storage().nbytes() for p in policy.parameters())
+    assert logp.requires_grad
+    return total
+
+
+def test_chunks_are_recomputed_not_kept():
+    """160 tokens x 4,000 words are 2.4 MiB of logits. Chunks that autograd keeps would save nothing, which is the bug this pins."""
+    logits = 160 * 4000 * 4
+    assert kept_bytes(chunk=1000) > 0.9 * logits  # one chunk holds them all ...
+    assert kept_bytes(chunk=20) < 0.1 * logits    # ... eight hold none of them
+
+
+def test_a_batch_without_tokens():
+    """Ranks pad their micro-batches with empty ones; the backward pass must still run and give zeros."""
+    policy, batch = ToyPolicy(), make_batch(torch.zeros(1, 2, dtype=torch.long))
+    logp, entropy = completion_logprobs(policy, batch, temperature=1.0, chunk=4)
+    logp.sum().backward()
+    assert (logp == 0).all() and (entropy == 0).all() and all((p.grad == 0).all() for p in policy.parameters())
+
+
+@pytest.mark.parametrize("wrong", [dict(temperature=0, chunk=4), dict(temperature=1.0, chunk=0)])
+def test_wrong_settings_are_errors(wrong):
+    with pytest.raises(ValueError, match="must both be positive"):
+        completion_logprobs(ToyPolicy(), make_batch(), **wrong)

@@ -1,0 +1,163 @@
+"""GRPO, top to bottom:  sample → score → compare → learn → keep.    python train.py --help
+
+    Show the policy P pictures with questions. Let it answer each G times. Score the answers by rule. Compare each with its own group. Make what did better
+    than its group more likely, what did worse less likely, without moving far from the old policy or the frozen reference.
+
+How this departs from the paper: the objective's defaults are the paper's; the log-probs are divided by the sampling temperature (the policy in the loss is the one
+that sampled), groups whose completions all earned the same are left out where no KL penalty needs them, and the normaliser is one number for the whole update.
+`method: sft` (imitation, grpo/sft.py) shares everything but steps 1-3.
+"""
+import sys
+import time
+
+import torch
+
+from grpo import checkpoint, config, distributed, plan
+from grpo.batch import TrainBatch, collate_prompts, learnable
+from grpo.keep import Keeper
+from grpo.logprobs import completion_logprobs
+from grpo.objective import LossStats, group_advantages, policy_loss, token_weights
+from grpo.optim import clip_gradient
+from grpo.record import completion_rows
+from grpo.rewards import score
+from grpo.rollout import generate
+from grpo.run import chosen_prompts, open_run
+from grpo.sampling import uid_hash
+from grpo.schedule import lr_at, stage_at
+from grpo.sft import encode_documents, imitate
+
+
+class NonFinite(RuntimeError):
+    """The loss or the gradient is not a number; nothing was updated, and the last checkpoint is as it was."""
+
+
+def train_grpo(cfg, run, world, keeper) -> None:
+    """Learn from rewards, from step run.step to cfg.steps."""
+    policy, chat, optimizer = run.policy, run.chat, run.optimizer
+
+    def collate(part: TrainBatch) -> TrainBatch:
+        return part.collated(image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device)
+
+    for step in range(run.step, cfg.steps):
+        clock = {"start": time.perf_counter()}
+        stage = stage_at(step, cfg.stages, cfg)                                     # group size, completion cap
+        lr = lr_at(step, lr=cfg.optim.lr, warmup=cfg.optim.warmup, decay=cfg.optim.decay, steps=cfg.steps, lr_min=cfg.optim.lr_min)
+        optimizer.set_lr(lr)
+
+        # 1  Sample: G completions for each of P prompts from the current policy                                                    docs/03, Eq. 1
+        examples, prompts, skipped = chosen_prompts(run, cfg, world, step)
+        padded = collate_prompts(prompts, image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size).to(world.device)
+        clock["prompts"] = time.perf_counter()
+        rollout = generate(policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=chat.stop_ids,
+                           address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu")
+        clock["rollout"] = time.perf_counter()
+
+        # 2  Score each completion by rule, compare it with its own group                                                        docs/04-05, Eq. 2-3
+        texts = chat.texts(rollout.tokens, rollout.length)
+        reward, parts = score(texts, examples, cfg.rewards, rollout.length)                     # (P, G)
+        advantage = group_advantages(reward, scale=cfg.advantage)                               # (P, G)
+        clock["score"] = time.perf_counter()
+
+        # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
+        batch = TrainBatch(prompts, rollout.tokens, rollout.length, advantage.flatten())
+        tokens, completions = distributed.total(torch.tensor([rollout.length.sum(), rollout.length.numel()]))
+        batch.weight = token_weights(batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap)     # (B, C)
+        if run.reference is not None:
+            batch.logp_ref = scored(run.reference, batch, cfg, collate)                         # (B, C)
+        if cfg.loss.updates > 1:
+            batch.logp_old = scored(policy, batch, cfg, collate)                                # (B, C); with one update the ratio is 1, its gradient is not
+        clock["reference"] = time.perf_counter()
+
+        # 4  Learn: clipped surrogate and KL penalty                                                                              docs/06, Eq. 4-7
+        teaching = learnable(batch) if run.reference is None else list(range(len(prompts)))     # groups that all earned the same pull nowhere
+        for update in range(cfg.loss.updates):
+            stats, entropy_sum, logp_now = LossStats.zero(), 0.0, torch.zeros(batch.mask.shape)
+            for part, at, rows in batch.micro_batches(cfg.loss.micro_tokens, teaching):
+                part = collate(part)
+                logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=cfg.loss.head_chunk)       # (b, c)
+                loss, part_stats = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, clip_low=cfg.loss.clip_low,
+                                               clip_high=cfg.loss.clip_high, kl_coef=cfg.loss.kl_coef, kl=cfg.loss.kl, surrogate=cfg.loss.surrogate)
+                loss.backward()
+                stats, entropy_sum = stats + part_stats.to("cpu"), entropy_sum + float(entropy.sum())
+                batch.put_back(logp_now, logp.detach(), at, rows)
+            norm = step_optimizer(policy, optimizer, stats.loss, cfg.optim.max_grad_norm, prompts, step)
+            if update == 0:
+                first_logp = logp_now                                                           # the policy that sampled, as the training forward sees it
+        clock["learn"] = time.perf_counter()
+
+        # 5  Keep: metrics, report, evaluation, checkpoint                                                                        docs/metrics
+        keeper.grpo_step(step + 1, rollout, batch, completion_rows(rollout, reward, parts, texts, examples), logp=first_logp, teaching=teaching,
+                         entropy=entropy_sum, stats=stats, norm=norm, lr=lr, skipped=skipped, clock=clock, shown=(reward, parts, texts, examples))
+
+
+@torch.no_grad()
+def scored(policy, batch: TrainBatch, cfg, collate) -> torch.Tensor:
+    """The completions' log-probs under a policy that is not being trained. → (B, C) on the CPU."""
+    logp = torch.zeros(batch.mask.shape)
+    for part, at, rows in batch.micro_batches(cfg.loss.micro_tokens):
+        batch.put_back(logp, completion_logprobs(policy, collate(part), temperature=cfg.temperature, chunk=cfg.loss.head_chunk)[0], at, rows)
+    return logp
+
+
+def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step: int) -> float:
+    """Sum the ranks' gradients, clip, step. → the gradient's norm before clipping. Raises NonFinite, with nothing updated."""
+    distributed.sum_gradients(policy)
+    norm = float(clip_gradient(policy, max_grad_norm or float("inf")))
+    if not (torch.isfinite(loss) and norm < float("inf")):
+        raise NonFinite(f"step {step + 1}: the loss is {float(loss)} and the gradient's norm {norm}. Nothing was updated; the last checkpoint is as it was. "
+                        f"Prompts of this step: {', '.join(p.uid for p in prompts)}")
+    optimizer.step()
+    return norm
+
+
+def train_sft(cfg, run, world, keeper) -> None:
+    """Imitate documents: the examples' `extra["documents"]`, or the answer in the template's tags where there are none."""
+    policy, chat = run.policy, run.chat
+
+    def collate(part: TrainBatch) -> TrainBatch:
+        return part.collated(image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device)
+
+    for step in range(run.step, cfg.steps):
+        start = time.perf_counter()
+        lr = lr_at(step, lr=cfg.optim.lr, warmup=cfg.optim.warmup, decay=cfg.optim.decay, steps=cfg.steps, lr_min=cfg.optim.lr_min)
+        run.optimizer.set_lr(lr)
+        examples, prompts, skipped = chosen_prompts(run, cfg, world, step)
+        documents, length = encode_documents(chat, [e.extra.get("documents") or (f"</think> <answer> {e.answer} </answer>",) for e in examples], cfg.cap)
+        batch = TrainBatch(prompts, documents, length)
+        tokens, completions = distributed.total(torch.tensor([length.sum(), length.numel()]))
+        loss, logp = imitate(policy, batch, weighting=cfg.loss.weighting, tokens=tokens, completions=completions, cap=cfg.cap,
+                             micro_tokens=cfg.loss.micro_tokens, chunk=cfg.loss.head_chunk, collate=collate)
+        norm = step_optimizer(policy, run.optimizer, loss, cfg.optim.max_grad_norm, prompts, step)
+        keeper.sft_step(step + 1, loss=loss, batch=batch, logp=logp, examples=examples, norm=norm, lr=lr, skipped=skipped, seconds=time.perf_counter() - start)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, open the run, train. → exit status."""
+    started = time.perf_counter()
+    try:
+        cfg, flags = config.parse(sys.argv[1:] if argv is None else argv)
+        if flags.help or flags.list:
+            print(config.help_text() if flags.help else config.list_text())
+            return 0
+        if flags.plan:
+            print(plan.text(cfg))
+            return 0
+        world = distributed.start(cfg.device)
+        run = open_run(cfg, world)
+        keeper = Keeper(cfg, run, world, started)
+        if flags.dry_run:
+            print(keeper.describe())
+            return 0
+        keeper.before()
+        (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, keeper)
+        keeper.after()
+        return 0
+    except (ValueError, NonFinite, checkpoint.CheckpointError) as error:
+        print(f"\ntrain.py: {error}", file=sys.stderr)
+        return 2
+    finally:
+        distributed.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
