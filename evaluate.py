@@ -23,7 +23,7 @@ from grpo.statistics import paired_difference
 from grpo.tables import difference_table, k_table, score_table
 from models import weights
 
-SHAPES_ITEMS = 384      # of the endless built-in questions: six times the 64 over which tasks, answers and letters are balanced
+DRAWN_ITEMS = 384       # of the built-in questions, which have no end: six times the 64 over which tasks, answers and letters are balanced
 PAPER_CAP = 1024        # VisualThinker-R1-Zero's max_new_tokens in evaluation
 TEACHING = """\
 what the tables say
@@ -66,7 +66,7 @@ def parser() -> Parser:
     add("--task", default="shapes", choices=SOURCES, help="where the questions come from (default shapes)")
     add("--data", type=Path, metavar="FILE", help="the file that the task reads, if it needs one")
     add("--split", default="heldout", help="heldout (default); shapes also has pairs, blink also has all")
-    add("--items", type=int, metavar="N", help=f"how many questions (default: {SHAPES_ITEMS} of shapes, all of another task)")
+    add("--items", type=int, metavar="N", help=f"how many questions (default: {DRAWN_ITEMS} of shapes, all of a file)")
     add("--samples", type=int, default=0, metavar="K", help="also sample K completions a question, for pass@k and maj@k")
     add("--temperature", type=float, metavar="T", help="of those samples (default 1)")
     add("--blind", action="store_true", help="ask again with every picture withheld: a grey one of the same size is shown")
@@ -126,10 +126,10 @@ class Subject:
 def subject(name: str, args: argparse.Namespace) -> Subject:
     """Asked as the command line says; else as the run did whose checkpoint it is; else as suits the built-in world, or the paper."""
     folder = model_folder(name)
-    run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent    # a run folder, or one of its checkpoints
+    run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent   # or one of its checkpoints
     if (run / "checkpoints").is_dir() and (run / "config.yaml").is_file():
         cfg = config.load(run / "config.yaml")
-    elif name == "tiny" or args.task == "shapes":
+    elif name == "tiny" or args.data is None:
         cfg = config.load("shapes", ["max_prompt=1024"])
     else:
         cfg = config.Config(template="visualthinker", cap=PAPER_CAP)
@@ -156,13 +156,17 @@ def banned_ids(chat: Chat, words: list[str]) -> list[int]:
 # ---- asking
 
 def evaluate(args: argparse.Namespace) -> dict:
-    """Ask, and print the tables as they come. → what --json writes: config, scores, differences, skipped, answers. Raises ValueError."""
+    """Ask, and print the tables as they come. → what --json writes. Raises ValueError.
+
+    scores, answers and skipped are the greedy ones of --model; what else was asked (sampled, blind, banned, compare, compare_sampled) is under "more" by its
+    name, each with scores, answers, skipped and, against the first, differences.
+    """
     subjects = [subject(name, args) for name in (args.model, args.compare) if name]        # a wrong name is found before minutes are spent
-    items = args.items or (SHAPES_ITEMS if args.task == "shapes" else None)
+    items = args.items or (None if args.data else DRAWN_ITEMS)
     examples = SOURCES[args.task](args.data, args.split, items, args.seed)
     print(f"{len(examples)} questions of {args.task}, split {args.split}, seed {args.seed}")
     result = {"config": vars(args) | {"subjects": [dataclasses.asdict(who) for who in subjects]},
-              "scores": {}, "differences": {}, "skipped": {}, "answers": []}
+              "more": {}}
     first = None
     for who in subjects:
         policy, chat = who.open(args.device)
@@ -170,18 +174,18 @@ def evaluate(args: argparse.Namespace) -> dict:
         for key, title, options in passes(args, chat, again=first is not None):
             with tqdm(total=len(examples), desc=title, unit="question", disable=None, leave=False) as bar:
                 answers = answer_all(policy, chat, examples, cap=who.cap, seed=args.seed, wave=args.wave, progress=bar.update, **options)
-            found = result["scores"][key] = scores(answers)
-            result["skipped"][key] = answers.skipped
-            result["answers"] += [{"run": key} | answer.to_dict() for group in answers for answer in group]
+            found = scores(answers)
+            kept = result if first is None else result["more"].setdefault(key, {})
+            kept |= {"scores": found, "skipped": answers.skipped, "answers": [answer.to_dict() for group in answers for answer in group]}
             print(f"\n{who.name}, {title}\n{score_table(found)}" + (f"\n\n{k_table(found)}" if "pass@k" in found else ""))
             if answers.skipped:
                 print(f"skipped {len(answers.skipped)}: " + "; ".join([*answers.skipped[:2], *["…"] * (len(answers.skipped) > 2)]))
             if first is None:
                 first = answers
             elif "sampled" not in key:
-                result["differences"][key] = differences(first, answers)
+                kept["differences"] = differences(first, answers)
                 left, right = labels(key, subjects)
-                print(f"\n{left} minus {right}, question by question\n{difference_table(result['differences'][key], left, right)}")
+                print(f"\n{left} minus {right}, question by question\n{difference_table(kept['differences'], left, right)}")
         del policy                                                                          # two large models need not fit at once
     return result
 
@@ -204,7 +208,7 @@ def labels(key: str, subjects: list[Subject]) -> tuple[str, str]:
     if key != "compare":
         return "as it is", key
     names = [Path(who.name).name for who in subjects]
-    return (names[0], names[1]) if names[0] != names[1] else ("first", "second")
+    return tuple(names) if names[0] != names[1] else ("first", "second")
 
 
 def differences(first: Answers, second: Answers) -> dict[str, dict]:
@@ -237,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         result = evaluate(args)
         if args.json:
             write_json(args.json, result)
-            print(f"\nwrote {len(result['answers'])} answers to {args.json}")
+            print(f"\nwrote {len(result['answers'])} answers and all scores to {args.json}")
         return 0
     except torch.cuda.OutOfMemoryError:
         print("evaluate.py: the GPU's memory is full; give --wave a smaller number", file=sys.stderr)

@@ -148,9 +148,10 @@ def main(argv: list[str] | None = None) -> int:
         if flags.dry_run:
             print(keeper.describe())
             return 0
-        keeper.before()
-        (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, keeper)
-        keeper.after()
+        with distributed.precision(world, cfg.dtype):
+            keeper.before()
+            (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, keeper)
+            keeper.after()
         return 0
     except (ValueError, NonFinite, checkpoint.CheckpointError) as error:
         print(f"\ntrain.py: {error}", file=sys.stderr)

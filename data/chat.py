@@ -39,7 +39,8 @@ class Template:
 
 # VisualThinker-R1-Zero's prompts to the letter (arXiv 2503.05132, src/open_r1/grpo.py and src/eval): the space before a line's end, the two
 # after a question, and the base model's literal "<image>", which is ordinary text beside the real picture.
-_PAPER = "{pictures}<image>A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves it."
+_PAPER = ("{pictures}<image>A conversation between User and Assistant. The user asks a question about the image, and the Assistant "
+          "solves it.")
 _CHATML = ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{pictures}%s<|im_end|>\n"
            "<|im_start|>assistant\n")
 
@@ -50,7 +51,8 @@ TEMPLATES: dict[str, Template] = {
     "visualthinker_direct": Template(_PAPER + "\nUser: {asked} \nAssistant: "),
     "chatml": Template(_CHATML % ("{asked}  Output the thinking process in <think> </think> and final answer (option) in "
                                   "<answer> </answer> tags.")),
-    "chatml_eval": Template(_CHATML % "{asked}\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."),
+    "chatml_eval": Template(_CHATML % ("{asked}\nOutput the thinking process in <think> </think> and final answer in "
+                                       "<answer> </answer> tags.")),
     "chatml_direct": Template(_CHATML % "{asked}"),
     "shapes": Template("{pictures}User: {asked}\nAssistant: <think>", opening="<think>"),
 }
@@ -60,7 +62,8 @@ class Chat:
     """Prompts and completions of one model folder under one template.
 
     Reads tokenizer.json, preprocessor_config.json and, for the tokens that end a completion only, tokenizer_config.json and
-    generation_config.json. `max_prompt` is in tokens; `min_pixels` and `max_pixels` override the folder's. Raises ValueError naming the file.
+    generation_config.json. `max_prompt` is in tokens; `min_pixels` and `max_pixels` override the folder's. Raises ValueError naming the
+    file.
     """
 
     def __init__(self, folder: str | Path, *, template: str, max_prompt: int = 1024, min_pixels: int | None = None,
@@ -109,10 +112,6 @@ class Chat:
     def text(self, tokens: Sequence[int]) -> str:
         """A completion's token ids → the template's opening and the text before the first stop token."""
         return self.template.opening + self._decode([self._before_stop(tokens)])[0]
-
-    def piece(self, token: int) -> str:
-        """What one token stands for, for people."""
-        return self._decode([[token]])[0]
 
     def texts(self, tokens: Any, length: Any) -> list[list[str]]:
         """Completions (P, G, C) of `length` (P, G), arrays or tensors → P lists of G texts."""
@@ -195,17 +194,19 @@ def _picture_settings(folder: Path, min_pixels: int | None, max_pixels: int | No
         file = folder / "processor_config.json"
         found = _json(file).get("image_processor", {})
     if not found:
-        raise ValueError(f"{folder}: no preprocessor_config.json (nor processor_config.json with an image_processor); copy it from the model")
+        raise ValueError(f"{folder}: no preprocessor_config.json (nor processor_config.json with an image_processor); "
+                         "copy it from the model")
     for key, only in {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255, "resample": 3}.items():
         if found.get(key, only) != only:
             raise ValueError(f"{file}: {key} is {found[key]}, only {only} is supported")
     size = found.get("size") or {}
     low, high = found.get("min_pixels") or size.get("shortest_edge"), found.get("max_pixels") or size.get("longest_edge")
-    low, high = min_pixels or low, max_pixels or high
+    low, high = low if min_pixels is None else min_pixels, high if max_pixels is None else max_pixels
     if not low or not high or low > high:
         raise ValueError(f"{file}: min_pixels is {low} and max_pixels is {high}; both are needed, the smaller first")
     return {"patch": found.get("patch_size", 14), "merge": found.get("merge_size", 2), "temporal": found.get("temporal_patch_size", 2),
-            "min_pixels": low, "max_pixels": high, "mean": tuple(found.get("image_mean") or MEAN), "std": tuple(found.get("image_std") or STD)}
+            "min_pixels": low, "max_pixels": high,
+            "mean": tuple(found.get("image_mean") or MEAN), "std": tuple(found.get("image_std") or STD)}
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 The questions follow the four tasks of CV-Bench and SAT's static templates: *Relation* (left/right, above/below), *Count*, *Depth* (which of two is nearer to
 the camera) and *Distance* (which of two is nearer to a third). Nothing is read from disk: item `i` of a split is a pure function of (split, seed, i).
 
-What a picture means. An object has a colour, a shape, a place (x, y) on a 7 x 7 grid, a little off its centre, and a size 1-5. All objects are "really" of one
+What a picture means. An object has a colour, a shape, a place (x, y) on a 6 x 6 grid, a little off its centre, and a size 1-5. All objects are "really" of one
 size, so a larger one is nearer and is painted over those behind it. The background shades from left to right in red and from top to bottom in blue; it is the
 frame that a horizon or a floor gives in a photograph. (The vision tower of Qwen2-VL knows relative places only.) Every answer follows from the geometry by a margin: two cells, two
 sizes, or two cells of distance, so no question is a matter of taste.
@@ -30,12 +30,12 @@ COLORS = {"red": (214, 39, 40), "green": (44, 150, 60), "blue": (40, 80, 220), "
 SHAPES = ("circle", "square", "triangle", "star")
 UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circle"), ("yellow", "square")})
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
-SIDE, CELL, GRID = 84, 12, 7            # pixels, pixels a cell, cells a side
+SIDE, CELL, GRID = 84, 14, 6            # pixels, pixels a cell (the patch of Qwen2-VL: what a vision tower of 1 M parameters resolves soon), cells a side
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `x`, `y` in cells 0-6, `size` 1-5 (5 is nearest), `dx`, `dy` pixels off the centre of its cell."""
+    """One object: `x`, `y` in cells 0-5, `size` 1-5 (5 is nearest), `dx`, `dy` pixels off the centre of its cell."""
     color: str
     shape: str
     x: int
@@ -57,7 +57,7 @@ class Thing:
     @property
     def radius(self) -> float:
         """Half its extent, in pixels."""
-        return 3.5 + 1.7 * self.size
+        return 3.2 + 1.1 * self.size
 
     @property
     def center(self) -> tuple[int, int]:
@@ -76,7 +76,7 @@ def gap(a: Thing, b: Thing) -> int:
 # ---- drawing
 
 def _background() -> np.ndarray:
-    ramp = np.linspace(70, 200, SIDE)
+    ramp = np.linspace(40, 215, SIDE)
     red, blue = np.meshgrid(ramp, ramp)
     return np.stack([red, np.full_like(red, 120), blue], axis=-1).astype(np.uint8)
 

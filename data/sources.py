@@ -21,7 +21,8 @@ class BadSource(ValueError):
     """A source is unknown, or its file is missing, unreadable or not of its layout; the message names file, column and row."""
 
 
-def open_source(name: str, path: str | Path | None, *, limit: int | None, seed: int, items: int) -> tuple[Sequence[Example], dict[str, list[Example]]]:
+def open_source(name: str, path: str | Path | None, *, limit: int | None, seed: int,
+                items: int) -> tuple[Sequence[Example], dict[str, list[Example]]]:
     """A task's training examples (at most `limit`) and its held-out sets by name (`items` of each). Raises BadSource, BadExample."""
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)

@@ -20,7 +20,8 @@ import yaml
 from grpo.settings import HEADINGS, Config, Evaluate, Loss, Optim, Report, Save, Stage, differences, value_of
 from grpo.typed import ConfigError, Typed, assign, build, convert, described, flatten, leaves, nearest, read_yaml
 
-__all__ = ["Config", "ConfigError", "Evaluate", "Flags", "Loss", "Optim", "Report", "Save", "Stage", "check_same_run", "differences", "help_text",
+__all__ = ["Config", "ConfigError", "Evaluate", "Flags", "Loss", "Optim", "Report", "Save", "Stage", "check_same_run", "differences",
+           "help_text",
            "list_text", "load", "markdown_table", "parse", "recipes", "save", "value_of"]
 
 RECIPES = Path(__file__).parent / "recipes"

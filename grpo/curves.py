@@ -35,7 +35,8 @@ PANELS = (
     Panel("Format", "Share of completions that think first and then give one readable answer.",
           {"rewards/format/mean": "sampled"}, {"eval/format": "held-out"}, "share"),
     Panel("Length", "Mean tokens per completion; the band is the shortest and the longest. No reward asks for length.",
-          {"completions/mean_length": "sampled"}, {"eval/mean_length": "held-out"}, band=("completions/min_length", "completions/max_length")),
+          {"completions/mean_length": "sampled"}, {"eval/mean_length": "held-out"},
+          band=("completions/min_length", "completions/max_length")),
     Panel("Looking, and looking again", "Share of completions that describe what they see, and that correct themselves.",
           {"aha/looking": "looks", "aha/self_correction": "looks again"}, {}, "share"),
     Panel("What the second look did", "Share of all completions in which looking again made a wrong answer right, or a right one wrong.",
@@ -143,7 +144,8 @@ STYLE = {"font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, 
          "axes.linewidth": 0.8, "axes.titlelocation": "left", "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.grid": True,
          "grid.color": "#ece8de", "grid.linewidth": 0.8, "axes.axisbelow": True, "xtick.color": "#6d685e", "ytick.color": "#6d685e",
          "axes.labelcolor": "#6d685e", "text.color": "#26241f", "figure.facecolor": "#fdfcf9", "axes.facecolor": "#fdfcf9",
-         "legend.frameon": False, "legend.fontsize": 8, "xtick.major.size": 0, "ytick.major.size": 0, "figure.constrained_layout.h_pad": 0.09,
+         "legend.frameon": False, "legend.fontsize": 8, "xtick.major.size": 0, "ytick.major.size": 0,
+         "figure.constrained_layout.h_pad": 0.09,
          "figure.constrained_layout.w_pad": 0.08, "xtick.labelsize": 8, "ytick.labelsize": 8}
 
 
@@ -153,7 +155,8 @@ def _draw(axis: Any, chart: Mapping[str, Any]) -> None:
         colour = COLOURS[labels.index(line["label"]) % len(COLOURS)]
         if line["dots"]:
             alone = not any(other["label"] == line["label"] and not other["dots"] for other in chart["lines"])
-            axis.plot(line["x"], line["y"], "o", ms=4, color=colour, mec="#fdfcf9", mew=0.7, label=line["label"] if alone else None, zorder=5)
+            axis.plot(line["x"], line["y"], "o", ms=4, color=colour, mec="#fdfcf9", mew=0.7, label=line["label"] if alone else None,
+                      zorder=5)
             continue
         if "band" in line:
             axis.fill_between(line["x"], *line["band"], color=colour, alpha=0.10, lw=0)

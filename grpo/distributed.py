@@ -39,6 +39,12 @@ def start(device: str = "auto") -> World:
     return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
+def precision(world: World, dtype: str) -> torch.autocast:
+    """A context in which matrix products run in `dtype` (auto: bfloat16 on a GPU, else float32). Weights, norms, log-probs, loss and optimizer stay in float32."""
+    low = dtype == "bfloat16" or (dtype == "auto" and world.device.type == "cuda")
+    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=low, cache_enabled=False)     # a cached cast would outlive the update
+
+
 def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():

@@ -58,7 +58,7 @@ class Keeper:
             base, final = ({key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")} for row in (evaluated[0], evaluated[-1]))
             summary = {"base": base, "final": final, "steps": self.cfg.steps, "seconds": round(time.perf_counter() - self.started, 1)}
             write_json(folder / "summary.json", summary)
-            print(before_after(base, final))
+            print("\n" + before_after(base, final) + "\n")
         for path in (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl", checkpoint.complete(folder)[-1]):
             print(f"  {path}")
         print(f"{time.perf_counter() - self.started:.0f} seconds")
@@ -87,7 +87,7 @@ class Keeper:
         for example in items[:SHOWN_HELDOUT]:
             if (answer := by_uid.get(example.uid)) is not None:
                 self.run.samples.write(question_line("heldout", step, example) | {"completions": [
-                    {"text": answer.text, "tokens": answer.text.split(" "), "reward": float(answer.correct) + float(answer.well_formed),
+                    {"text": answer.text, "tokens": [self.run.chat.piece(t) for t in answer.tokens], "reward": float(answer.correct) + float(answer.well_formed),
                      "parts": {"accuracy": float(answer.correct), "format": float(answer.well_formed)}, "stopped": answer.stopped}]})
 
     # ---- steps
@@ -157,11 +157,16 @@ class Keeper:
 
 
 def before_after(base: dict, final: dict) -> str:
-    """The table that a run ends with."""
-    names = [name for name in final if name in base and isinstance(final[name], (int, float))]
-    wide = max(map(len, names), default=0)
-    lines = [f"{'held out':<{wide}}     before      after"]
-    return "\n".join(lines + [f"{name:<{wide}} {base[name]:10.3f} {final[name]:10.3f}" for name in names])
+    """The table that a run ends with: what it could do before, and what it can do now."""
+    rows = [("accuracy, held out", "accuracy"), *((f"  {key.partition('/')[2]}", key) for key in final if key.startswith("accuracy/")),
+            ("accuracy, unseen pairs", "pairs/accuracy"), ("accuracy, sampled", "sampled/accuracy"), ("format, sampled", "sampled/format"),
+            ("mean length, sampled", "sampled/mean_length"), ("looks first, sampled", "sampled/looking"), ("looks again, sampled", "sampled/self_correction")]
+    lines = [f"{'':<24} {'before':>8} {'after':>8}"]
+    for label, key in rows:
+        if key in base and key in final:
+            style = ".1f" if "length" in key else ".1%"
+            lines.append(f"{label:<24} {base[key]:>8{style}} {final[key]:>8{style}}")
+    return "\n".join(lines)
 
 
 def write_json(path, value) -> None:

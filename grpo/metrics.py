@@ -22,7 +22,7 @@ class Metrics:
         self.path = None if path is None else Path(path)
 
     def resume(self, step: int) -> Metrics:
-        """Keep the lines up to and including `step`, as they are; drop later ones and a torn last one. 0 keeps only what came before training.
+        """Keep the lines up to and including `step`, as they are; drop later ones and a torn last one. -1 keeps nothing.
 
         Raises ValueError if a line in the middle is not a JSON object with a "step": then the file is not one of ours, and is left alone.
         """
@@ -38,7 +38,7 @@ class Metrics:
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one line. `row` has an int "step"; tensors of one number are taken as that number; inf and nan become null, as JSON has neither.
+        """Append one line. `row` has an int "step"; tensors become numbers and lists; inf and nan become null, as JSON has neither.
 
         Raises OSError (a full disk, say) with the file as it was before.
         """

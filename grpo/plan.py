@@ -1,13 +1,14 @@
 """--plan: what a run will need, computed from the config and the model's config.json alone. Nothing is loaded.
 
-Numbers are bounds: every prompt as long as max_prompt with one picture as large as it may be, every completion as long as the cap. Parameters, caches and logits are exact under that; activations are an
-estimate (what autograd keeps of the blocks in `models/`; the tests hold it to what is really kept), and libraries, fragmentation and the pictures' files come on top.
+Numbers are bounds: every prompt as long as max_prompt, with one picture as large as it may be, and every completion as long as the cap.
+Under that, parameters, caches and logits are exact, and activations an estimate of what autograd keeps of the blocks in `models/` (tests
+hold it to what is really kept). Libraries, fragmentation and data come on top.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grpo.config import Config
@@ -16,6 +17,7 @@ from grpo.schedule import stage_at
 from models.config import ModelConfig, VisionConfig
 
 FLOAT = 4           # bytes
+DOCUMENTS = 2       # of a prompt in imitation, as `data/documents.py` gives them
 LOGITS_ALIVE = 4    # float32 copies of a chunk's logits during its backward pass: logits, their log-softmax, the gradients of both
 
 
@@ -30,7 +32,7 @@ class Item:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Steps first..last, which have one group size and one cap. tokens: (prompts, completions) and patches of a step, flops of a step: at most."""
+    """Steps first..last, which have one group size and one cap; and of a step, at most: tokens (prompts, completions), patches, flops."""
 
     first: int
     last: int
@@ -58,6 +60,27 @@ class Plan:
         return total(self.held) + max(max(total(stage.rollout), total(stage.learning)) for stage in self.stages)
 
 
+@dataclass(frozen=True)
+class Load:
+    """What one forward carries: prompts of `prompt` tokens with `patches` patches each, and rows of `cap` tokens."""
+
+    prompts: int
+    prompt: int
+    patches: int
+    rows: int
+    cap: int
+
+    @property
+    def asked(self) -> int:
+        """Tokens of all prompts."""
+        return self.prompts * self.prompt
+
+    @property
+    def said(self) -> int:
+        """Tokens of all completions."""
+        return self.rows * self.cap
+
+
 def total(items: tuple[Item, ...]) -> int:
     """Bytes of all lines."""
     return sum(item.bytes for item in items)
@@ -68,13 +91,14 @@ def parameters(model: ModelConfig) -> dict[str, int]:
     width, hidden, head = model.hidden_size, model.intermediate_size, model.head_size
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
     block = width * (queries + 2 * keys) + queries + 2 * keys + queries * width + 3 * width * hidden + 2 * width
-    found = {"vision": _vision_parameters(model.vision), "embedding": model.vocab_size * width, "decoder": model.num_hidden_layers * block + width}
-    return found | ({} if model.tie_word_embeddings else {"head": model.vocab_size * width})
+    words, decoder = model.vocab_size * width, model.num_hidden_layers * block + width
+    found = {"vision": _vision_parameters(model.vision), "embedding": words, "decoder": decoder}
+    return found if model.tie_word_embeddings else found | {"head": words}
 
 
 def _vision_parameters(v: VisionConfig) -> int:
-    norm = v.width if v.gated else 2 * v.width
-    mlp = 3 * v.width * v.intermediate_size + 2 * v.intermediate_size + v.width if v.gated else 2 * v.width * v.intermediate_size + v.intermediate_size + v.width
+    norm, up = (v.width, 2) if v.gated else (2 * v.width, 1)                 # RMSNorm and a gated MLP, or LayerNorm and a plain one
+    mlp = up * (v.width + 1) * v.intermediate_size + (v.intermediate_size + 1) * v.width
     block = 4 * v.width * v.width + 4 * v.width + mlp + 2 * norm
     wide = v.width * v.spatial_merge_size**2
     return v.patch_dim * v.width + v.depth * block + norm + wide * wide + wide + wide * v.hidden_size + v.hidden_size
@@ -83,78 +107,96 @@ def _vision_parameters(v: VisionConfig) -> int:
 def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None, dtype: str | None = None, ranks: int = 1) -> Plan:
     """The plan of one rank.
 
-    max_pixels: of a picture (None: the config's; null there: as many as fit into the prompt).  dtype: float32 or bfloat16, of matrix products (None: the config's;
-    auto counts as float32).
+    max_pixels: of a picture, where the config has none (None: as many as fit into a prompt).
+    dtype: of matrix products, float32 or bfloat16 (None: the config's; auto counts as float32).
     """
-    vision = model.vision
-    patches = min(cfg.max_prompt * vision.spatial_merge_size**2, (cfg.max_pixels or max_pixels or 10**12) // vision.patch_size**2)
-    dtype = dtype or ("bfloat16" if cfg.dtype == "bfloat16" else "float32")
-    size, parts = (2 if dtype == "bfloat16" else FLOAT), parameters(model)
-    count = sum(parts.values())
-    needs_reference = cfg.method == "grpo" and cfg.loss.kl_coef > 0
-    held = [Item("weights", size * count, f"{_count(count)} x {size} bytes"),
-            Item("master weights", FLOAT * count if size < FLOAT else 0, "in float32" if size < FLOAT else "the weights are float32 themselves"),
-            Item("optimizer", 2 * FLOAT * count, "AdamW: two moments in float32"),
-            Item("reference", size * count if needs_reference else 0, "the frozen base" if needs_reference else "not loaded: there is no KL penalty")]
-    stages, step = [], 0
+    vision, parts, dtype = model.vision, parameters(model), dtype or ("bfloat16" if cfg.dtype == "bfloat16" else "float32")
+    size, count = (2 if dtype == "bfloat16" else FLOAT), sum(parts.values())
+    pixels = cfg.max_pixels or max_pixels or 10**12
+    patches = min(cfg.max_prompt * vision.spatial_merge_size**2, pixels // vision.patch_size**2)
+    small, anchored = size < FLOAT, cfg.method == "grpo" and cfg.loss.kl_coef > 0
+    held = (Item("weights", size * count, f"{_count(count)} x {size} bytes"),
+            Item("master weights", FLOAT * count * small, "in float32" if small else "the weights are float32 themselves"),
+            _optimizer(cfg.optim.name, parts),
+            Item("reference", size * count * anchored, "the frozen base" if anchored else "not loaded: there is no KL penalty"))
+    stages, step, prompts = [], 0, -(-cfg.prompts // ranks)
     while step < max(cfg.steps, 1):
         stage = stage_at(step, cfg.stages, cfg)
-        end = min(stage.until, cfg.steps) if stage is not cfg else max(cfg.steps, 1)
-        stages.append(_stage(cfg, model, size, -(-cfg.prompts // ranks), (step, end - 1), 1 if cfg.method == "sft" else stage.group, stage.cap, parts, patches))
+        end = max(cfg.steps, 1) if stage is cfg else min(stage.until, cfg.steps)
+        group = stage.group if cfg.method == "grpo" else DOCUMENTS
+        load = Load(prompts, cfg.max_prompt, patches, prompts * group, stage.cap)
+        stages.append(StagePlan(step, end - 1, group, stage.cap, _rollout(model, load, size) if cfg.method == "grpo" else (),
+                                _learning(cfg, model, load, size), (load.asked, load.said), prompts * patches, _work(cfg, model, load)))
         step = end
-    return Plan(parts, dtype, tuple(held), tuple(stages))
+    return Plan(parts, dtype, held, tuple(stages))
 
 
-def _stage(cfg: Config, model: ModelConfig, size: int, prompts: int, steps: tuple[int, int], group: int, cap: int, parts: dict[str, int], patches: int) -> StagePlan:
-    rows, asked, said = prompts * group, prompts * cfg.max_prompt, prompts * group * cap
-    per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size * size
-    count, grpo = sum(parts.values()), cfg.method == "grpo"
-    rollout = () if not grpo else (
-        Item("KV cache, prompts", asked * per_token, f"{prompts} prompts x {cfg.max_prompt:,} tokens x {_bytes(per_token)}, once per group"),
-        Item("KV cache, completions", said * per_token, f"{rows:,} rows x {cap:,} tokens x {_bytes(per_token)}"),
-        Item("logits", 3 * rows * model.vocab_size * FLOAT, f"{rows:,} rows x {model.vocab_size:,} words in float32, their softmax and its sum"))
-    micro_prompts, micro_rows = _micro_batch(cfg, prompts, group, cap)
-    chunk = min(cfg.loss.head_chunk, micro_rows * cap)
-    recompute = ", recomputed block by block" if cfg.recompute else ""
-    learning = (
-        Item("gradients", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
-        Item("activations (estimate)", activations(model, size, micro_prompts, cfg.max_prompt, patches, micro_rows, cap, cfg.recompute),
-             f"a micro-batch of {micro_prompts * cfg.max_prompt + micro_rows * cap:,} tokens{recompute}"),
-        Item("logits of a chunk", LOGITS_ALIVE * chunk * model.vocab_size * FLOAT, f"{chunk:,} tokens x {model.vocab_size:,} words in float32, {LOGITS_ALIVE} times"))
-    decoder = count - parts["vision"] - (0 if model.tie_word_embeddings else parts["embedding"])
-    forward = 2.0 * (decoder * (asked + said) + parts["vision"] * prompts * patches)
-    passes = (1 if grpo else 0) + cfg.loss.updates * (4 if cfg.recompute else 3) + (cfg.loss.updates > 1) + (grpo and cfg.loss.kl_coef > 0)
-    return StagePlan(*steps, group, cap, rollout, learning, (asked, said), prompts * patches, forward * passes)
+def _optimizer(name: str, parts: dict[str, int]) -> Item:
+    count, matrices = sum(parts.values()), parts["decoder"] + parts["vision"]
+    if name == "muon":
+        return Item("optimizer", FLOAT * (2 * count - matrices), "Muon: one moment of the blocks' matrices, AdamW: two of the rest")
+    return Item("optimizer", 2 * FLOAT * count, "AdamW: two moments in float32")
 
 
-def _micro_batch(cfg: Config, prompts: int, group: int, cap: int) -> tuple[int, int]:
-    """Prompts and rows of the largest micro-batch, as `TrainBatch.micro_batches` cuts them."""
-    cost = cfg.max_prompt + group * cap
-    if cost > cfg.loss.micro_tokens:
-        return 1, min(group, max(1, (cfg.loss.micro_tokens - cfg.max_prompt) // cap))
-    fit = min(prompts, cfg.loss.micro_tokens // cost)
-    return fit, fit * group
+def _rollout(model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
+    token, words = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size * size, model.vocab_size
+    return (Item("KV cache, prompts", load.asked * token, f"{load.prompts} prompts x {load.prompt:,} tokens x {_bytes(token)}"),
+            Item("KV cache, completions", load.said * token, f"{load.rows:,} rows x {load.cap:,} tokens x {_bytes(token)}"),
+            Item("logits", 3 * load.rows * words * FLOAT, f"{load.rows:,} rows x {words:,} words, their softmax and its sums"))
 
 
-def activations(model: ModelConfig, size: int, prompts: int, prompt: int, patches: int, rows: int, cap: int, recompute: bool) -> int:
-    """Bytes that autograd keeps of one forward of `prompts` prompts with `patches` patches each and `rows` completions: per block what its products and norms need again, or with recomputation its input alone, and one block whole."""
-    width, hidden, head = model.hidden_size, model.intermediate_size, model.head_size
+def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
+    micro, count = _micro_batch(load, cfg.loss.micro_tokens), sum(parameters(model).values())
+    chunk, words, again = min(cfg.loss.head_chunk, micro.said), model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
+    kept = activations(model, micro, size, cfg.recompute)
+    return (Item("gradients", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
+            Item("activations (estimate)", kept, f"a micro-batch of {micro.asked + micro.said:,} tokens{again}"),
+            Item("logits of a chunk", LOGITS_ALIVE * chunk * words * FLOAT, f"{chunk:,} tokens x {words:,} words, {LOGITS_ALIVE} times"))
+
+
+def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
+    """Floating-point operations of a step: two per parameter and token, forward; backward costs two forwards, recomputation a third."""
+    parts = parameters(model)
+    decoder = parts["decoder"] + parts.get("head", parts["embedding"])
+    forward = 2.0 * (decoder * (load.asked + load.said) + parts["vision"] * load.prompts * load.patches)
+    learning = cfg.loss.updates * (4 if cfg.recompute else 3)
+    if cfg.method == "sft":
+        return forward * learning
+    return forward * (1 + learning + (cfg.loss.kl_coef > 0) + (cfg.loss.updates > 1))          # rollout, reference, old policy
+
+
+def _micro_batch(load: Load, budget: int) -> Load:
+    """The largest micro-batch, as `TrainBatch.micro_batches` cuts them."""
+    group = load.rows // load.prompts
+    cost = load.prompt + group * load.cap
+    if cost > budget:
+        return replace(load, prompts=1, rows=min(group, max(1, (budget - load.prompt) // load.cap)))
+    fit = min(load.prompts, budget // cost)
+    return replace(load, prompts=fit, rows=fit * group)
+
+
+def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> int:
+    """Bytes that autograd keeps of one forward: what the products and norms of all blocks need again.
+
+    With recomputation: the input of each block, and the largest block whole. size: bytes of a number in matrix products.
+    """
+    width, head, tokens = model.hidden_size, model.head_size, load.asked + load.said
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
-    tokens = prompts * prompt + rows * cap
-    # In each block: the inputs of both norms in float32 and after them, q, k, v flat and padded, attention's output twice, and gate, up and their product (4 tensors).
-    token = 2 * width * (FLOAT + size) + size * (3 * queries + 4 * keys) + size * 4 * hidden
-    block = tokens * token + rows * (prompt + cap) * 2 * keys * size               # and the prompt's keys and values beside each row's own
-    v, patches = model.vision, prompts * patches
+    # In a block: the inputs of both norms in float32 and after them; q, k, v flat and padded; attention's output; gate, up, their product.
+    token = 2 * width * (FLOAT + size) + size * (3 * queries + 4 * keys + 4 * model.intermediate_size)
+    # Beside each row's keys and values lie its prompt's; and the kernel keeps the mask, as numbers, for the R queries of each key head.
+    block = tokens * token + load.rows * (load.prompt + load.cap) * size * (2 * keys + queries // keys * load.cap)
+    v, patches = model.vision, load.prompts * load.patches
     vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + (4 if v.gated else 3) * v.intermediate_size))
     if recompute:
         blocks = size * (model.num_hidden_layers * tokens * width + v.depth * patches * v.width) + max(block, vision_block)
     else:
         blocks = model.num_hidden_layers * block + v.depth * vision_block
-    return blocks + patches * v.patch_dim * FLOAT + rows * cap * width * (2 * FLOAT + size)
+    return blocks + patches * v.patch_dim * FLOAT + load.said * width * (2 * FLOAT + size)
 
 
 def text(cfg: Config) -> str:
-    """What --plan prints. Reads config.json and preprocessor_config.json of the model's folder and nothing else. Raises ValueError if there is none."""
+    """What --plan prints. Of the model's folder it reads config.json and preprocessor_config.json alone. Raises ValueError."""
     folder = Path(cfg.init) if cfg.init else model_folder(cfg.model)
     model = ModelConfig.from_folder(folder)
     processor = folder.parent / "preprocessor_config.json" if folder.is_file() else folder / "preprocessor_config.json"
@@ -177,8 +219,9 @@ def render(cfg: Config, plan: Plan) -> str:
         steps = stage.last - stage.first + 1
         if stage.rollout:
             lines.append(f"  decode steps            {stage.cap:>12,}  a rollout; {stage.cap * steps:,} over {steps:,} steps")
-        lines += [f"  tokens                  {asked + said:>12,}  a step: {asked:,} of prompts, {said:,} of completions; {stage.patches:,} patches of pictures",
-                  f"  work                    {_flops(stage.flops):>12}  a step, {_flops(stage.flops * steps)} over {steps:,} steps (floating-point operations)"]
+        lines += [f"  tokens                  {asked + said:>12,}  a step: {asked:,} of prompts, {said:,} of completions",
+                  f"  patches                 {stage.patches:>12,}  a step, of pictures",
+                  f"  work                    {_flops(stage.flops):>12}  a step; {_flops(stage.flops * steps)} over {steps:,} steps"]
     return "\n".join([*lines, "", f"peak: {_bytes(plan.peak)}"]) + "\n"
 
 

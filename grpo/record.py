@@ -9,6 +9,7 @@ from data.choices import is_right
 from data.documents import read_looks
 from data.images import open_picture
 from grpo.batch import TrainBatch
+from grpo.evaluation import BUILT_IN
 from grpo.objective import KL_ESTIMATORS, gradient_weight, token_ratio
 from grpo.rollout import Rollout
 
@@ -19,16 +20,13 @@ def completion_rows(rollout: Rollout, reward, parts, texts, examples) -> list[li
     for p, example in enumerate(examples):
         group = []
         for g, text in enumerate(texts[p]):
-            looks = read_looks(text) if example.task in LOOKING else None
+            looks = read_looks(text) if example.uid.startswith(BUILT_IN) else None
             group.append({"reward": float(reward[p, g]), "parts": {name: float(part[p, g]) for name, part in parts.items()}, "right": is_right(text, example),
                           "length": int(rollout.length[p, g]), "stopped": bool(rollout.stopped[p, g]), "task": example.task,
                           "looked": looks and looks.looked, "again": looks and looks.again,
                           "first_right": looks and looks.first == example.answer, "last_right": looks and looks.last == example.answer})
         rows.append(group)
     return rows
-
-
-LOOKING = ("Relation", "Count", "Depth", "Distance")      # tasks of the built-in world, whose behaviours can be read from the text
 
 
 def step_metrics(groups: list[list[dict]]) -> dict[str, float]:

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from grpo.curves import charts, write_curves
 from grpo.metrics import read
 
@@ -35,9 +37,9 @@ def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
 
 
 def write_report(run_folder: str | Path) -> list[Path]:
-    """config.yaml, metrics.jsonl, summary.json and samples.jsonl of a run folder -> report.html in it; the paths written. Missing files leave gaps.
+    """config.yaml, metrics.jsonl, summary.json and samples.jsonl of a run folder -> report.html in it; returns the paths written.
 
-    Raises ValueError if one of them is broken.
+    Files that are missing leave gaps. Raises ValueError if one is broken.
     """
     folder = Path(run_folder)
     run = collect(folder)
@@ -52,25 +54,28 @@ def write_report(run_folder: str | Path) -> list[Path]:
 
 
 def embedded(data: Any) -> str:
-    """JSON that is safe inside <script>: no `<`, `>` or `&` (so no </script>, no <!--), no line separators, no lone surrogates."""
-    return re.sub(r"[<>&\u007f-\uffff]", lambda match: f"\\u{ord(match[0]):04x}", json.dumps(data, separators=(",", ":"), allow_nan=False))
+    """JSON that is safe inside <script>: pure ASCII without `<`, `>` or `&`, so neither </script> nor <!-- nor a control character."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return re.sub(r"[<>&\x7f]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def collect(folder: Path) -> dict[str, Any]:
     """Everything the page shows, as plain values."""
-    config = (folder / "config.yaml").read_text("utf-8") if (folder / "config.yaml").exists() else ""
+    path = folder / "config.yaml"
+    config = path.read_text("utf-8") if path.exists() else ""
     rows = read_metrics(folder)
     shown = read(folder / "samples.jsonl")
-    settings = _settings(config)
+    settings = _settings(config, path)
     return {"name": _cut(str(settings.get("recipe") or folder.resolve().name), 80), "config": _cut(config, 60_000), "settings": settings,
             "summary": _summary(folder, rows), "step": max((row["step"] for row in rows), default=0), "charts": _rounded(charts(rows)),
             "questions": _questions(shown), "moments": _moments(shown)}
 
 
-def _settings(config: str) -> dict[str, Any]:
-    import yaml
-
-    tree = yaml.safe_load(config) if config else {}
+def _settings(config: str, path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(config) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
     wanted = ("recipe", "method", "model", "task", "steps", "prompts", "group", "cap", "seed", "temperature", "blind", "rewards")
     return {key: _cut(tree[key], 200) if isinstance(tree[key], str) else tree[key] for key in wanted if key in tree}
 
@@ -83,7 +88,8 @@ def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raw = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: not JSON: {error}") from None
-        return {"base": _numbers(raw.get("base", {})), "final": _numbers(raw.get("final", {})), "seconds": raw.get("seconds"), "finished": True}
+        return {"base": _numbers(raw.get("base", {})), "final": _numbers(raw.get("final", {})), "seconds": raw.get("seconds"),
+                "finished": True}
     evaluations = [{key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows]
     evaluations = [_numbers(found) for found in evaluations if found] or [{}]
     return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": False}
@@ -125,7 +131,8 @@ def _moments(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _asked(group: Mapping[str, Any]) -> dict[str, Any]:
     picture = group.get("picture")
     safe = isinstance(picture, str) and PICTURE.fullmatch(picture) is not None
-    return {"uid": _cut(group.get("uid", ""), 200), "question": _cut(group.get("question", ""), MOST_TEXT), "task": _cut(group.get("task", ""), 80),
+    return {"uid": _cut(group.get("uid", ""), 200), "question": _cut(group.get("question", ""), MOST_TEXT),
+            "task": _cut(group.get("task", ""), 80),
             "choices": [_cut(choice, 500) for choice in group.get("choices", [])], "answer": _cut(group.get("answer", ""), 500),
             "picture": picture if safe else None}
 

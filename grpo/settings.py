@@ -195,7 +195,8 @@ class Config:
 
 def check(config: Config) -> None:
     """Values that are of the right type and still make no sense. Raises ConfigError naming the key."""
-    at_least = {"prompts": 1, "group": 1, "cap": 1, "max_prompt": 2, "steps": 0, "optim.warmup": 0, "optim.weight_decay": 0, "optim.max_grad_norm": 0,
+    at_least = {"prompts": 1, "group": 1, "cap": 1, "max_prompt": 2, "steps": 0, "optim.warmup": 0, "optim.weight_decay": 0,
+                "optim.max_grad_norm": 0,
                 "loss.kl_coef": 0, "loss.clip_high": 0, "loss.updates": 1, "loss.micro_tokens": 1, "loss.head_chunk": 1,
                 "eval.every": 0, "eval.items": 0, "save.every": 0, "save.keep": 0, "report.every": 0, "report.prompts": 0,
                 "limit": 1, "min_pixels": 1, "max_pixels": 1, "eval.cap": 1, "seed": 0}

@@ -15,7 +15,7 @@ def wilson(correct: float, n: int, z: float = Z) -> tuple[float, float]:
     """Wilson's score interval for `correct` of `n`: (low, high). Unlike p ± z·sd it stays within [0, 1] and keeps a width at 0 and at n.
 
     `correct` may also be the sum of n values in [0, 1], such as one pass@k a question. Then the interval is on the safe side: of all
-    such values with that mean a coin has the largest variance. n = 0 gives (0, 1). Raises ValueError. (Wilson 1927; Brown, Cai & DasGupta 2001.)
+    such values with that mean a coin has the largest variance. n = 0 gives (0, 1). Raises ValueError. (Wilson 1927.)
     """
     if not 0 <= correct <= n:
         raise ValueError(f"wilson: {correct} correct of {n}")

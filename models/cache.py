@@ -32,7 +32,10 @@ class KVCache:
         return self.own_k.shape[4]
 
     def compact(self, rows: Tensor) -> "KVCache":
-        """Keep some rows. rows (P', G') long: flat numbers p·G + g; a line's rows come from one prompt (they may repeat). → a new cache of P' prompts and groups of G'."""
+        """Keep some rows, in any order: a new cache of P' prompts and groups of G'.
+
+        rows: (P', G') long, flat row numbers p·G + g. The rows of one line must come from one prompt; they may repeat.
+        """
         group = self.own_k.shape[3]
         prompt = rows[:, 0] // group  # (P',)
         heads = torch.arange(self.own_k.shape[2], device=rows.device)[:, None]

@@ -1,7 +1,7 @@
 """The shape of a policy, read from and written to the `config.json` of a Hugging Face folder.
 
-Field names are the hub's. Only what changes the computation is kept; a value we can't compute with (another activation, a sliding window, another rotary type) is refused,
-because ignoring it would give a model that runs and is wrong.
+Field names are the hub's. Only what changes the computation is kept; a value we can't compute with (another activation, a sliding window,
+another rotary type) is refused, because ignoring it would give a model that runs and is wrong.
 """
 
 import json
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ARCHITECTURES = {"qwen2_vl": "Qwen2VLForConditionalGeneration", "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration"}
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+OPTIONAL = ("rms_norm_eps", "max_position_embeddings", "bos_token_id", "eos_token_id", "initializer_range")
 PLACEHOLDERS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652, "vision_end_token_id": 151653}
 
 
@@ -16,8 +18,10 @@ PLACEHOLDERS = {"image_token_id": 151655, "video_token_id": 151656, "vision_star
 class VisionConfig:
     """The vision tower. Widths and sizes in channels, pixels or blocks.
 
-    width: channels of a patch (`embed_dim` in Qwen2-VL's file, `hidden_size` in Qwen2.5-VL's).  hidden_size: width D of the features it gives to the decoder (`out_hidden_size` in 2.5).
-    gated: Qwen2.5-VL's RMSNorm and gated SiLU instead of LayerNorm and quick GELU.  window_size: pixels, 0 = every block sees its whole picture.
+    width: channels of a patch (`embed_dim` in Qwen2-VL's file, `hidden_size` in Qwen2.5-VL's).
+    hidden_size: width D of the features the decoder gets (`out_hidden_size` in Qwen2.5-VL's file).
+    gated: Qwen2.5-VL's RMSNorm and gated SiLU instead of LayerNorm and quick GELU.
+    window_size: side of an attention window in pixels; blocks in `fullatt_block_indexes` see the whole picture. 0: all blocks do.
     """
 
     depth: int
@@ -46,7 +50,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole policy: the decoder's fields, the four placeholder token ids, and `vision`. Letters of DESIGN §3: D = hidden_size, H = num_attention_heads, K = num_key_value_heads."""
+    """The whole policy: the decoder, the four placeholder token ids, and `vision`.
+
+    In the letters of the docs: V = vocab_size, D = hidden_size, L = num_hidden_layers, H = num_attention_heads, K = num_key_value_heads.
+    """
 
     architecture: str
     vocab_size: int
@@ -66,7 +73,7 @@ class ModelConfig:
     vision_start_token_id: int = PLACEHOLDERS["vision_start_token_id"]
     vision_end_token_id: int = PLACEHOLDERS["vision_end_token_id"]
     bos_token_id: int | None = None
-    eos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
     initializer_range: float = 0.02
 
     @property
@@ -81,7 +88,7 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ModelConfig":
-        """Read `config.json` of a Hugging Face folder (or that file itself). Raises ValueError that names the file and the key."""
+        """Read `config.json` of a Hugging Face folder, or that file itself. Raises ValueError that names the file and the key."""
         path = Path(folder)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
@@ -94,11 +101,14 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict, *, name: str = "config") -> "ModelConfig":
-        """The parsed `config.json`, in the hub's flat layout or with the `text_config` of transformers 5. `name` stands in error messages. Raises ValueError."""
+        """A parsed `config.json`, in the hub's flat layout or with the `text_config` of transformers 5. `name` stands in error messages.
+
+        Raises ValueError: another architecture, a missing key, sizes that don't fit together, a value we can't compute with.
+        """
         architecture = values.get("model_type")
         if architecture not in ARCHITECTURES:
             raise ValueError(f"{name}: model_type is {architecture!r}; this repository has {' and '.join(ARCHITECTURES)}")
-        # A flat file holds the decoder's keys beside the others; a nested one holds them below `text_config`, which then has the last word.
+        # A flat file holds the decoder's keys beside the others; a nested one below `text_config`, which then has the last word.
         text = _Keys({**values, **(values.get("text_config") or {})}, name)
         rope = {**(text.values.get("rope_scaling") or {}), **(text.values.get("rope_parameters") or {})}
         if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
@@ -107,8 +117,8 @@ class ModelConfig:
         text.must("use_sliding_window", False)
         config = cls(
             architecture=architecture,
-            **{key: text.need(key) for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")},
-            **{key: text.values.get(key, getattr(cls, key)) for key in ("rms_norm_eps", "max_position_embeddings", "bos_token_id", "eos_token_id", "initializer_range")},
+            **{key: text.need(key) for key in NEEDED},
+            **{key: text.values.get(key, getattr(cls, key)) for key in OPTIONAL},
             mrope_section=tuple(rope.get("mrope_section") or cls.mrope_section),
             rope_theta=float(rope.get("rope_theta") or text.values.get("rope_theta") or cls.rope_theta),
             tie_word_embeddings=bool(values.get("tie_word_embeddings") or text.values.get("tie_word_embeddings")),
@@ -121,19 +131,19 @@ class ModelConfig:
     def to_dict(self) -> dict:
         """The content of `config.json` in the hub's layout, which `transformers` (4 and 5) and vLLM read."""
         v = self.vision
-        vision = dict(depth=v.depth, num_heads=v.num_heads, patch_size=v.patch_size, spatial_merge_size=v.spatial_merge_size,
-                      temporal_patch_size=v.temporal_patch_size, in_channels=v.in_channels, model_type=self.architecture)
+        vision = dict(
+            model_type=self.architecture, depth=v.depth, num_heads=v.num_heads, in_channels=v.in_channels, patch_size=v.patch_size,
+            spatial_merge_size=v.spatial_merge_size, temporal_patch_size=v.temporal_patch_size)
         if v.gated:
-            vision |= dict(hidden_size=v.width, intermediate_size=v.intermediate_size, out_hidden_size=v.hidden_size, hidden_act="silu",
-                           window_size=v.window_size, fullatt_block_indexes=list(v.fullatt_block_indexes))
+            vision |= dict(
+                hidden_size=v.width, intermediate_size=v.intermediate_size, out_hidden_size=v.hidden_size, hidden_act="silu",
+                window_size=v.window_size, fullatt_block_indexes=list(v.fullatt_block_indexes))
         else:
             vision |= dict(embed_dim=v.width, hidden_size=v.hidden_size, mlp_ratio=v.intermediate_size // v.width, hidden_act="quick_gelu")
-        plain = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rope_theta", "rms_norm_eps",
-                 "max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_id", "initializer_range", *PLACEHOLDERS)
         return {
             "architectures": [ARCHITECTURES[self.architecture]],
             "model_type": self.architecture,
-            **{key: getattr(self, key) for key in plain},
+            **{key: getattr(self, key) for key in (*NEEDED, *OPTIONAL, "rope_theta", "tie_word_embeddings", *PLACEHOLDERS)},
             "hidden_act": "silu",
             "use_sliding_window": False,
             "rope_scaling": {"type": "mrope", "mrope_section": list(self.mrope_section)},
@@ -151,7 +161,10 @@ class ModelConfig:
             wrong.append("the vision width must be a multiple of num_heads, and its head size a multiple of 4")
         if self.vision.hidden_size != self.hidden_size:
             wrong.append(f"the vision tower gives width {self.vision.hidden_size}, the decoder takes {self.hidden_size}")
-        wrong += [f"{key} {getattr(self, key)} is not below vocab_size {self.vocab_size}" for key in PLACEHOLDERS if not 0 <= getattr(self, key) < self.vocab_size]
+        ids = {key: getattr(self, key) for key in PLACEHOLDERS}
+        wrong += [f"{key} {i} is not below vocab_size {self.vocab_size}" for key, i in ids.items() if not 0 <= i < self.vocab_size]
+        if not self.vision.gated and self.vision.intermediate_size % self.vision.width:
+            wrong.append("Qwen2-VL's mlp_ratio must be a whole number")
         if wrong:
             raise ValueError(f"{name}: " + "; ".join(wrong))
 
@@ -179,11 +192,13 @@ def _read_vision(architecture: str, values: dict, hidden_size: int, name: str) -
     """`vision_config` of either architecture. The hub's files say `in_chans`, transformers' say `in_channels`."""
     keys = _Keys(values, f"{name}: vision_config")
     gated = architecture == "qwen2_5_vl"
-    common = dict(depth=keys.need("depth"), num_heads=keys.need("num_heads"), in_channels=values.get("in_channels", values.get("in_chans", 3)),
-                  **{key: values.get(key, getattr(VisionConfig, key)) for key in ("patch_size", "spatial_merge_size", "temporal_patch_size")})
+    common = dict(
+        depth=keys.need("depth"), num_heads=keys.need("num_heads"), in_channels=values.get("in_channels", values.get("in_chans", 3)),
+        **{key: values.get(key, getattr(VisionConfig, key)) for key in ("patch_size", "spatial_merge_size", "temporal_patch_size")})
     keys.must("hidden_act", "silu" if gated else "quick_gelu")
     if gated:
-        return VisionConfig(width=keys.need("hidden_size"), intermediate_size=keys.need("intermediate_size"), hidden_size=keys.need("out_hidden_size"), gated=True,
-                            window_size=keys.need("window_size"), fullatt_block_indexes=tuple(keys.need("fullatt_block_indexes")), **common)
-    width = keys.need("embed_dim")
-    return VisionConfig(width=width, intermediate_size=int(width * values.get("mlp_ratio", 4)), hidden_size=values.get("hidden_size", hidden_size), **common)
+        return VisionConfig(
+            width=keys.need("hidden_size"), intermediate_size=keys.need("intermediate_size"), hidden_size=keys.need("out_hidden_size"),
+            gated=True, window_size=keys.need("window_size"), fullatt_block_indexes=tuple(keys.need("fullatt_block_indexes")), **common)
+    width, ratio = keys.need("embed_dim"), values.get("mlp_ratio", 4)
+    return VisionConfig(width=width, intermediate_size=int(width * ratio), hidden_size=values.get("hidden_size", hidden_size), **common)

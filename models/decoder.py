@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from models.cache import KVCache
 from models.config import ModelConfig
-from models.layers import GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention, inverse_frequencies, rope_from_angles, rotate
+from models.layers import (
+    GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention, inverse_frequencies, rope_from_angles, rotate)
 
 
 @dataclass
 class Packing:
-    """The real tokens of a padded shape. index: (T,) long, their places in the flattened shape, None if all are real.  shape: the padded shape."""
+    """The T real tokens of a padded shape. index: (T,) long, their places in the flattened shape; None if all places are real."""
 
     index: Tensor | None
     shape: tuple[int, ...]
@@ -42,7 +43,10 @@ class Packing:
 
 @dataclass
 class Streams:
-    """One forward's tokens. prompt: packing (P, S).  prompt_tokens: how many of the flat tokens are prompt.  own: packing (P, G, C), None in prefill.  mask: of `group_mask`."""
+    """One forward's T tokens: `prompt_tokens` of the prompts (P, S), then those of the completions (P, G, C), none in a prefill.
+
+    mask: of `group_mask`. Everything here is computed once per forward and used by every block.
+    """
 
     prompt: Packing
     prompt_tokens: int
@@ -51,7 +55,7 @@ class Streams:
 
 
 def text_rope(positions: Tensor, config: ModelConfig) -> Rope:
-    """M-RoPE: the first frequencies of a head turn with time, the next with height, the last with width. positions (3, ...) long → cosine and sine (..., 1, E)."""
+    """M-RoPE: a head's first angles are of time, the next of height, the last of width. positions (3, ...) long → (..., 1, E)."""
     axis = torch.arange(3, device=positions.device).repeat_interleave(torch.tensor(config.mrope_section, device=positions.device))
     frequency = inverse_frequencies(config.rope_theta, config.head_size, positions.device)
     return rope_from_angles(positions.movedim(0, -1)[..., axis] * frequency)
@@ -79,7 +83,7 @@ class Attention(nn.Module):
         return rotate(self.k_proj(x).unflatten(-1, shape), rope), self.v_proj(x).unflatten(-1, shape)
 
     def forward(self, x: Tensor, rope: Rope, streams: Streams, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, D), prompt tokens first → (T, D), or of the completions' tokens only if `last`; and the prompts' keys and values (P, S, K, E)."""
+        """x (T, D) → (T, D), or the completions' part of it if `last`; and the prompts' keys and values (P, S, K, E)."""
         n = streams.prompt_tokens
         k, v = self.key_value(x, rope)
         prompt_k, prompt_v = streams.prompt.pad(k[:n]), streams.prompt.pad(v[:n])
@@ -118,7 +122,10 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rope: Rope, streams: Streams, last: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, D) → (T, D) and the prompts' keys and values (P, S, K, E). The last block gives the completions' tokens only: nothing reads more of the prompts there."""
+        """x (T, D) → (T, D) and the prompts' keys and values (P, S, K, E).
+
+        The last block gives the completions' part only, since nothing reads more of the prompts than their keys and values there.
+        """
         out, prompt_k, prompt_v = self.self_attn(self.input_layernorm(x), rope, streams, last)
         x = (x[streams.prompt_tokens :] if last else x) + out
         return x + self.mlp(self.post_attention_layernorm(x)), prompt_k, prompt_v

@@ -1,7 +1,8 @@
 """The policy: vision tower, decoder, head; three ways to run it.
 
-`forward` scores given completions (training), `prefill` and `step` write new ones (rollout). All three compute a prompt once for its whole group. The fork is one token before
-the end of the prompt: each row's inputs are the prompt's last token and its completion without the last one, so hidden state c predicts completion token c everywhere.
+`forward` scores given completions (training), `prefill` and `step` write new ones (rollout). All compute a prompt once for its whole group.
+The fork is one token before the end of the prompt: each row's inputs are the prompt's last token and its completion without the last one, so
+hidden state c predicts completion token c everywhere.
 """
 
 from dataclasses import dataclass, fields
@@ -22,8 +23,9 @@ from models.vision import VisionTower
 class PromptBatch:
     """P prompts, right-padded to S tokens, with the pictures of all of them.
 
-    tokens (P, S) long; length (P,) long, at least 2; positions (P, 3, S) long and next_position (P,) long, of `mrope_positions`; image_slot (P, S) long, the row of the feature
-    matrix that replaces the token's embedding, -1 for text; patches (N, patch_dim) float and grid (I, 3) long, all pictures in order (N = 0: none).
+    tokens (P, S) long; length (P,) long, at least 2; positions (P, 3, S) and next_position (P,) long, of `mrope_positions`;
+    image_slot (P, S) long, the row of the feature matrix that replaces the token's embedding, -1 for text;
+    patches (N, patch_dim) float and grid (I, 3) long, all pictures in order (N = 0: none).
     """
 
     tokens: Tensor
@@ -45,7 +47,11 @@ class PromptBatch:
 
 
 class QwenVL(nn.Module):
-    """Qwen2-VL or Qwen2.5-VL. Parameters bear the hub's names. `recompute` (True: keep only each block's input for the backward pass) costs a second forward and saves memory."""
+    """Qwen2-VL or Qwen2.5-VL, parameters named as on the hub.
+
+    recompute: keep only each decoder block's input for the backward pass, which then runs the block again: less memory, a third more time.
+    (`visual.recompute` does it for the vision tower.)
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -59,27 +65,32 @@ class QwenVL(nn.Module):
     def forward(self, prompts: PromptBatch, completions: Tensor, length: Tensor | None = None) -> Tensor:
         """Hidden states that predict given completions.
 
-        completions (P, G, C) long, right-padded; length (P, G) long, real tokens per row (None: all C). → (P, G, C, D), `[..., c, :]` predicts completion token c; 0 beyond `length`.
+        completions (P, G, C) long, right-padded; length (P, G) long, real tokens per row (None: all C).
+        → (P, G, C, D): `[..., c, :]` predicts completion token c; 0 beyond `length`.
         """
         P, G, C = completions.shape
         length = torch.full((P, G), C, device=completions.device) if length is None else length
         own = Packing.of(length, C)
-        x, positions, streams = self._prompts(prompts)
+        x, positions, prompt = self._prompts(prompts)
         inputs = torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
         places = prompts.next_position[:, None] - 1 + torch.arange(C, device=length.device)  # (P, C), the same on all three axes
         own_positions = own.pack(places[:, None].expand(P, G, C))
         x = torch.cat((x, self.model.embed_tokens(own.pack(inputs))))
         rope = text_rope(torch.cat((positions, own_positions.expand(3, -1)), 1), self.config)
-        streams.own, streams.mask = own, group_mask(prompts.length - 1, streams.prompt.shape[1], C)
+        repeat = self.config.num_attention_heads // self.config.num_key_value_heads
+        streams = Streams(prompt, positions.shape[1], own, group_mask(prompts.length - 1, prompt.shape[1], C, repeat))
         for block in self.model.layers:
             x = self._run(block, x, rope, streams, block is self.model.layers[-1])
         return own.pad(self.model.norm(x))
 
     def prefill(self, prompts: PromptBatch, group: int, capacity: int) -> KVCache:
-        """Run the prompts but for their last tokens, once each, and make room for `group` rows of `capacity` own tokens. Call it without gradients; feed `prompts.last` to `step` next."""
-        x, positions, streams = self._prompts(prompts)
-        rope = text_rope(positions, self.config)
-        (P, S), layers = streams.prompt.shape, self.model.layers
+        """Run the prompts but for their last tokens, once each, and make room for `group` rows of `capacity` own tokens.
+
+        Call it without gradients; then feed `step` the prompts' last tokens.
+        """
+        x, positions, prompt = self._prompts(prompts)
+        streams, rope = Streams(prompt, len(x)), text_rope(positions, self.config)
+        (P, S), layers = prompt.shape, self.model.layers
         shape = (len(layers), P, self.config.num_key_value_heads)
         prompt_k, prompt_v = (x.new_empty(*shape, S, self.config.head_size) for _ in "kv")
         for number, block in enumerate(layers):
@@ -92,13 +103,16 @@ class QwenVL(nn.Module):
         places = prompts.next_position[:, None] - 1 + torch.arange(capacity, device=x.device)  # (P, capacity)
         cos, sin = text_rope(places.expand(3, -1, -1), self.config)
         bias = None
-        if streams.prompt.index is not None:
+        if prompt.index is not None:
             padding = torch.arange(S, device=x.device) >= prompts.length[:, None] - 1
-            bias = torch.zeros(P, S, dtype=x.dtype, device=x.device).masked_fill(padding, torch.finfo(x.dtype).min).view(P, 1, 1, 1, S)
+            bias = x.new_zeros(P, 1, 1, 1, S).masked_fill(padding[:, None, None, None], torch.finfo(x.dtype).min)
         return KVCache(prompt_k, prompt_v, own_k, own_v, bias, cos[:, :, None], sin[:, :, None], prompts.next_position)
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """One more token for every row. tokens (P, G) long → hidden (P, G, D) that predicts the next one; the cache grows by one. Call it without gradients. Raises ValueError if it is full."""
+        """One more token for every row. tokens (P, G) long → hidden (P, G, D) that predicts the next ones; the cache grows by one.
+
+        Call it without gradients. Raises ValueError if the cache is full.
+        """
         if cache.filled == cache.capacity:
             raise ValueError(f"the cache holds {cache.capacity} tokens a row and is full; prefill with a larger capacity")
         x = self.model.embed_tokens(tokens)
@@ -109,14 +123,18 @@ class QwenVL(nn.Module):
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) → (..., V) float32. The four picture placeholders get the lowest number: they can be neither drawn nor counted, in rollouts and in training alike."""
+        """hidden (..., D) → (..., V) float32.
+
+        The picture placeholders get the lowest number, in rollouts and in training alike: they can't be drawn, and the policy that samples
+        stays the policy in the loss.
+        """
         head = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
         logits = wide(F.linear(hidden, head))
         banned = torch.tensor(self.config.placeholder_ids, device=logits.device)
         return logits.index_fill_(-1, banned, torch.finfo(torch.float32).min)
 
-    def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Streams]:
-        """The prompt stream: embeddings with the pictures' features in place (T, D), positions (3, T), packing. Everything but the last token of each prompt."""
+    def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing]:
+        """The prompt stream, each prompt but for its last token: embeddings with the pictures' features in place (T, D), positions (3, T)."""
         prompt = Packing.of(prompts.length - 1, prompts.tokens.shape[1] - 1)
         x = self.model.embed_tokens(prompt.pack(prompts.tokens[:, :-1]))
         if len(prompts.patches):
@@ -125,7 +143,7 @@ class QwenVL(nn.Module):
             place = (slot >= 0).nonzero()[:, 0]
             x = x.index_copy(0, place, features.index_select(0, slot[place]).to(x.dtype))
         positions = prompt.pack(prompts.positions[..., :-1].transpose(1, 2)).T
-        return x, positions, Streams(prompt, len(x))
+        return x, positions, prompt
 
     def _run(self, block: nn.Module, x: Tensor, rope: tuple, streams: Streams, last: bool) -> Tensor:
         """One block of `forward`, recomputed in the backward pass if asked."""

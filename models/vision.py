@@ -1,7 +1,7 @@
 """The vision tower of Qwen2-VL and Qwen2.5-VL: patches of all pictures in, one feature per 2x2 patches out.
 
-Attention is within a picture, or within a window of it (Qwen2.5-VL). Patches are kept in an order in which segments of equal length lie side by side, so each length is one
-unmasked, unpadded attention call.
+Attention is within a picture, or within a window of it (Qwen2.5-VL). Patches are put in an order in which segments of equal length lie
+side by side, so that each length is one attention call without mask or padding.
 """
 
 from dataclasses import dataclass
@@ -17,32 +17,31 @@ from models.layers import GatedMLP, QuickMLP, RMSNorm, Rope, inverse_frequencies
 
 @dataclass
 class Segments:
-    """Which patches attend to each other. order: (N,) long that brings equal lengths together, None if they already are; back: its inverse.  sizes: (count, length) per length."""
+    """Which patches attend to each other.
 
-    order: Tensor | None
-    back: Tensor | None
+    sizes: (how many, patches each) for each length, shortest first, in the order in which they lie side by side once reordered.
+    order, back: (N,) long, the reordering and its inverse; None if they lie so already.
+    """
+
     sizes: list[tuple[int, int]]
+    order: Tensor | None = None
+    back: Tensor | None = None
 
-    @classmethod
-    def of(cls, segment: Tensor, unit: int) -> "Segments":
-        """segment: (M,) long, the segment number of each merged token; unit: patches per merged token."""
-        count = segment.bincount()
-        length = count[segment]
-        order = torch.argsort(length * (len(count) + 1) + segment, stable=True)
-        lengths, tokens = length.unique(return_counts=True)
-        sizes = [(t // n, n * unit) for n, t in zip(lengths.tolist(), tokens.tolist())]
-        if torch.equal(order, torch.arange(len(order))):
-            return cls(None, None, sizes)
-        order = patches_of(order, unit)
-        return cls(order, order.argsort(), sizes)
 
-    def to(self, device: torch.device) -> "Segments":
-        """The same on another device."""
-        return self if self.order is None else Segments(self.order.to(device), self.back.to(device), self.sizes)
+def group_by_length(segment: Tensor, unit: int) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Bring segments of equal length together, each in one piece.
+
+    segment: (M,) long, the segment number of each merged token; unit: patches per merged token.  → order of the tokens (M,) long, `sizes`.
+    """
+    count = segment.bincount()
+    length = count[segment]
+    lengths, tokens = length.unique(return_counts=True)
+    sizes = [(t // n, n * unit) for n, t in zip(lengths.tolist(), tokens.tolist())]
+    return torch.argsort(length * len(count) + segment, stable=True), sizes
 
 
 def patches_of(tokens: Tensor, unit: int) -> Tensor:
-    """(M,) long merged tokens → (M · unit,) long, their patches (the patches of a merged token follow each other)."""
+    """(M,) long merged tokens → (M · unit,) long, their patches: those of a merged token follow each other."""
     return (tokens[:, None] * unit + torch.arange(unit)).flatten()
 
 
@@ -86,12 +85,11 @@ class VisionAttention(nn.Module):
         q, k = rotate(q, rope), rotate(k, rope)
         if segments.order is not None:
             q, k, v = (t.index_select(0, segments.order) for t in (q, k, v))
-        lengths = [count * length for count, length in segments.sizes]
-        pieces = []
-        for (count, length), *qkv in zip(segments.sizes, q.split(lengths), k.split(lengths), v.split(lengths)):
-            q_, k_, v_ = (t.unflatten(0, (count, length)).transpose(1, 2) for t in qkv)
-            pieces.append(F.scaled_dot_product_attention(q_, k_, v_).transpose(1, 2).flatten(0, 1))
-        out = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        parts = [count * length for count, length in segments.sizes]
+        out = []
+        for size, *part in zip(segments.sizes, q.split(parts), k.split(parts), v.split(parts)):
+            out.append(F.scaled_dot_product_attention(*(t.unflatten(0, size).transpose(1, 2) for t in part)).transpose(1, 2).flatten(0, 1))
+        out = torch.cat(out)
         if segments.back is not None:
             out = out.index_select(0, segments.back)
         return self.proj(out.flatten(1))
@@ -106,7 +104,8 @@ class VisionBlock(nn.Module):
         self.norm1 = norm(config.width, eps=1e-6)
         self.norm2 = norm(config.width, eps=1e-6)
         self.attn = VisionAttention(config)
-        self.mlp = GatedMLP(config.width, config.intermediate_size, bias=True) if config.gated else QuickMLP(config.width, config.intermediate_size)
+        sizes = (config.width, config.intermediate_size)
+        self.mlp = GatedMLP(*sizes, bias=True) if config.gated else QuickMLP(*sizes)
 
     def forward(self, x: Tensor, rope: Rope, segments: Segments) -> Tensor:
         """x (N, W) → (N, W)."""
@@ -144,7 +143,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """patches (N, patch_dim) of I pictures → features (M, D), M = N / merge². `recompute` keeps only each block's input for the backward pass."""
+    """Patches of I pictures → features for the decoder. `recompute` keeps only each block's input for the backward pass."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -155,30 +154,34 @@ class VisionTower(nn.Module):
         self.merger = Merger(config)
 
     def forward(self, patches: Tensor, grid: Tensor) -> Tensor:
-        """patches (N, patch_dim) float, pictures one after the other, each in merge-block order; grid (I, 3) long.  → (M, D), in the order of the patches. Raises ValueError if N ≠ grid."""
-        config, device = self.config, patches.device
-        unit = config.spatial_merge_size**2
+        """patches (N, patch_dim) float, one picture after the other, each in merge-block order; grid (I, 3) long → (M, D), M = N / merge².
+
+        Raises ValueError if there are not as many patches as the grid says.
+        """
+        config, device, unit = self.config, patches.device, self.config.spatial_merge_size**2
         grid = grid.cpu()
         if int(grid.prod(1).sum()) != len(patches):
             raise ValueError(f"{len(patches)} patches for pictures of {grid.prod(1).tolist()} patches (grid {grid.tolist()})")
         positions, frame, window = lay_out(grid, config)
-        # Keep the patches in the order most blocks want; the others reorder for themselves.
-        usual = Segments.of(window, unit)
+        # Patches stay in the order that most blocks want; Qwen2.5-VL's few full blocks reorder for themselves.
+        tokens, sizes = group_by_length(window, unit)
+        home = patches_of(tokens, unit)
+        usual = full = Segments(sizes)
         if config.window_size:
-            full = Segments.of(frame if usual.order is None else frame[usual.order[::unit] // unit], unit).to(device)
-        home, usual = usual, Segments(None, None, usual.sizes)
-        rope = self._rope(positions if home.order is None else positions[home.order], device)
-        x = self.patch_embed(patches if home.order is None else patches.index_select(0, home.order.to(device)))
+            order, sizes = group_by_length(frame[tokens], unit)
+            order = patches_of(order, unit)
+            full = Segments(sizes, order.to(device), order.argsort().to(device))
+        rope = self._rope(positions[home].to(device))
+        x = self.patch_embed(patches.index_select(0, home.to(device)))
         for number, block in enumerate(self.blocks):
-            segments = full if config.window_size and number in config.fullatt_block_indexes else usual
+            segments = full if number in config.fullatt_block_indexes else usual
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, segments, use_reentrant=False)
             else:
                 x = block(x, rope, segments)
-        x = self.merger(x)
-        return x if home.back is None else x.index_select(0, (home.back[::unit] // unit).to(device))
+        return self.merger(x).index_select(0, tokens.argsort().to(device))
 
-    def _rope(self, positions: Tensor, device: torch.device) -> Rope:
-        """2-D rotary: a quarter of each head turns with the row, a quarter with the column, and both again in the second half of the head."""
-        frequency = inverse_frequencies(10000.0, self.config.head_size // 2, device)
-        return rope_from_angles((positions.to(device)[..., None] * frequency).flatten(1))
+    def _rope(self, positions: Tensor) -> Rope:
+        """2-D rotary: the first half of a head's angles is the row's, the second the column's.  (N, 2) long → (N, 1, E)."""
+        frequency = inverse_frequencies(10000.0, self.config.head_size // 2, positions.device)
+        return rope_from_angles((positions[..., None] * frequency).flatten(1))

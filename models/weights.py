@@ -15,7 +15,8 @@ from models.config import ModelConfig
 from models.qwen_vl import QwenVL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))  # how transformers 5 names them in memory, and some folders on disk
+# transformers' names since it nests the towers: in memory always, in some folders also on disk.
+RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -49,7 +50,8 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torc
             if name in found:
                 raise ValueError(f"{file}: tensor {key!r} is also in {found[name]}")
             if tensor.shape != expected[name].shape:
-                raise ValueError(f"{file}: tensor {key!r} has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}")
+                shapes = f"{tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
+                raise ValueError(f"{file}: tensor {key!r} has shape {shapes}")
             # A copy, never the memory-mapped file: a checkpoint may replace that file while we train.
             _assign(policy, name, tensor.to(device=device, dtype=dtype, copy=True))
             found[name] = file
@@ -75,7 +77,10 @@ def init(config: ModelConfig, seed: int) -> QwenVL:
 
 
 def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = 5e9) -> None:
-    """Write config.json and the weights, in shards of at most `max_shard_bytes` (a larger tensor gets its own). `transformers` and vLLM read the folder as it is; a tied head is stored once."""
+    """Write config.json and the weights, under the hub's names; `transformers` and vLLM read the folder as it is. A tied head is stored once.
+
+    max_shard_bytes: start another file before one grows beyond it (a larger tensor gets a file of its own).
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
@@ -102,8 +107,8 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file():
         try:
-            where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError) as error:
+            where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{index}: not an index of safetensors shards: {error!r}") from error
         return [folder / name for name in sorted(set(where.values()))], where
     if single.is_file():

@@ -40,25 +40,28 @@ def call(capsys, *argv):
 
 def test_every_pass_and_the_json(run, tmp_path, capsys):
     file, older = tmp_path / "out.json", run / "checkpoints" / "step_000010"
-    status, out, err = call(capsys, "--model", run, "--items", 8, "--samples", 3, "--blind", "--ban", "look", "--compare", older, "--json", file)
+    status, out, err = call(capsys, "--model", run, "--items", 8, "--samples", 3, "--blind", "--ban", "look", "--compare", older,
+                            "--json", file)
     assert status == 0, err
     found = json.loads(file.read_text())
-    assert set(found) == {"config", "answers", "scores", "differences", "skipped"} and not list(tmp_path.glob("*.tmp"))
-    rows = {key: [a for a in found["answers"] if a["run"] == key] for key in found["scores"]}
-    assert {key: len(value) for key, value in rows.items()} == {"greedy": 8, "sampled": 24, "blind": 8, "banned": 8, "compare": 8, "compare_sampled": 24}
-    assert {"uid", "task", "picture", "question", "choices", "completion", "answer", "letter", "gold", "correct", "well_formed", "why", "length",
-            "stopped", "looked"} <= set(rows["greedy"][0])
+    assert set(found) == {"config", "answers", "scores", "skipped", "more"} and not list(tmp_path.glob("*.tmp"))
+    rows = {"greedy": found["answers"]} | {key: more["answers"] for key, more in found["more"].items()}
+    assert {key: len(value) for key, value in rows.items()} == {"greedy": 8, "sampled": 24, "blind": 8, "banned": 8, "compare": 8,
+                                                                "compare_sampled": 24}
+    assert {"uid", "task", "picture", "question", "choices", "completion", "answer", "letter", "gold", "correct", "well_formed", "why",
+            "length", "stopped", "looked"} <= set(rows["greedy"][0])
     first, second = found["config"]["subjects"]
     assert Path(first["folder"]).name == "step_000020" and Path(second["folder"]).name == "step_000010"
     for who in (first, second):                                             # both asked as the run was: its cap, its limits, its template
         assert (who["cap"], who["max_prompt"], who["max_pixels"], who["template"]) == (17, 150, 3136, "shapes")
-    assert found["scores"]["greedy"]["questions"] == 8 and set(found["scores"]["greedy"]["tasks"]) == {"Relation", "Count", "Depth", "Distance"}
-    assert list(found["scores"]["sampled"]["pass@k"]) == ["1", "2", "3"]
-    assert set(found["differences"]) == {"blind", "banned", "compare"}
-    assert found["differences"]["compare"]["all"]["n"] == 8
+    assert found["scores"]["questions"] == 8
+    assert set(found["scores"]["tasks"]) == {"Relation", "Count", "Depth", "Distance"}
+    assert list(found["more"]["sampled"]["scores"]["pass@k"]) == ["1", "2", "3"]
+    assert {key for key, more in found["more"].items() if "differences" in more} == {"blind", "banned", "compare"}
+    assert found["more"]["compare"]["differences"]["all"]["n"] == 8
     assert all(" look" not in a["completion"] for a in rows["banned"])
     for words in ("step_000020", "95 % interval", "pass@k", "maj@k", "pictures withheld", "without 'look'", "as it is minus blind",
-                  "mine minus step_000010", "wrote 80 answers"):
+                  "mine minus step_000010", "wrote 8 answers and all"):
         assert words in out, words
 
 
@@ -80,8 +83,8 @@ def test_the_table_prints_what_the_json_holds(run, tmp_path, capsys, monkeypatch
     assert ["all", "16", "75.0", "0.0", "+75.0", "+42.3", "…", "+91.0", "12", "0", "0.0005"] in lines
     assert "not a choice (4)" in out and "skipped 1: example 'x': damaged" in out
     found = json.loads((tmp_path / "a.json").read_text())
-    assert (found["scores"]["greedy"]["accuracy"], found["scores"]["blind"]["accuracy"]) == (0.75, 0.0)
-    assert found["differences"]["blind"]["all"]["only_a"] == 12 and found["skipped"]["greedy"] == ["example 'x': damaged"]
+    assert (found["scores"]["accuracy"], found["more"]["blind"]["scores"]["accuracy"]) == (0.75, 0.0)
+    assert found["more"]["blind"]["differences"]["all"]["only_a"] == 12 and found["skipped"] == ["example 'x': damaged"]
 
 
 def test_defaults_without_a_run(run, tmp_path, capsys):
@@ -106,7 +109,7 @@ def test_defaults_without_a_run(run, tmp_path, capsys):
 def test_how_a_model_is_asked(run, tmp_path, monkeypatch):
     """A run's checkpoint as its run was, wherever one stands; a foreign model as the paper does; the command line has the last word."""
     def asked(name, *argv):
-        who = evaluate.subject(str(name), evaluate.arguments(["--task", "blink", "--device", "cpu", *argv]))
+        who = evaluate.subject(str(name), evaluate.arguments(["--task", "blink", "--data", "x.parquet", "--device", "cpu", *argv]))
         return who.template, who.cap, who.max_prompt, who.max_pixels, who.dtype
 
     (tmp_path / "config.json").write_text("{}")
@@ -166,7 +169,8 @@ def test_tables():
     assert table(["a", "long"], [["xyz", 1], ["x", 22222]]) == "a     long\nxyz      1\nx    22222"
     row = {"n": 8, "first": 0.5, "second": 0.75, "difference": -0.25, "low": -0.5, "high": 0.0625, "only_a": 1, "only_b": 3, "p": 1e-5}
     header, line = difference_table({"all": row}, "as it is", "blind").splitlines()
-    assert line.split() == ["all", "8", "50.0", "75.0", "-25.0", "-50.0", "…", "+6.2", "1", "3", "<", "0.0001"] and "only as it is" in header
+    assert line.split() == ["all", "8", "50.0", "75.0", "-25.0", "-50.0", "…", "+6.2", "1", "3", "<", "0.0001"]
+    assert "only as it is" in header
     assert "looks" not in score_table({"tasks": {}, "questions": 1, "accuracy": 1.0, "interval": [0.2, 1.0], "chance": 0.5, "format": 1.0,
                                        "extraction_failure": 0.0, "truncated": 0.0, "mean_length": 3.0, "failures": {}})
     cells = {1: {"value": 0.5}, 2: {"value": 0.625}}
@@ -184,6 +188,9 @@ def test_json_is_whole_or_not_there(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate.json, "dump", full)
     status, _, err = call(capsys, "--model", run, "--items", 1, "--cap", 1, "--json", file)
     assert status == 2 and "No space left" in err and file.read_text() == "the old one"
+    monkeypatch.undo()
+    assert call(capsys, "--model", run, "--items", 1, "--cap", 1, "--json", file)[0] == 0          # nothing of the half one is left in it
+    assert json.loads(file.read_text())["answers"][0]["length"] == 1
 
 
 # ---- mistakes

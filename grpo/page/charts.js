@@ -58,7 +58,8 @@ function drawLine(line, colour, X, Y) {
     return line.x.map((x, i) => Y(line.y[i]) !== null && svg("circle", { cx: X(x), cy: Y(line.y[i]), r: 3.6, style: dot }));
   }
   const thin = { ...stroke, opacity: 0.3, "stroke-width": 0.9 }, thick = { ...stroke, "stroke-width": 1.9, "stroke-linejoin": "round" };
-  const drawn = [svg("path", { d: path(line.x, line.y, X, Y), style: thin }), svg("path", { d: path(line.x, line.smooth, X, Y), style: thick })];
+  const curve = (ys, style) => svg("path", { d: path(line.x, ys, X, Y), style });
+  const drawn = [curve(line.y, thin), curve(line.smooth, thick)];
   if (line.band) {
     const there = path(line.x, line.band[0], X, Y), back = path([...line.x].reverse(), [...line.band[1]].reverse(), X, Y);
     drawn.unshift(svg("path", { d: `${there}${back.replace("M", "L")}Z`, style: { fill: colour, opacity: 0.1 } }));

@@ -1,14 +1,11 @@
 "use strict";
 // Elements from text. Strings become text nodes, never markup, and what can't be seen is made visible.
 
-const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, TOWERS = /(\p{M}{3})(\p{M}+)/gu;
 
 function visible(text) {
-  return String(text).replace(INVISIBLE, c => {
-    const code = c.codePointAt(0);
-    if (c === "\n" || c === "\t") return c;
-    return code < 32 ? String.fromCharCode(0x2400 + code) : `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
-  });
+  const named = c => c === "\n" || c === "\t" ? c : `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  return String(text).replace(INVISIBLE, named).replace(TOWERS, (_, some, more) => `${some}⟨${[...more].length} more marks⟩`);
 }
 
 function fill(element, attributes, children) {
@@ -25,7 +22,8 @@ function fill(element, attributes, children) {
 }
 
 const h = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
-const svg = (name, attributes = {}, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
+const SVG = "http://www.w3.org/2000/svg";
+const svg = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
 
 // Numbers as a person writes them.
 function number(value, scale) {

@@ -101,14 +101,15 @@ function page() {
   }
   if (run.moments.some(m => m.groups.length)) {
     add("tokens", "Token by token", "Where the gradient went", "One question and the whole group of its completions, best first. "
-      + "A token’s colour is the weight of its gradient: ratio × advantage × weight. Blue was made more likely, orange less; grey stripes were clipped. "
+      + "A token’s colour is the weight of its gradient: ratio × advantage × weight. Blue was made more likely, orange less; grey stripes "
+      + "were clipped. "
       + "Point at a token, or walk with the arrow keys.", tokenByToken());
   }
-  document.getElementById("page").append(
+  fill(document.getElementById("page"), {}, [
     h("div", { class: "bar" }, h("b", {}, "Glimpse"), h("nav", {}, sections.map(s => h("a", { href: `#${s.id}` }, s.short))), theme()),
     h("h1", {}, run.name), lede(), headlines(run.summary), ...sections.map(s => s.content),
-    run.config ? h("section", {}, h("details", {}, h("summary", {}, "All settings of this run (config.yaml)"), h("pre", {}, run.config))) : "",
-    h("footer", {}, "Written by Glimpse. This page loads nothing and sends nothing."));
+    run.config && h("details", {}, h("summary", {}, "All settings of this run (config.yaml)"), h("pre", {}, run.config)),
+    h("footer", {}, "Written by Glimpse. This page loads nothing and sends nothing.")]);
 }
 
 page();

@@ -1,13 +1,13 @@
 // Questions with their pictures, and what was said about them: held-out answers through time, groups token by token.
 
-const ramp = hue => `rgba(var(${hue}), 0), rgba(var(${hue}), .75)`;
+const ramp = (hue, from) => `rgba(var(${hue}), 0) ${from}, rgba(var(${hue}), .75)`;
 const MODES = {
   gradient: { name: "gradient", of: c => c.weight, hue: v => v >= 0 ? "--more" : "--less", ends: ["less likely", "more likely"],
-              scale: `linear-gradient(90deg, rgba(var(--less), .75), rgba(var(--less), 0) 50%, ${ramp("--more")})` },
+              scale: `linear-gradient(90deg, rgba(var(--less), .75), rgba(var(--less), 0) 50%, ${ramp("--more", "50%")})` },
   surprise: { name: "surprise", of: c => c.logp.map(v => v === null ? null : -v), hue: () => "--less", ends: ["certain", "surprising"],
-              scale: `linear-gradient(90deg, ${ramp("--less")})` },
+              scale: `linear-gradient(90deg, ${ramp("--less", "0%")})` },
   kl: { name: "KL", of: c => c.kl, hue: () => "--more", ends: ["as the reference", "away from it"],
-        scale: `linear-gradient(90deg, ${ramp("--more")})` },
+        scale: `linear-gradient(90deg, ${ramp("--more", "0%")})` },
 };
 
 function picture(of) {
@@ -59,9 +59,10 @@ function through(of) {
     const same = before === c.text;
     before = c.text;
     const right = isRight(c), form = c.parts?.format === 0 ? ", not in the asked form" : "";
+    const size = `${form} · ${c.length} tokens${c.stopped ? "" : ", cut at the cap"}`;
     return h("li", { class: right ? "right" : "" }, h("span", { class: "when" }, c.step === 0 ? "before" : `step ${c.step}`),
-      h("div", { class: "said" }, same ? h("span", { class: "tag" }, "the same again") : marked(c.text)),
-      h("div", { class: "verdict" }, h("b", {}, right ? "right" : "wrong"), `${form} · ${c.length} tokens`, c.stopped ? "" : ", cut at the cap"));
+      h("div", { class: "said" }, same ? h("em", { class: "given" }, "the same again") : marked(c.text)),
+      h("div", { class: "verdict" }, h("b", {}, right ? "right" : "wrong"), size));
   });
   return h("div", { class: "again" }, asked(of), h("ol", { class: "times" }, items));
 }
@@ -86,7 +87,7 @@ function tokens(c, mode, most) {
     const v = values[i], grey = c.clipped[i] && mode === "gradient";
     const strength = v && most ? Math.min(1, Math.abs(v) / most) ** 0.75 * 0.75 : 0;
     const classes = ["t", grey && "clipped", stop && "stop"].filter(Boolean).join(" ");
-    const span = h("span", { class: classes }, stop ? "∎" : token.replace(/\n/g, "⏎\n"));
+    const span = h("span", { class: classes }, stop ? "■" : token.replace(/\n/g, "⏎\n"));
     if (strength > 0.012 && !grey) span.style.background = `rgba(var(${MODES[mode].hue(v)}), ${strength.toFixed(3)})`;
     box.append(visible(gap), span);
     return span;

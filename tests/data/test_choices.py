@@ -18,15 +18,20 @@ def said(content):
 
 
 @pytest.mark.parametrize("content, letter", [
-    ("A", "A"), ("b", "B"), ("(C)", "C"), ("(d)", "D"), ("A.", "A"), ("B)", "B"), ("C:", "C"), ("[D]", "D"), ("(A).", "A"), ("  (A)\n", "A"),
+    ("A", "A"), ("b", "B"), ("(C)", "C"), ("(d)", "D"), ("A.", "A"), ("B)", "B"), ("C:", "C"), ("[D]", "D"), ("(A).", "A"),
+    ("  (A)\n", "A"),
     ("yes", "A"), ("No", "B"), ("no.", "B"), ("CAN'T TELL", "C"), ("can't\n tell", "C"), ("a red car", "D"), ("A red car.", "D"),
     ("(B) no", "B"), ("B. no", "B"), ("b: No.", "B"), ("(D) A red car.", "D"), ("(B)\nno", "B"), ("[B] no", "B"),
-    ("（B）", "B"), ("Ｂ", "B"), ("（Ｂ）ｎｏ", "B"), ("B。", "B"),                                     # full-width, as Chinese-trained models write
-    ("A or B", None), ("A or B or C", None), ("A, B", None), ("AB", None), ("A B", None), ("(A)(B)", None), ("(A) (B)", None), ("A/B", None),
+    ("（B）", "B"), ("Ｂ", "B"), ("（Ｂ）ｎｏ", "B"), ("B。", "B"),  # full-width, as Chinese-trained models write
+    ("A or B", None), ("A or B or C", None), ("A, B", None), ("AB", None), ("A B", None), ("(A)(B)", None), ("(A) (B)", None),
+    ("A/B", None),
     ("yes or no", None), ("yes no", None), ("yes, not no", None), ("not yes", None), ("(A) no", None), ("A: no", None), ("yes (B)", None),
-    ("E", None), ("(E)", None), ("Z", None), ("1", None), ("", None), ("   \n", None), ("()", None), ("(", None), (".", None), ("(A", None), ("A]", None),
-    ("((A))", None), ("the answer is A", None), ("option A", None), ("A red", None), ("a dog", None), ("maybe", None), ("\\boxed{A}", None), ("**A**", None),
-    ("А", None), ("Α", None), ("Ⓐ", None), ("【A】", None), ("❨A❩", None), ("A\u200b", None), ("ª", None), ("𝐀", None),   # Cyrillic, Greek, circled … look-alikes
+    ("E", None), ("(E)", None), ("Z", None), ("1", None), ("", None), ("   \n", None), ("()", None), ("(", None), (".", None),
+    ("(A", None), ("A]", None),
+    ("((A))", None), ("the answer is A", None), ("option A", None), ("A red", None), ("a dog", None), ("maybe", None),
+    ("\\boxed{A}", None), ("**A**", None),
+    ("А", None), ("Α", None), ("Ⓐ", None), ("【A】", None), ("❨A❩", None), ("A\u200b", None), ("ª", None),
+    ("𝐀", None),   # Cyrillic, Greek, circled … look-alikes
     ("<b>A</b>", None), ("<think>A</think>", None), ("A</think>", None), ("<think>A", None), ("A" * 5000, None), ("yes " * 1000, None),
 ])
 def test_what_an_answer_may_be(content, letter):
@@ -41,10 +46,12 @@ def test_what_an_answer_may_be(content, letter):
     ("< answer >A</ answer >", "no answer tag"),
     ("<answer>A", "unclosed answer tag"), ("A</answer>", "unclosed answer tag"), ("</answer>A<answer>", "unclosed answer tag"),
     ("<answer>A</answer><answer>A</answer>", "several answer tags"), ("<answer>A</answer> <answer>B</answer>", "several answer tags"),
-    ("<answer><answer>A</answer></answer>", "several answer tags"), ("<answer>A<answer>", "several answer tags"), ("<answer>A</answer></answer>", "several answer tags"),
+    ("<answer><answer>A</answer></answer>", "several answer tags"), ("<answer>A<answer>", "several answer tags"),
+    ("<answer>A</answer></answer>", "several answer tags"),
     ("<think><answer>A</answer></think><answer>B</answer>", "several answer tags"),
     ("<think><answer>A</answer></think>", "answer inside the reasoning"), ("<think>so <answer>A</answer>", "answer inside the reasoning"),
-    ("<think>a</think><think>b<answer>A</answer>", "answer inside the reasoning"), ("<answer>A</answer></think>", "answer inside the reasoning"),
+    ("<think>a</think><think>b<answer>A</answer>", "answer inside the reasoning"),
+    ("<answer>A</answer></think>", "answer inside the reasoning"),
     ("<think><think>a</think><answer>A</answer></think>", "answer inside the reasoning"),
     ("<think>a</think><answer></answer>", "empty answer"), ("<answer>\n</answer>", "empty answer"),
     ("<think>a</think><answer>A<think></answer>", "reasoning inside the answer"),
@@ -55,8 +62,10 @@ def test_why_there_is_no_answer(text, why):
 
 
 @pytest.mark.parametrize("text", [
-    "<answer>B</answer>", "<think>a</think><answer>B</answer>", "so:\n<answer>\nB\n</answer> bye", "<think>a</think><think>b</think><answer>B</answer>",
-    "<think>a\n\nb</think>\n<answer>(B) no</answer></div>", "<think>a</think> <answer>B</answer> <think>c</think>", "</think> <answer>B</answer>",
+    "<answer>B</answer>", "<think>a</think><answer>B</answer>", "so:\n<answer>\nB\n</answer> bye",
+    "<think>a</think><think>b</think><answer>B</answer>",
+    "<think>a\n\nb</think>\n<answer>(B) no</answer></div>", "<think>a</think> <answer>B</answer> <think>c</think>",
+    "</think> <answer>B</answer>",
 ])
 def test_one_answer_outside_the_reasoning(text):
     assert extract(text, CHOICES) == ("no", "B", "")
@@ -88,7 +97,7 @@ def test_is_right():
     assert not is_right("<answer>A</answer>", asked) and not is_right("no", asked) and not is_right("<answer>A or B</answer>", asked)
     free = Example("u", "How wide?", (), "4.5 cm")
     assert is_right("<answer> 4.5  CM. </answer>", free)
-    assert not is_right("<answer>4.5</answer>", free) and not is_right("<answer>4.5 cm or 5 cm</answer>", free) and not is_right("<answer></answer>", free)
+    assert not any(is_right(f"<answer>{content}</answer>", free) for content in ("4.5", "4.5 cm or 5 cm", ""))
     assert extract("<answer> any text </answer>", ()) == ("any text", None, "")
 
 
@@ -96,13 +105,17 @@ GOOD = "<think>a</think><answer>b</answer>"
 
 
 @pytest.mark.parametrize("text, strict, paper", [
-    (GOOD, True, True), (f"\n {GOOD}\t\n", True, False), ("<think></think>\n<answer></answer>", True, True), ("<think>a\nb</think>\n\n<answer>c\nd</answer>", True, True),
-    ("", False, False), (GOOD + "x", False, False), ("x" + GOOD, False, False), (GOOD * 2, False, True), ("<think>a</think> so <answer>b</answer>", False, False),
+    (GOOD, True, True), (f"\n {GOOD}\t\n", True, False), ("<think></think>\n<answer></answer>", True, True),
+    ("<think>a\nb</think>\n\n<answer>c\nd</answer>", True, True),
+    ("", False, False), (GOOD + "x", False, False), ("x" + GOOD, False, False), (GOOD * 2, False, True),
+    ("<think>a</think> so <answer>b</answer>", False, False),
     ("<think>a</think><answer>b</answer></answer>", False, True), ("<think><think>a</think><answer>b</answer>", False, True),
     ("<think>a</think><answer>b</answer><answer>c</answer>", False, True), ("<think>a<answer>b</answer></think>", False, False),
     ("<answer>b</answer><think>a</think>", False, False), ("<think>a</think>", False, False), ("<answer>b</answer>", False, False),
-    ("<think>a</answer><answer>b</think>", False, False), ("<think>a</think></answer><answer>b", False, False), ("<THINK>a</THINK><ANSWER>b</ANSWER>", False, False),
-    ("<think>a</think>\u00a0<answer>b</answer>", True, True), ("<think></think><answer></answer", False, False), ("<think>a</think><answer>", False, False),
+    ("<think>a</answer><answer>b</think>", False, False), ("<think>a</think></answer><answer>b", False, False),
+    ("<THINK>a</THINK><ANSWER>b</ANSWER>", False, False),
+    ("<think>a</think>\u00a0<answer>b</answer>", True, True), ("<think></think><answer></answer", False, False),
+    ("<think>a</think><answer>", False, False),
 ])
 def test_well_formed(text, strict, paper):
     assert well_formed(text) is strict
@@ -128,12 +141,15 @@ TEN_MB = 10_000_000
 
 
 @pytest.mark.parametrize("text", [
-    "<think>" + "look " * (TEN_MB // 5) + "</think><answer>B</answer>", "<think>" + " " * TEN_MB, "<answer>" * (TEN_MB // 8), "<think>" * (TEN_MB // 7),
+    "<think>" + "look " * (TEN_MB // 5) + "</think><answer>B</answer>", "<think>" + " " * TEN_MB, "<answer>" * (TEN_MB // 8),
+    "<think>" * (TEN_MB // 7),
     "<think>" + "</think><answer>" * (TEN_MB // 16) + "</answer>x</answer>", "<think>" + "</think> " * (TEN_MB // 9), "<" * TEN_MB,
-    "<answer>" + "(" * TEN_MB + "</answer>", "<answer>" + " " * TEN_MB + "B</answer>", "<think></think>" + " " * TEN_MB + "<answer>B</answer>",
+    "<answer>" + "(" * TEN_MB + "</answer>", "<answer>" + " " * TEN_MB + "B</answer>",
+    "<think></think>" + " " * TEN_MB + "<answer>B</answer>",
     "<think>" + "</think>" + " \n" * (TEN_MB // 2) + "x</answer>", "<answer>A" + " or B" * (TEN_MB // 5) + "</answer>",
 ], ids=str.__len__)
 def test_ten_megabytes_take_less_than_a_second(text):
-    start = time.perf_counter()
+    """Of processor time: others use this machine. Measured: 0.15 s at most, for all four together."""
+    start = time.process_time()
     extract(text, CHOICES), extract(text, ()), well_formed(text), well_formed_paper(text)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -1,4 +1,4 @@
-"""Pictures: the same patches as transformers' Qwen2-VL image processor (its Pillow class), and a named error for every picture that can't be used."""
+"""Pictures: the same patches as transformers' Qwen2-VL image processor (its Pillow class); a named error for each that can't be used."""
 
 import io
 import random
@@ -90,7 +90,8 @@ def test_every_mode_as_transformers(mode):
 
 def test_files_of_every_kind_as_transformers():
     palette = picture(90, 70, "P")
-    files = [encoded(picture(90, 70, "CMYK"), "JPEG"), encoded(picture(90, 70, "L"), "JPEG"), encoded(picture(90, 70), "WEBP"), encoded(palette, "GIF"),
+    files = [encoded(picture(90, 70, "CMYK"), "JPEG"), encoded(picture(90, 70, "L"), "JPEG"), encoded(picture(90, 70),
+    "WEBP"), encoded(palette, "GIF"),
              encoded(picture(90, 70, "RGBA")), encoded(palette, transparency=3), encoded(picture(90, 70, "L"), transparency=77),
              encoded(picture(90, 70), transparency=(1, 2, 3))]
     for file in files:
@@ -124,7 +125,8 @@ def test_a_path_bytes_and_a_function_are_one(tmp_path):
 def test_other_patch_sizes_and_values():
     """The layout by its definition, not by the reference: patch n, channel, time, row, column."""
     image = picture(48, 32)
-    patches, grid = preprocess(image, patch=8, merge=2, temporal=3, min_pixels=1, max_pixels=10**6, mean=(0.5, 0.5, 0.5), std=(0.5, 0.25, 1.0))
+    values = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.25, 1.0)}
+    patches, grid = preprocess(image, patch=8, merge=2, temporal=3, min_pixels=1, max_pixels=10**6, **values)
     assert grid.tolist() == [1, 4, 6]
     patches = patches.reshape(4 // 2, 6 // 2, 2, 2, 3, 3, 8, 8)  # block row, block column, row and column in the block, channel, time, y, x
     for (by, bx, my, mx, c, t, y, x) in [(0, 0, 0, 0, 0, 0, 0, 0), (1, 2, 1, 0, 2, 2, 7, 3), (0, 1, 0, 1, 1, 1, 4, 6)]:
@@ -147,16 +149,19 @@ def png_header(width, height):
     """A PNG whose header promises width x height pixels, and whose body is empty."""
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(b""))
-            + chunk(b"IEND", b""))
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 JPEG = encoded(picture(90, 70), "JPEG")
 PNG = encoded(picture(90, 70))
 SICK = {
-    "no bytes": b"", "not a picture": b"<html>404 not found</html>", "half a jpeg": JPEG[:len(JPEG) // 2], "half a png": PNG[:len(PNG) // 2],
-    "only a magic number": PNG[:8], "a png with a flipped body": PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], "zero wide": png_header(0, 40),
-    "no body": png_header(40, 40), "a bomb": png_header(60000, 60000), "a bomb at the warning": png_header(10000, 10000), "narrow": encoded(picture(201, 1)),
+    "no bytes": b"", "not a picture": b"<html>404 not found</html>", "half a jpeg": JPEG[:len(JPEG) // 2],
+    "half a png": PNG[:len(PNG) // 2],
+    "only a magic number": PNG[:8], "a png with a flipped body": PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:],
+    "zero wide": png_header(0, 40),
+    "no body": png_header(40, 40), "a bomb": png_header(60000, 60000), "a bomb at the warning": png_header(10000, 10000),
+    "narrow": encoded(picture(201, 1)),
     "16 bit": encoded(Image.fromarray(np.full((40, 40), 40000, np.uint16))), "drawn empty": lambda: Image.new("RGB", (0, 7)),
     "drawn narrow": lambda: Image.new("RGB", (7, 1401)), "drawn in floats": lambda: Image.new("F", (40, 40)),
 }

@@ -39,7 +39,7 @@ def test_seeds_and_epochs_differ():
 
 
 def test_every_example_is_as_likely_everywhere():
-    """First index over 4000 seeds: chi-square with 9 degrees of freedom; 33.7 is exceeded with probability 1e-4, and the seeds are fixed."""
+    """First index over 4000 seeds: chi-square, 9 degrees of freedom; 33.7 has probability 1e-4, and the seeds are fixed."""
     found = Counter(indices_at(0, 10, 1, seed)[0] for seed in range(4000))
     assert sum((found[i] - 400) ** 2 / 400 for i in range(10)) < 33.7
 

@@ -17,7 +17,8 @@ def test_letter_and_asked():
 
 @pytest.mark.parametrize("changed, reason", [
     ({"question": ""}, "question is empty"), ({"question": " \n"}, "question is empty"), ({"choices": ("no",)}, "1 choices"),
-    ({"choices": ("yes", "maybe")}, "not among the choices"), ({"answer": "No"}, "not among the choices"), ({"choices": ("no", "no")}, "are the same"),
+    ({"choices": ("yes", "maybe")}, "not among the choices"), ({"answer": "No"}, "not among the choices"),
+    ({"choices": ("no", "no")}, "are the same"),
     ({"choices": ("no", " ")}, "choice is empty"), ({"choices": tuple(map(str, range(27))), "answer": "3"}, "27 choices"),
     ({"choices": (), "answer": ""}, "answer is empty"), ({"choices": "no"}, "tuples"), ({"pictures": b"\x89PNG"}, "tuples"),
 ])

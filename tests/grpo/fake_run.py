@@ -53,14 +53,14 @@ def completion(draw: random.Random, skill: float, advantage: float | None) -> di
     logp = [-abs(draw.gauss(0, 1)) * (0.2 + 0.9 * (draw.random() < 0.2)) for _ in tokens]
     weight = [0.0 if c else (advantage or 0) * (1 + draw.gauss(0, 0.1)) / len(tokens) / 12 for c in clipped]
     kl = [abs(draw.gauss(0, 0.02)) * skill for _ in tokens]
-    return {"tokens": tokens, "text": text, "parts": parts, "reward": sum(parts.values()), "advantage": advantage, "weight": weight, "logp": logp,
-            "kl": kl, "clipped": clipped, "stopped": stopped}
+    return {"tokens": tokens, "text": text, "parts": parts, "reward": sum(parts.values()), "advantage": advantage, "weight": weight,
+            "logp": logp, "kl": kl, "clipped": clipped, "stopped": stopped}
 
 
 def question(seed: int, kind: str, step: int) -> dict:
     """A question with its picture and no completions yet."""
-    return {"kind": kind, "step": step, "uid": f"{kind}-{seed}", "question": "Where is the red circle, seen from the blue square?", "task": TASKS[seed % 4],
-            "choices": ["on its left", "on its right"], "answer": "on its left", "picture": picture(seed)}
+    return {"kind": kind, "step": step, "uid": f"{kind}-{seed}", "question": "Where is the red circle, seen from the blue square?",
+            "task": TASKS[seed % 4], "choices": ["on its left", "on its right"], "answer": "on its left", "picture": picture(seed)}
 
 
 def group(seed: int, step: int, skill: float, size: int) -> dict:
@@ -69,7 +69,8 @@ def group(seed: int, step: int, skill: float, size: int) -> dict:
     mean = sum(rewards) / size
     std = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (size - 1))
     found = question(seed, "train", step)
-    found["completions"] = [completion(random.Random(seed * 7919 + step * 31 + g), skill, (r - mean) / (std + 1e-4)) for g, r in enumerate(rewards)]
+    advantages = [(r - mean) / (std + 1e-4) for r in rewards]
+    found["completions"] = [completion(random.Random(seed * 7919 + step * 31 + g), skill, a) for g, a in enumerate(advantages)]
     return found
 
 
@@ -91,10 +92,10 @@ def fake_run(folder: Path, steps: int = 100, size: int = 12) -> Path:
             for seed in range(3):
                 samples.write(group(100 + seed, step, skill, size))
         metrics.write(row)
-    base = {"accuracy": 0.487, "accuracy/Count": 0.31, "accuracy/Relation": 0.52, "accuracy/Depth": 0.55, "accuracy/Distance": 0.57, "format": 0.71,
-            "mean_length": 12.4, "extraction_failure": 0.21, "aha/self_correction": 0.19}
-    final = {"accuracy": 0.941, "accuracy/Count": 0.93, "accuracy/Relation": 0.97, "accuracy/Depth": 0.94, "accuracy/Distance": 0.92, "format": 0.99,
-             "mean_length": 48.1, "extraction_failure": 0.004, "aha/self_correction": 0.83}
+    base = {"accuracy": 0.487, "accuracy/Count": 0.31, "accuracy/Relation": 0.52, "accuracy/Depth": 0.55, "accuracy/Distance": 0.57,
+            "format": 0.71, "mean_length": 12.4, "extraction_failure": 0.21, "aha/self_correction": 0.19}
+    final = {"accuracy": 0.941, "accuracy/Count": 0.93, "accuracy/Relation": 0.97, "accuracy/Depth": 0.94, "accuracy/Distance": 0.92,
+             "format": 0.99, "mean_length": 48.1, "extraction_failure": 0.004, "aha/self_correction": 0.83}
     (folder / "summary.json").write_text(json.dumps({"base": base, "final": final, "seconds": 287.4}))
     return folder
 
@@ -102,16 +103,24 @@ def fake_run(folder: Path, steps: int = 100, size: int = 12) -> Path:
 def _step(draw: random.Random, done: float, skill: float) -> dict:
     def noisy(value: float, by: float = 0.03) -> float:
         return min(1.0, max(0.0, value + draw.gauss(0, by)))
-    row = {"reward": 1.1 + 0.85 * skill + draw.gauss(0, 0.05), "reward_std": 0.7 - 0.5 * skill, "frac_reward_zero_std": noisy(0.1 + 0.5 * skill),
-           "rewards/accuracy/mean": noisy(0.48 + 0.45 * skill), "rewards/format/mean": noisy(0.7 + 0.29 * skill), "completions/mean_length": 16 + 34 * skill + draw.gauss(0, 1.5),
-           "completions/min_length": 8 + 10 * skill, "completions/max_length": 62 + draw.random() * 6, "completions/clipped_ratio": noisy(0.06 * (1 - skill), 0.01),
-           "entropy": 0.9 - 0.6 * skill + draw.gauss(0, 0.02), "kl": 0.12 * skill ** 2 + abs(draw.gauss(0, 0.002)), "grad_norm": math.exp(draw.gauss(-0.5, 0.3)),
-           "learning_rate": 2.5e-4 * min(1, done * 20) * (1 - 0.9 * done), "loss": draw.gauss(0, 1e-3), "num_tokens": int(done * 2e6), "step_time": 1.6 + 1.3 * skill,
+    row = {"reward": 1.1 + 0.85 * skill + draw.gauss(0, 0.05), "reward_std": 0.7 - 0.5 * skill,
+           "frac_reward_zero_std": noisy(0.1 + 0.5 * skill),
+           "rewards/accuracy/mean": noisy(0.48 + 0.45 * skill), "rewards/format/mean": noisy(0.7 + 0.29 * skill),
+           "completions/mean_length": 16 + 34 * skill + draw.gauss(0, 1.5),
+           "completions/min_length": 8 + 10 * skill, "completions/max_length": 62 + draw.random() * 6,
+           "completions/clipped_ratio": noisy(0.06 * (1 - skill), 0.01),
+           "entropy": 0.9 - 0.6 * skill + draw.gauss(0, 0.02), "kl": 0.12 * skill ** 2 + abs(draw.gauss(0, 0.002)),
+           "grad_norm": math.exp(draw.gauss(-0.5, 0.3)),
+           "learning_rate": 2.5e-4 * min(1, done * 20) * (1 - 0.9 * done), "loss": draw.gauss(0, 1e-3), "num_tokens": int(done * 2e6),
+           "step_time": 1.6 + 1.3 * skill,
            "clip_ratio/low_mean": 0.0, "clip_ratio/high_mean": 0.0, "sampling/logp_gap_mean": 2e-7 * math.exp(draw.gauss(0, 0.2)),
-           "sampling/logp_gap_max": 3e-6 * math.exp(draw.gauss(0, 0.3)), "aha/looking": noisy(0.4 + 0.58 * skill), "aha/self_correction": noisy(0.18 + 0.65 * skill),
-           "aha/wrong_to_right": noisy(0.15 + 0.1 * math.sin(3 * skill), 0.02), "aha/right_to_wrong": noisy(0.05 * (1 - skill) + 0.02, 0.01),
+           "sampling/logp_gap_max": 3e-6 * math.exp(draw.gauss(0, 0.3)), "aha/looking": noisy(0.4 + 0.58 * skill),
+           "aha/self_correction": noisy(0.18 + 0.65 * skill),
+           "aha/wrong_to_right": noisy(0.15 + 0.1 * math.sin(3 * skill), 0.02),
+           "aha/right_to_wrong": noisy(0.05 * (1 - skill) + 0.02, 0.01),
            "time/rollout": 0.9 + skill, "time/learn": 0.7 + 0.3 * skill}
-    return row | {f"accuracy/{task}": noisy(0.45 + 0.1 * (i - 1.5) * (1 - skill) + 0.48 * skill - 0.02 * i, 0.05) for i, task in enumerate(TASKS)}
+    start = [0.30, 0.40, 0.50, 0.60]
+    return row | {f"accuracy/{task}": noisy(a + (0.93 - a) * skill, 0.05) for a, task in zip(start, TASKS)}
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_bases_may_not_go_round_in_a_circle(tmp_path):
     (["lr=1"], "argument 'lr=1': unknown key 'lr' (did you mean 'optim.lr'?)"),
     (["loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
     (["los.kl_coef=1"], "did you mean 'loss.kl_coef'?"),
-    (["optim=3"], "'optim' is a group of settings; set one of optim.lr"),
+    (["optim=3"], "'optim' is a group of settings; set one of optim."),
     (["loss.kl=k3_iss"], "expected one of k1, k2, k3, k3_is, got 'k3_iss' (did you mean 'k3_is'?)"),
     (["method=gpro"], "did you mean 'grpo'?"),
     (["steps=1.5"], "steps: expected a whole number, got 1.5"),

@@ -62,7 +62,7 @@ class Scripted(nn.Module):
 
     def logits(self, hidden):
         scores = nn.functional.one_hot(hidden, 200).float() * 100
-        scores[..., self.chat.encode("it")[0]] += 50                                               # second choice, where the first is banned
+        scores[..., self.chat.encode("it")[0]] += 50                               # the second choice, where the first is banned
         return scores
 
 
@@ -82,8 +82,8 @@ def picture(color=(200, 30, 30)):
 
 def example(number, answer="yes", **changes):
     """Questions are told apart by how often they say "it"."""
-    return Example(**{"uid": f"q{number}", "question": "Is " + "it " * number + "?", "choices": ("yes", "no"), "answer": answer, "task": "T",
-                      "pictures": (picture,)} | changes)
+    return Example(**{"uid": f"q{number}", "question": "Is " + "it " * number + "?", "choices": ("yes", "no"), "answer": answer,
+                      "task": "T", "pictures": (picture,)} | changes)
 
 
 RIGHT, WRONG = "look </think> <answer> (A) </answer>", "</think> <answer> (B) </answer>"
@@ -95,7 +95,8 @@ def test_an_answer_is_read_as_it_was_written(chat):
     answers = answer_all(policy, chat, [example(n) for n in said], cap=CAP)
     assert [len(group) for group in answers] == [1] * 4 and answers.skipped == []
     a, b, c, d = (group[0] for group in answers)
-    assert (a.uid, a.answer, a.letter, a.correct, a.well_formed, a.length, a.stopped, a.gold) == ("q1", "yes", "A", True, True, 6, True, "yes")
+    assert (a.uid, a.answer, a.letter, a.gold, a.correct) == ("q1", "yes", "A", "yes", True)
+    assert (a.well_formed, a.length, a.stopped) == (True, 6, True)
     assert a.text == "<think>look </think> <answer> (A) </answer>" and a.tokens == (*chat.encode(RIGHT), STOP)
     assert (b.answer, b.correct, b.well_formed, b.length) == ("no", False, True, 5)
     assert (c.answer, c.letter, c.correct, c.well_formed, c.why) == (None, None, False, False, "no answer tag")
@@ -110,13 +111,16 @@ def test_waves_keep_the_order_and_the_budget(chat):
     examples, done = [example(n % 9 + 1, uid=f"q{n}") for n in range(20)], []
     whole = answer_all(policy, chat, examples, cap=CAP)
     assert policy.waves == [20]
-    longest = max(len(chat.prompt(e).tokens) for e in examples)
     policy.waves.clear()
-    parts = answer_all(policy, chat, examples, cap=CAP, wave=5 * (longest + CAP), progress=done.append)
-    assert parts == whole and [group[0].uid for group in parts] == [e.uid for e in examples]
-    assert len(policy.waves) > 1 and max(policy.waves) >= 5 and sum(done) == 20
-    policy.waves.clear()
-    assert answer_all(policy, chat, examples, cap=CAP, wave=1) == whole and policy.waves == [1] * 20
+    assert answer_all(policy, chat, examples, cap=CAP, wave=1, progress=done.append) == whole     # a question over the budget goes alone
+    assert policy.waves == [1] * 20 and sum(done) == 20
+
+    size = len(chat.prompt(example(1)).tokens) + CAP                                               # each further "it" is one token more
+    for repeats, wave, expected in (([1] * 7, 3 * size, [3, 3, 1]), ([1] * 7, 3 * size - 1, [2, 2, 2, 1]), ([1, 1, 2, 1], 3 * size, [2, 2]),
+                                    ([2, 1, 1], 3 * size, [2, 1]), ([9, 1, 1, 1], 3 * size, [2, 2]), ([9, 9, 1, 1, 1], 3 * size, [2, 3])):
+        policy.waves.clear()
+        asked = answer_all(policy, chat, [example(n, uid=f"q{i}") for i, n in enumerate(repeats)], cap=CAP, wave=wave)
+        assert policy.waves == expected and [group[0].uid for group in asked] == [f"q{i}" for i in range(len(repeats))]
 
 
 class Damaged(list):
@@ -184,8 +188,8 @@ def test_scores_of_one_answer_a_question():
     assert list(found["tasks"]) == ["T", "U"]
     assert (found["tasks"]["T"]["accuracy"], found["tasks"]["T"]["interval"]) == (pytest.approx(1 / 3), list(wilson(1, 3)))
     assert (found["tasks"]["U"]["accuracy"], found["tasks"]["U"]["chance"]) == (1.0, pytest.approx(1 / 3))
-    assert flat_scores(found) == {"accuracy": 0.5, "accuracy/T": pytest.approx(1 / 3), "accuracy/U": 1.0, "format": 0.75, "mean_length": 6.0,
-                                  "extraction_failure": 0.25, "truncated": 0.25, "skipped": 0}
+    assert flat_scores(found) == {"accuracy": 0.5, "accuracy/T": pytest.approx(1 / 3), "accuracy/U": 1.0, "format": 0.75,
+                                  "mean_length": 6.0, "extraction_failure": 0.25, "truncated": 0.25, "skipped": 0}
 
 
 def test_scores_of_several_answers_a_question():
@@ -200,7 +204,8 @@ def test_scores_of_several_answers_a_question():
     for k in (1, 2, 4):
         passed = sum(pass_at_k(4, c, k) for c in (3, 1, 0))
         majority = sum(maj_at_k([None if x == "-" else x for x in row], "A", k) for row in letters)
-        assert found["pass@k"][k]["value"] == pytest.approx(passed / 3) and found["pass@k"][k]["interval"] == pytest.approx(wilson(passed, 3))
+        assert found["pass@k"][k]["value"] == pytest.approx(passed / 3)
+        assert found["pass@k"][k]["interval"] == pytest.approx(wilson(passed, 3))
         assert found["maj@k"][k]["value"] == pytest.approx(majority / 3)
     assert found["pass@k"][1]["value"] == pytest.approx(found["maj@k"][1]["value"]) == pytest.approx(found["accuracy"])
     assert found["pass@k"][4]["value"] == pytest.approx(2 / 3) and found["maj@k"][4]["value"] == pytest.approx(1 / 3)
@@ -218,7 +223,9 @@ def test_free_answers_vote_together_when_right():
 def test_the_work_of_the_second_look():
     def look(first, second=None):
         text = f"<think> look : red circle x 3 , so it is {first} ."
-        return text + (f" but wait , let me look again : red circle x 1 , so it is {second} ." if second else "") + " </think> <answer> (A) </answer>"
+        if second:
+            text += f" but wait , let me look again : red circle x 1 , so it is {second} ."
+        return f"{text} </think> <answer> (A) </answer>"
 
     e = example(1, uid="shapes/heldout/0/1", choices=("left", "right"), answer="left")
     texts = [look("right", "left"), look("right", "left"), look("left", "right"), look("left", "left"), look("right"),

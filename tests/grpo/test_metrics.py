@@ -73,7 +73,8 @@ def test_resume_without_a_file_and_metrics_without_a_path(path):
 
 
 def test_numbers_of_any_kind_are_strict_json(path):
-    Metrics(path).write({"step": 1, "a": torch.tensor(0.5), "b": float("nan"), "c": float("inf"), "d": {"e": torch.ones(2)}, "f": "\ud800 \u2028"})
+    Metrics(path).write({"step": 1, "a": torch.tensor(0.5), "b": float("nan"), "c": float("inf"), "d": {"e": torch.ones(2)},
+                         "f": "\ud800 \u2028"})
     line = path.read_text()
     assert line.count("\n") == 1
     row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))

@@ -20,7 +20,8 @@ from grpo.metrics import Metrics, read
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_run import fake_run, question  # noqa: E402
 
-HOSTILE = "</script><script>document.title='owned'</script><!--<img src=x onerror=\"document.title='owned'\">\u2028\x00\x1b[31m\u202eevil\u202c &amp; <b>bold</b>"
+HOSTILE = ("</script><script>document.title='owned'</script><!--<img src=x onerror=\"document.title='owned'\">"
+           "\u2028\x00\x1b[31m\u202eevil\u202c &amp; <b>bold</b>")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -92,8 +93,10 @@ def test_everything_a_run_wrote_is_in_the_page(run):
 
 def test_hostile_text_stays_text(tmp_path):
     folder = fake_run(tmp_path, steps=4, size=2)
-    line = question(0, "train", 4) | {"question": HOSTILE, "uid": HOSTILE, "task": HOSTILE, "choices": [HOSTILE, "b"], "answer": HOSTILE, "picture": "https://example.com/x.png"}
-    line["completions"] = [{"tokens": [HOSTILE, "\x00"], "text": HOSTILE, "reward": float("nan"), "parts": {HOSTILE: 1.0}, "advantage": None, "weight": [1.0, 0.0],
+    line = question(0, "train", 4) | {"question": HOSTILE, "uid": HOSTILE, "task": HOSTILE, "choices": [HOSTILE, "b"], "answer": HOSTILE,
+                                      "picture": "https://example.com/x.png"}
+    line["completions"] = [{"tokens": [HOSTILE, "\x00"], "text": HOSTILE, "reward": float("nan"), "parts": {HOSTILE: 1.0},
+                            "advantage": None, "weight": [1.0, 0.0],
                             "logp": [-1.0, None], "kl": [], "clipped": [], "stopped": False}]
     Metrics(folder / "samples.jsonl").write(line)
     Metrics(folder / "samples.jsonl").write(line | {"kind": "heldout"})
@@ -103,10 +106,11 @@ def test_hostile_text_stays_text(tmp_path):
     assert page.elements.count("script") == 2 and "b" not in page.elements and "img" not in page.elements
     assert not re.search("[\x00-\x08\x0b-\x1f\u2028\u202e]", text)
     shown = data_of(folder)["moments"][-1]["groups"][-1]
-    assert shown["question"] == HOSTILE and shown["picture"] is None               # as said, to the letter; a picture from elsewhere is not fetched
+    assert shown["question"] == HOSTILE and shown["picture"] is None  # as said, to the letter; nothing is fetched
 
 
-@pytest.mark.parametrize("picture", ["data:image/svg+xml;base64,PHN2Zz4=", "data:text/html;base64,AAAA", "data:image/png;base64,AA\" onload=\"x", "javascript:1", 7, None])
+@pytest.mark.parametrize("picture", ["data:image/svg+xml;base64,PHN2Zz4=", "data:text/html;base64,AAAA",
+                                     "data:image/png;base64,AA\" onload=\"x", "javascript:1", 7, None])
 def test_only_pixels_are_pictures(tmp_path, picture):
     Metrics(tmp_path / "samples.jsonl").write(question(0, "train", 1) | {"picture": picture, "completions": []})
     report.write_report(tmp_path)
@@ -150,6 +154,9 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ValueError, match="summary.json: not JSON"):
         report.write_report(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="config.yaml: not YAML"):
+        report.write_report(tmp_path)
 
 
 def test_long_runs_are_thinned_and_keep_their_shape():
@@ -178,17 +185,21 @@ def test_without_matplotlib_one_line_says_so(run, monkeypatch, capsys):
 def test_a_browser_draws_it_and_hostile_text_does_nothing(tmp_path):
     folder = fake_run(tmp_path / "run", steps=20, size=4)
     line = question(0, "train", 40) | {"question": HOSTILE, "choices": [HOSTILE, "b"], "answer": HOSTILE}
-    line["completions"] = [{"tokens": ["look", HOSTILE], "text": f"<think> look {HOSTILE}", "reward": 1.0, "parts": {HOSTILE: 1.0}, "advantage": 0.5, "weight": [0.1, -0.1],
+    line["completions"] = [{"tokens": ["look", HOSTILE], "text": f"<think> look {HOSTILE}", "reward": 1.0, "parts": {HOSTILE: 1.0},
+                            "advantage": 0.5, "weight": [0.1, -0.1],
                             "logp": [-1.0, -2.0], "kl": [0.0, 0.1], "clipped": [False, True], "stopped": False}]
-    (folder / "samples.jsonl").write_bytes(b"\n".join(x for x in (folder / "samples.jsonl").read_bytes().split(b"\n") if b'"heldout"' in x) + b"\n")
+    samples = folder / "samples.jsonl"
+    samples.write_bytes(b"".join(x for x in samples.read_bytes().splitlines(keepends=True) if b'"heldout"' in x))
     Metrics(folder / "samples.jsonl").write(line)
     report.write_report(folder)
-    drawn = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
-                            "--virtual-time-budget=3000", "--enable-logging=stderr", "--dump-dom", (folder / "report.html").as_uri()], capture_output=True, text=True, timeout=120)
+    drawn = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+                            f"--user-data-dir={tmp_path / 'profile'}",
+                            "--virtual-time-budget=3000", "--enable-logging=stderr", "--dump-dom", (folder / "report.html").as_uri()],
+                            capture_output=True, text=True, timeout=120)
     dom = drawn.stdout
     assert "CONSOLE" not in drawn.stderr, drawn.stderr                              # no script error, nothing refused by the policy
     assert "<title>shapes · Glimpse</title>" in dom and "owned'</script>" not in dom.partition("<main")[2].partition("</main>")[0]
     main = dom.partition("<main")[2].partition("</main>")[0]
     assert main.count("<figure") == len(PANELS) - 1 and main.count('class="card"') == 1 and main.count('class="said"') == 5
-    assert "⟨U+202E⟩evil" in main and "␀" in main and "&lt;b&gt;bold&lt;/b&gt;" in main and "<b>bold" not in main
+    assert "⟨U+202E⟩evil" in main and "⟨U+0000⟩⟨U+001B⟩[31m" in main and "&lt;b&gt;bold&lt;/b&gt;" in main and "<b>bold" not in main
     assert 'class="t clipped"' in main and 'style="background: rgba(var(--more)' in main

@@ -85,10 +85,10 @@ def test_gradient_of_every_parameter(pair, rows):
     ours = {name: parameter.grad for name, parameter in policy.named_parameters()}
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
-        # The keys' biases shift all scores of a query alike, so their exact gradient is 0 but for rotary; relative to the largest of its kind it is noise.
+        # float32 on both sides, summed in another order: 1e-6 to 3e-6. In float64 test_shared_prompt.py finds 1e-15 between the shared and the repeated form.
         error, size = (gradient - theirs[name]).norm(), theirs[name].norm()
         assert size > 0, name
-        assert error <= 1e-5 * size, f"{name}: {error / size:.1e}"
+        assert error <= 5e-6 * size, f"{name}: {error / size:.1e}"
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def tiny_policy(architecture="qwen2_vl", tied=True, seed=0):
     random = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=random) * (0.15 if parameter.dim() > 1 else 0.3))
+            parameter.add_(torch.randn(parameter.shape, generator=random) * (0.1 if parameter.dim() > 1 else 0.3))
     return policy
 
 

@@ -1,0 +1,139 @@
+"""Docs are executed: `python -m tests.docs_sync` rewrites every quoted piece of code and every generated table in README.md and docs/.
+
+A piece of code is quoted by a marker above a fenced block, a table is generated between two markers:
+
+    <!-- code: grpo/objective.py:group_advantages -->         a function, class, method or constant, as it stands in the source
+    <!-- code: train.py:train_grpo from "# 1" to "# 2" -->    of it, the lines from one that holds `# 1` up to the next that holds `# 2`
+    <!-- generated: settings loss. -->   ...   <!-- end -->   what one of GENERATORS makes
+
+tests/test_docs.py fails where a doc differs from what this would write.
+"""
+
+import ast
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+QUOTED = re.compile(r'^<!-- code: (?P<path>[\w./]+)(?::(?P<name>[\w.]+))?(?: from "(?P<first>[^"\n]+)")?(?: to "(?P<last>[^"\n]+)")? -->\n'
+                    r"(?P<fence>```\w*\n)(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+GENERATED = re.compile(r"^<!-- generated: (?P<what>\w+)(?: (?P<argument>\S+))? -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+
+
+def documents() -> list[Path]:
+    """README.md, CONTRIBUTING.md and everything below docs/."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def source_of(path: str, name: str | None = None, first: str | None = None, last: str | None = None) -> str:
+    """The text a `code` marker stands for. Raises ValueError where the source has no such thing."""
+    text = (ROOT / path).read_text("utf-8")
+    lines = text.splitlines(keepends=True)
+    if name is not None:
+        node = ast.parse(text)
+        for part in name.split("."):
+            node = next((child for child in node.body if part in _names(child)), None)
+            if node is None:
+                raise ValueError(f"{path} has no {name}")
+        start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        lines = lines[start - 1:node.end_lineno]
+    if first is not None:
+        at = next((i for i, line in enumerate(lines) if first in line), None)
+        if at is None:
+            raise ValueError(f"{path}:{name} has no line with {first!r}")
+        lines = lines[at:]
+    if last is not None:
+        to = next((i for i, line in enumerate(lines) if i and last in line), None)
+        if to is None:
+            raise ValueError(f"{path}:{name} has no later line with {last!r}")
+        lines = lines[:to]
+    return textwrap.dedent("".join(lines)).strip("\n") + "\n"
+
+
+def _names(node: ast.stmt) -> list[str]:
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+
+
+# ---- generated tables
+
+def settings(prefix: str | None) -> str:
+    """The settings whose key starts with `prefix`; without one all of them, under their headings."""
+    from grpo.config import markdown_table
+    from grpo.settings import HEADINGS, Config, Stage
+    from grpo.typed import field_help, leaves
+
+    if prefix:
+        return markdown_table(prefix) + "\n"
+    header, rule, *rows = markdown_table().splitlines()
+    text = ""
+    for key, row in zip(leaves(Config), rows):
+        if (heading := HEADINGS.get(key.partition(".")[0])) and f"## {heading}\n" not in text:
+            text += f"\n## {heading}\n\n{header}\n{rule}\n"
+        text += row + "\n"
+    stage = "".join(f"| `{name}` | {words} |\n" for name, words in field_help(Stage).items())
+    return f"{text}\n## A stage\n\nAn entry of `stages`, of which each of the three must be given.\n\n| key | meaning |\n|---|---|\n{stage}".lstrip("\n")
+
+
+def recipes(_) -> str:
+    """What --list prints, as a table."""
+    from grpo.config import recipes
+
+    return "| recipe | what it is for |\n|---|---|\n" + "".join(f"| [`{name}`](grpo/recipes/{name}.yaml) | {about} |\n" for name, about in recipes().items())
+
+
+def mixture(_) -> str:
+    """The documents that the base model has read: what share shows which behaviour, from the constants of data/documents.py."""
+    from data.documents import AGAIN, CARELESS, MALFORMED, TERSE
+
+    looking = 1 - TERSE
+    rows = [("terse: an answer and nothing else", TERSE, "the letter is drawn evenly: right by chance only"),
+            ("looks once, carefully", looking * (1 - AGAIN) * (1 - CARELESS), "right"),
+            ("looks once, carelessly", looking * (1 - AGAIN) * CARELESS, "wrong: what was read leads to another choice"),
+            ("looks again after a careful look", looking * AGAIN * (1 - CARELESS), "right, twice"),
+            ("looks again after a careless look", looking * AGAIN * CARELESS, "right: the second look is always careful")]
+    body = "".join(f"| {name} | {100 * share:.1f} % | {end} |\n" for name, share, end in rows)
+    return (f"| behaviour | share of the documents | its answer |\n|---|---|---|\n{body}"
+            f"| malformed, across all of the above | {100 * MALFORMED:.1f} % | a tag is missing, or markup trails behind |\n")
+
+
+def readme(heading: str) -> str:
+    """The fenced block below a heading of the README."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    return re.search(rf"^## [^\n]*{heading}[^\n]*$.*?^(```\n.*?^```\n)", text, re.MULTILINE | re.DOTALL)[1]
+
+
+GENERATORS = {"settings": settings, "recipes": recipes, "mixture": mixture, "readme": readme}
+
+
+def synced(text: str) -> str:
+    """A document as it should be."""
+    def quoted(match: re.Match) -> str:
+        body = source_of(match["path"], match["name"], match["first"], match["last"])
+        return match[0][:match.start("body") - match.start()] + body + "```"
+
+    def generated(match: re.Match) -> str:
+        return match[0][:match.start("body") - match.start()] + GENERATORS[match["what"]](match["argument"]) + "<!-- end -->"
+
+    return GENERATED.sub(generated, QUOTED.sub(quoted, text))
+
+
+def main() -> None:
+    """Rewrite what differs; list the places that still wait for a measured number."""
+    for path in documents():
+        text = path.read_text("utf-8")
+        if (new := synced(text)) != text:
+            path.write_text(new, "utf-8")
+            print(f"rewrote {path.relative_to(ROOT)}")
+        waiting = re.findall(r"<!-- result: ([\w-]+)", new)
+        if waiting:
+            print(f"{path.relative_to(ROOT)} waits for {', '.join(waiting)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""The prompt is computed once per group: equal to the repeated form in value and gradient, to decoding, under compaction, and whoever the neighbours are.
+
+Values in float32 within 1e-5 of each other (sums in different orders, values of size 1 to 10); gradients in float64, where only exact mathematics passes 1e-10.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.qwen_vl import PromptBatch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from zoo import ARCHITECTURES, completions_for, pictures_of, prompt_batch, repeated, tiny_policy  # noqa: E402
+
+PICTURES = [[(1, 4, 6), (1, 6, 6)], [], [(1, 12, 10)], [(1, 4, 6)]]
+GROUP, LONGEST = 3, 9
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def policy(request):
+    return tiny_policy(request.param)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    prompts = prompt_batch(PICTURES)
+    return prompts, *completions_for(prompts, GROUP, LONGEST)
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def inputs_of(prompts, completions):
+    """What `step` is fed to write these completions."""
+    P, G, _ = completions.shape
+    return torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
+
+
+def gradients(policy, prompts, completions, length, weight):
+    policy.zero_grad()
+    (policy(prompts, completions, length) * weight).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.grad is not None}
+
+
+def in_double(prompts):
+    return replace(prompts, patches=prompts.patches.double())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_gradient_equals_the_repeated_form(architecture, recompute, rows):
+    policy, (prompts, completions, length) = tiny_policy(architecture).double(), rows
+    prompts = in_double(prompts)
+    weight = torch.randn(*completions.shape, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    policy.recompute = policy.visual.recompute = recompute
+    shared = gradients(policy, prompts, completions, length, weight)
+    policy.recompute = policy.visual.recompute = False
+    alone = gradients(policy, repeated(prompts, GROUP), completions.flatten(0, 1)[:, None], length.flatten()[:, None], weight.flatten(0, 1)[:, None])
+    assert shared.keys() == alone.keys() and len(shared) == len(list(policy.parameters()))
+    for name in shared:
+        assert (shared[name] - alone[name]).norm() <= 1e-10 * alone[name].norm() > 0, name
+
+
+@torch.no_grad()
+def test_prefill_and_step_equal_forward(policy, rows):
+    prompts, completions, length = rows
+    forward = policy(prompts, completions)
+    cache = policy.prefill(prompts, GROUP, LONGEST)
+    for c, tokens in enumerate(inputs_of(prompts, completions).unbind(-1)):
+        close(policy.step(tokens, cache), forward[:, :, c])
+    with pytest.raises(ValueError, match="full"):
+        policy.step(completions[..., 0], cache)
+
+
+@torch.no_grad()
+def test_lengths_only_remove_padding(policy, rows):
+    """With `length`, real tokens get what they get without, and the rest is zero."""
+    prompts, completions, length = rows
+    real = torch.arange(LONGEST) < length[..., None]
+    ragged, full = policy(prompts, completions, length), policy(prompts, completions)
+    close(ragged[real], full[real])
+    assert not ragged[~real].any() and full[~real].abs().min() > 0
+
+
+@torch.no_grad()
+def test_padding_is_never_read(policy, rows):
+    prompts, completions, length = rows
+    random = torch.Generator().manual_seed(11)
+    tokens, words = prompts.tokens.clone(), completions.clone()
+    for p, n in enumerate(prompts.length):
+        tokens[p, n:] = torch.randint(7, 90, tokens[p, n:].shape, generator=random)
+    beyond = torch.arange(LONGEST) >= length[..., None]
+    words[beyond] = torch.randint(7, 90, (int(beyond.sum()),), generator=random)
+    other = replace(prompts, tokens=tokens)
+    assert not torch.equal(tokens, prompts.tokens) and not torch.equal(words, completions)
+    assert torch.equal(policy(other, words, length), policy(prompts, completions, length))
+
+
+@torch.no_grad()
+def test_prompts_do_not_see_each_other(policy, rows):
+    """Each prompt by itself, with its own pictures and no padding, gives what it gives beside the others; likewise in decoding."""
+    prompts, completions, length = rows
+    together = policy(prompts, completions, length)
+    cache = policy.prefill(prompts, GROUP, LONGEST)
+    decoded = torch.stack([policy.step(tokens, cache) for tokens in inputs_of(prompts, completions).unbind(-1)], 2)
+    for p, (patches, grid) in enumerate(pictures_of(prompts)):
+        n = int(prompts.length[p])
+        slots = prompts.image_slot[p, :n]
+        first = int(slots[slots >= 0].min()) if len(grid) else 0
+        alone = PromptBatch(prompts.tokens[p : p + 1, :n], prompts.length[p : p + 1], prompts.positions[p : p + 1, :, :n], prompts.next_position[p : p + 1],
+                            torch.where(slots >= 0, slots - first, -1)[None], patches, grid)
+        for g in range(GROUP):
+            close(policy(alone, completions[p : p + 1, g : g + 1], length[p : p + 1, g : g + 1])[0, 0], together[p, g])
+        cache = policy.prefill(alone, GROUP, LONGEST)
+        assert cache.bias is None
+        mine = torch.stack([policy.step(tokens, cache) for tokens in inputs_of(alone, completions[p : p + 1]).unbind(-1)], 2)
+        close(mine[0], decoded[p])
+
+
+@torch.no_grad()
+def test_compaction_changes_nothing(policy, rows):
+    """Rows are dropped, reordered and repeated in the middle of decoding, twice; those that stay go on as before."""
+    prompts, completions, _ = rows
+    inputs = inputs_of(prompts, completions)
+    forward = policy(prompts, completions)
+    cache = policy.prefill(prompts, GROUP, LONGEST)
+    kept = torch.arange(len(prompts.tokens) * GROUP).view(-1, GROUP)
+    plan = {2: torch.tensor([[9, 11], [1, 0], [8, 7]]), 5: torch.tensor([[3, 3], [0, 1]])}  # flat rows of the shape before
+    for c in range(LONGEST):
+        if c in plan:
+            before = cache.own_k.clone()
+            cache, kept = cache.compact(plan[c]), kept.flatten()[plan[c]]
+            assert before.shape[1] != cache.own_k.shape[1] and cache.capacity == LONGEST
+        close(policy.step(inputs[..., c].flatten()[kept], cache), forward[:, :, c].flatten(0, 1)[kept])
+    assert kept.tolist() == [[0, 0], [9, 11]]
+
+
+@torch.no_grad()
+def test_placeholders_cannot_be_drawn(policy, rows):
+    logits = policy.logits(policy(*rows))
+    banned = list(policy.config.placeholder_ids)
+    assert logits.dtype == torch.float32 and torch.isfinite(logits).all()
+    assert not logits.softmax(-1)[..., banned].any()
+    assert (logits.argmin(-1)[..., None] == torch.tensor(banned)).any(-1).all()
+
+
+def test_recomputation_keeps_less_and_changes_nothing(policy, rows):
+    """Same gradients bit for bit; the forward keeps fewer bytes for the backward pass."""
+    sizes, grads = [], []
+    for recompute in (False, True):
+        policy.recompute = policy.visual.recompute = recompute
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()), t)[1], lambda t: t):
+            hidden = policy(*rows)
+        sizes.append(sum(kept.values()))
+        policy.zero_grad()
+        hidden.square().sum().backward()
+        grads.append([parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None])
+    policy.recompute = policy.visual.recompute = False
+    assert sizes[1] < 0.6 * sizes[0]
+    assert all(torch.equal(a, b) for a, b in zip(*grads))
+
+
+@torch.no_grad()
+def test_bfloat16_follows_float32(rows):
+    """Half the digits, the same numbers: 2 to 3 significant digits through seven blocks."""
+    policy = tiny_policy()
+    exact = policy(*rows)
+    rough = policy.bfloat16()(*rows)
+    assert rough.dtype == torch.bfloat16
+    assert (rough.float() - exact).norm() < 0.05 * exact.norm()

@@ -1,0 +1,183 @@
+"""Weights: what we save transformers loads, what it saves we load, and a folder that does not fit is refused with the file and the tensor named."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import weights
+
+sys.path.insert(0, str(Path(__file__).parent))
+from zoo import ARCHITECTURES, TWINS, completions_for, prompt_batch, tiny_config, tiny_policy, twin_inputs, twin_of  # noqa: E402
+
+CASES = [(architecture, tied) for architecture in ARCHITECTURES for tied in (True, False)]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    prompts = prompt_batch([[(1, 4, 6)]])
+    return prompts, *completions_for(prompts, 1, 5)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A saved policy in one file."""
+    weights.save(tiny_policy(), tmp_path / "policy")
+    return tmp_path / "policy"
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A saved policy in many small files."""
+    weights.save(tiny_policy(), tmp_path / "policy", max_shard_bytes=20_000)
+    return tmp_path / "policy"
+
+
+def same(one, other):
+    pairs = list(zip(one.named_parameters(), other.named_parameters(), strict=True))
+    return one.config == other.config and all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def rewrite(file, change):
+    """Load a safetensors file, let `change` edit the dictionary, write it back."""
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+@pytest.mark.parametrize("architecture, tied", CASES)
+@pytest.mark.parametrize("shard", [5e9, 20_000], ids=["single", "sharded"])
+def test_round_trip_bit_for_bit(architecture, tied, shard, tmp_path):
+    policy = tiny_policy(architecture, tied)
+    weights.save(policy, tmp_path, max_shard_bytes=shard)
+    assert (tmp_path / weights.INDEX).exists() == (shard < 5e9) == (len(list(tmp_path.glob("*.safetensors"))) > 1)
+    again = weights.load(tmp_path)
+    assert same(policy, again)
+    assert not any(parameter.is_meta for parameter in again.parameters()) and all(parameter.requires_grad for parameter in again.parameters())
+
+
+@pytest.mark.parametrize("architecture, tied", CASES)
+@torch.no_grad()
+def test_transformers_reads_ours_and_we_read_its(architecture, tied, tmp_path, rows):
+    policy, (prompts, completions, _) = tiny_policy(architecture, tied), rows
+    weights.save(policy, tmp_path / "ours", max_shard_bytes=50_000)
+    twin = TWINS[architecture].from_pretrained(tmp_path / "ours", attn_implementation="eager")
+    assert twin.dtype == torch.float32
+    logits = twin(**twin_inputs(prompts, 0, completions[0, 0])).logits[0, prompts.length[0] - 1 : -1]
+    torch.testing.assert_close(policy.logits(policy(prompts, completions))[0, 0, :, 7:], logits[:, 7:], atol=1e-5, rtol=1e-5)
+    twin.save_pretrained(tmp_path / "theirs")
+    twin.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
+    assert (tmp_path / "shards" / weights.INDEX).exists()
+    for theirs in ("theirs", "shards"):
+        assert same(policy, weights.load(tmp_path / theirs))
+
+
+def test_names_in_memory_of_transformers_are_accepted(folder):
+    policy = weights.load(folder)
+
+    def rename(tensors):
+        for key in list(tensors):
+            theirs = "model." + key if key.startswith("visual.") else key.replace("model.", "model.language_model.", 1)
+            tensors[theirs] = tensors.pop(key)
+
+    rewrite(folder / weights.SINGLE, rename)
+    assert same(policy, weights.load(folder))
+
+
+def test_dtype_of_the_file_and_of_the_policy(tmp_path):
+    policy = tiny_policy().bfloat16()
+    weights.save(policy, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert {p.dtype for p in weights.load(tmp_path).parameters()} == {torch.float32}
+    assert same(policy, weights.load(tmp_path, dtype=torch.bfloat16))
+
+
+def test_loaded_weights_do_not_depend_on_the_file(folder):
+    """Not memory-mapped: a checkpoint may overwrite the folder that training started from."""
+    policy, file = weights.load(folder), folder / weights.SINGLE
+    file.write_bytes(b"\0" * file.stat().st_size)
+    assert same(policy, tiny_policy())
+
+
+def test_a_tied_head_is_written_once_and_accepted_twice(folder):
+    tensors = load_file(folder / weights.SINGLE)
+    assert weights.HEAD not in tensors
+    rewrite(folder / weights.SINGLE, lambda t: t.update({weights.HEAD: t[weights.EMBEDDING].clone()}))
+    assert same(weights.load(folder), tiny_policy())
+    rewrite(folder / weights.SINGLE, lambda t: t[weights.HEAD].add_(1))
+    with pytest.raises(ValueError, match=r"model\.safetensors: 'lm_head.weight' differs from 'model.embed_tokens.weight'"):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize("change, why", [
+    (lambda t: t.pop("model.norm.weight"), "1 tensors are missing, first 'model.norm.weight'"),
+    (lambda t: t.update(surplus=torch.zeros(1)), r"model\.safetensors: unexpected tensor 'surplus'"),
+    (lambda t: t.update({"model.norm.weight": torch.zeros(65)}), r"'model.norm.weight' has shape \(65,\), config.json asks for \(64,\)"),
+    (lambda t: t.update({"model.language_model.norm.weight": torch.ones(64)}), r"'model.(language_model.)?norm.weight' is also in"),
+])
+def test_tensors_that_do_not_fit(folder, change, why):
+    rewrite(folder / weights.SINGLE, change)
+    with pytest.raises(ValueError, match=why):
+        weights.load(folder)
+
+
+def test_more_layers_in_the_file_than_in_the_config(folder):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "num_hidden_layers": 2}))
+    with pytest.raises(ValueError, match=r"unexpected tensor 'model.layers.2\..*of 2 layers"):
+        weights.load(folder)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 100, -1])
+def test_truncated_file(folder, cut):
+    file = folder / weights.SINGLE
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged or truncated"):
+        weights.load(folder)
+
+
+def test_missing_and_truncated_shards(sharded):
+    where = json.loads((sharded / weights.INDEX).read_text())["weight_map"]
+    shard = sharded / where["model.norm.weight"]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-3])
+    with pytest.raises(ValueError, match=rf"{shard.name}: damaged or truncated"):
+        weights.load(sharded)
+    shard.unlink()
+    with pytest.raises(ValueError, match=rf"{shard.name}: this shard is missing; it should hold"):
+        weights.load(sharded)
+
+
+def test_a_shard_without_a_tensor_of_the_index(sharded):
+    where = json.loads((sharded / weights.INDEX).read_text())["weight_map"]
+    shard = sharded / where["model.norm.weight"]
+    rewrite(shard, lambda t: (t.pop("model.norm.weight"), t.update(other=torch.zeros(1))))
+    with pytest.raises(ValueError, match=rf"{shard.name}: tensor 'model.norm.weight' is missing"):
+        weights.load(sharded)
+
+
+def test_folders_without_weights(folder):
+    (folder / weights.SINGLE).unlink()
+    with pytest.raises(ValueError, match="neither model.safetensors nor model.safetensors.index.json"):
+        weights.load(folder)
+    (folder / weights.INDEX).write_text("{}")
+    with pytest.raises(ValueError, match="not an index of safetensors shards"):
+        weights.load(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="no such file"):
+        weights.load(folder)
+
+
+def test_random_start_is_a_function_of_config_and_seed():
+    config = tiny_config()
+    assert same(weights.init(config, 3), weights.init(config, 3)) and not same(weights.init(config, 3), weights.init(config, 4))
+    policy = weights.init(replace(config, initializer_range=0.5), 0)
+    assert policy.model.embed_tokens.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    for name, parameter in policy.named_parameters():
+        if parameter.dim() == 1:
+            assert (parameter == (0 if name.endswith("bias") else 1)).all(), name

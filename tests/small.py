@@ -1,0 +1,47 @@
+"""A random policy small enough for a test to train it, in a folder that train.py can start from."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from data import tokenizer
+from data.chat import Chat
+from data.shapes import Shapes
+from models import weights
+from models.config import ModelConfig
+
+STOPS = tuple(range(40, 52))      # a dozen words that end a completion, so that a random policy stops after ten tokens or so
+
+
+def small_config(tied: bool = True) -> ModelConfig:
+    """D = 32, H = 2, K = 1, E = 16, two blocks, and a vision tower of one; the vocabulary of the built-in model."""
+    values = tokenizer.model_config(tokenizer.build().get_vocab_size())
+    values |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+               "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "tie_word_embeddings": tied}
+    values["vision_config"] |= {"depth": 1, "embed_dim": 16, "num_heads": 1, "hidden_size": 32, "mlp_ratio": 2}
+    return ModelConfig.from_dict(values)
+
+
+def small_policy(seed: int = 0, tied: bool = True):
+    """Random, and far from indifferent: every parameter matters, and the next token depends on what was seen."""
+    policy = weights.init(small_config(tied), seed)
+    random = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=random) * 0.25)
+    return policy
+
+
+def small_folder(folder: Path, seed: int = 0, stops: tuple[int, ...] = STOPS) -> Path:
+    """A model folder in Hugging Face layout."""
+    tokenizer.write(folder)
+    weights.save(small_policy(seed), folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(stops)}))
+    return folder
+
+
+def small_prompts(folder: Path, indices=(0, 1, 2, 3), **how) -> list:
+    """Prompts of the built-in world; 0-3 ask one question of each kind, in words of different number."""
+    chat, world = Chat(folder, template="shapes"), Shapes("train", 100, seed=5)
+    return [chat.prompt(world[i], **how) for i in indices]
