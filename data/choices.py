@@ -61,8 +61,7 @@ def well_formed(text: str) -> bool:
     """`<think>…</think> <answer>…</answer>`: each tag exactly once, in this order, and only white space outside."""
     if any(text.count(tag) != 1 for tag in TAGS):
         return False
-    places, text = [text.index(tag) for tag in TAGS], text.strip()
-    return places == sorted(places) and text.startswith(THINK) and text.endswith(END_ANSWER) and bool(_BRIDGE.search(text))
+    return well_formed_paper(text.strip())
 
 
 def well_formed_paper(text: str) -> bool:
@@ -70,8 +69,7 @@ def well_formed_paper(text: str) -> bool:
 
     Looser than `well_formed`: tags may repeat inside. Written without the regular expression's backtracking, which is quadratic.
     """
-    bridge = _BRIDGE.search(text, len(THINK)) if text.startswith(THINK) and text.endswith(END_ANSWER) else None
-    return bridge is not None and bridge.end() <= len(text) - len(END_ANSWER)
+    return text.startswith(THINK) and text.endswith(END_ANSWER) and bool(_BRIDGE.search(text))
 
 
 def _content(text: str) -> tuple[str, str]:

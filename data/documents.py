@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from data.shapes import COLORS, GRID, PAIRS, SHAPES, Scene, draw, gap, item, scatter
+from data.shapes import COLORS, GRID, PAIRS, SHAPES, SIZES, Scene, draw, free_pairs, gap, item, scatter
 from data.types import Example
 
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
@@ -37,11 +37,9 @@ def gaps(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def listed(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """(What is asked, a caption): the objects of the last one's colour or shape, in the fixed order of PAIRS."""
-    kind = scene[-1].x % 2                                               # one list for all captions of a scene
-    word = scene[-1].pair[kind]
-    found = sorted((t for t in scene if t.pair[kind] == word), key=lambda t: PAIRS.index(t.pair))
-    return f"List the {word if kind else word + ' shape'}s.", " , ".join(t.name for t in found) + " ."
+    """(What is asked, a caption): the objects of the last one's shape, in the fixed order of PAIRS."""
+    found = sorted((t for t in scene if t.shape == scene[-1].shape), key=lambda t: PAIRS.index(t.pair))
+    return f"List the {scene[-1].shape}s.", " , ".join(t.name for t in found) + " ."
 
 
 CAPTIONS = (described, described, described, gaps, listed)
@@ -64,13 +62,13 @@ def look(example: Example, rng: random.Random, careless: bool) -> str:
     else:
         words = tuple(t.name for t in named[-2:])
         readings = [t.size for t in named] if task == "Depth" else [gap(named[0], t) for t in named[1:]]
-        unit, top = ("size", 5) if task == "Depth" else ("gap", 7)
+        unit, top = ("size", SIZES) if task == "Depth" else ("gap", 7)
     low = 0 if task == "Relation" else 1
     first_wins = _first_wins(task, readings)
-    if careless:                                                       # false readings, evenly over all those that lead astray by a margin
+    if careless:                                                       # false readings, evenly over all those that lead astray
         while True:
             readings = [rng.randint(low, top), rng.randint(low, top)]
-            if abs(readings[0] - readings[1]) >= 2 and _first_wins(task, readings) != first_wins:
+            if readings[0] != readings[1] and _first_wins(task, readings) != first_wins:
                 break
         first_wins = not first_wins
     seen = " , ".join(f"{t.name} {unit} {r}" for t, r in zip(named[-2:], readings))
@@ -83,11 +81,10 @@ def _first_wins(task: str, readings: Sequence[int]) -> bool:
 
 
 def _count_look(example: Example, rng: random.Random, careless: bool) -> str:
-    pairs, word = [t.pair for t in example.extra["named"]], example.extra["word"]
-    kind = 0 if word in COLORS else 1
-    if careless:
-        absent = [p for p in PAIRS if p[kind] == word and p not in pairs]
-        if len(pairs) == 1 or (len(pairs) < 4 and absent and rng.random() < 0.5):
+    pairs = [t.pair for t in example.extra["named"]]
+    if careless:                                                       # one that is not there, or one missed
+        absent = [p for p in PAIRS if p[1] == example.extra["shape"] and p not in pairs]
+        if len(pairs) == 1 or (len(pairs) < 4 and rng.random() < 0.5):
             pairs = sorted(pairs + [rng.choice(absent)], key=PAIRS.index)
         else:
             pairs.pop(rng.randrange(len(pairs)))
@@ -97,7 +94,7 @@ def _count_look(example: Example, rng: random.Random, careless: bool) -> str:
 
 def conclusion(look_text: str) -> str:
     """What a look concludes: the words between "so it is" and the full stop; empty where it concludes nothing."""
-    found = re.findall(r"so it is ([a-z0-9 ]+?) ?\.", look_text)
+    found = re.findall(r"so it is ([a-z0-9]+(?: [a-z0-9]+)?) ?\.", look_text)   # two words at most: linear time whatever a policy writes
     return found[-1] if found else ""
 
 
@@ -145,7 +142,7 @@ class Documents(Sequence):
     def __getitem__(self, index: int) -> Example:
         rng = random.Random(f"documents/{self.seed}/{index}")
         if rng.random() < self.captions:
-            scene = scatter(rng, rng.sample(PAIRS, rng.choice((1, 1, 2, 3, 4, 5))))      # single objects are where localising starts
+            scene = scatter(rng, free_pairs(rng, rng.choice((1, 1, 2, 3, 4, 5))))         # single objects are where localising starts
             kind = rng.choice(CAPTIONS) if len(scene) > 1 else described
             asked, texts = zip(*(kind(scene, rng) for _ in range(self.each)))
             return Example(uid=f"caption/{self.seed}/{index}", question=asked[0], choices=(), answer=texts[0], task=f"Caption {kind.__name__}",

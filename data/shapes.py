@@ -3,10 +3,10 @@
 The questions follow the four tasks of CV-Bench and SAT's static templates: *Relation* (left/right, above/below), *Count*, *Depth* (which of two is nearer to
 the camera) and *Distance* (which of two is nearer to a third). Nothing is read from disk: item `i` of a split is a pure function of (split, seed, i).
 
-What a picture means. An object has a colour, a shape, a place (x, y) on a 6 x 6 grid, a little off its centre, and a size 1-5. All objects are "really" of one
-size, so a larger one is nearer and is painted over those behind it. The background shades from left to right in red and from top to bottom in blue; it is the
-frame that a horizon or a floor gives in a photograph. (The vision tower of Qwen2-VL knows relative places only.) Every answer follows from the geometry by a margin: two cells, two
-sizes, or two cells of distance, so no question is a matter of taste.
+What a picture means. An object has a colour that no other has, a shape, a place (x, y) on a 6 x 6 grid, a little off the centre of its cell, and a size 1-3. All
+objects are "really" of one size, so a larger one is nearer and is painted over those behind it. The background shades from left to right in red and from top to bottom
+in blue; it is the frame that a horizon or a floor gives in a photograph. (The vision tower of Qwen2-VL knows relative places only.) Every answer follows from
+the geometry by a margin: two cells, one size, or two cells of distance, so no question is a matter of taste.
 
 Splits. `train`, `heldout` and `pairs` share no scene: a scene belongs to a split by a hash of its layout. The colour-shape pairs of UNSEEN_PAIRS occur in no
 scene of `train` and `heldout`, and every question of `pairs` asks for at least one of them. `caption` scenes, which carry no question, may hold any pair.
@@ -31,11 +31,12 @@ SHAPES = ("circle", "square", "triangle", "star")
 UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circle"), ("yellow", "square")})
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 SIDE, CELL, GRID = 84, 14, 6            # pixels, pixels a cell (the patch of Qwen2-VL: what a vision tower of 1 M parameters resolves soon), cells a side
+SIZES = 3
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `x`, `y` in cells 0-5, `size` 1-5 (5 is nearest), `dx`, `dy` pixels off the centre of its cell."""
+    """One object: `x`, `y` in cells 0-5, `size` 1-3 (3 is nearest), `dx`, `dy` pixels off the centre of its cell."""
     color: str
     shape: str
     x: int
@@ -57,7 +58,7 @@ class Thing:
     @property
     def radius(self) -> float:
         """Half its extent, in pixels."""
-        return 3.2 + 1.1 * self.size
+        return 2.0 + 2.2 * self.size
 
     @property
     def center(self) -> tuple[int, int]:
@@ -111,19 +112,23 @@ def _apart(a: Thing, b: Thing) -> bool:
     return hypot(a.center[0] - b.center[0], a.center[1] - b.center[1]) >= big + 0.3 * small
 
 
-def scatter(rng: random.Random, pairs: Sequence[tuple[str, str]], sizes: tuple[int, int] = (1, 5)) -> Scene:
+def scatter(rng: random.Random, pairs: Sequence[tuple[str, str]]) -> Scene:
     """Place one object for each (colour, shape) where none hides another. → the scene, in the order of `pairs`."""
     while True:
         scene: list[Thing] = []
         for color, shape in pairs:
             for _ in range(30):
-                size = rng.randint(*sizes)
-                thing = Thing(color, shape, rng.randrange(GRID), rng.randrange(GRID), size, rng.randint(-2, 2), rng.randint(-2, 2))
+                thing = Thing(color, shape, rng.randrange(GRID), rng.randrange(GRID), rng.randint(1, SIZES), rng.randint(-2, 2), rng.randint(-2, 2))
                 if all(_apart(thing, other) for other in scene):
                     scene.append(thing)
                     break
         if len(scene) == len(pairs):
             return tuple(scene)
+
+
+def free_pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """Colours and shapes of a scene without a question: `count` colours, each with any shape."""
+    return [(color, rng.choice(SHAPES)) for color in rng.sample(list(COLORS), count)]
 
 
 def split_of(scene: Scene) -> str:
@@ -140,9 +145,10 @@ def _distinct(rng: random.Random, pairs: Sequence[tuple[str, str]], count: int, 
             return chosen
 
 
-def _with_others(rng: random.Random, named: list[tuple[str, str]], pairs: Sequence[tuple[str, str]], at_most: int) -> Scene:
-    others = [p for p in pairs if p not in named]
-    return scatter(rng, named + rng.sample(others, rng.randint(0, at_most)))
+def _others(rng: random.Random, named: Sequence[tuple[str, str]], pairs: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """`count` further pairs, of colours that are not taken."""
+    colors = rng.sample([c for c in COLORS if c not in {color for color, _ in named}], count)
+    return [rng.choice([p for p in pairs if p[0] == color]) for color in colors]
 
 
 # ---- questions: each returns (scene, question, choices in their natural order, index of the right one, what the question is about)
@@ -150,7 +156,8 @@ def _with_others(rng: random.Random, named: list[tuple[str, str]], pairs: Sequen
 def _relation(rng, pairs, first, turn):
     axis = turn % 2
     while True:
-        scene = _with_others(rng, _distinct(rng, pairs, 2, first), pairs, 2)
+        named = _distinct(rng, pairs, 2, first)
+        scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 2)))
         a, b = scene[:2]
         step = (b.x - a.x, b.y - a.y)[axis]
         if abs(step) >= 2 and (step < 0) == bool(turn // 2 % 2):
@@ -162,16 +169,18 @@ def _relation(rng, pairs, first, turn):
 
 def _depth(rng, pairs, first, turn):
     while True:
-        scene = _with_others(rng, _distinct(rng, pairs, 2, first), pairs, 2)
+        named = _distinct(rng, pairs, 2, first)
+        scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 2)))
         a, b = scene[:2]
-        if abs(a.size - b.size) >= 2 and (b.size > a.size) == bool(turn % 2):
+        if a.size != b.size and (b.size > a.size) == bool(turn % 2):
             break
     return scene, f"Which is nearer to the camera, the {a.name} or the {b.name}?", (a.name, b.name), turn % 2, {"named": (a, b)}
 
 
 def _distance(rng, pairs, first, turn):
     while True:
-        scene = _with_others(rng, _distinct(rng, pairs, 3, first), pairs, 1)
+        named = _distinct(rng, pairs, 3, first)
+        scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 1)))
         x, a, b = scene[:3]
         exact = hypot(x.x - a.x, x.y - a.y) - hypot(x.x - b.x, x.y - b.y)
         if abs(exact) >= 2 and (exact > 0) == bool(turn % 2):
@@ -181,18 +190,12 @@ def _distance(rng, pairs, first, turn):
 
 def _count(rng, pairs, first, turn):
     count = turn % 4 + 1
-    while True:
-        kind = 1 if first else rng.randrange(2)                        # 0: a colour is counted, 1: a shape
-        word = first[kind] if first else rng.choice((tuple(COLORS), SHAPES)[kind])
-        matching, others = [p for p in pairs if p[kind] == word], [p for p in pairs if p[kind] != word]
-        rest = [p for p in matching if p != first]
-        if count - (first is not None) <= len(rest):
-            break
-    named = ([first] if first else []) + rng.sample(rest, count - (first is not None))
-    scene = scatter(rng, named + rng.sample(others, rng.randint(1, max(1, 5 - count))), sizes=(1, 3))
-    thing = f"{word} shapes" if kind == 0 else f"{word}s"
+    shape = first[1] if first else rng.choice(SHAPES)
+    alike = [p for p in pairs if p[1] == shape and p != first]
+    named = ([first] if first else []) + rng.sample(alike, count - (first is not None))
+    scene = scatter(rng, named + _others(rng, named, [p for p in pairs if p[1] != shape], rng.randint(1, 2)))
     ordered = tuple(sorted(scene[:count], key=lambda t: PAIRS.index(t.pair)))
-    return scene, f"How many {thing} are there?", ("1", "2", "3", "4"), count - 1, {"named": ordered, "word": word}
+    return scene, f"How many {shape}s are there?", ("1", "2", "3", "4"), count - 1, {"named": ordered, "shape": shape}
 
 
 QUESTIONS = {"Relation": _relation, "Count": _count, "Depth": _depth, "Distance": _distance}

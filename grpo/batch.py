@@ -76,20 +76,23 @@ class TrainBatch:
                           part(self.logp_old), part(self.logp_ref))
 
     def micro_batches(self, budget: int, among: list[int] | None = None) -> Iterator[tuple["TrainBatch", list[int], slice]]:
-        """Split into parts of about `budget` tokens (prompts once, completions padded), groups of like length together; a group over the budget is split by rows.
-        `among`: only these prompts.
+        """Split into parts of at most `budget` tokens (prompts once, completions, padding), groups of like length together.
+        A group over the budget is split by rows; a row over it goes alone. `among`: only these prompts.
 
         Yields (part, its prompts' numbers, its rows). With weights fixed for the whole update, the parts' gradients add up to the whole one's exactly.
         """
         groups, group = self.length.shape
         longest = self.length.max(dim=1).values.tolist()
-        cost = [len(self.sources[p].tokens) + group * longest[p] for p in range(groups)]
         waiting: list[int] = []
+
+        def cost(prompts: list[int]) -> int:
+            return len(prompts) * (max(len(self.sources[p].tokens) for p in prompts) + group * max(longest[p] for p in prompts))
+
         for p in sorted(range(groups) if among is None else among, key=lambda p: -longest[p]):
-            if waiting and sum(cost[q] for q in waiting) + cost[p] > budget:
+            if waiting and cost([*waiting, p]) > budget:
                 yield self.select(waiting), waiting, slice(None)
                 waiting = []
-            if cost[p] > budget:
+            if cost([p]) > budget:
                 step = max(1, (budget - len(self.sources[p].tokens)) // max(longest[p], 1))
                 for first in range(0, group, step):
                     yield self.select([p], slice(first, first + step)), [p], slice(first, first + step)

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from models.cache import KVCache
 from models.config import ModelConfig
 from models.layers import (
-    GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention, inverse_frequencies, rope_from_angles, rotate)
+    GatedMLP,
+    RMSNorm,
+    Rope,
+    causal_attention,
+    decode_attention,
+    group_attention,
+    inverse_frequencies,
+    rope_from_angles,
+    rotate,
+)
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """The policy: vision tower, decoder, head; three ways to run it.
 
 `forward` scores given completions (training), `prefill` and `step` write new ones (rollout). All compute a prompt once for its whole group.
-The fork is one token before the end of the prompt: each row's inputs are the prompt's last token and its completion without the last one, so
-hidden state c predicts completion token c everywhere.
+The fork is one token before the end of the prompt: each row's inputs are the prompt's last token and its completion without the last one,
+so hidden state c predicts completion token c everywhere.
 """
 
 from dataclasses import dataclass, fields
@@ -134,7 +134,7 @@ class QwenVL(nn.Module):
         return logits.index_fill_(-1, banned, torch.finfo(torch.float32).min)
 
     def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing]:
-        """The prompt stream, each prompt but for its last token: embeddings with the pictures' features in place (T, D), positions (3, T)."""
+        """Each prompt but for its last token: embeddings with the pictures' features in place (T, D), positions (3, T), packing."""
         prompt = Packing.of(prompts.length - 1, prompts.tokens.shape[1] - 1)
         x = self.model.embed_tokens(prompt.pack(prompts.tokens[:, :-1]))
         if len(prompts.patches):

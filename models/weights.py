@@ -77,7 +77,7 @@ def init(config: ModelConfig, seed: int) -> QwenVL:
 
 
 def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = 5e9) -> None:
-    """Write config.json and the weights, under the hub's names; `transformers` and vLLM read the folder as it is. A tied head is stored once.
+    """Write config.json and the weights under the hub's names; `transformers` and vLLM read it as it is. A tied head is written once.
 
     max_shard_bytes: start another file before one grows beyond it (a larger tensor gets a file of its own).
     """

@@ -102,13 +102,76 @@ def mixture(_) -> str:
             f"| malformed, across all of the above | {100 * MALFORMED:.1f} % | a tag is missing, or markup trails behind |\n")
 
 
+def world(_) -> str:
+    """The built-in world: its constants, and what 100 items of each task show."""
+    from math import hypot
+
+    from data.shapes import CHANCE, COLORS, GRID, PAIRS, SHAPES, SIDE, SIZES, TASKS, UNSEEN_PAIRS, item
+
+    def margin(task, about):
+        x, *others = about["named"]
+        if task == "Relation":
+            return abs(getattr(x, about["axis"]) - getattr(others[0], about["axis"]))
+        if task == "Depth":
+            return abs(x.size - others[0].size)
+        return abs(hypot(x.x - others[0].x, x.y - others[0].y) - hypot(x.x - others[1].x, x.y - others[1].y))
+
+    units, rows, objects = {"Relation": "cells", "Depth": "sizes", "Distance": "cells of distance"}, "", set()
+    for number, task in enumerate(TASKS):
+        items = [item("heldout", 0, index) for index in range(number, 400, len(TASKS))]
+        objects |= {len(scene) for scene, _ in items}
+        least = "exact" if task == "Count" else f"at least {min(margin(task, example.extra) for _, example in items):.0f} {units[task]}"
+        if least.endswith(" 1 sizes"):
+            least = least.replace("sizes", "size")
+        rows += f"| {task} | {items[0][1].question} | {len(items[0][1].choices)} | {100 * CHANCE[task]:.0f} % | {least} |\n"
+    return (f"A picture has {SIDE} × {SIDE} pixels and holds {min(objects)} to {max(objects)} objects. An object has one of {len(COLORS)} colours, one of {len(SHAPES)} shapes, "
+            f"a place on a {GRID} × {GRID} grid and one of {SIZES} sizes. {len(UNSEEN_PAIRS)} of the {len(PAIRS)} colour-shape pairs are held back. "
+            f"Chance over all tasks is {100 * sum(CHANCE.values()) / len(CHANCE):g} %.\n\n"
+            f"| task | a question | choices | chance | the answer follows from the geometry by |\n|---|---|---|---|---|\n{rows}")
+
+
+def documents_shown(_) -> str:
+    """Of the base model's documents the first of each sort."""
+    from data.documents import CAPTIONS, LOOK_AGAIN, Documents
+
+    whole, looks, again = (lambda text: "</think> <answer>" in text and text.endswith("</answer>")), (lambda text: "so it is" in text), (lambda text: LOOK_AGAIN in text)
+    sorts = [lambda task, text: whole(text) and not looks(text), *(lambda task, text, name=name: task == name and whole(text) and looks(text) and not again(text)
+                                                                   for name in ("Relation", "Count", "Depth", "Distance")),
+             lambda task, text: whole(text) and again(text), lambda task, text: "answer>" in text and not whole(text),
+             *(lambda task, text, name=maker.__name__: task == f"Caption {name}" and "," in text for maker in dict.fromkeys(CAPTIONS))]
+    shown: dict[int, str] = {}
+    for example in Documents(count=2000, seed=0):
+        for text in example.extra["documents"]:
+            for number, sort in enumerate(sorts):
+                if number not in shown and sort(example.task, text):
+                    shown[number] = f"{example.question}\n    {text}\n"
+        if len(shown) == len(sorts):
+            break
+    return "```\n" + "".join(shown[number] for number in sorted(shown)) + "```\n"
+
+
+def sizes(_) -> str:
+    """The built-in model beside Qwen2-VL-2B, whose figures are those of its config.json on the hub."""
+    from models.config import ModelConfig
+
+    c = ModelConfig.from_folder(ROOT / "models" / "tiny")
+    v = c.vision
+    rows = [("vision tower: blocks × width, heads", f"{v.depth} × {v.width}, {v.num_heads}", "32 × 1,280, 16"),
+            ("decoder: blocks × width", f"{c.num_hidden_layers} × {c.hidden_size}", "28 × 1,536"),
+            ("query heads / key heads × head size", f"{c.num_attention_heads} / {c.num_key_value_heads} × {c.head_size}", "12 / 2 × 128"),
+            ("M-RoPE sections: time, height, width", ", ".join(map(str, c.mrope_section)), "16, 24, 24"),
+            ("vocabulary", f"{c.vocab_size:,}", "151,936"), ("head tied to the embedding", "yes" if c.tie_word_embeddings else "no", "yes")]
+    return "| | built-in | Qwen2-VL-2B |\n|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def readme(heading: str) -> str:
     """The fenced block below a heading of the README."""
     text = (ROOT / "README.md").read_text("utf-8")
     return re.search(rf"^## [^\n]*{heading}[^\n]*$.*?^(```\n.*?^```\n)", text, re.MULTILINE | re.DOTALL)[1]
 
 
-GENERATORS = {"settings": settings, "recipes": recipes, "mixture": mixture, "readme": readme}
+GENERATORS = {"settings": settings, "recipes": recipes, "mixture": mixture, "world": world, "documents": documents_shown, "sizes": sizes,
+              "readme": readme}
 
 
 def synced(text: str) -> str:

@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat  # noqa: E402
 from data.documents import described, gaps  # noqa: E402
-from data.shapes import PAIRS, TASKS, Shapes, draw, scatter  # noqa: E402
+from data.shapes import TASKS, Shapes, draw, free_pairs, scatter  # noqa: E402
 from data.types import Example  # noqa: E402
 from grpo.batch import TrainBatch  # noqa: E402
 from grpo.evaluation import answer_all  # noqa: E402
@@ -34,7 +34,7 @@ def readings(policy, chat, scenes: int = 300) -> dict[str, float]:
     for kind in (described, gaps):
         examples, documents = [], []
         for i in range(scenes):
-            scene = scatter(rng, rng.sample(PAIRS, rng.randint(3, 5)))
+            scene = scatter(rng, free_pairs(rng, rng.randint(3, 5)))
             question, text = kind(scene, rng)
             examples.append(Example(f"gate/{i}", question, (), text, pictures=(partial(draw, scene),)))
             documents.append((text,))

@@ -93,7 +93,7 @@ def test_files_of_every_kind_as_transformers():
     files = [encoded(picture(90, 70, "CMYK"), "JPEG"), encoded(picture(90, 70, "L"), "JPEG"), encoded(picture(90, 70),
     "WEBP"), encoded(palette, "GIF"),
              encoded(picture(90, 70, "RGBA")), encoded(palette, transparency=3), encoded(picture(90, 70, "L"), transparency=77),
-             encoded(picture(90, 70), transparency=(1, 2, 3))]
+             encoded(Image.new("RGB", (90, 70), (1, 2, 3)), transparency=(1, 2, 3))]
     for file in files:
         assert_same(Image.open(io.BytesIO(file)), open_picture(file, name="x"), **LIMITS)
 

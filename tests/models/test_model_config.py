@@ -6,39 +6,39 @@ from pathlib import Path
 
 import pytest
 
-from models.config import ModelConfig
+from models.config import NEEDED, OPTIONAL, ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from zoo import ARCHITECTURES, TWINS, tiny_config  # noqa: E402
 
-# As on the hub: Qwen/Qwen2-VL-2B (base) and Qwen/Qwen2.5-VL-3B-Instruct, October 2025.
+# As on the hub. What both files have:
+COMMON = {
+    "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "vision_start_token_id": 151652,
+    "vision_end_token_id": 151653, "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu", "initializer_range": 0.02,
+    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "transformers_version": "4.41.2", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+COMMON_VISION = {
+    "depth": 32, "num_heads": 16, "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2}
 QWEN2_VL_2B = {
-    "architectures": ["Qwen2VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653, "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu", "hidden_size": 1536,
-    "initializer_range": 0.02, "intermediate_size": 8960, "max_position_embeddings": 32768, "max_window_layers": 28, "model_type": "qwen2_vl", "num_attention_heads": 12,
-    "num_hidden_layers": 28, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16", "transformers_version": "4.41.2", "use_cache": True, "use_sliding_window": False,
-    "vision_config": {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "hidden_size": 1536, "patch_size": 14, "spatial_merge_size": 2,
-                      "spatial_patch_size": 14, "temporal_patch_size": 2},
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": 151936}
+    **COMMON, "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_size": 1536,
+    "intermediate_size": 8960, "max_position_embeddings": 32768, "max_window_layers": 28, "num_attention_heads": 12, "num_hidden_layers": 28,
+    "vision_config": {**COMMON_VISION, "embed_dim": 1280, "mlp_ratio": 4, "hidden_size": 1536}}
 QWEN2_5_VL_3B = {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653, "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu", "hidden_size": 2048,
-    "initializer_range": 0.02, "intermediate_size": 11008, "max_position_embeddings": 128000, "max_window_layers": 70, "model_type": "qwen2_5_vl", "num_attention_heads": 16,
-    "num_hidden_layers": 36, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16", "transformers_version": "4.41.2", "use_cache": True, "use_sliding_window": False,
-    "vision_config": {"depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_chans": 3, "out_hidden_size": 2048,
-                      "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31],
-                      "tokens_per_second": 2, "temporal_patch_size": 2},
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": 151936}
+    **COMMON, "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "hidden_size": 2048,
+    "intermediate_size": 11008, "max_position_embeddings": 128000, "max_window_layers": 70, "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "vision_config": {**COMMON_VISION, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048,
+                      "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2}}
 HUB = {"qwen2_vl": QWEN2_VL_2B, "qwen2_5_vl": QWEN2_5_VL_3B}
 
 
 def test_hub_file_of_qwen2_vl():
     config = ModelConfig.from_dict(QWEN2_VL_2B)
     assert (config.hidden_size, config.num_hidden_layers, config.head_size, config.tie_word_embeddings) == (1536, 28, 128, True)
-    assert (config.vision.width, config.vision.intermediate_size, config.vision.hidden_size, config.vision.gated) == (1280, 5120, 1536, False)
-    assert config.placeholder_ids == (151655, 151656, 151652, 151653) and config.vision.patch_dim == 1176
+    vision = config.vision
+    assert (vision.width, vision.intermediate_size, vision.hidden_size, vision.gated) == (1280, 5120, 1536, False)
+    assert config.placeholder_ids == (151655, 151656, 151652, 151653) and vision.patch_dim == 1176
 
 
 def test_hub_file_of_qwen2_5_vl():
@@ -53,8 +53,9 @@ def test_hub_file_of_qwen2_5_vl():
 def test_what_we_write_means_the_same_to_transformers(architecture):
     """Through our file or the hub's own, transformers sees the same fields; and its own nested file is read back by us."""
     config = ModelConfig.from_dict(HUB[architecture])
-    theirs, again = (TWINS[architecture].config_class.from_dict(json.loads(json.dumps(values))) for values in (HUB[architecture], config.to_dict()))
-    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_key_value_heads", "rope_parameters", "vocab_size", "rms_norm_eps", "bos_token_id", "eos_token_id"):
+    read = TWINS[architecture].config_class.from_dict
+    theirs, again = (read(json.loads(json.dumps(values))) for values in (HUB[architecture], config.to_dict()))
+    for key in (*NEEDED, *OPTIONAL, "rope_parameters"):
         assert getattr(theirs.text_config, key) == getattr(again.text_config, key), key
     mine, other = theirs.vision_config.to_dict(), again.vision_config.to_dict()
     ignored = {"in_chans", "spatial_patch_size", "tokens_per_second", "model_type", "transformers_version"}

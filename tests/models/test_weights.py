@@ -1,4 +1,4 @@
-"""Weights: what we save transformers loads, what it saves we load, and a folder that does not fit is refused with the file and the tensor named."""
+"""Weights: transformers loads what we save, we load what it saves, and a folder that does not fit is refused, file and tensor named."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, TWINS, completions_for, prompt_batch, tiny_config, tiny_policy, twin_inputs, twin_of  # noqa: E402
+from zoo import ARCHITECTURES, TWINS, completions_for, prompt_batch, tiny_config, tiny_policy, twin_inputs  # noqa: E402
 
 CASES = [(architecture, tied) for architecture in ARCHITECTURES for tied in (True, False)]
 
@@ -58,7 +58,7 @@ def test_round_trip_bit_for_bit(architecture, tied, shard, tmp_path):
     assert (tmp_path / weights.INDEX).exists() == (shard < 5e9) == (len(list(tmp_path.glob("*.safetensors"))) > 1)
     again = weights.load(tmp_path)
     assert same(policy, again)
-    assert not any(parameter.is_meta for parameter in again.parameters()) and all(parameter.requires_grad for parameter in again.parameters())
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in again.parameters())
 
 
 @pytest.mark.parametrize("architecture, tied", CASES)

@@ -1,0 +1,253 @@
+"""Rollouts: what is written is what the full forward pass would have written, token for token, whatever shares the batch."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.chat import Chat
+from data.shapes import Shapes
+from grpo import rollout as module
+from grpo.batch import TrainBatch, collate_prompts
+from grpo.logprobs import completion_logprobs
+from grpo.rollout import generate
+from grpo.sampling import sample, uid_hash, uniforms
+from models.cache import KVCache
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small import STOPS, small_folder, small_policy, small_prompts  # noqa: E402
+
+CAP, GROUP, SEED, STEP = 14, 4, 3, 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small_folder(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def chat(folder):
+    return Chat(folder, template="shapes")
+
+
+@pytest.fixture(scope="module")
+def sources(folder):
+    return small_prompts(folder)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return small_policy()
+
+
+def write(policy, chat, sources, *, group=GROUP, cap=CAP, temperature=1.0, stop_ids=STOPS, seed=SEED, step=STEP, banned=()):
+    return generate(policy, collate_prompts(sources, image_token=chat.image_token), group=group, cap=cap, temperature=temperature, stop_ids=stop_ids,
+                    address=(seed, step, [uid_hash(p.uid) for p in sources]), banned=banned)
+
+
+def rows(rollout):
+    """P lists of G completions, each a list of tokens."""
+    return [[tokens[:n] for tokens, n in zip(group, length)] for group, length in zip(rollout.tokens.tolist(), rollout.length.tolist())]
+
+
+@pytest.fixture(scope="module")
+def together(policy, chat, sources):
+    return write(policy, chat, sources)
+
+
+# ---- the same as without any cache
+
+@torch.no_grad()
+def by_full_forward(policy, prompts, u, temperature, stop_ids):
+    """One completion of one prompt, each token from a fresh pass over prompt and completion. u: (C,)."""
+    tokens, logps = [], []
+    for t in range(len(u)):
+        completion = torch.tensor([[[*tokens, 0]]])                          # the last one is what is predicted: it is not read
+        hidden = policy(prompts, completion)[0, 0, -1]
+        token, logp = sample(policy.logits(hidden), u[t], temperature)
+        tokens.append(int(token))
+        logps.append(float(logp))
+        if tokens[-1] in stop_ids:
+            break
+    return tokens, logps
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])
+def test_each_row_is_what_the_full_forward_draws(policy, chat, sources, temperature):
+    """Shared prompts, key-value cache, compaction, lock step, against one row by itself without any of them; greedy at temperature 0."""
+    rollout = write(policy, chat, sources[:3], group=3, temperature=temperature)
+    for p, source in enumerate(sources[:3]):
+        prompts = collate_prompts([source], image_token=chat.image_token)
+        u = uniforms(SEED, STEP, [uid_hash(source.uid)], 3, CAP)[0]
+        for g in range(3):
+            tokens, logps = by_full_forward(policy, prompts, u[g], temperature, STOPS)
+            n = int(rollout.length[p, g])
+            assert rollout.tokens[p, g, :n].tolist() == tokens, (p, g)
+            torch.testing.assert_close(rollout.logp[p, g, :n], torch.tensor(logps), atol=1e-5, rtol=0)
+    texts = [tuple(row) for group in rows(rollout) for row in group]
+    assert len(set(texts)) > 5 if temperature else all(len(set(map(tuple, group))) == 1 for group in rows(rollout))
+
+
+# ---- the company a row keeps
+
+def test_one_prompt_at_a_time(policy, chat, sources, together):
+    for p, source in enumerate(sources):
+        assert rows(write(policy, chat, [source])) == rows(together)[p:p + 1]
+
+
+def test_order_and_repetition(policy, chat, sources, together):
+    order = [3, 1, 0, 2, 1]
+    assert rows(write(policy, chat, [sources[p] for p in order])) == [rows(together)[p] for p in order]
+
+
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_a_smaller_group_is_the_beginning_of_a_larger_one(policy, chat, sources, together, group):
+    assert rows(write(policy, chat, sources, group=group)) == [rows_of[:group] for rows_of in rows(together)]
+
+
+@pytest.mark.parametrize("cap", [1, 5, 13])
+def test_a_smaller_cap_cuts_and_changes_nothing_else(policy, chat, sources, together, cap):
+    shorter = write(policy, chat, sources, cap=cap)
+    assert rows(shorter) == [[row[:cap] for row in group] for group in rows(together)]
+    assert torch.equal(shorter.stopped, together.stopped & (together.length <= cap))
+
+
+def test_one_prompt_and_one_completion(policy, chat, sources, together):
+    alone = write(policy, chat, sources[:1], group=1)
+    assert alone.tokens.shape[:2] == (1, 1) and rows(alone) == [[rows(together)[0][0]]]
+
+
+@pytest.mark.parametrize("share, often", [(0.0, False), (0.3, True), (0.99, True)])
+def test_compaction_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
+    calls, compact = [], KVCache.compact
+    monkeypatch.setattr(module, "COMPACT_AT", share)
+    monkeypatch.setattr(KVCache, "compact", lambda cache, kept: calls.append(kept.shape) or compact(cache, kept))
+    again = write(policy, chat, sources)
+    assert torch.equal(again.tokens, together.tokens) and torch.equal(again.length, together.length) and torch.equal(again.stopped, together.stopped)
+    torch.testing.assert_close(again.logp, together.logp, atol=1e-5, rtol=0)
+    assert bool(calls) == often
+    assert [b * c < 0.99 * a for a, (b, c) in zip([16, *(b * c for b, c in calls)], calls)] == [True] * len(calls)   # each one shrinks it
+
+
+def test_compaction_keeps_the_living_and_only_rows_of_one_prompt_in_a_line():
+    alive = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]).bool()
+    kept = module._compaction(alive)
+    assert kept.tolist() == [[5, 7], [8, 9]] or kept.tolist() == [[5, 7], [8, 10]]
+    assert module._compaction(torch.ones(3, 4).bool()) is None
+    for seed in range(50):
+        alive = torch.rand(5, 6, generator=torch.Generator().manual_seed(seed)) < 0.2
+        if alive.any() and (kept := module._compaction(alive)) is not None:
+            assert set(alive.flatten().nonzero().flatten().tolist()) <= set(kept.flatten().tolist())
+            assert len(set(kept.flatten().tolist())) == kept.numel() < alive.numel()
+            assert all(len(set(row // 6 for row in line)) == 1 for line in kept.tolist())
+
+
+# ---- the address
+
+def test_the_address_decides(policy, chat, sources, together):
+    assert torch.equal(write(policy, chat, sources).tokens, together.tokens)
+    for other in ({"seed": SEED + 1}, {"step": STEP + 1}):
+        changed = rows(write(policy, chat, sources, **other))
+        assert all(a != b for a, b in zip(changed, rows(together)))
+    renamed = rows(write(policy, chat, [replace(p, uid=p.uid + "x") for p in sources]))
+    assert all(a != b for a, b in zip(renamed, rows(together)))
+
+
+def test_the_picture_decides(policy, chat):
+    """The same words, the same random numbers, another picture: other tokens. Both are drawn, so nothing but what is seen differs."""
+    world = Shapes("train", 100, seed=5)
+    first = [chat.prompt(world[i]) for i in range(4)]
+    second = [chat.prompt(replace(world[i], pictures=world[i + 4].pictures)) for i in range(4)]
+    assert all((a.tokens == b.tokens).all() for a, b in zip(first, second))
+    a, b = rows(write(policy, chat, first)), rows(write(policy, chat, second))
+    assert sum(x != y for group in zip(a, b) for x, y in zip(*group)) > 8                     # of 16
+
+
+# ---- stopping
+
+def check_ends(rollout, stops, cap):
+    P, G, C = rollout.tokens.shape
+    assert C == int(rollout.length.max()) <= cap
+    for p in range(P):
+        for g in range(G):
+            n, tokens = int(rollout.length[p, g]), rollout.tokens[p, g].tolist()
+            assert (tokens[n - 1] in stops) == bool(rollout.stopped[p, g])                   # the stop token is part of it
+            assert not set(tokens[:n - 1]) & set(stops)
+            assert rollout.stopped[p, g] or n == cap
+            assert not any(tokens[n:]) and not rollout.logp[p, g, n:].any()
+            assert (rollout.logp[p, g, :n] < 0).all()
+
+
+def test_rows_end_with_their_stop_token(together):
+    check_ends(together, STOPS, CAP)
+    assert together.stopped.any() and not together.stopped.all()                             # both kinds are in it
+
+
+def test_the_stop_token_is_trained(policy, chat, sources, together):
+    batch = TrainBatch(sources, together.tokens, together.length)
+    logp, _ = completion_logprobs(policy, batch.collated(image_token=chat.image_token, merge=2, device="cpu"), temperature=1.0, chunk=64)
+    last = logp.view(*together.tokens.shape).gather(-1, together.length[..., None] - 1)[..., 0]
+    assert (last[together.stopped] < 0).all()
+
+
+def test_everyone_stops_at_once(policy, chat, sources):
+    rollout = write(policy, chat, sources, stop_ids=range(127))
+    assert rollout.tokens.shape == (4, GROUP, 1) and (rollout.length == 1).all() and rollout.stopped.all()
+
+
+def test_some_stop_at_the_first_token(policy, chat, sources):
+    """Half of the vocabulary stops: rows of one token beside longer ones."""
+    stops = range(0, 127, 2)
+    rollout = write(policy, chat, sources, stop_ids=stops)
+    check_ends(rollout, stops, CAP)
+    assert (rollout.length == 1).any() and (rollout.length > 2).any()
+
+
+def test_nobody_stops(policy, chat, sources):
+    rollout = write(policy, chat, sources, stop_ids=(chat.image_token,))                     # which can't be drawn
+    assert rollout.tokens.shape == (4, GROUP, CAP) and (rollout.length == CAP).all() and not rollout.stopped.any()
+
+
+# ---- what can't be drawn
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_banned_ids_are_never_drawn(policy, chat, sources, temperature):
+    before = write(policy, chat, sources, temperature=temperature)
+    banned = sorted({t for group in rows(before) for row in group for t in row} - set(STOPS))
+    after = write(policy, chat, sources, temperature=temperature, banned=banned)
+    assert banned and not {t for group in rows(after) for row in group for t in row} & set(banned)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_placeholders_are_never_drawn_however_much_the_policy_wants_to(chat, sources, temperature):
+    policy = small_policy(tied=False)
+    placeholders = list(policy.config.placeholder_ids)
+    with torch.no_grad():
+        policy.lm_head.weight[placeholders] = 100 * torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    prompts = collate_prompts(sources, image_token=chat.image_token)
+    with torch.no_grad():
+        hidden = policy(prompts, torch.zeros(4, 1, 1, dtype=torch.long))
+        assert (hidden @ policy.lm_head.weight.T).argmax(-1).flatten().tolist() != [0] * 4
+        assert set((hidden @ policy.lm_head.weight.T).argmax(-1).flatten().tolist()) & set(placeholders)
+    rollout = write(policy, chat, sources, temperature=temperature)
+    assert not {t for group in rows(rollout) for row in group for t in row} & set(placeholders)
+    batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(image_token=chat.image_token, merge=2, device="cpu")
+    logp, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=64)
+    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() < 1e-5                 # nor do they take probability in the loss
+
+
+# ---- the policy that samples is the policy that is trained
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
+@pytest.mark.parametrize("micro", [10**9, 100])
+def test_log_probs_are_those_of_the_training_forward(policy, chat, sources, temperature, micro):
+    rollout = write(policy, chat, sources, temperature=temperature)
+    batch = TrainBatch(sources, rollout.tokens, rollout.length)
+    logp = torch.zeros(batch.mask.shape)
+    for part, prompts, at in batch.micro_batches(micro):
+        part = part.collated(image_token=chat.image_token, merge=2, device="cpu")
+        batch.put_back(logp, completion_logprobs(policy, part, temperature=temperature, chunk=64)[0].detach(), prompts, at)
+    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() <= 1e-5
+    assert rollout.logp[rollout.logp < 0].std() > 0.5                                        # and they are not all alike
