@@ -9,6 +9,7 @@ that sampled), groups whose completions all earned the same are left out where n
 """
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -30,6 +31,10 @@ from grpo.sft import encode_documents, imitate
 class NonFinite(RuntimeError):
     """The loss or the gradient is not a number; nothing was updated, and the last checkpoint is as it was."""
 
+    def __init__(self, what: str, prompts, step: int):
+        super().__init__(f"step {step + 1}: {what}. Nothing was updated; the last checkpoint is as it was. "
+                         f"Prompts of this step: {', '.join(p.uid for p in prompts)}")
+
 
 def train_grpo(cfg, run, world, keeper) -> None:
     """Learn from rewards, from step run.step to cfg.steps."""
@@ -50,12 +55,14 @@ def train_grpo(cfg, run, world, keeper) -> None:
         clock["prompts"] = time.perf_counter()
         rollout = generate(policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=chat.stop_ids,
                            address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu")
+        if not rollout.logp.isfinite().all():
+            raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
         clock["rollout"] = time.perf_counter()
 
         # 2  Score each completion by rule, compare it with its own group                                                        docs/04-05, Eq. 2-3
         texts = chat.texts(rollout.tokens, rollout.length)
         reward, parts = score(texts, examples, cfg.rewards, rollout.length)                     # (P, G)
-        advantage = group_advantages(reward, scale=cfg.advantage)                               # (P, G)
+        advantage = distributed.together(reward, partial(group_advantages, scale=cfg.advantage))    # (P, G)
         clock["score"] = time.perf_counter()
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
@@ -104,8 +111,7 @@ def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step:
     distributed.sum_gradients(policy)
     norm = float(clip_gradient(policy, max_grad_norm or float("inf")))
     if not (torch.isfinite(loss) and norm < float("inf")):
-        raise NonFinite(f"step {step + 1}: the loss is {float(loss)} and the gradient's norm {norm}. Nothing was updated; the last checkpoint is as it was. "
-                        f"Prompts of this step: {', '.join(p.uid for p in prompts)}")
+        raise NonFinite(f"the loss is {float(loss)} and the gradient's norm {norm}", prompts, step)
     optimizer.step()
     return norm
 
@@ -153,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, keeper)
             keeper.after()
         return 0
-    except (ValueError, NonFinite, checkpoint.CheckpointError) as error:
+    except (ValueError, OSError, NonFinite, checkpoint.CheckpointError) as error:
         print(f"\ntrain.py: {error}", file=sys.stderr)
         return 2
     finally:

@@ -14,7 +14,7 @@ scene of `train` and `heldout`, and every question of `pairs` asks for at least 
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import cos, hypot, pi, sin
 
@@ -26,7 +26,7 @@ from data.types import Example
 TASKS = ("Relation", "Count", "Depth", "Distance")
 CHANCE = {"Relation": 1 / 2, "Count": 1 / 4, "Depth": 1 / 2, "Distance": 1 / 2}
 SPLITS = ("train", "heldout", "pairs", "caption")
-COLORS = {"red": (214, 39, 40), "green": (44, 150, 60), "blue": (40, 80, 220), "yellow": (250, 220, 40), "purple": (140, 60, 180), "white": (250, 250, 250)}
+COLORS = {"red": (240, 20, 20), "green": (20, 200, 40), "blue": (20, 40, 240), "yellow": (250, 230, 20), "purple": (200, 20, 220), "white": (255, 255, 255)}
 SHAPES = ("circle", "square", "triangle", "star")
 UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circle"), ("yellow", "square")})
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
@@ -58,7 +58,7 @@ class Thing:
     @property
     def radius(self) -> float:
         """Half its extent, in pixels."""
-        return 2.0 + 2.2 * self.size
+        return 2.0 + 1.8 * self.size
 
     @property
     def center(self) -> tuple[int, int]:
@@ -77,9 +77,9 @@ def gap(a: Thing, b: Thing) -> int:
 # ---- drawing
 
 def _background() -> np.ndarray:
-    ramp = np.linspace(40, 215, SIDE)
+    ramp = np.linspace(50, 205, SIDE)
     red, blue = np.meshgrid(ramp, ramp)
-    return np.stack([red, np.full_like(red, 120), blue], axis=-1).astype(np.uint8)
+    return np.stack([red, np.full_like(red, 128), blue], axis=-1).astype(np.uint8)
 
 
 BACKGROUND = Image.fromarray(_background())
@@ -92,15 +92,15 @@ def draw(scene: Scene) -> Image.Image:
     for thing in sorted(scene, key=lambda t: t.size):
         (cx, cy), r, fill = thing.center, thing.radius, COLORS[thing.color]
         if thing.shape == "circle":
-            pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill, outline=(0, 0, 0))
+            pen.ellipse((cx - r, cy - r, cx + r, cy + r), outline=fill, width=max(2, round(0.4 * r)))
         elif thing.shape == "square":
             s = 0.86 * r
-            pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill, outline=(0, 0, 0))
+            pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill)
         elif thing.shape == "triangle":
-            pen.polygon([(cx, cy - r), (cx + r, cy + 0.8 * r), (cx - r, cy + 0.8 * r)], fill=fill, outline=(0, 0, 0))
+            pen.polygon([(cx, cy - r), (cx + r, cy + 0.8 * r), (cx - r, cy + 0.8 * r)], fill=fill)
         else:
-            spikes = [(r if k % 2 == 0 else 0.42 * r, -pi / 2 + k * pi / 5) for k in range(10)]
-            pen.polygon([(cx + d * cos(a), cy + d * sin(a)) for d, a in spikes], fill=fill, outline=(0, 0, 0))
+            spikes = [(1.15 * r if k % 2 == 0 else 0.4 * r, k * pi / 4) for k in range(8)]
+            pen.polygon([(cx + d * cos(a), cy + d * sin(a)) for d, a in spikes], fill=fill)
     return picture
 
 
@@ -118,7 +118,7 @@ def scatter(rng: random.Random, pairs: Sequence[tuple[str, str]]) -> Scene:
         scene: list[Thing] = []
         for color, shape in pairs:
             for _ in range(30):
-                thing = Thing(color, shape, rng.randrange(GRID), rng.randrange(GRID), rng.randint(1, SIZES), rng.randint(-2, 2), rng.randint(-2, 2))
+                thing = Thing(color, shape, rng.randrange(GRID), rng.randrange(GRID), rng.randint(1, SIZES), rng.randint(-1, 1), rng.randint(-1, 1))
                 if all(_apart(thing, other) for other in scene):
                     scene.append(thing)
                     break
@@ -129,6 +129,11 @@ def scatter(rng: random.Random, pairs: Sequence[tuple[str, str]]) -> Scene:
 def free_pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """Colours and shapes of a scene without a question: `count` colours, each with any shape."""
     return [(color, rng.choice(SHAPES)) for color in rng.sample(list(COLORS), count)]
+
+
+def in_order(scene: Scene) -> Scene:
+    """The objects in the order of COLORS, in which they are listed and counted."""
+    return tuple(sorted(scene, key=lambda t: list(COLORS).index(t.color)))
 
 
 def split_of(scene: Scene) -> str:
@@ -151,6 +156,15 @@ def _others(rng: random.Random, named: Sequence[tuple[str, str]], pairs: Sequenc
     return [rng.choice([p for p in pairs if p[0] == color]) for color in colors]
 
 
+def _touching(scene: Scene) -> Scene:
+    """The same with the second object beside the first, so that the nearer one hides a part of the other; unchanged where there is no room."""
+    a, b, *others = scene
+    side = 1 if a.x < GRID - 1 else -1
+    a, b = replace(a, dx=3 * side), replace(b, x=a.x + side, y=a.y, dx=-3 * side, dy=a.dy)
+    free = _apart(a, b) and all(_apart(t, other) for t in (a, b) for other in others)
+    return (a, b, *others) if free else scene
+
+
 # ---- questions: each returns (scene, question, choices in their natural order, index of the right one, what the question is about)
 
 def _relation(rng, pairs, first, turn):
@@ -171,6 +185,8 @@ def _depth(rng, pairs, first, turn):
     while True:
         named = _distinct(rng, pairs, 2, first)
         scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 2)))
+        if rng.random() < 0.25:
+            scene = _touching(scene)
         a, b = scene[:2]
         if a.size != b.size and (b.size > a.size) == bool(turn % 2):
             break
@@ -194,8 +210,7 @@ def _count(rng, pairs, first, turn):
     alike = [p for p in pairs if p[1] == shape and p != first]
     named = ([first] if first else []) + rng.sample(alike, count - (first is not None))
     scene = scatter(rng, named + _others(rng, named, [p for p in pairs if p[1] != shape], rng.randint(1, 2)))
-    ordered = tuple(sorted(scene[:count], key=lambda t: PAIRS.index(t.pair)))
-    return scene, f"How many {shape}s are there?", ("1", "2", "3", "4"), count - 1, {"named": ordered, "shape": shape}
+    return scene, f"How many {shape}s are there?", ("1", "2", "3", "4"), count - 1, {"named": in_order(scene), "shape": shape}
 
 
 QUESTIONS = {"Relation": _relation, "Count": _count, "Depth": _depth, "Distance": _distance}

@@ -82,18 +82,21 @@ def optimizer_tensors(policy: nn.Module, optimizer: Optimizer) -> dict[str, torc
 def load_optimizer(folder: Path, policy: nn.Module, optimizer: Optimizer) -> int:
     """Put the saved state into `optimizer`. → the step it was saved after. Raises CheckpointError where the files are damaged or of another model."""
     try:
-        step = json.loads((folder / "state.json").read_text())["step"]
+        step = int(json.loads((folder / "state.json").read_text())["step"])
         saved = load_file(folder / "optimizer.safetensors")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is damaged ({error}); remove that folder to go on from the one before") from error
     states: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in saved.items():
         name, _, what = key.rpartition("/")
         states.setdefault(name, {})[what] = value
     for name, p in policy.named_parameters():
-        state = states.get(name, {})
         if p.requires_grad and step:
-            if not state or any(value.shape not in (p.shape, torch.Size()) for value in state.values()):
-                raise CheckpointError(f"{folder / 'optimizer.safetensors'}: no fitting state for {name}; remove that folder to go on from the one before")
-            optimizer.set_state(p, state)
+            try:
+                optimizer.set_state(p, states.pop(name, {}))
+            except ValueError as error:
+                raise CheckpointError(f"{folder / 'optimizer.safetensors'}: {name}: {error}; remove that folder to go on from the one before") from error
+    if states:
+        raise CheckpointError(f"{folder / 'optimizer.safetensors'}: holds the state of {min(states)}, which is not trained; "
+                              "remove that folder to go on from the one before")
     return step

@@ -4,6 +4,7 @@ Everything here is right for one process too, so the algorithm has no `if world_
 sum with weights that were decided over all ranks (docs/06): so gradients are *summed*, never averaged.
 """
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +34,11 @@ def start(device: str = "auto") -> World:
     if cuda:
         torch.cuda.set_device(local)
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if beside > 1 or "OMP_NUM_THREADS" not in os.environ:           # torchrun sets it to 1 for several processes; else it is the person's
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")      # gradients are on the GPU, counts on the CPU
     return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
@@ -68,12 +71,24 @@ def gathered(rows: list) -> list:
     return [row for rank in lists for row in rank]
 
 
+def together(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """`function` of the rows of all ranks (it keeps their number) → this rank's rows of the result."""
+    if not dist.is_initialized():
+        return function(rows)
+    everyone: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, rows)
+    return function(torch.cat(everyone)).split([len(r) for r in everyone])[dist.get_rank()]
+
+
 def sum_gradients(policy: nn.Module) -> None:
-    """Add the gradients of all ranks, in one message; a parameter without a gradient on some rank counts as 0 there."""
+    """Add the gradients of all ranks, in one message. A parameter that nothing reached has gradient 0, so the optimizer treats it alike on any number of ranks."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    for p in trained:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
     if not dist.is_initialized():
         return
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained])
+    flat = torch.cat([p.grad.flatten() for p in trained])
     dist.all_reduce(flat)
     for p, g in zip(trained, flat.split([p.numel() for p in trained])):
         p.grad = g.view_as(p)

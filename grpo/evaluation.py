@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from data.choices import extract, is_right, well_formed
-from data.documents import read_looks
+from data.documents import agrees, read_looks
 from data.types import BadExample, Example, Prompt
 from grpo.batch import collate_prompts
 from grpo.rollout import generate
@@ -136,7 +136,7 @@ def read_answer(example: Example, text: str, tokens: Sequence[int], stopped: boo
     if example.uid.startswith(BUILT_IN):
         seen = read_looks(text)
         looks = {"looked": seen.looked, "again": seen.again}
-        looks |= {"first_right": seen.first == example.answer, "last_right": seen.last == example.answer}
+        looks |= {"first_right": agrees(seen.first, example), "last_right": agrees(seen.last, example)}
     return Answer(uid=example.uid, task=example.task, picture=picture, question=example.question, choices=example.choices,
                   gold=example.answer, text=text, tokens=tuple(tokens), length=len(tokens), stopped=stopped, answer=found.answer,
                   letter=found.letter, why=found.why, correct=is_right(text, example), well_formed=well_formed(text), **looks)

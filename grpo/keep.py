@@ -21,7 +21,7 @@ class Keeper:
         self.cfg, self.run, self.world, self.started = cfg, run, world, started
         self.bar = None
         self.tokens = 0         # prompt and completion tokens so far, of all ranks
-        self.last_saved = run.step
+        self.last_saved = run.step if checkpoint.complete(run.folder) else -1
 
     # ---- before and after
 
@@ -57,7 +57,9 @@ class Keeper:
         if evaluated:
             base, final = ({key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")} for row in (evaluated[0], evaluated[-1]))
             summary = {"base": base, "final": final, "steps": self.cfg.steps, "seconds": round(time.perf_counter() - self.started, 1)}
-            write_json(folder / "summary.json", summary)
+            summary |= {"resumed_after": self.run.step} if self.run.step else {}            # then `seconds` are those of the last start only
+            if self.run.step < self.cfg.steps or not (folder / "summary.json").exists():
+                write_json(folder / "summary.json", summary)
             print("\n" + before_after(base, final) + "\n")
         for path in (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl", checkpoint.complete(folder)[-1]):
             print(f"  {path}")
@@ -117,13 +119,14 @@ class Keeper:
     def sft_step(self, step: int, *, loss, batch: TrainBatch, logp, examples, norm, lr, skipped, seconds) -> None:
         """Keep a step of imitation. loss: this rank's share of it."""
         weighted = distributed.total(torch.stack([loss, batch.weight.sum()]))
-        sums = distributed.total(torch.tensor([int(batch.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped]))
+        sums = distributed.total(torch.tensor([int(batch.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped, float(logp.sum())]))
         self.tokens += int(sums[0] + sums[1])
-        row = {"step": step, "loss": float(weighted[0] / weighted[1]), "nll": -float(logp.sum() / batch.mask.sum()), "grad_norm": norm, "learning_rate": lr,
+        row = {"step": step, "loss": float(weighted[0] / weighted[1]), "nll": -float(sums[3] / sums[0]), "grad_norm": norm, "learning_rate": lr,
                "num_tokens": self.tokens, "skipped": int(sums[2])}
         per_task: dict[str, list] = {}
-        for example, logps, mask in zip(examples, logp.view(*batch.tokens.shape), batch.mask.view(*batch.tokens.shape)):
-            per_task.setdefault(example.task, []).append(-float(logps.sum() / mask.sum()))
+        groups = zip(examples, logp.view(*batch.tokens.shape), batch.mask.view(*batch.tokens.shape))
+        for task, nll in distributed.gathered([(example.task, -float(logps.sum() / mask.sum())) for example, logps, mask in groups]):
+            per_task.setdefault(task, []).append(nll)
         row |= {f"nll/{task}": sum(values) / len(values) for task, values in sorted(per_task.items()) if task}
         row["step_time"] = seconds
         self.finish(step, row, {"nll": row["nll"], "grad": norm, "lr": lr})

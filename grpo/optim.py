@@ -6,6 +6,8 @@ into the nearest orthogonal one; on the built-in base it learned to localise sev
 import torch
 from torch import Tensor, nn
 
+PATCH_SCALE = 0.3       # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
+
 
 class Optimizer:
     """One or two of PyTorch's optimizers behind one face. `set_lr` sets the learning rate of AdamW; Muon's is `muon_scale` times that."""
@@ -15,9 +17,14 @@ class Optimizer:
         trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
         embedding = ("embed_tokens.weight", "lm_head.weight")
         hidden = {n: p for n, p in trained.items() if name == "muon" and p.dim() == 2 and not n.endswith(embedding)}
-        decayed, spared = ([p for n, p in trained.items() if n not in hidden and (p.dim() >= 2) == matrix] for matrix in (True, False))
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = [(torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}], lr=lr, betas=(beta1, beta2), eps=eps, fused=True), 1.0)]
+        rest = {n: p for n, p in trained.items() if n not in hidden}
+        # The patch embedding sums over 1,176 nearly equal pixels: at a rate that suits the other parameters it would be thrown about by every step.
+        patches = {n: p for n, p in rest.items() if name == "muon" and p.dim() > 2}
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
+        for chosen, scale in ((rest.keys() - patches.keys(), 1.0), (patches.keys(), PATCH_SCALE)):
+            groups = [{"params": [p for n, p in rest.items() if n in chosen and (p.dim() >= 2) == matrix], "weight_decay": weight_decay * matrix} for matrix in (True, False)]
+            if chosen:
+                self.parts.append((torch.optim.AdamW([g for g in groups if g["params"]], lr=lr * scale, betas=(beta1, beta2), eps=eps, fused=True), scale))
         if hidden:
             self.parts.append((torch.optim.Muon(list(hidden.values()), lr=lr * muon_scale, momentum=0.95, weight_decay=weight_decay), muon_scale))
 
@@ -38,9 +45,13 @@ class Optimizer:
         return next((part.state[parameter] for part, _ in self.parts if parameter in part.state), {})
 
     def set_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Put back what `state` gave. Raises ValueError for anything else."""
         owner = next(part for part, _ in self.parts if any(parameter is p for group in part.param_groups for p in group["params"]))
-        owner.state[parameter] = {key: value if key == "step" else value.to(parameter.device) for key, value in state.items()}
+        shapes = {"momentum_buffer": parameter.shape} if isinstance(owner, torch.optim.Muon) else {
+            "step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+        if {key: value.shape for key, value in state.items()} != shapes:
+            raise ValueError(f"expected {', '.join(shapes)} of shape {tuple(parameter.shape)}, found { {key: tuple(v.shape) for key, v in state.items()} }")
+        owner.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in state.items()}     # never a memory-mapped file
 
 
 def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:

@@ -6,7 +6,7 @@ from statistics import fmean, pstdev, stdev
 import torch
 
 from data.choices import is_right
-from data.documents import read_looks
+from data.documents import agrees, read_looks
 from data.images import open_picture
 from grpo.batch import TrainBatch
 from grpo.evaluation import BUILT_IN
@@ -24,7 +24,7 @@ def completion_rows(rollout: Rollout, reward, parts, texts, examples) -> list[li
             group.append({"reward": float(reward[p, g]), "parts": {name: float(part[p, g]) for name, part in parts.items()}, "right": is_right(text, example),
                           "length": int(rollout.length[p, g]), "stopped": bool(rollout.stopped[p, g]), "task": example.task,
                           "looked": looks and looks.looked, "again": looks and looks.again,
-                          "first_right": looks and looks.first == example.answer, "last_right": looks and looks.last == example.answer})
+                          "first_right": looks and agrees(looks.first, example), "last_right": looks and agrees(looks.last, example)})
         rows.append(group)
     return rows
 

@@ -23,6 +23,7 @@ from models import weights
 from models.config import ModelConfig
 
 BUILT_IN = Path(__file__).parent.parent / "models" / "tiny"
+LATER = 4                       # steps whose questions are tried before a rank gives up
 
 
 @dataclass
@@ -64,11 +65,13 @@ def open_run(cfg: Config, world: World) -> Run:
     base = Path(cfg.init).parent if cfg.init else model_folder(cfg.model)
     chat = Chat(base, template=cfg.template, max_prompt=cfg.max_prompt, min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
+    if min(cfg.prompts, len(examples)) < world.size:
+        raise ValueError(f"{min(cfg.prompts, len(examples))} prompts a step are too few for {world.size} ranks: each needs one; raise prompts")
 
     if found:
         policy = weights.load(found[-1], device=world.device)
     elif cfg.init:
-        policy = weights.init(ModelConfig.from_folder(base), seed=cfg.seed).to(world.device)
+        policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(world.device)
     else:
         policy = weights.load(base, device=world.device)
     policy.recompute = cfg.recompute
@@ -90,15 +93,21 @@ def open_run(cfg: Config, world: World) -> Run:
 
 
 def chosen_prompts(run: Run, cfg: Config, world: World, step: int) -> tuple[list, list, int]:
-    """This rank's share of the questions of a step. → (examples, prompts, how many were skipped). A skipped one is named on the terminal."""
-    wanted = indices_at(step, len(run.examples), min(cfg.prompts, len(run.examples)), cfg.seed)[world.rank::world.size]
-    examples, prompts, skipped = [], [], 0
-    for index in wanted:
-        try:
-            example = run.examples[index]
-            prompts.append(run.chat.prompt(example, blind=cfg.blind))
-            examples.append(example)
-        except BadExample as error:
-            skipped += 1
-            print(f"step {step + 1}: skipped {error}", file=sys.stderr)
-    return examples, prompts, skipped
+    """This rank's share of the questions of a step, at least one. → (examples, prompts, how many were skipped). A skipped one is named on the terminal.
+
+    A rank whose whole share was skipped takes that of the next step as well. Raises ValueError if that goes on for LATER steps.
+    """
+    count = min(cfg.prompts, len(run.examples))
+    examples, prompts, skipped = [], [], []
+    for later in range(LATER):
+        for index in indices_at(step + later, len(run.examples), count, cfg.seed)[world.rank::world.size]:
+            try:
+                example = run.examples[index]
+                prompts.append(run.chat.prompt(example, blind=cfg.blind))
+                examples.append(example)
+            except BadExample as error:
+                skipped.append(error)
+                print(f"step {step + 1}: skipped {error}", file=sys.stderr)
+        if prompts:
+            return examples, prompts, len(skipped)
+    raise ValueError(f"step {step + 1}: none of {len(skipped)} questions could be asked; the last: {skipped[-1]}")

@@ -17,7 +17,8 @@ def encode_documents(chat, documents: list[tuple[str, ...]], cap: int) -> tuple[
     length = torch.tensor([[len(x) for x in group] for group in ids])
     longest = int(length.max())
     if longest > cap:
-        raise ValueError(f"a document has {longest} tokens, but cap is {cap}")
+        text = next(text for group in documents for text in group if len(chat.encode(text)) + 1 == longest)
+        raise ValueError(f"a document has {longest} tokens, but cap is {cap}: {text[:80]!r}")
     return torch.tensor([[x + [0] * (longest - len(x)) for x in group] for group in ids]), length
 
 

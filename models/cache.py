@@ -12,8 +12,7 @@ class KVCache:
 
     prompt_k, prompt_v (L, P, K, S, E): once per prompt.  own_k, own_v (L, P, K, G, capacity, E): of the rows, `filled` tokens each.
     bias (P, 1, 1, 1, S): 0 for a prompt's tokens, the lowest number for its padding; None if no prompt is padded.
-    cos, sin (P, capacity, 1, 1, E): rotary of each own place (all three axes agree there, so it depends on the prompt only).
-    next_position (P,) long: the position of the first completion token; `filled` 0 is the prompt's last token, one before it.
+    cos, sin (P, capacity, 1, 1, E): rotary of each own place, which depends on the prompt only. Place 0 is the prompt's last token's.
     """
 
     prompt_k: Tensor
@@ -23,7 +22,6 @@ class KVCache:
     bias: Tensor | None
     cos: Tensor
     sin: Tensor
-    next_position: Tensor
     filled: int = 0
 
     @property
@@ -49,5 +47,4 @@ class KVCache:
 
         return KVCache(
             prompt_k=self.prompt_k[:, prompt], prompt_v=self.prompt_v[:, prompt], own_k=keep(self.own_k), own_v=keep(self.own_v),
-            bias=None if self.bias is None else self.bias[prompt], cos=self.cos[prompt], sin=self.sin[prompt],
-            next_position=self.next_position[prompt], filled=self.filled)
+            bias=None if self.bias is None else self.bias[prompt], cos=self.cos[prompt], sin=self.sin[prompt], filled=self.filled)

@@ -10,17 +10,8 @@ from torch import Tensor, nn
 
 from models.cache import KVCache
 from models.config import ModelConfig
-from models.layers import (
-    GatedMLP,
-    RMSNorm,
-    Rope,
-    causal_attention,
-    decode_attention,
-    group_attention,
-    inverse_frequencies,
-    rope_from_angles,
-    rotate,
-)
+from models.layers import GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention, rotate
+from models.layers import inverse_frequencies, rope_from_angles
 
 
 @dataclass

@@ -106,7 +106,7 @@ class QwenVL(nn.Module):
         if prompt.index is not None:
             padding = torch.arange(S, device=x.device) >= prompts.length[:, None] - 1
             bias = x.new_zeros(P, 1, 1, 1, S).masked_fill(padding[:, None, None, None], torch.finfo(x.dtype).min)
-        return KVCache(prompt_k, prompt_v, own_k, own_v, bias, cos[:, :, None], sin[:, :, None], prompts.next_position)
+        return KVCache(prompt_k, prompt_v, own_k, own_v, bias, cos[:, :, None], sin[:, :, None])
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """One more token for every row. tokens (P, G) long → hidden (P, G, D) that predicts the next ones; the cache grows by one.

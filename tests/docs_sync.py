@@ -116,15 +116,16 @@ def world(_) -> str:
             return abs(x.size - others[0].size)
         return abs(hypot(x.x - others[0].x, x.y - others[0].y) - hypot(x.x - others[1].x, x.y - others[1].y))
 
-    units, rows, objects = {"Relation": "cells", "Depth": "sizes", "Distance": "cells of distance"}, "", set()
+    units, rows, objects, alike = {"Relation": "cells", "Depth": "sizes", "Distance": "cells of distance"}, "", set(), False
     for number, task in enumerate(TASKS):
         items = [item("heldout", 0, index) for index in range(number, 400, len(TASKS))]
         objects |= {len(scene) for scene, _ in items}
+        alike |= any(len({thing.color for thing in scene}) < len(scene) for scene, _ in items)
         least = "exact" if task == "Count" else f"at least {min(margin(task, example.extra) for _, example in items):.0f} {units[task]}"
         if least.endswith(" 1 sizes"):
             least = least.replace("sizes", "size")
         rows += f"| {task} | {items[0][1].question} | {len(items[0][1].choices)} | {100 * CHANCE[task]:.0f} % | {least} |\n"
-    return (f"A picture has {SIDE} × {SIDE} pixels and holds {min(objects)} to {max(objects)} objects. An object has one of {len(COLORS)} colours, one of {len(SHAPES)} shapes, "
+    return (f"A picture has {SIDE} × {SIDE} pixels and holds {min(objects)} to {max(objects)} objects. An object has one of {len(COLORS)} colours{'' if alike else ' (no two of a picture are alike)'}, one of {len(SHAPES)} shapes, "
             f"a place on a {GRID} × {GRID} grid and one of {SIZES} sizes. {len(UNSEEN_PAIRS)} of the {len(PAIRS)} colour-shape pairs are held back. "
             f"Chance over all tasks is {100 * sum(CHANCE.values()) / len(CHANCE):g} %.\n\n"
             f"| task | a question | choices | chance | the answer follows from the geometry by |\n|---|---|---|---|---|\n{rows}")

@@ -14,22 +14,24 @@ from zoo import ARCHITECTURES, TWINS, tiny_config  # noqa: E402
 # As on the hub. What both files have:
 COMMON = {
     "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653, "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu", "initializer_range": 0.02,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16", "transformers_version": "4.41.2", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+    "vision_end_token_id": 151653, "vision_token_id": 151654, "image_token_id": 151655, "video_token_id": 151656,
+    "hidden_act": "silu", "initializer_range": 0.02, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+    "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "transformers_version": "4.41.2", "use_cache": True,
+    "use_sliding_window": False, "vocab_size": 151936,
     "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
 COMMON_VISION = {
-    "depth": 32, "num_heads": 16, "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2}
+    "depth": 32, "num_heads": 16, "in_chans": 3, "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14,
+    "temporal_patch_size": 2}
 QWEN2_VL_2B = {
-    **COMMON, "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl", "hidden_size": 1536,
-    "intermediate_size": 8960, "max_position_embeddings": 32768, "max_window_layers": 28, "num_attention_heads": 12, "num_hidden_layers": 28,
-    "vision_config": {**COMMON_VISION, "embed_dim": 1280, "mlp_ratio": 4, "hidden_size": 1536}}
+    **COMMON, "architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl",
+    "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 28, "max_window_layers": 28,
+    "max_position_embeddings": 32768, "vision_config": {**COMMON_VISION, "embed_dim": 1280, "mlp_ratio": 4, "hidden_size": 1536}}
 QWEN2_5_VL_3B = {
-    **COMMON, "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "hidden_size": 2048,
-    "intermediate_size": 11008, "max_position_embeddings": 128000, "max_window_layers": 70, "num_attention_heads": 16,
-    "num_hidden_layers": 36,
-    "vision_config": {**COMMON_VISION, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048,
-                      "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2}}
+    **COMMON, "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
+    "hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_hidden_layers": 36, "max_window_layers": 70,
+    "max_position_embeddings": 128000, "vision_config": {
+        **COMMON_VISION, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048,
+        "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2}}
 HUB = {"qwen2_vl": QWEN2_VL_2B, "qwen2_5_vl": QWEN2_5_VL_3B}
 
 

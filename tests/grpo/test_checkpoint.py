@@ -1,0 +1,266 @@
+"""Checkpoints: complete or invisible, and complete means bit for bit."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from data.chat import Chat
+from grpo import checkpoint
+from grpo.batch import collate_prompts
+from grpo.checkpoint import CheckpointError, complete, load_optimizer
+from grpo.optim import Optimizer
+from models import weights
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from small import small_folder, small_policy, small_prompts  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return small_folder(tmp_path_factory.mktemp("base"))
+
+
+def made(policy, name="adamw"):
+    return Optimizer(policy, name=name, lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+
+
+def train(policy, optimizer, steps, first=0):
+    """Steps with gradients that depend on the step alone."""
+    for step in range(first, first + steps):
+        random = torch.Generator().manual_seed(step)
+        for p in policy.parameters():
+            p.grad = torch.randn(p.shape, generator=random)
+        optimizer.step()
+
+
+@pytest.fixture
+def trained():
+    policy = small_policy()
+    optimizer = made(policy)
+    train(policy, optimizer, 2)
+    return policy, optimizer
+
+
+def save(run, step, trained, base, keep=0):
+    return checkpoint.save(run, step, *trained, base=base, keep=keep)
+
+
+# ---- there and back
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_going_on_from_a_checkpoint_is_going_on(tmp_path, base, name):
+    """2 steps, save, load, 2 steps = 4 steps: every weight and every number the optimizer remembers, bit for bit."""
+    straight = small_policy()
+    optimizer = made(straight, name)
+    train(straight, optimizer, 4)
+
+    policy = small_policy()
+    first = made(policy, name)
+    train(policy, first, 2)
+    folder = save(tmp_path, 2, (policy, first), base)
+    again = weights.load(folder)
+    second = made(again, name)
+    assert load_optimizer(folder, again, second) == 2
+    train(again, second, 2, first=2)
+    for (key, a), b in zip(straight.named_parameters(), again.parameters()):
+        assert torch.equal(a, b), key
+        state, other = optimizer.state(a), second.state(b)
+        assert state and state.keys() == other.keys()
+        assert all(torch.equal(state[k], other[k]) and state[k].dtype == other[k].dtype for k in state), key
+
+
+def test_a_checkpoint_does_not_need_its_files_any_more(tmp_path, base, trained):
+    """The newest one is pruned while the run that loaded it goes on."""
+    folder = save(tmp_path, 2, trained, base)
+    policy = weights.load(folder)
+    optimizer = made(policy)
+    load_optimizer(folder, policy, optimizer)
+    for path in folder.iterdir():
+        path.write_bytes(b"\0" * path.stat().st_size)
+    train(policy, optimizer, 1, first=2)
+    train(*trained, 1, first=2)
+    assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), trained[0].parameters()))
+
+
+def test_what_a_checkpoint_holds(tmp_path, base, trained):
+    folder = save(tmp_path, 50, trained, base)
+    assert folder == tmp_path / "checkpoints" / "step_000050"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json",
+                     "optimizer.safetensors", "state.json"}
+    assert (folder / "generation_config.json").read_text() == (base / "generation_config.json").read_text()
+    assert not list(folder.parent.glob("*.tmp"))
+    Chat(folder, template="shapes")
+
+
+def test_a_checkpoint_loads_in_transformers(tmp_path, base, trained):
+    """As it is: model, tokenizer, the same logits."""
+    import transformers
+
+    folder = save(tmp_path, 1, trained, base)
+    theirs, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32,
+                                                                                output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    chat, (prompt,) = Chat(folder, template="shapes"), small_prompts(folder, [0])
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    assert words.encode("look : red star") == chat.encode("look : red star") and words.eos_token == "<|endoftext|>"
+    ours = weights.load(folder)
+    completion = torch.tensor([[chat.encode("look : red star")]])
+    ids = torch.cat((torch.as_tensor(prompt.tokens), completion[0, 0]))[None]
+    with torch.no_grad():
+        mine = ours.logits(ours(collate_prompts([prompt], image_token=chat.image_token), completion))[0, 0]
+        logits = theirs(input_ids=ids, mm_token_type_ids=(ids == chat.image_token).int(), pixel_values=torch.as_tensor(prompt.patches),
+                        image_grid_thw=torch.as_tensor(prompt.grid)).logits[0, len(prompt.tokens) - 1:-1]
+    real = [t for t in range(mine.shape[-1]) if t not in ours.config.placeholder_ids]
+    torch.testing.assert_close(mine[:, real], logits[:, real], atol=1e-5, rtol=1e-5)
+
+
+# ---- complete or invisible
+
+class Killed(BaseException):
+    """What a kill is to Python: nothing catches it and nothing cleans up."""
+
+
+WRITES = [(checkpoint.weights, "save", 1), (checkpoint.shutil, "copyfile", 1), (checkpoint.shutil, "copyfile", 4), (checkpoint, "save_file", 1),
+          (checkpoint.json, "dumps", 1), (checkpoint, "flush", 1), (checkpoint, "flush", 8), (checkpoint.os, "replace", 1)]
+
+
+@pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")],
+                         ids=["killed", "full", "full for safetensors"])
+@pytest.mark.parametrize("place, name, call", WRITES, ids=[f"{name}-{call}" for _, name, call in WRITES])
+def test_whenever_it_ends_the_previous_one_is_usable(tmp_path, base, trained, monkeypatch, place, name, call, error):
+    before = save(tmp_path, 1, trained, base)
+    content = {path.name: path.read_bytes() for path in before.iterdir()}
+    policy, optimizer = trained
+    train(policy, optimizer, 1, first=2)
+    real, calls = getattr(place, name), []
+
+    def ending(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call:
+            raise error
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, ending)
+        with pytest.raises(Killed if isinstance(error, Killed) else CheckpointError) as raised:
+            save(tmp_path, 2, trained, base, keep=1)
+    if not isinstance(error, Killed):
+        assert "step 2" in str(raised.value) and "step_000002" in str(raised.value) and "No space left" in str(raised.value)
+        assert not list((tmp_path / "checkpoints").glob("*.tmp"))                       # and what it wrote is given back
+    assert complete(tmp_path) == [before]
+    assert {path.name: path.read_bytes() for path in before.iterdir()} == content
+    after = save(tmp_path, 2, trained, base, keep=1)                                    # the next try takes no notice of what was left
+    assert complete(tmp_path) == [after] and not list(after.parent.glob("*.tmp"))
+    again = weights.load(after)
+    assert load_optimizer(after, again, made(again)) == 2
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), policy.parameters()))
+
+
+def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, base, trained, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(checkpoint.weights, "save", lambda *args: pytest.fail("wrote"))
+    with pytest.raises(CheckpointError, match=r"step 3 .* MB are needed, 0 MB are free.*out=DIR"):
+        save(tmp_path, 3, trained, base)
+    assert complete(tmp_path) == []
+
+
+def test_a_file_that_may_not_grow(tmp_path, base, trained):
+    """The kernel itself refuses, as on a full disk: whichever way safetensors writes, it is one CheckpointError."""
+    resource = pytest.importorskip("resource")
+    before = save(tmp_path, 1, trained, base)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(CheckpointError, match="step_000002"):
+            save(tmp_path, 2, trained, base)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert complete(tmp_path) == [before] and not list(before.parent.glob("*.tmp"))
+
+
+def test_a_folder_where_nothing_can_be_written(tmp_path, base, trained):
+    (tmp_path / "checkpoints").write_text("a file, not a folder")
+    with pytest.raises(CheckpointError, match="checkpoints"):
+        save(tmp_path, 1, trained, base)
+
+
+@pytest.mark.parametrize("keep, left", [(1, [4]), (2, [3, 4]), (0, [1, 2, 3, 4]), (9, [1, 2, 3, 4])])
+def test_only_the_newest_are_kept(tmp_path, base, trained, keep, left):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, trained, base, keep)
+    assert [path.name for path in complete(tmp_path)] == [f"step_{step:06d}" for step in left]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == len(left)
+
+
+def test_saving_a_step_again(tmp_path, base, trained):
+    save(tmp_path, 1, trained, base)
+    train(*trained, 1, first=2)
+    again = weights.load(save(tmp_path, 1, trained, base))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), trained[0].parameters()))
+
+
+# ---- damage
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_a_tensor(path):
+    tensors = load_file(path)
+    save_file({key: value for key, value in tensors.items() if not key.startswith("model.norm.weight/")}, path)
+
+
+def with_another_tensor(path):
+    save_file(load_file(path) | {"model.layers.99.weight/exp_avg": torch.zeros(7)}, path)
+
+
+def of_another_shape(path):
+    tensors = load_file(path)
+    save_file(tensors | {"model.norm.weight/exp_avg": torch.zeros(7)}, path)
+
+
+DAMAGE = {"optimizer.safetensors": [truncated, lambda path: path.write_bytes(b""), lambda path: path.unlink(), without_a_tensor, with_another_tensor,
+                                    of_another_shape],
+          "state.json": [lambda path: path.write_text('{"step": null}'), lambda path: path.write_text(""), lambda path: path.write_text("{}"), lambda path: path.write_text("[1]"),
+                         lambda path: path.write_text('{"step": "two"}'), lambda path: path.write_text('{"step"')]}
+
+
+@pytest.mark.parametrize("name, damage", [(name, d) for name, damages in DAMAGE.items() for d in damages])
+def test_damage_names_the_folder_and_what_to_do(tmp_path, base, trained, name, damage):
+    folder = save(tmp_path, 2, trained, base)
+    damage(folder / name)
+    policy = small_policy()
+    with pytest.raises(CheckpointError, match=r"step_000002.*remove that folder"):
+        load_optimizer(folder, policy, made(policy))
+
+
+def test_the_state_of_another_optimizer(tmp_path, base, trained):
+    """Muon remembers one tensor where AdamW remembers three: not to be mistaken for one another."""
+    folder = save(tmp_path, 2, trained, base)
+    policy = small_policy()
+    with pytest.raises(CheckpointError, match="step_000002"):
+        load_optimizer(folder, policy, made(policy, "muon"))
+
+
+def test_incomplete_folders_are_no_checkpoints(tmp_path, base, trained):
+    folder = save(tmp_path, 3, trained, base)
+    (folder.parent / "step_000007.tmp").mkdir()
+    (folder.parent / "step_000008").mkdir()
+    (folder.parent / "notes.txt").write_text("mine")
+    assert complete(tmp_path) == [folder]
+    assert complete(tmp_path / "nowhere") == []
+
+
+def test_before_the_first_step_there_is_nothing_to_remember(tmp_path, base):
+    policy = small_policy()
+    folder = save(tmp_path, 0, (policy, made(policy)), base)
+    assert load_optimizer(folder, policy, made(policy)) == 0
+    assert json.loads((folder / "state.json").read_text()) == {"step": 0}
