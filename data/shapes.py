@@ -32,6 +32,8 @@ UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circ
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 SIDE, CELL, GRID = 84, 14, 6            # pixels, pixels a cell (the patch of Qwen2-VL: what a vision tower of 1 M parameters resolves soon), cells a side
 SIZES = 3
+RADII = {1: 2.6, 2: 5.0, 3: 8.4}        # pixels
+OUTLINE = (0, 0, 0)                     # whatever the colour, the outline shows size and shape: without it neither was learned in the time
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Thing:
     @property
     def radius(self) -> float:
         """Half its extent, in pixels."""
-        return 2.0 + 1.8 * self.size
+        return RADII[self.size]
 
     @property
     def center(self) -> tuple[int, int]:
@@ -92,15 +94,14 @@ def draw(scene: Scene) -> Image.Image:
     for thing in sorted(scene, key=lambda t: t.size):
         (cx, cy), r, fill = thing.center, thing.radius, COLORS[thing.color]
         if thing.shape == "circle":
-            pen.ellipse((cx - r, cy - r, cx + r, cy + r), outline=fill, width=max(2, round(0.4 * r)))
+            pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill, outline=OUTLINE)
         elif thing.shape == "square":
-            s = 0.86 * r
-            pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill)
-        elif thing.shape == "triangle":
-            pen.polygon([(cx, cy - r), (cx + r, cy + 0.8 * r), (cx - r, cy + 0.8 * r)], fill=fill)
+            s = 0.88 * r
+            pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill, outline=OUTLINE)
         else:
-            spikes = [(1.15 * r if k % 2 == 0 else 0.4 * r, k * pi / 4) for k in range(8)]
-            pen.polygon([(cx + d * cos(a), cy + d * sin(a)) for d, a in spikes], fill=fill)
+            corners = ([(0, -r), (r, 0.8 * r), (-r, 0.8 * r)] if thing.shape == "triangle" else
+                       [((1.2 * r if k % 2 == 0 else 0.4 * r) * cos(k * pi / 4), (1.2 * r if k % 2 == 0 else 0.4 * r) * sin(k * pi / 4)) for k in range(8)])
+            pen.polygon([(cx + dx, cy + dy) for dx, dy in corners], fill=fill, outline=OUTLINE)
     return picture
 
 

@@ -31,7 +31,7 @@ class Keeper:
         size = sum(p.numel() for p in run.policy.parameters())
         sets = ", ".join(f"{name}: {len(items)}" for name, items in run.heldout.items())
         return (f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters) · {len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})\n"
-                f"{self.world.size} x {self.world.device} · {cfg.prompts} prompts x {cfg.group} · {cfg.steps} steps · writes to {run.folder}")
+                f"{self.world.size} x {self.world.device} · {cfg.prompts} prompts{f' x {cfg.group}' if cfg.method == 'grpo' else ''} · {cfg.steps} steps · writes to {run.folder}")
 
     def before(self) -> None:
         """Say what begins, and evaluate the base unless an earlier start of this run did."""

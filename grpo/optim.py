@@ -6,7 +6,9 @@ into the nearest orthogonal one; on the built-in base it learned to localise sev
 import torch
 from torch import Tensor, nn
 
-PATCH_SCALE = 0.3       # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
+PATCH_SCALE = 3.0       # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
+
+VISION_SCALE = 3.0      # Muon's learning rate for the vision tower, as a multiple of the decoder's
 
 
 class Optimizer:
@@ -18,15 +20,17 @@ class Optimizer:
         embedding = ("embed_tokens.weight", "lm_head.weight")
         hidden = {n: p for n, p in trained.items() if name == "muon" and p.dim() == 2 and not n.endswith(embedding)}
         rest = {n: p for n, p in trained.items() if n not in hidden}
-        # The patch embedding sums over 1,176 nearly equal pixels: at a rate that suits the other parameters it would be thrown about by every step.
+        # The patch embedding is a convolution, which Muon does not take; it needs a rate of its own, or colours and sizes are learned long after places.
         patches = {n: p for n, p in rest.items() if name == "muon" and p.dim() > 2}
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         for chosen, scale in ((rest.keys() - patches.keys(), 1.0), (patches.keys(), PATCH_SCALE)):
             groups = [{"params": [p for n, p in rest.items() if n in chosen and (p.dim() >= 2) == matrix], "weight_decay": weight_decay * matrix} for matrix in (True, False)]
             if chosen:
                 self.parts.append((torch.optim.AdamW([g for g in groups if g["params"]], lr=lr * scale, betas=(beta1, beta2), eps=eps, fused=True), scale))
-        if hidden:
-            self.parts.append((torch.optim.Muon(list(hidden.values()), lr=lr * muon_scale, momentum=0.95, weight_decay=weight_decay), muon_scale))
+        for tower in (True, False):
+            matrices, scale = [p for n, p in hidden.items() if n.startswith("visual.") == tower], muon_scale * (VISION_SCALE if tower else 1.0)
+            if matrices:
+                self.parts.append((torch.optim.Muon(matrices, lr=lr * scale, momentum=0.95, weight_decay=weight_decay), scale))
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of this step."""

@@ -74,7 +74,7 @@ def open_run(cfg: Config, world: World) -> Run:
         policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(world.device)
     else:
         policy = weights.load(base, device=world.device)
-    policy.recompute = cfg.recompute
+    policy.recompute = policy.visual.recompute = cfg.recompute
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta1=o.beta1, beta2=o.beta2, eps=o.eps, weight_decay=o.weight_decay, muon_scale=o.muon_scale)
     step = checkpoint.load_optimizer(found[-1], policy, optimizer) if found else 0

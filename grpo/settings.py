@@ -135,7 +135,7 @@ class Config:
     """Of matrix products; auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are float32 always."""
 
     model: str = "tiny"
-    """The base: tiny (built in), a folder in Hugging Face layout, or a hub name."""
+    """The base: tiny (built in), a folder in Hugging Face layout, or a run folder (its newest checkpoint)."""
     init: str | None = None
     """A config.json: start from random weights of this shape instead (sft only)."""
     recompute: bool = False

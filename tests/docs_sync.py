@@ -77,14 +77,16 @@ def settings(prefix: str | None) -> str:
             text += f"\n## {heading}\n\n{header}\n{rule}\n"
         text += row + "\n"
     stage = "".join(f"| `{name}` | {words} |\n" for name, words in field_help(Stage).items())
-    return f"{text}\n## A stage\n\nAn entry of `stages`, of which each of the three must be given.\n\n| key | meaning |\n|---|---|\n{stage}".lstrip("\n")
+    intro = "## A stage\n\nAn entry of `stages`, of which each of the three must be given.\n\n| key | meaning |\n|---|---|\n"
+    return f"{text}\n{intro}{stage}".lstrip("\n")
 
 
 def recipes(_) -> str:
     """What --list prints, as a table."""
     from grpo.config import recipes
 
-    return "| recipe | what it is for |\n|---|---|\n" + "".join(f"| [`{name}`](grpo/recipes/{name}.yaml) | {about} |\n" for name, about in recipes().items())
+    rows = (f"| [`{name}`](grpo/recipes/{name}.yaml) | {about} |\n" for name, about in recipes().items())
+    return "| recipe | what it is for |\n|---|---|\n" + "".join(rows)
 
 
 def mixture(_) -> str:
@@ -125,30 +127,34 @@ def world(_) -> str:
         if least.endswith(" 1 sizes"):
             least = least.replace("sizes", "size")
         rows += f"| {task} | {items[0][1].question} | {len(items[0][1].choices)} | {100 * CHANCE[task]:.0f} % | {least} |\n"
-    return (f"A picture has {SIDE} × {SIDE} pixels and holds {min(objects)} to {max(objects)} objects. An object has one of {len(COLORS)} colours{'' if alike else ' (no two of a picture are alike)'}, one of {len(SHAPES)} shapes, "
-            f"a place on a {GRID} × {GRID} grid and one of {SIZES} sizes. {len(UNSEEN_PAIRS)} of the {len(PAIRS)} colour-shape pairs are held back. "
+    colours = f"{len(COLORS)} colours{'' if alike else ' (no two in a picture are alike)'}"
+    return (f"A picture has {SIDE} × {SIDE} pixels and holds {min(objects)} to {max(objects)} objects. "
+            f"An object has one of {colours}, one of {len(SHAPES)} shapes, a place on a {GRID} × {GRID} grid and one of {SIZES} sizes. "
+            f"{len(UNSEEN_PAIRS)} of the {len(PAIRS)} colour-shape pairs are held back. "
             f"Chance over all tasks is {100 * sum(CHANCE.values()) / len(CHANCE):g} %.\n\n"
             f"| task | a question | choices | chance | the answer follows from the geometry by |\n|---|---|---|---|---|\n{rows}")
 
 
 def documents_shown(_) -> str:
     """Of the base model's documents the first of each sort."""
-    from data.documents import CAPTIONS, LOOK_AGAIN, Documents
+    from data.documents import CAPTIONS, LOOK, LOOK_AGAIN, Documents
+    from data.shapes import TASKS
 
-    whole, looks, again = (lambda text: "</think> <answer>" in text and text.endswith("</answer>")), (lambda text: "so it is" in text), (lambda text: LOOK_AGAIN in text)
-    sorts = [lambda task, text: whole(text) and not looks(text), *(lambda task, text, name=name: task == name and whole(text) and looks(text) and not again(text)
-                                                                   for name in ("Relation", "Count", "Depth", "Distance")),
-             lambda task, text: whole(text) and again(text), lambda task, text: "answer>" in text and not whole(text),
-             *(lambda task, text, name=maker.__name__: task == f"Caption {name}" and "," in text for maker in dict.fromkeys(CAPTIONS))]
-    shown: dict[int, str] = {}
+    def sort_of(task: str, text: str) -> str:
+        if task.startswith("Caption"):
+            return task if "," in text else "a caption of one object"
+        if "</think> <answer>" not in text or not text.endswith("</answer>"):
+            return "malformed"
+        return "again" if LOOK_AGAIN in text else task if LOOK in text else "terse"
+
+    wanted = ["terse", *TASKS, "again", "malformed", *dict.fromkeys(f"Caption {caption.__name__}" for caption in CAPTIONS)]
+    first: dict[str, str] = {}
     for example in Documents(count=2000, seed=0):
         for text in example.extra["documents"]:
-            for number, sort in enumerate(sorts):
-                if number not in shown and sort(example.task, text):
-                    shown[number] = f"{example.question}\n    {text}\n"
-        if len(shown) == len(sorts):
+            first.setdefault(sort_of(example.task, text), f"{example.question}\n    {text}\n")
+        if first.keys() >= set(wanted):
             break
-    return "```\n" + "".join(shown[number] for number in sorted(shown)) + "```\n"
+    return "```\n" + "".join(first[sort] for sort in wanted) + "```\n"
 
 
 def sizes(_) -> str:
@@ -159,7 +165,8 @@ def sizes(_) -> str:
     v = c.vision
     rows = [("vision tower: blocks × width, heads", f"{v.depth} × {v.width}, {v.num_heads}", "32 × 1,280, 16"),
             ("decoder: blocks × width", f"{c.num_hidden_layers} × {c.hidden_size}", "28 × 1,536"),
-            ("query heads / key heads × head size", f"{c.num_attention_heads} / {c.num_key_value_heads} × {c.head_size}", "12 / 2 × 128"),
+            ("query heads / key heads × head size", f"{c.num_attention_heads} / {c.num_key_value_heads} × {c.head_size}",
+             "12 / 2 × 128"),
             ("M-RoPE sections: time, height, width", ", ".join(map(str, c.mrope_section)), "16, 24, 24"),
             ("vocabulary", f"{c.vocab_size:,}", "151,936"), ("head tied to the embedding", "yes" if c.tie_word_embeddings else "no", "yes")]
     return "| | built-in | Qwen2-VL-2B |\n|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -160,13 +160,14 @@ def test_without_a_kl_penalty_no_reference_is_loaded(base, tmp_path, monkeypatch
 
 def test_with_one_the_reference_stays_where_it_was(base, tmp_path, monkeypatch):
     asked = loads(monkeypatch)
-    rows = metrics(run(base, tmp_path / "run", "loss.kl_coef=0.5", "eval.items=0", "steps=4", "optim.lr=5e-3"))
+    rows = metrics(run(base, tmp_path / "run", "loss.kl_coef=0.5", "eval.items=0", "optim.lr=5e-3"))
     assert asked == [base, base]
     kl = [row["kl"] for row in rows]
-    assert kl[0] == pytest.approx(0, abs=1e-6)                                              # the policy is the reference still
-    assert kl[1] > 1e-4 and max(kl[2:]) > kl[1]
-    held = [row["kl"] for row in metrics(run(base, tmp_path / "free", "loss.kl_coef=1e-6", "eval.items=0", "steps=4", "optim.lr=5e-3"))]
-    assert held[3] > kl[3]                                                                  # and it holds
+    assert kl[0] == pytest.approx(0, abs=1e-6) and min(kl[1:]) > 1e-3                       # at first the policy is the reference
+    free = metrics(run(base, tmp_path / "free", "loss.kl_coef=1e-9", "eval.items=0", "optim.lr=5e-3"))
+    assert rows[0]["grad_norm"] == pytest.approx(free[0]["grad_norm"], rel=1e-4)            # where the penalty has no slope
+    assert rows[1]["reward"] == free[1]["reward"] and rows[1]["grad_norm"] != pytest.approx(free[1]["grad_norm"], rel=0.05)
+    assert rows[1]["loss"] - rows[1]["policy_loss"] == pytest.approx(0.5 * kl[1], rel=1e-3)
 
 
 def test_groups_that_all_earned_the_same_teach_through_the_penalty_only(base, tmp_path):
@@ -217,7 +218,7 @@ def test_blind(base, trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Chat, "prompt", spy)
     blind = run(base, tmp_path / "run", "blind=true", "steps=1")
-    assert len(seen) > 7 and max(seen) == 0
+    assert len(seen) > 7 and max(seen) < 1e-6
     assert metrics(blind)[1]["reward"] != metrics(trained)[1]["reward"]
 
 
@@ -254,17 +255,16 @@ def test_dry_run_and_words(base, tmp_path, capsys):
 
 def test_imitation(tmp_path):
     """The recipe that makes the base, in small: from random weights, over captions and documents, with Muon; the documents become likelier."""
-    import json as j
     tokenizer.write(tmp_path)
-    (tmp_path / "config.json").write_text(j.dumps(small_config().to_dict()))
+    (tmp_path / "config.json").write_text(json.dumps(small_config().to_dict()))
     out = tmp_path / "run"
-    assert train.main(["tiny_base", f"init={tmp_path / 'config.json'}", f"out={out}", "steps=12", "prompts=6", "eval.items=4", "eval.every=0",
+    assert train.main(["tiny_base", f"init={tmp_path / 'config.json'}", f"out={out}", "steps=20", "prompts=6", "optim.lr=4e-3", "eval.items=4", "eval.every=0",
                        "save.every=0", "optim.warmup=2", "cap=128", "device=cpu"]) == 0
     rows = metrics(out)
-    assert [row["step"] for row in rows] == list(range(13)) and "eval/accuracy" in rows[0] and "eval/accuracy" in rows[-1]
+    assert [row["step"] for row in rows] == list(range(21)) and "eval/accuracy" in rows[0] and "eval/accuracy" in rows[-1]
     assert {"nll", "loss", "grad_norm", "learning_rate", "num_tokens", "skipped", "step_time", "nll/Caption described"} <= set().union(*rows)
     assert rows[1]["nll"] == pytest.approx(torch.tensor(123.0).log().item(), rel=0.1)       # 127 words, 4 of which are placeholders
-    assert rows[-1]["nll"] < rows[1]["nll"] - 1
+    assert sum(row["nll"] for row in rows[-4:]) / 4 < rows[1]["nll"] - 0.3
     assert rows[1]["loss"] == pytest.approx(rows[1]["nll"])                                 # weighting: token
     state = load_file(complete(out)[-1] / "optimizer.safetensors")
     assert "model.layers.0.mlp.up_proj.weight/momentum_buffer" in state and "model.embed_tokens.weight/exp_avg" in state
@@ -272,7 +272,7 @@ def test_imitation(tmp_path):
 
 def test_imitation_without_documents_writes_the_answer(base, tmp_path):
     rows = metrics(run(base, tmp_path / "run", "method=sft", "loss.weighting=completion", "steps=10", "optim.lr=1e-2", "eval.items=0", "cap=20"))
-    assert rows[-1]["nll"] < rows[0]["nll"] - 0.5 and "nll/Count" in rows[0]
+    assert rows[-1]["nll"] < rows[0]["nll"] - 1 and "nll/Count" in set().union(*rows)
 
 
 # ---- going on

@@ -69,7 +69,7 @@ def test_gradient_equals_the_repeated_form(architecture, recompute, rows):
 
 @torch.no_grad()
 def test_prefill_and_step_equal_forward(policy, rows):
-    prompts, completions, length = rows
+    prompts, completions, _ = rows
     forward = policy(prompts, completions)
     cache = policy.prefill(prompts, GROUP, LONGEST)
     for c, tokens in enumerate(inputs_of(prompts, completions).unbind(-1)):

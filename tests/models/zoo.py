@@ -14,15 +14,18 @@ TWINS = {"qwen2_vl": transformers.Qwen2VLForConditionalGeneration, "qwen2_5_vl":
 
 
 def tiny_config(architecture="qwen2_vl", tied=True) -> ModelConfig:
-    """D = 64, H = 4, K = 2, E = 16, three blocks; a vision tower of four, windows of 4x4 merged tokens in Qwen2.5-VL."""
+    """D = 64, H = 4, K = 2, E = 16, three blocks; a vision tower of four, windows of 4x4 merged tokens in Qwen2.5-VL.
+
+    rope_theta and rms_norm_eps are not the defaults, so that losing them between two files shows.
+    """
     vision = dict(depth=4, width=32, num_heads=2, hidden_size=64)
     if architecture == "qwen2_vl":
         vision = VisionConfig(intermediate_size=64, **vision)
     else:
         vision = VisionConfig(intermediate_size=52, gated=True, window_size=112, fullatt_block_indexes=(1, 3), **vision)
     return ModelConfig(
-        architecture, VOCABULARY, 64, 96, 3, 4, 2, vision, mrope_section=(2, 3, 3), tie_word_embeddings=tied,
-        image_token_id=IMAGE, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6)
+        architecture, VOCABULARY, 64, 96, 3, 4, 2, vision, mrope_section=(2, 3, 3), rope_theta=5000.0, rms_norm_eps=1e-5,
+        tie_word_embeddings=tied, image_token_id=IMAGE, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6)
 
 
 def tiny_policy(architecture="qwen2_vl", tied=True, seed=0):
