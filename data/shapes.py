@@ -32,7 +32,7 @@ UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circ
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
 SIDE, CELL, GRID = 84, 14, 6            # pixels, pixels a cell (the patch of Qwen2-VL: what a vision tower of 1 M parameters resolves soon), cells a side
 SIZES = 3
-RADII = {1: 2.6, 2: 5.0, 3: 8.4}        # pixels
+RADII = {1: 3.2, 2: 5.4, 3: 8.4}        # pixels
 OUTLINE = (0, 0, 0)                     # whatever the colour, the outline shows size and shape: without it neither was learned in the time
 
 
@@ -93,15 +93,17 @@ def draw(scene: Scene) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     for thing in sorted(scene, key=lambda t: t.size):
         (cx, cy), r, fill = thing.center, thing.radius, COLORS[thing.color]
-        if thing.shape == "circle":
+        if thing.shape == "circle":                                     # a ring: a disc looked like a square for too long
             pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill, outline=OUTLINE)
+            pen.ellipse((cx - 0.35 * r, cy - 0.35 * r, cx + 0.35 * r, cy + 0.35 * r), fill=OUTLINE)
         elif thing.shape == "square":
             s = 0.88 * r
             pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill, outline=OUTLINE)
-        else:
-            corners = ([(0, -r), (r, 0.8 * r), (-r, 0.8 * r)] if thing.shape == "triangle" else
-                       [((1.2 * r if k % 2 == 0 else 0.4 * r) * cos(k * pi / 4), (1.2 * r if k % 2 == 0 else 0.4 * r) * sin(k * pi / 4)) for k in range(8)])
-            pen.polygon([(cx + dx, cy + dy) for dx, dy in corners], fill=fill, outline=OUTLINE)
+        elif thing.shape == "triangle":
+            pen.polygon([(cx, cy - r), (cx + r, cy + 0.8 * r), (cx - r, cy + 0.8 * r)], fill=fill, outline=OUTLINE)
+        else:                                                           # a star of four points, too slim for an outline
+            points = [(1.2 * r if k % 2 == 0 else 0.4 * r, k * pi / 4) for k in range(8)]
+            pen.polygon([(cx + d * cos(a), cy + d * sin(a)) for d, a in points], fill=fill)
     return picture
 
 
@@ -161,7 +163,7 @@ def _touching(scene: Scene) -> Scene:
     """The same with the second object beside the first, so that the nearer one hides a part of the other; unchanged where there is no room."""
     a, b, *others = scene
     side = 1 if a.x < GRID - 1 else -1
-    a, b = replace(a, dx=3 * side), replace(b, x=a.x + side, y=a.y, dx=-3 * side, dy=a.dy)
+    a, b = replace(a, dx=2 * side), replace(b, x=a.x + side, y=a.y, dx=-2 * side, dy=a.dy)
     free = _apart(a, b) and all(_apart(t, other) for t in (a, b) for other in others)
     return (a, b, *others) if free else scene
 

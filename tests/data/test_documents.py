@@ -14,8 +14,8 @@ import pytest
 from data import documents, tokenizer
 from data.chat import TEMPLATES
 from data.choices import extract, well_formed
-from data.documents import AGAIN, CARELESS, MALFORMED, TERSE, Documents, answer_document, conclusion, letter_of, look, read_looks
-from data.shapes import GRID, PAIRS, TASKS, Shapes, gap, scatter
+from data.documents import AGAIN, CARELESS, MALFORMED, TERSE, Documents, agrees, answer_document, conclusion, look, read_looks
+from data.shapes import COLORS, GRID, SIZES, TASKS, Shapes, free_pairs, gap, scatter
 from models.config import ModelConfig
 
 TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
@@ -75,13 +75,13 @@ def test_no_behaviour_depends_on_the_kind_of_question(read):
         looked = [(e, x) for e, x in mine if x.looked]
         share(len(looked), len(mine), 0.45)
         share(sum(x.again for _, x in looked), len(looked), 1 / 3)
-        share(sum(x.first != e.answer for e, x in looked), len(looked), 0.20)
+        share(sum(not agrees(x.first, e) for e, x in looked), len(looked), 0.20)
 
 
 def test_looking_again_does_not_depend_on_the_first_look(read):
     """Whether a document looks again says nothing about its first look: that a second look helps is for the policy to find out."""
     for right in (True, False):
-        mine = [x for e, x in ((e, read_looks(text)) for e, text in read) if x.looked and (x.first == e.answer) == right]
+        mine = [x for e, x in ((e, read_looks(text)) for e, text in read) if x.looked and agrees(x.first, e) == right]
         share(sum(x.again for x in mine), len(mine), 1 / 3)
 
 
@@ -89,9 +89,10 @@ def test_the_second_look_is_careful_and_the_last_look_is_what_is_answered(read):
     for example, text in read:
         seen = read_looks(text)
         if seen.again:
-            assert seen.last == example.answer
+            assert agrees(seen.last, example)
         if seen.looked:
-            assert seen.first in (*example.choices, ) and letter_of(example, seen.last) in text.rpartition(" .")[2]
+            letters = [f"({letter})" for letter, choice in zip("ABCD", example.choices) if choice.split()[0] == seen.last]
+            assert len(letters) == 1 and letters[0] in text.rpartition(" .")[2]
 
 
 # ---- one look
@@ -100,9 +101,10 @@ def test_the_second_look_is_careful_and_the_last_look_is_what_is_answered(read):
 def test_careful_looks_conclude_rightly_and_careless_ones_wrongly(questions, task):
     rng = random.Random(1)
     for example in questions[task]:
-        assert {conclusion(look(example, rng, careless=False)) for _ in range(5)} == {example.answer}
+        first_words = {choice.split()[0] for choice in example.choices}
+        assert {conclusion(look(example, rng, careless=False)) for _ in range(5)} == {example.answer.split()[0]}
         astray = {conclusion(look(example, rng, careless=True)) for _ in range(20)}
-        assert example.answer not in astray and astray <= set(example.choices)
+        assert example.answer.split()[0] not in astray and astray <= first_words
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -110,17 +112,22 @@ def test_a_careful_look_reads_the_truth(questions, task):
     """Each reading is compared with the scene, in the words of the text."""
     rng = random.Random(2)
     for example in questions[task]:
-        text, things = look(example, rng, careless=False), {t.name: t for t in example.extra["named"]}
+        text, things = look(example, rng, careless=False), {t.color: t for t in example.extra["named"]}
         if task == "Count":
-            names = text.partition(" , so it is")[0].split(" , ")
-            assert sorted(names) == sorted(things) and names == [f"{c} {s}" for c, s in PAIRS if f"{c} {s}" in things]
+            listed = re.findall(r"(\w+) (\w+) (\d) ,", text)
+            assert [color for color, _, _ in listed] == [c for c in COLORS if c in things]
+            assert all(things[color].shape == shape for color, shape, _ in listed)
+            counts = [int(n) for _, _, n in listed]
+            assert counts == [sum(shape == example.extra["shape"] for _, shape, _ in listed[:k + 1]) for k in range(len(listed))]
             continue
-        readings = re.findall(r"(\w+ \w+) (x|y|size|gap) (\d)", text)
-        assert len(readings) == 2
-        for name, unit, number in readings:
-            truth = gap(example.extra["named"][0], things[name]) if unit == "gap" else getattr(things[name], unit)
-            assert int(number) == truth
-        assert {unit for _, unit, _ in readings} == {{"Relation": example.extra.get("axis"), "Depth": "size", "Distance": "gap"}[task]}
+        for color, x, y in re.findall(r"(\w+) x (\d) y (\d)", text):
+            assert (things[color].x, things[color].y) == (int(x), int(y))
+        for color, number in re.findall(r"(\w+) x \d y \d gap (\d)", text):
+            assert int(number) == gap(example.extra["named"][0], things[color])
+        readings = re.findall(r"(\w+) (x|y|size) (\d)", text)
+        assert all(getattr(things[color], unit) == int(number) for color, unit, number in readings if color in things)
+        unit = {"Relation": example.extra.get("axis"), "Depth": "size", "Distance": "gap"}[task]
+        assert text.count(f" {unit} ") == 2
 
 
 @pytest.mark.parametrize("task", ["Relation", "Depth", "Distance"])
@@ -129,9 +136,10 @@ def test_a_careless_look_is_consistent_with_itself(questions, task):
     rng = random.Random(3)
     for example in questions[task]:
         text = look(example, rng, careless=True)
-        (first, unit, a), (second, _, b) = re.findall(r"(\w+ \w+) (x|y|size|gap) (\d)", text)
-        a, b = int(a), int(b)
-        assert abs(a - b) >= 2 and max(a, b) <= {"x": GRID - 1, "y": GRID - 1, "size": 5, "gap": 7}[unit]
+        unit = {"Relation": example.extra.get("axis"), "Depth": "size", "Distance": "gap"}[task]
+        (a, b) = (int(n) for n in re.findall(rf" {unit} (\d)", text))
+        first, second = (t.color for t in example.extra["named"][-2:])
+        assert a != b and max(a, b) <= {"x": GRID - 1, "y": GRID - 1, "size": SIZES, "gap": 7}[unit]
         words = {"x": ("left", "right"), "y": ("above", "below")}.get(unit, (first, second))
         assert conclusion(text) == words[(a < b) if unit == "size" else (a > b)]
 
@@ -142,7 +150,7 @@ def test_a_careless_look_is_consistent_with_itself(questions, task):
     ("<think></think> <answer> (A) </answer>", (False, False, "", "")),
     ("<think>look : red star x 1 , blue circle x 4 , so it is left . </think>", (True, False, "left", "left")),
     ("<think>look : so it is left . but wait , let me look again : so it is right . </think>", (True, True, "left", "right")),
-    ("<think>look : red star . but wait , let me look again : so it is red star . </think>", (True, True, "", "red star")),
+    ("<think>look : red star . but wait , let me look again : so it is red . </think>", (True, True, "", "red")),
     ("<think>look : so it is 3 . but wait </think> <answer> (A) </answer>", (True, True, "3", "3")),
     ("<think>but wait , let me look again : so it is 2 .", (False, True, "", "2")),
     ("look: so it is left.", (False, False, "left", "left")),                  # not the tokenizer's spelling
@@ -174,8 +182,8 @@ def test_captions_and_questions():
     captions = [e for e in items if e.uid.startswith("caption/")]
     share(len(captions), len(items), 0.6)
     kinds = Counter(e.task for e in captions)
-    # A third of the scenes hold one object, which can only be described; of the others, three captions in five describe.
-    for name, expected in (("Caption described", 11 / 15), ("Caption gaps", 2 / 15), ("Caption listed", 2 / 15)):
+    # A sixth of the scenes hold one object, which can only be described; of the others, two captions in four describe.
+    for name, expected in (("Caption described", 7 / 12), ("Caption gaps", 5 / 24), ("Caption listed", 5 / 24)):
         share(kinds[name], len(captions), expected)
     assert all(e.uid.startswith("shapes/train/") and e.task in TASKS for e in items if e not in captions)
     assert len({e.uid for e in items}) == len(items)
@@ -185,18 +193,17 @@ def test_captions_tell_the_truth():
     for kind in documents.CAPTIONS:
         for k in range(40):
             rng = random.Random(k)
-            scene = scatter(rng, rng.sample(PAIRS, 4))
+            scene = scatter(rng, free_pairs(rng, 4))
             asked, text = kind(scene, rng)
-            things = {t.name: t for t in scene}
+            things = {t.color: t for t in scene}
             if kind is documents.described:
-                found = re.findall(r"(\w+ \w+) x (\d) y (\d) size (\d)", text)
-                assert {(n, int(x), int(y), int(s)) for n, x, y, s in found} == {(t.name, t.x, t.y, t.size) for t in scene}
+                found = re.findall(r"(\w+) x (\d) y (\d) size (\d)", text)
+                assert {(n, int(x), int(y), int(s)) for n, x, y, s in found} == {(t.color, t.x, t.y, t.size) for t in scene}
             elif kind is documents.gaps:
-                start = things[re.fullmatch(r"How far is it from the (.*)\?", asked)[1]]
-                assert {(n, int(g)) for n, g in re.findall(r"(\w+ \w+) gap (\d)", text)} == {(t.name, gap(start, t)) for t in scene if t != start}
+                start = things[re.fullmatch(r"How far is it from the (\w+) \w+\?", asked)[1]]
+                assert {(n, int(g)) for n, g in re.findall(r"(\w+) x \d y \d gap (\d)", text)} == {(t.color, gap(start, t)) for t in scene if t != start}
             else:
-                word = re.fullmatch(r"List the (\w+?)(?: shape)?s\.", asked)[1]
-                assert set(text.removesuffix(" .").split(" , ")) == {t.name for t in scene if word in t.pair}
+                assert text.removesuffix(" .").split(" , ") == [t.name for c in COLORS for t in scene if t.color == c]
 
 
 def test_the_base_never_read_a_question_of_the_held_out_sets_or_of_a_run():
