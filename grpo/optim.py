@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 PATCH_SCALE = 3.0       # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
 
-VISION_SCALE = 3.0      # Muon's learning rate for the vision tower, as a multiple of the decoder's
 
 
 class Optimizer:
@@ -27,10 +26,8 @@ class Optimizer:
             groups = [{"params": [p for n, p in rest.items() if n in chosen and (p.dim() >= 2) == matrix], "weight_decay": weight_decay * matrix} for matrix in (True, False)]
             if chosen:
                 self.parts.append((torch.optim.AdamW([g for g in groups if g["params"]], lr=lr * scale, betas=(beta1, beta2), eps=eps, fused=True), scale))
-        for tower in (True, False):
-            matrices, scale = [p for n, p in hidden.items() if n.startswith("visual.") == tower], muon_scale * (VISION_SCALE if tower else 1.0)
-            if matrices:
-                self.parts.append((torch.optim.Muon(matrices, lr=lr * scale, momentum=0.95, weight_decay=weight_decay), scale))
+        if hidden:
+            self.parts.append((torch.optim.Muon(list(hidden.values()), lr=lr * muon_scale, momentum=0.95, weight_decay=weight_decay), muon_scale))
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of this step."""

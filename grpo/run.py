@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from data.chat import Chat
 from data.order import indices_at
@@ -18,7 +19,9 @@ from grpo import checkpoint
 from grpo.config import Config, check_same_run, save
 from grpo.distributed import World, wait_for_all
 from grpo.metrics import Metrics
+from grpo.objective import choose
 from grpo.optim import Optimizer
+from grpo.rewards import REWARDS
 from models import weights
 from models.config import ModelConfig
 
@@ -61,6 +64,8 @@ def open_run(cfg: Config, world: World) -> Run:
     """Make the run folder or find it again, load the policy and the questions. Raises ValueError and CheckpointError with one clear line."""
     folder = cfg.folder
     check_same_run(cfg, folder)
+    for name in cfg.rewards if cfg.method == "grpo" else ():
+        choose("reward", name, REWARDS)                 # a wrong name is found before anything is written
     found = checkpoint.complete(folder)
     base = Path(cfg.init).parent if cfg.init else model_folder(cfg.model)
     chat = Chat(base, template=cfg.template, max_prompt=cfg.max_prompt, min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
@@ -107,7 +112,7 @@ def chosen_prompts(run: Run, cfg: Config, world: World, step: int) -> tuple[list
                 examples.append(example)
             except BadExample as error:
                 skipped.append(error)
-                print(f"step {step + 1}: skipped {error}", file=sys.stderr)
+                tqdm.write(f"step {step + 1}: skipped {error}", file=sys.stderr)
         if prompts:
             return examples, prompts, len(skipped)
     raise ValueError(f"step {step + 1}: none of {len(skipped)} questions could be asked; the last: {skipped[-1]}")

@@ -101,7 +101,7 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(broken, tmp_path, capsys)
     tensors = load_file(file)
     save_file({k: v for k, v in tensors.items() if k != name}, file)
     both_refuse(capsys, broken, tmp_path / "run", name, "missing")
-    save_file(tensors | {"model.layers.7.mlp.up_proj.weight": tensors[name]}, file)
+    save_file(tensors | {"model.layers.7.mlp.up_proj.weight": tensors[name].clone()}, file)
     both_refuse(capsys, broken, tmp_path / "run", "model.layers.7.mlp.up_proj.weight", "unexpected")
     save_file(tensors | {name: tensors[name][:, :5].contiguous()}, file)
     both_refuse(capsys, broken, tmp_path / "run", name, "shape")
@@ -203,7 +203,8 @@ def test_a_step_of_nothing_but_bad_examples_takes_the_next_ones(base, tmp_path, 
     world_with(monkeypatch, BAD["corrupt"][0])
     assert train.main([*QUICK, f"model={base}", f"out={tmp_path / 'run'}", "steps=6", "prompts=1"]) == 0
     assert "skipped" in capsys.readouterr().err
-    assert {row["frac_skipped"] for row in rows_of(tmp_path / "run")} >= {0.0, 0.5}
+    shares = {row["frac_skipped"] for row in rows_of(tmp_path / "run")}
+    assert 0.0 in shares and len(shares) > 1 and max(shares) < 1
 
 
 def test_when_nothing_can_be_asked(base, tmp_path, capsys, monkeypatch):

@@ -91,7 +91,7 @@ def test_the_metrics_of_a_step(trained):
         assert row["reward"] == pytest.approx(100 * row["rewards/length/mean"] + row["rewards/format/mean"])
         assert row["step_time"] == pytest.approx(sum(v for k, v in row.items() if k.startswith("time/")))
         # With one update the ratio is 1 and the advantages of a group cancel.
-        assert abs(row["loss"]) < 1e-5 and row["ratio"] == pytest.approx(1) and row["clip_ratio/region_mean"] == 0
+        assert abs(row["policy_loss"]) < 1e-5 and row["ratio"] == pytest.approx(1) and row["clip_ratio/region_mean"] == 0
     tokens = [row["num_tokens"] for row in rows[1:]]
     assert tokens[0] > 3 * 30 + 12 and all(a < b for a, b in zip(tokens, tokens[1:]))
 
@@ -288,11 +288,12 @@ def called(*args, **how):
 
 
 def finished(process):
-    out = process.communicate(timeout=280)[0]
+    out = process.communicate(timeout=600)[0]
     assert process.returncode == 0, out[-3000:]
     return out
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("settings", [("save.every=3",), ("save.every=1", "optim.name=muon", "loss.kl_coef=0.02", "loss.updates=2")],
                          ids=["adamw", "muon, two updates, a reference"])
 def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path, settings):
@@ -300,7 +301,7 @@ def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path, settin
     settings = ("steps=6", "eval.every=4", *settings)
     straight = called(command(base, tmp_path / "straight", *settings))
     killed = called(command(base, tmp_path / "killed", *settings))
-    deadline = time.time() + 250
+    deadline = time.time() + 600
     while not (tmp_path / "killed" / "checkpoints" / "step_000003" / "state.json").exists():
         assert killed.poll() is None and time.time() < deadline, killed.communicate()[0][-3000:] if killed.poll() is not None else "too slow"
         time.sleep(0.002)
@@ -346,6 +347,7 @@ def test_killed_before_the_first_checkpoint_starts_anew(base, trained, tmp_path)
 
 # ---- ranks
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("settings", [("prompts=3", "advantage=batch", "loss.weighting=token"), ("method=sft", "task=documents", "cap=128", "prompts=5")],
                          ids=["grpo", "sft"])
 def test_two_ranks_do_what_one_does(base, tmp_path, settings):
