@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -282,9 +281,26 @@ def command(base, out, *settings, ranks=0):
     return [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []), *args]
 
 
-def called(*args, **how):
+# train.py, that is killed where a checkpoint becomes visible: before or after the renaming.
+KILLER = """
+import os, signal, sys
+when, name = sys.argv.pop(1).split()
+rename = os.replace
+def replace(source, target):
+    if str(target).endswith(name) and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
+    if str(target).endswith(name):
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+import train
+train.main(sys.argv[1:])
+"""
+
+
+def called(args):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(args[0], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, **how)
+    return subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
 
 def finished(process):
@@ -294,30 +310,25 @@ def finished(process):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("settings", [("save.every=3",), ("save.every=1", "optim.name=muon", "loss.kl_coef=0.02", "loss.updates=2")],
-                         ids=["adamw", "muon, two updates, a reference"])
-def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path, settings):
+@pytest.mark.parametrize("settings, when", [(("save.every=3",), "after step_000003"),
+                                            (("save.every=1", "optim.name=muon", "loss.kl_coef=0.02", "loss.updates=2"), "before step_000004")],
+                         ids=["after a checkpoint", "within one, muon, two updates, a reference"])
+def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path, settings, when):
     """6 steps straight = 3 steps, SIGKILL, the same command again: weights, optimizer and logs, bit for bit (times aside)."""
     settings = ("steps=6", "eval.every=4", *settings)
     straight = called(command(base, tmp_path / "straight", *settings))
-    killed = called(command(base, tmp_path / "killed", *settings))
-    deadline = time.time() + 600
-    while not (tmp_path / "killed" / "checkpoints" / "step_000003" / "state.json").exists():
-        assert killed.poll() is None and time.time() < deadline, killed.communicate()[0][-3000:] if killed.poll() is not None else "too slow"
-        time.sleep(0.002)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    at = complete(tmp_path / "killed")[-1].name
-    assert killed.returncode == -signal.SIGKILL and at < "step_000006", "it was done before it could be killed"
-    # What a kill may leave: a line of a step that is in no checkpoint, half of another, a checkpoint that was being written.
+    killed = called([sys.executable, "-c", KILLER, when, *command(base, tmp_path / "killed", *settings)[2:]])
+    assert killed.communicate(timeout=600) and killed.returncode == -signal.SIGKILL
+    assert complete(tmp_path / "killed")[-1].name == "step_000003"
+    assert (tmp_path / "killed" / "checkpoints" / "step_000004.tmp" / "state.json").exists() == when.startswith("before")
+    # What a kill may leave besides: a line of a step that is in no checkpoint, and half of another.
     with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
-        file.write('{"step": 6, "reward": 0}\n{"step": 6, "rew')
-    (tmp_path / "killed" / "checkpoints" / "step_000006.tmp").mkdir(exist_ok=True)
+        file.write('{"step": 5, "reward": 0}\n{"step": 6, "rew')
 
     said = finished(called(command(base, tmp_path / "killed", *settings)))
-    assert f"going on after step {int(at[5:])}" in said
+    assert "going on after step 3" in said
     finished(straight)
-    assert json.loads((tmp_path / "killed" / "summary.json").read_text())["resumed_after"] == int(at[5:])
+    assert json.loads((tmp_path / "killed" / "summary.json").read_text())["resumed_after"] == 3
     a, b = (complete(tmp_path / name)[-1] for name in ("straight", "killed"))
     assert a.name == b.name == "step_000006"
     for path in a.iterdir():
