@@ -27,8 +27,8 @@ FIRST_WORD_OF_SECOND_LOOK = "but"
 # ---- captions: what teaches the base model to see
 
 def described(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """(What is asked, a caption): where every object is and how large, in a random order."""
-    return "Describe the picture.", " , ".join(f"{t.color} x {t.x} y {t.y} size {t.size}" for t in rng.sample(scene, len(scene))) + " ."
+    """(What is asked, a caption): where every object is, how large, and what, in a random order."""
+    return "Describe the picture.", " , ".join(f"{t.color} x {t.x} y {t.y} size {t.size} {t.shape}" for t in rng.sample(scene, len(scene))) + " ."
 
 
 def listed(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -67,7 +67,8 @@ def look(example: Example, rng: random.Random, careless: bool) -> str:
         things = tuple(_misread(example, t, rng) for t in example.extra["named"])
         if _conclude(example, things) not in (true, None):
             break
-    return f"{_read(example, things)} , so it is {_conclude(example, things)} ."
+    concluded = _conclude(example, things)
+    return f"{_read(example, things)} , so it is {concluded} {_letter(example, concluded)} ."
 
 
 def _misread(example: Example, thing: Thing, rng: random.Random) -> Thing:
@@ -139,6 +140,12 @@ def answer_document(example: Example, rng: random.Random) -> str:
     return f"{chain} {_ending(_letter(example, conclusion(text)), rng)}"
 
 
+def lettered(example: Example, rng: random.Random) -> str:
+    """One document about the letters of a question's choices, such as "right (B) , left (A) .": reading that needs no picture."""
+    choices = [choice.split()[0] for choice in example.choices]
+    return " , ".join(f"{choice} {_letter(example, choice)}" for choice in rng.sample(choices, len(choices))) + " ."
+
+
 class Documents(Sequence):
     """The reading list of the built-in base model: examples whose `extra["documents"]` hold `each` texts that may follow the prompt.
 
@@ -146,21 +153,25 @@ class Documents(Sequence):
     Item i is a pure function of (seed, i).
     """
 
-    def __init__(self, count: int = 2_000_000, seed: int = 0, each: int = 2, captions: float = 0.6):
-        self.count, self.seed, self.each, self.captions = count, seed, each, captions
+    def __init__(self, count: int = 2_000_000, seed: int = 0, each: int = 2, captions: float = 0.6, letters: float = 0.1):
+        self.count, self.seed, self.each, self.captions, self.letters = count, seed, each, captions, letters
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Example:
         rng = random.Random(f"documents/{self.seed}/{index}")
-        if rng.random() < self.captions:
-            scene = scatter(rng, free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))         # few objects are where seeing starts
+        kind = rng.random()
+        if kind < self.captions:
+            scene = scatter(rng, free_pairs(rng, rng.choice((1, 1, 2, 3, 4, 5))))         # few objects are where seeing starts
             kind = rng.choice(CAPTIONS) if len(scene) > 1 else described
             asked, texts = zip(*(kind(scene, rng) for _ in range(self.each)))
             return Example(uid=f"caption/{self.seed}/{index}", question=asked[0], choices=(), answer=texts[0], task=f"Caption {kind.__name__}",
                            pictures=(partial(draw, scene),), extra={"documents": texts})
         _, example = item("train", self.seed + 1_000_003, index)
+        if kind < self.captions + self.letters:
+            texts = tuple(lettered(example, rng) for _ in range(self.each))
+            return replace(example, question="List the choices.", pictures=(), task="Caption letters", extra={"documents": texts})
         return replace(example, extra={**example.extra, "documents": tuple(answer_document(example, rng) for _ in range(self.each))})
 
 

@@ -16,7 +16,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import cos, hypot, pi, sin
+from math import hypot
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -95,15 +95,16 @@ def draw(scene: Scene) -> Image.Image:
         (cx, cy), r, fill = thing.center, thing.radius, COLORS[thing.color]
         if thing.shape == "circle":                                     # a ring: a disc looked like a square for too long
             pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill, outline=OUTLINE)
-            pen.ellipse((cx - 0.35 * r, cy - 0.35 * r, cx + 0.35 * r, cy + 0.35 * r), fill=OUTLINE)
+            pen.ellipse((cx - 0.6 * r, cy - 0.6 * r, cx + 0.6 * r, cy + 0.6 * r), fill=OUTLINE)
         elif thing.shape == "square":
             s = 0.88 * r
             pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill, outline=OUTLINE)
         elif thing.shape == "triangle":
-            pen.polygon([(cx, cy - r), (cx + r, cy + 0.8 * r), (cx - r, cy + 0.8 * r)], fill=fill, outline=OUTLINE)
-        else:                                                           # a star of four points, too slim for an outline
-            points = [(1.2 * r if k % 2 == 0 else 0.4 * r, k * pi / 4) for k in range(8)]
-            pen.polygon([(cx + d * cos(a), cy + d * sin(a)) for d, a in points], fill=fill)
+            pen.polygon([(cx, cy - r), (cx + r, cy + 0.9 * r), (cx - r, cy + 0.9 * r)], fill=fill, outline=OUTLINE)
+        else:                                                           # a star of four straight rays, too slim for an outline
+            w = 0.3 * r
+            pen.rectangle((cx - r, cy - w, cx + r, cy + w), fill=fill)
+            pen.rectangle((cx - w, cy - r, cx + w, cy + r), fill=fill)
     return picture
 
 
