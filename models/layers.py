@@ -12,6 +12,15 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def exact(x: Tensor) -> Tensor:
+    """x in the dtype in which attention adds up: float64 for float32 on a CPU, else as it is.
+
+    A token's attention is computed in other shapes and orders when it is sampled than when it is trained on. In float32 the two differ by a rounding, which sharp
+    attention magnifies to 1e-5 in a log-prob; rounded from float64 they are the same number. Linear layers need no such help: their rows do not depend on each other.
+    """
+    return x.double() if x.dtype == torch.float32 and x.device.type == "cpu" else x
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · weight, in float32 whatever the dtype of x (Zhang & Sennrich 2019).  (..., D) → (..., D)."""
 
@@ -75,8 +84,8 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     q (P, S, H, E); k, v (P, S, K, E) → (P, S, H, E).
     """
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True)
-    return out.transpose(1, 2)
+    out = F.scaled_dot_product_attention(*(exact(x).transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2).to(q.dtype)
 
 
 def group_mask(length: Tensor, longest: int, completion: int, repeat: int) -> Tensor:
@@ -104,11 +113,11 @@ def group_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v:
     (P, G, C, H, E), K = q.shape, k.shape[3]
 
     def join(shared: Tensor, own: Tensor) -> Tensor:  # (P·G, K, S + C, E)
-        return torch.cat((shared.transpose(1, 2)[:, None].expand(P, G, K, -1, E), own.transpose(2, 3)), 3).flatten(0, 1)
+        return exact(torch.cat((shared.transpose(1, 2)[:, None].expand(P, G, K, -1, E), own.transpose(2, 3)), 3).flatten(0, 1))
 
-    q = q.view(P, G, C, K, H // K, E).permute(0, 1, 3, 4, 2, 5).reshape(P * G, K, H // K * C, E)
+    rows = q.view(P, G, C, K, H // K, E).permute(0, 1, 3, 4, 2, 5).reshape(P * G, K, H // K * C, E)
     mask = mask[:, None].expand(P, G, *mask.shape[1:]).flatten(0, 1)
-    out = F.scaled_dot_product_attention(q, join(prompt_k, k), join(prompt_v, v), attn_mask=mask)
+    out = F.scaled_dot_product_attention(exact(rows), join(prompt_k, k), join(prompt_v, v), attn_mask=mask).to(q.dtype)
     return out.view(P, G, K, H // K, C, E).permute(0, 1, 4, 2, 3, 5).reshape(P, G, C, H, E)
 
 
@@ -119,11 +128,12 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v
     prompt_k, prompt_v (P, K, S, E); prompt_bias (P, 1, 1, 1, S), 0 or for padding the lowest number.  → (P, K, G, R, E).
     """
     P, K, G, R, E = q.shape
-    S = prompt_k.shape[2]
+    S, dtype = prompt_k.shape[2], q.dtype
+    q, k, v, prompt_k, prompt_v = (exact(x) for x in (q, k, v, prompt_k, prompt_v))
     q = q * E**-0.5
     prompt = (q.reshape(P, K, G * R, E) @ prompt_k.transpose(-1, -2)).view(P, K, G, R, S)
     if prompt_bias is not None:
         prompt = prompt + prompt_bias
     weight = wide(torch.cat((prompt, q @ k.transpose(-1, -2)), -1)).softmax(-1).to(v.dtype)
     out = (weight[..., :S].reshape(P, K, G * R, S) @ prompt_v).view(P, K, G, R, E)
-    return out + weight[..., S:] @ v
+    return (out + weight[..., S:] @ v).to(dtype)

@@ -123,6 +123,7 @@ def test_one_prompt_and_one_completion(policy, chat, sources, together):
 def test_compaction_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
     calls, compact = [], KVCache.compact
     monkeypatch.setattr(module, "COMPACT_AT", share)
+    monkeypatch.setattr(module, "FEWEST", 1)
     monkeypatch.setattr(KVCache, "compact", lambda cache, kept: calls.append(kept.shape) or compact(cache, kept))
     again = write(policy, chat, sources)
     assert torch.equal(again.tokens, together.tokens) and torch.equal(again.length, together.length) and torch.equal(again.stopped, together.stopped)
@@ -131,8 +132,10 @@ def test_compaction_changes_no_token(policy, chat, sources, together, monkeypatc
     assert [b * c < 0.99 * a for a, (b, c) in zip([16, *(b * c for b, c in calls)], calls)] == [True] * len(calls)   # each one shrinks it
 
 
-def test_compaction_keeps_the_living_and_only_rows_of_one_prompt_in_a_line():
+def test_compaction_keeps_the_living_and_only_rows_of_one_prompt_in_a_line(monkeypatch):
     alive = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]).bool()
+    assert module._compaction(alive) is None                                                # FEWEST rows of twelve would save too little
+    monkeypatch.setattr(module, "FEWEST", 1)
     kept = module._compaction(alive)
     assert kept.tolist() == [[5, 7], [8, 9]] or kept.tolist() == [[5, 7], [8, 10]]
     assert module._compaction(torch.ones(3, 4).bool()) is None
@@ -249,5 +252,5 @@ def test_log_probs_are_those_of_the_training_forward(policy, chat, sources, temp
     for part, prompts, at in batch.micro_batches(micro):
         part = part.collated(image_token=chat.image_token, merge=2, device="cpu")
         batch.put_back(logp, completion_logprobs(policy, part, temperature=temperature, chunk=64)[0].detach(), prompts, at)
-    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() <= 1e-5
+    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() <= 2e-6                # not 1e-5: attention is exact, see layers.exact
     assert rollout.logp[rollout.logp < 0].std() > 0.5                                        # and they are not all alike
