@@ -17,7 +17,7 @@ from functools import partial
 from itertools import accumulate
 
 from data.shapes import COLORS, GRID, SHAPES, SIZES, Scene, Thing, draw, free_pairs, gap, in_order, item, scatter
-from data.types import Example
+from data.types import LETTERS, Example
 
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
 LOOK, LOOK_AGAIN = "look :", "but wait , let me look again :"
@@ -28,12 +28,12 @@ FIRST_WORD_OF_SECOND_LOOK = "but"
 
 def described(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """(What is asked, a caption): where every object is, how large, and what, in a random order."""
-    return "Describe the picture.", " , ".join(f"{t.color} x {t.x} y {t.y} size {t.size} {t.shape}" for t in rng.sample(scene, len(scene))) + " ."
+    return "Describe the picture.", " , ".join(f"{t.color} x {t.x} y {t.y} size {t.size} shape {t.shape}" for t in rng.sample(scene, len(scene))) + " ."
 
 
 def listed(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """(What is asked, a caption): the objects by name, in the order of colours."""
-    return "List the shapes.", " , ".join(t.name for t in in_order(scene)) + " ."
+    """(What is asked, a caption): what every object is, in the order of colours."""
+    return "List the shapes.", " , ".join(f"{t.color} shape {t.shape}" for t in in_order(scene)) + " ."
 
 
 def gaps(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -81,7 +81,7 @@ def _misread(example: Example, thing: Thing, rng: random.Random) -> Thing:
 def _read(example: Example, things: Sequence[Thing]) -> str:
     if example.task == "Count":
         counts = accumulate(int(t.shape == example.extra["shape"]) for t in things)
-        return " , ".join(f"{t.name} {count}" for t, count in zip(things, counts))
+        return " , ".join(f"{t.color} shape {t.shape} {count}" for t, count in zip(things, counts))
     if example.task == "Distance":
         return f"{_place(things[0])} , {_gaps(things[0], things[1:])}"
     unit = example.extra["axis"] if example.task == "Relation" else "size"
@@ -116,7 +116,7 @@ def agrees(concluded: str, example: Example) -> bool:
 
 def _letter(example: Example, concluded: str) -> str:
     """ "(B)" for the choice that a conclusion names."""
-    return next(f"({letter})" for letter, choice in zip("ABCD", example.choices) if choice.split()[0] == concluded)
+    return next(f"({letter})" for letter, choice in zip(LETTERS, example.choices) if choice.split()[0] == concluded)
 
 
 def _ending(letter: str, rng: random.Random) -> str:
@@ -140,10 +140,13 @@ def answer_document(example: Example, rng: random.Random) -> str:
     return f"{chain} {_ending(_letter(example, conclusion(text)), rng)}"
 
 
-def lettered(example: Example, rng: random.Random) -> str:
-    """One document about the letters of a question's choices, such as "right (B) , left (A) .": reading that needs no picture."""
-    choices = [choice.split()[0] for choice in example.choices]
-    return " , ".join(f"{choice} {_letter(example, choice)}" for choice in rng.sample(choices, len(choices))) + " ."
+def lettered(rng: random.Random, uid: str, each: int) -> Example:
+    """A lesson in letters, which needs no picture: lists of choices, and texts such as "right (B) , left (A) ."."""
+    pool = rng.choice(([f"{color} {rng.choice(SHAPES)}" for color in COLORS], list("0123456789"), ["left", "right", "above", "below"]))
+    choices = tuple(rng.sample(pool, rng.randint(2, min(len(pool), 8))))
+    example = Example(uid=uid, question="List the choices.", choices=choices, answer=choices[0], task="Caption lettered")
+    pairs = [f"{choice.split()[0]} {_letter(example, choice.split()[0])}" for choice in choices]
+    return replace(example, extra={"documents": tuple(" , ".join(rng.sample(pairs, len(pairs))) + " ." for _ in range(each))})
 
 
 class Documents(Sequence):
@@ -153,7 +156,7 @@ class Documents(Sequence):
     Item i is a pure function of (seed, i).
     """
 
-    def __init__(self, count: int = 2_000_000, seed: int = 0, each: int = 2, captions: float = 0.6, letters: float = 0.1):
+    def __init__(self, count: int = 2_000_000, seed: int = 0, each: int = 2, captions: float = 0.5, letters: float = 0.2):
         self.count, self.seed, self.each, self.captions, self.letters = count, seed, each, captions, letters
 
     def __len__(self) -> int:
@@ -163,15 +166,14 @@ class Documents(Sequence):
         rng = random.Random(f"documents/{self.seed}/{index}")
         kind = rng.random()
         if kind < self.captions:
-            scene = scatter(rng, free_pairs(rng, rng.choice((1, 1, 2, 3, 4, 5))))         # few objects are where seeing starts
+            scene = scatter(rng, free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))         # few objects are where seeing starts
             kind = rng.choice(CAPTIONS) if len(scene) > 1 else described
             asked, texts = zip(*(kind(scene, rng) for _ in range(self.each)))
             return Example(uid=f"caption/{self.seed}/{index}", question=asked[0], choices=(), answer=texts[0], task=f"Caption {kind.__name__}",
                            pictures=(partial(draw, scene),), extra={"documents": texts})
-        _, example = item("train", self.seed + 1_000_003, index)
         if kind < self.captions + self.letters:
-            texts = tuple(lettered(example, rng) for _ in range(self.each))
-            return replace(example, question="List the choices.", pictures=(), task="Caption letters", extra={"documents": texts})
+            return lettered(rng, f"letters/{self.seed}/{index}", self.each)
+        _, example = item("train", self.seed + 1_000_003, index)
         return replace(example, extra={**example.extra, "documents": tuple(answer_document(example, rng) for _ in range(self.each))})
 
 
