@@ -2,7 +2,7 @@
 
 Runs the recipe `shapes` on each seed and once blind, then asks the base and the trained policies: greedy on 800 held-out scenes and on 400 with unseen pairs,
 with the picture withheld, with the second look banned, and 64 sampled completions of 200 questions for pass@k. Prints one line a measurement; the last line is one JSON
-object. A measurement whose file is there already is read, not repeated.
+object, which is also written to measured.json there (docs/results/shapes/ has the recorded one). A measurement whose file is there already is read, not repeated.
 """
 import argparse
 import json
@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from tests.bench.about import about  # noqa: E402
 
 
 def run(*command: str) -> float:
@@ -50,10 +52,13 @@ def main() -> None:
                 found.setdefault(model, {})[name] = block["scores"]
                 print(f"{model:<6} {name:<16} " + brief(block["scores"]), flush=True)
     for name in runs:
-        found[name]["seconds"] = json.loads((out / name / "summary.json").read_text())["seconds"]
+        found[name]["summary"] = json.loads((out / name / "summary.json").read_text())
+        found[name]["seconds"] = found[name]["summary"]["seconds"]
         rows = [json.loads(line) for line in (out / name / "metrics.jsonl").read_text().splitlines()]
         found[name]["gap_max"] = max(row["sampling/logp_gap_max"] for row in rows if "sampling/logp_gap_max" in row)
         print(f"{name:<6} {found[name]['seconds']:.0f} s, largest log-prob gap {found[name]['gap_max']:.2e}")
+    found["about"] = about()
+    (out / "measured.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
 
 
