@@ -13,7 +13,7 @@ from torch import Tensor
 from grpo.sampling import sample, uniforms
 
 COMPACT_AT = 0.6        # compact when this share of the rows, or less, would be left
-FEWEST = 8              # rows kept if there are as many: products of one or two rows add up in another order, and log-probs would differ by a rounding
+FEWEST = 4, 4           # rows kept if there are as many: 4 + 4 a thread. A product of fewer adds up in another order on a CPU, and log-probs would differ by a rounding
 
 
 @dataclass
@@ -76,7 +76,8 @@ def generate(policy, prompts, *, group: int, cap: int, temperature: float, stop_
 def _compaction(alive: Tensor) -> Tensor | None:
     """Which rows to keep, (P', G') numbers into the flat rows, or None while compacting would save too little. Living rows come first in each line."""
     prompts = alive.any(1).nonzero().flatten()
-    width = min(max(int(alive.sum(1).max()), -(-FEWEST // len(prompts))), alive.shape[1])
+    fewest = FEWEST[0] + FEWEST[1] * torch.get_num_threads()
+    width = min(max(int(alive.sum(1).max()), -(-fewest // len(prompts))), alive.shape[1])
     if len(prompts) * width > COMPACT_AT * alive.numel():
         return None
     order = alive[prompts].int().argsort(dim=1, descending=True, stable=True)[:, :width]

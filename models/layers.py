@@ -18,7 +18,7 @@ def exact(x: Tensor) -> Tensor:
     A token's attention is computed in other shapes and orders when it is sampled than when it is trained on. In float32 the two differ by a rounding, which sharp
     attention magnifies to 1e-5 in a log-prob; rounded from float64 they are the same number. Linear layers need no such help: their rows do not depend on each other.
     """
-    return x.double() if x.dtype == torch.float32 and x.device.type == "cpu" else x
+    return x.double() if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") else x
 
 
 class RMSNorm(nn.Module):

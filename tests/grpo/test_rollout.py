@@ -123,7 +123,7 @@ def test_one_prompt_and_one_completion(policy, chat, sources, together):
 def test_compaction_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
     calls, compact = [], KVCache.compact
     monkeypatch.setattr(module, "COMPACT_AT", share)
-    monkeypatch.setattr(module, "FEWEST", 1)
+    monkeypatch.setattr(module, "FEWEST", (1, 0))
     monkeypatch.setattr(KVCache, "compact", lambda cache, kept: calls.append(kept.shape) or compact(cache, kept))
     again = write(policy, chat, sources)
     assert torch.equal(again.tokens, together.tokens) and torch.equal(again.length, together.length) and torch.equal(again.stopped, together.stopped)
@@ -135,7 +135,7 @@ def test_compaction_changes_no_token(policy, chat, sources, together, monkeypatc
 def test_compaction_keeps_the_living_and_only_rows_of_one_prompt_in_a_line(monkeypatch):
     alive = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]).bool()
     assert module._compaction(alive) is None                                                # FEWEST rows of twelve would save too little
-    monkeypatch.setattr(module, "FEWEST", 1)
+    monkeypatch.setattr(module, "FEWEST", (1, 0))
     kept = module._compaction(alive)
     assert kept.tolist() == [[5, 7], [8, 9]] or kept.tolist() == [[5, 7], [8, 10]]
     assert module._compaction(torch.ones(3, 4).bool()) is None
