@@ -31,30 +31,35 @@ class Template:
     """The text around a question. `{pictures}` and `{asked}` are filled in; `<|…|>` are special tokens.
 
     `opening` is what the prompt's end has already written of the answer; it is put back in front of each completion's text.
+    `bare` is an answer without any reasoning, as a completion: what imitation learns from where a source has no documents.
     """
 
     text: str
     opening: str = ""
+    bare: str = "{answer}"
 
 
 # VisualThinker-R1-Zero's prompts to the letter (arXiv 2503.05132, src/open_r1/grpo.py and src/eval): the space before a line's end, the two
 # after a question, and the base model's literal "<image>", which is ordinary text beside the real picture.
 _PAPER = ("{pictures}<image>A conversation between User and Assistant. The user asks a question about the image, and the Assistant "
           "solves it.")
-_CHATML = ("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{pictures}%s<|im_end|>\n"
+_CHATML = ("<|im_start|>system\nYou are a helpful assistant%s.<|im_end|>\n<|im_start|>user\n{pictures}%s<|im_end|>\n"
            "<|im_start|>assistant\n")
+_TAGS = "{asked}  Output the thinking process in <think> </think> and final answer (option) in <answer> </answer> tags."
+# What its authors tried before (their development repository): another system prompt, and this behind the question.
+_REFLECTION = " If you detect that you made a mistake in your reasoning at any point, correct yourself inside <reflection></reflection> tags."
+_CLOSED, _WHOLE = "</think> <answer> {answer} </answer>", "<think> </think> <answer> {answer} </answer>"
 
 TEMPLATES: dict[str, Template] = {
     "visualthinker": Template(
         _PAPER + " The assistant first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
-        "User: {asked} \nAssistant: Let me solve this step by step.\n<think>", opening="<think>"),
+        "User: {asked} \nAssistant: Let me solve this step by step.\n<think>", opening="<think>", bare=_CLOSED),
     "visualthinker_direct": Template(_PAPER + "\nUser: {asked} \nAssistant: "),
-    "chatml": Template(_CHATML % ("{asked}  Output the thinking process in <think> </think> and final answer (option) in "
-                                  "<answer> </answer> tags.")),
-    "chatml_eval": Template(_CHATML % ("{asked}\nOutput the thinking process in <think> </think> and final answer in "
-                                       "<answer> </answer> tags.")),
-    "chatml_direct": Template(_CHATML % "{asked}"),
-    "shapes": Template("{pictures}User: {asked}\nAssistant: <think>", opening="<think>"),
+    "chatml": Template(_CHATML % ("", _TAGS), bare=_WHOLE),
+    "chatml_eval": Template(_CHATML % ("", "{asked}\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."), bare=_WHOLE),
+    "chatml_reflection": Template(_CHATML % (" capable of complex reasoning and reflection", _TAGS + _REFLECTION), bare=_WHOLE),
+    "chatml_direct": Template(_CHATML % ("", "{asked}")),
+    "shapes": Template("{pictures}User: {asked}\nAssistant: <think>", opening="<think>", bare=_CLOSED),
 }
 
 
@@ -108,6 +113,10 @@ class Chat:
     def encode(self, text: str) -> list[int]:
         """Ordinary text → token ids. The names of special tokens in it stay text."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def bare(self, answer: str) -> str:
+        """A completion that is an answer and nothing else, in the template's form."""
+        return self.template.bare.replace("{answer}", answer)
 
     def text(self, tokens: Sequence[int]) -> str:
         """A completion's token ids → the template's opening and the text before the first stop token."""

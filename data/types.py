@@ -26,6 +26,18 @@ class BadPicture(BadExample):
     """A picture cannot be used: corrupt, empty, too large, too narrow, or of a kind that would lose its values."""
 
 
+class BadRow(BadExample):
+    """One row of a file is no example. `where` is its file and number, `field` what is wrong with it, `remedy` what to do ("" if nothing)."""
+
+    def __init__(self, where: str, field: str, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{where}: {f'{field}: ' if field else ''}{reason}{f'; {remedy}' if remedy else ''}")
+        self.where, self.field, self.reason, self.remedy = where, field, reason, remedy
+
+
+class BadSource(ValueError):
+    """A source is unknown, or its file is missing, unreadable or not of its layout; the message names file and column."""
+
+
 class PromptTooLong(BadExample):
     """A prompt has more tokens than the limit. Prompts are never cut: a cut would separate pictures from their placeholders."""
 
@@ -35,7 +47,8 @@ class Example:
     """One question about zero or more pictures.
 
     `answer` is the text of the right choice, or free text where `choices` is empty. `extra` is for the source's own facts
-    (a scene's geometry, a dataset's row) and is never shown to a model. Raises BadExample.
+    (a scene's geometry, a dataset's row) and is never shown to a model. `wording` is for sources that word question and choices in their
+    own way. Raises BadExample.
     """
 
     uid: str
@@ -45,6 +58,7 @@ class Example:
     task: str = ""
     pictures: tuple[Picture, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    wording: str = ""
 
     def __post_init__(self) -> None:
         def bad(reason: str) -> BadExample:
@@ -74,9 +88,9 @@ class Example:
 
     @property
     def asked(self) -> str:
-        """The question and, below it, its choices, worded as CV-Bench and BLINK do."""
-        if not self.choices:
-            return self.question
+        """What the model is asked: the question and, below it, its choices as CV-Bench and BLINK word them; or the source's own wording."""
+        if self.wording or not self.choices:
+            return self.wording or self.question
         return f"{self.question}\n{listed(self.choices)}"
 
 

@@ -1,6 +1,7 @@
 """BLINK's parquet layout, with made-up rows, and with the real photographs where they are."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,15 @@ import pytest
 from PIL import Image
 
 from data.chat import Chat
-from data.sources import BadSource, blink
-from data.types import BadExample
+from data.sources import SOURCES, BadSource
+from data.types import BadExample, BadRow
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_chat import processor, qwen, verbatim  # noqa: E402, F401
 
 pyarrow = pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
 REAL = Path(__file__).resolve().parents[3] / "shared/data/blink/Spatial_Relation/val-00000-of-00001.parquet"
+blink = SOURCES["blink"]
 PICTURE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("idx", "question",
 "sub_task")] + [(f"image_{i}", PICTURE) for i in (1, 2, 3, 4)]
@@ -44,83 +49,89 @@ def parquet(folder, rows, schema=SCHEMA, **options):
 
 
 def test_a_blink_row(tmp_path):
-    (example,) = blink(parquet(tmp_path, [row(7, pictures=3)]), "all", None)
+    (example,) = blink(parquet(tmp_path, [row(7, pictures=3)]), "all", None, 0)
     assert (example.uid, example.task, example.answer, example.letter) == ("val_7", "Counting", "three", "C")
     assert example.pictures == (png(71), png(72), png(73))
     assert example.asked == row(7)["prompt"]                             # to the letter, the space before the line's end too
-    (short,) = blink(parquet(tmp_path, [row(7, prompt="in another form")]), "all", None)
+    (short,) = blink(parquet(tmp_path, [row(7, prompt="in another form")]), "all", None, 0)
     assert short.question == "Question 7?"
 
 
 def test_limit_and_order(tmp_path):
     file = parquet(tmp_path, [row(i) for i in range(40)], row_group_size=7)
-    assert [e.uid for e in blink(file, "all", None)] == [f"val_{i}" for i in range(40)]
-    assert [e.uid for e in blink(file, "all", 5)] == [f"val_{i}" for i in range(5)]
-    assert blink(file, "all", 0) == []
-    assert [e.uid for e in blink(file, "train", 3)] == [e.uid for e in blink(file, "train", None)][:3]
-    assert blink(file, "all", None, seed=1) == blink(file, "all", None, seed=2)
+    assert [e.uid for e in blink(file, "all", None, 0)] == [f"val_{i}" for i in range(40)]
+    assert [e.uid for e in blink(file, "all", 5, 0)] == [f"val_{i}" for i in range(5)]
+    assert len(blink(file, "all", 0, 0)) == 0
+    assert [e.uid for e in blink(file, "train", 3, 0)] == [e.uid for e in blink(file, "train", None, 0)[:3]]
+    assert list(blink(file, "all", None, 1)) == list(blink(file, "all", None, 2))
 
 
 def test_the_halves_share_no_photograph(tmp_path):
     rows = [row(i, image_1={"bytes": png(i // 3), "path": None}) for i in range(60)]  # three questions a photograph
     file = parquet(tmp_path, rows)
-    train, heldout = blink(file, "train", None), blink(file, "heldout", None)
+    train, heldout = blink(file, "train", None, 0), blink(file, "heldout", None, 0)
     assert len(train) + len(heldout) == 60 and min(len(train), len(heldout)) >= 15
     assert not {e.pictures for e in train} & {e.pictures for e in heldout}
-    assert {e.uid for e in train} == {e.uid for e in blink(parquet(tmp_path, rows[::-1]), "train", None)}    # whatever the order
+    assert {e.uid for e in train} == {e.uid for e in blink(parquet(tmp_path, rows[::-1]), "train", None, 0)}    # whatever the order
 
 
 def test_rows_after_the_limit_are_not_read(tmp_path):
-    """The last row is broken and never seen."""
+    """The last row is broken and never seen; nor do the other rows suffer from it."""
     file = parquet(tmp_path, [*(row(i) for i in range(64)), row(64, answer="(Z)")])
-    assert len(blink(file, "all", 10)) == 10
-    with pytest.raises(BadSource, match="row 64"):
-        blink(file, "all", None)
+    assert len(list(blink(file, "all", 10, 0))) == 10
+    examples = blink(file, "all", None, 0)
+    assert len(examples) == 65 and examples[63].uid == "val_63"
+    with pytest.raises(BadRow, match="row 64"):
+        examples[64]
 
 
 @pytest.mark.parametrize("changed, message", [
-    ({"answer": "(D)"}, "row 1: the answer '(D)' is not the letter of one of 3"),
-    ({"answer": "hidden"}, "row 1: the answer is hidden; BLINK's test split"),
+    ({"answer": "(D)"}, "row 1: answer: '(D)' is not the letter of one of 3"),
+    ({"answer": "hidden"}, "row 1: answer: the answer is hidden; BLINK's test split"),
     ({"answer": "(A)(B)"}, "is not the letter"), ({"answer": ""}, "is not the letter"),
-    ({"answer": None}, "row 1: column answer holds NoneType"),
-    ({"choices": []}, "is not the letter of one of 0 choices"), ({"choices": None}, "column choices holds NoneType"),
-    ({"idx": None}, "column idx holds"),
-    ({"image_1": None}, "row 1: no picture"), ({"image_1": {"bytes": None, "path": "x.jpg"}},
-    "row 1: column image_1 holds no picture bytes"),
-    ({"question": None}, "column question"),
+    ({"answer": None}, "row 1: answer: holds NoneType"),
+    ({"choices": []}, "is not the letter of one of 0 choices"), ({"choices": None}, "choices: holds NoneType"),
+    ({"idx": None}, "idx: holds"), ({"choices": ["one", None]}, "choices: holds a list of NoneType, str"),
+    ({"image_1": None}, "row 1: image_1, image_2, image_3, image_4: no picture"),
+    ({"image_1": {"bytes": None, "path": "x.jpg"}}, "row 1: image_1: holds no picture bytes"),
+    ({"question": None, "prompt": "in another form"}, "question: holds NoneType"), ({"prompt": None}, "prompt: holds NoneType"),
 ])
 def test_a_bad_row_is_named(tmp_path, changed, message):
-    file = parquet(tmp_path, [row(0), row(1, **changed), row(2)])
-    with pytest.raises(BadSource) as error:
-        blink(file, "all", None)
+    examples = blink(parquet(tmp_path, [row(0), row(1, **changed), row(2)]), "all", None, 0)
+    with pytest.raises(BadRow) as error:
+        examples[1]
     assert message in str(error.value) and "val.parquet" in str(error.value)
+    assert (examples[0].uid, examples[2].uid) == ("val_0", "val_2")
 
 
 def test_a_bad_example_is_named(tmp_path):
-    with pytest.raises(BadExample, match="'val_0': two choices are the same"):
-        blink(parquet(tmp_path, [row(0, choices=["one", "one", "three"])]), "all", None)
+    with pytest.raises(BadExample, match="val.parquet, row 0: example 'val_0': two choices are the same"):
+        blink(parquet(tmp_path, [row(0, choices=["one", "one", "three"])]), "all", None, 0)[0]
 
 
 def test_a_file_that_is_not_right(tmp_path):
     with pytest.raises(BadSource, match="gone.parquet: no such file"):
-        blink(tmp_path / "gone.parquet", "all", None)
+        blink(tmp_path / "gone.parquet", "all", None, 0)
     (tmp_path / "text.parquet").write_text("hello, this is no parquet file")
     with pytest.raises(BadSource, match="text.parquet: cannot be read as parquet"):
-        blink(tmp_path / "text.parquet", "all", None)
+        blink(tmp_path / "text.parquet", "all", None, 0)
     file = parquet(tmp_path, [row(i) for i in range(9)])
     (tmp_path / "half.parquet").write_bytes(file.read_bytes()[:3000])
     with pytest.raises(BadSource, match="half.parquet: cannot be read"):
-        blink(tmp_path / "half.parquet", "all", None)
+        blink(tmp_path / "half.parquet", "all", None, 0)
     names = [name for name in SCHEMA.names if name not in ("choices", "image_3")]
     without = parquet(tmp_path, [row(0)], schema=pyarrow.schema([SCHEMA.field(name) for name in names]))
-    with pytest.raises(BadSource, match="val.parquet: no column image_3, choices; it has idx, question"):
-        blink(without, "all", None)
+    with pytest.raises(BadSource, match="val.parquet: no column choices, image_3; it has idx, question"):
+        blink(without, "all", None, 0)
 
 
-def test_pictures_of_another_layout(tmp_path):
-    schema = SCHEMA.set(SCHEMA.get_field_index("image_1"), pyarrow.field("image_1", pyarrow.binary()))
-    with pytest.raises(BadSource, match="column image_1 holds no picture bytes"):
-        blink(parquet(tmp_path, [row(0, image_1=b"\x89PNG")], schema=schema), "all", None)
+def test_pictures_as_plain_bytes(tmp_path):
+    schema = SCHEMA
+    for name in ("image_1", "image_2", "image_3", "image_4"):
+        schema = schema.set(schema.get_field_index(name), pyarrow.field(name, pyarrow.binary()))
+    plain = {f"image_{i}": png(i) if i < 3 else None for i in (1, 2, 3, 4)}
+    (example,) = blink(parquet(tmp_path, [row(0, **plain)], schema=schema), "all", None, 0)
+    assert example.pictures == (png(1), png(2))
 
 
 # ---- the real photographs
@@ -129,7 +140,7 @@ def test_pictures_of_another_layout(tmp_path):
 def photographs():
     if not REAL.is_file():
         pytest.skip("the 143 photographs of BLINK's Spatial_Relation are not beside the repository (../shared/data)")
-    return blink(REAL, "all", None)
+    return blink(REAL, "all", None, 0)
 
 
 def test_the_real_rows(photographs):
@@ -139,7 +150,7 @@ def test_the_real_rows(photographs):
     assert len(photographs) == len({e.uid for e in photographs}) == 143
     assert [e.letter for e in photographs].count("A") == 77                                 # as BLINK's own val_answers.json
     assert all(e.asked == r["prompt"] and f"({e.letter})" == r["answer"] and e.uid == r["idx"] for e, r in zip(photographs, rows))
-    train, heldout = blink(REAL, "train", None), blink(REAL, "heldout", None)
+    train, heldout = blink(REAL, "train", None, 0), blink(REAL, "heldout", None, 0)
     assert len(train) + len(heldout) == 143 and min(len(train), len(heldout)) > 50
     assert not {e.pictures for e in train} & {e.pictures for e in heldout}
 
@@ -157,13 +168,12 @@ def test_the_real_photographs_become_prompts(photographs):
         assert np.isfinite(prompt.patches).all() and prompt.patches.std() > 0.05
 
 
-def test_real_photographs_as_transformers(photographs):
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    from data.images import open_picture, preprocess
-
-    theirs = Qwen2VLImageProcessorPil(min_pixels=3136, max_pixels=401408)
-    for example in photographs[::24]:
-        expected = theirs(Image.open(io.BytesIO(example.pictures[0])), return_tensors="np")["pixel_values"]
-        patches, _ = preprocess(open_picture(example.pictures[0], name=example.uid), min_pixels=3136, max_pixels=401408)
-        assert np.abs(patches - expected).max() <= 1e-6
+def test_the_real_photographs_as_transformers(photographs, processor, qwen):
+    """All 143, at the paper's pixel limit: the prompt's ids are the same, pixels differ by a rounding at most."""
+    processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 401408}
+    chat = Chat(qwen, template="visualthinker", min_pixels=3136, max_pixels=401408)
+    for example in photographs:
+        ours = chat.prompt(example)
+        theirs = processor(text=[verbatim("visualthinker", example)], images=[Image.open(io.BytesIO(p)) for p in example.pictures], return_tensors="np")
+        assert ours.tokens.tolist() == theirs["input_ids"][0].tolist() and ours.grid.tolist() == theirs["image_grid_thw"].tolist()
+        assert np.abs(ours.patches - theirs["pixel_values"]).max() <= 1e-6

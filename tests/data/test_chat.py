@@ -87,6 +87,9 @@ VERBATIM = {  # P: the pictures, Q: what is asked
     "chatml": f"{SYSTEM}PQ  Output the thinking process in <think> </think> and final answer (option) in <answer> </answer> tags.{REPLY}",
     "chatml_eval": f"{SYSTEM}PQ\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags.{REPLY}",
     "chatml_direct": f"{SYSTEM}PQ{REPLY}",
+    "chatml_reflection": "<|im_start|>system\nYou are a helpful assistant capable of complex reasoning and reflection.<|im_end|>\n<|im_start|>user\nPQ  Output the "
+                         "thinking process in <think> </think> and final answer (option) in <answer> </answer> tags. If you detect that you made a mistake in your "
+                         f"reasoning at any point, correct yourself inside <reflection></reflection> tags.{REPLY}",
     "shapes": "PUser: Q\nAssistant: <think>",
 }
 

@@ -44,6 +44,16 @@ def test_every_example_is_as_likely_everywhere():
     assert sum((found[i] - 400) ** 2 / 400 for i in range(10)) < 33.7
 
 
+def test_rounds_are_orders_of_their_own():
+    """Round 0 is what it was without rounds (`test_pinned`); each other is as different from it as another seed."""
+    rounds = [tuple(indices_at(7, 10_000, 20, 0, round)) for round in range(30)]
+    assert rounds[0] == tuple(indices_at(7, 10_000, 20, 0)) and len(set(rounds)) == 30
+    assert sum(len(set(a) & set(b)) for a, b in zip(rounds, rounds[1:])) < 10                # 29 pairs that share 0.04 each by chance
+    for round in range(3):
+        used = [i for step in range(3) for i in indices_at(step, 12, 4, 3, round)]
+        assert sorted(used) == list(range(12))
+
+
 def test_left_over_examples_change():
     left = [set(range(13)) - {i for step in range(3) for i in indices_at(3 * epoch + step, 13, 4, 0)} for epoch in range(200)]
     assert {len(x) for x in left} == {1} and set().union(*left) == set(range(13))

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from data.sources import HELDOUT, SOURCES, SPLITS, BadSource, blink, open_source
+from data.sources import HELDOUT, SOURCES, SPLITS, BadSource, open_source
 
 
 def test_every_source_has_its_splits():
@@ -46,5 +46,6 @@ def test_the_built_in_world(name):
 
 def test_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "x.parquet").touch()
     with pytest.raises(BadSource, match="needs pyarrow, an optional extra"):
-        blink(tmp_path / "x.parquet", "all", None)
+        SOURCES["blink"](tmp_path / "x.parquet", "all", None, 0)

@@ -1,0 +1,177 @@
+"""A parquet file of pictures, read a row group at a time when a row of it is asked for: memory does not grow with the file.
+
+The hub's own files have row groups of a few megabytes, and the last few are kept. Where a writer has put a whole file into one group, the
+group is unpacked once into a temporary file (`TMPDIR` says where), because parquet can only be read from a group's beginning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import OrderedDict
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from data.types import BadRow, BadSource
+
+HELD = 128 << 20        # bytes of row groups kept in memory
+LARGE = 64 << 20        # bytes of a row group (unpacked) from which it goes to a temporary file
+ROWS = 16               # rows read at a time where a whole file is gone through
+BUFFER = 1 << 20        # without a buffer, or with its pre_buffer, pyarrow reads a column of a row group in one piece
+
+
+class _Held:
+    """The row groups used last, of all files together, up to HELD bytes; always at least one."""
+
+    def __init__(self) -> None:
+        self.tables: OrderedDict[tuple[int, int], Any] = OrderedDict()      # (file, row group) → table, least recently used first
+        self.bytes = 0
+
+    def get(self, key: tuple[int, int], read: Callable[[], Any]) -> Any:
+        if key in self.tables:
+            self.tables.move_to_end(key)
+            return self.tables[key]
+        table = self.tables[key] = read()
+        self.bytes += table.nbytes
+        while len(self.tables) > 1 and self.bytes > HELD:
+            self.bytes -= self.tables.popitem(last=False)[1].nbytes
+        return table
+
+
+_held, _number = _Held(), count()
+
+
+class ParquetShard:
+    """One file: `row(n)` is a dict of the light columns and, of the picture columns, of their bytes.
+
+    `columns` must be there, `optional` may be; of `pictures`, alternative sets of columns, the first that is all there is taken. Raises
+    BadSource naming file and column.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str], pictures: Sequence[Sequence[str]]) -> None:
+        pyarrow = _pyarrow(path)
+        if not path.is_file():
+            raise BadSource(f"{path}: no such file")
+        try:
+            self._file = pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise BadSource(f"{path}: cannot be read as parquet: {error}") from error
+        self.path, self._errors = path, (pyarrow.ArrowException, OSError)
+        there = self._file.schema_arrow.names
+        missing = [name for name in columns if name not in there]
+        self.pictures = next((names for names in pictures if all(name in there for name in names)), ())
+        if pictures and not self.pictures:
+            missing += [name for name in pictures[0] if name not in there]
+        if missing:
+            raise BadSource(f"{path}: no column {', '.join(missing)}; it has {', '.join(there)}")
+        self._columns = [*columns, *(name for name in optional if name in there), *self.pictures]
+        groups = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
+        self._starts = np.cumsum([0, *groups])
+        self._number = next(_number)
+        self._unpacked: dict[int, _Unpacked] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def where(self, number: int) -> str:
+        """The name of a row in messages."""
+        return f"{self.path}, row {number}"
+
+    def row(self, number: int) -> dict[str, Any]:
+        """The row's values by column. Raises BadSource where the file is damaged."""
+        group = int(np.searchsorted(self._starts, number, side="right")) - 1
+        inside = number - int(self._starts[group])
+        try:
+            return self._group(group).slice(inside, 1).to_pylist()[0]
+        except self._errors as error:
+            raise BadSource(f"{self.where(number)}: cannot be read as parquet: {error}") from error
+
+    def shown(self, values: Mapping[str, Any], where: str) -> tuple[bytes, ...]:
+        """The pictures in a row's values. Raises BadRow for one without bytes, and where there is none at all."""
+        found = []
+        for column, picture in ((column, picture) for column in self.pictures for picture in _several(values[column])):
+            data = _bytes(picture)
+            if not data:
+                raise BadRow(where, column, "holds no picture bytes", "embed the pictures in the file, or leave the row out")
+            found.append(data)
+        if not found:
+            raise BadRow(where, ", ".join(self.pictures), "no picture", "leave the row out")
+        return tuple(found)
+
+    def keys(self) -> Iterator[bytes]:
+        """For each row a digest of its pictures. Reads the whole file, a few rows at a time."""
+        for values in self._scan(self.pictures):
+            digest = hashlib.sha256()
+            for picture in (picture for column in self.pictures for picture in _several(values[column])):
+                digest.update(hashlib.sha256(_bytes(picture)).digest())
+            yield digest.digest()
+
+    def counts(self) -> Iterator[int]:
+        """For each row how many pictures it has; of a struct only the small field `path` is read."""
+        names = [self._file.schema.column(number).path for number in range(len(self._file.schema))]
+        light = [next((name for name in names if name.startswith(f"{column}.") and name.endswith(".path")), column) for column in self.pictures]
+        for values in self._scan(light):
+            yield sum(len(_several(values[column])) for column in self.pictures)
+
+    def _scan(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        try:
+            for batch in self._file.iter_batches(batch_size=ROWS, columns=list(columns)):
+                yield from batch.to_pylist()
+        except self._errors as error:
+            raise BadSource(f"{self.path}: cannot be read as parquet: {error}") from error
+
+    def _group(self, group: int) -> Any:
+        """A row group with `slice`: in memory if it is small, else in its temporary file."""
+        if group in self._unpacked:
+            return self._unpacked[group]
+        if self._file.metadata.row_group(group).total_byte_size > LARGE:
+            self._unpacked[group] = _Unpacked(self._file, group, self._columns)
+            return self._unpacked[group]
+        return _held.get((self._number, group), lambda: self._file.read_row_group(group, columns=self._columns, use_threads=False))
+
+
+class _Unpacked:
+    """A row group in a temporary file without a name, which is gone when the program ends. `slice` reads the few rows around one."""
+
+    def __init__(self, file: Any, group: int, columns: Sequence[str]) -> None:
+        import pyarrow
+
+        self._held = tempfile.TemporaryFile(prefix="glimpse-")
+        starts = [0]
+        batches = file.iter_batches(batch_size=ROWS, row_groups=[group], columns=list(columns))
+        first = next(batches)
+        with pyarrow.ipc.new_file(pyarrow.PythonFile(self._held, "w"), first.schema) as writer:
+            for batch in chain([first], batches):
+                writer.write_batch(batch)
+                starts.append(starts[-1] + len(batch))
+        self._held.flush()
+        self._reader = pyarrow.ipc.open_file(pyarrow.PythonFile(self._held, "r"))
+        self._starts = np.array(starts)
+
+    def slice(self, number: int, rows: int) -> Any:
+        """`rows` rows from `number` on; one is what is asked for, and more may end at the batch they begin in."""
+        batch = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._reader.get_batch(batch).slice(number - int(self._starts[batch]), rows)
+
+
+def _several(value: Any) -> Sequence[Any]:
+    """A picture column's value as a list: it holds one picture, a list of them, or nothing."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _bytes(picture: Any) -> bytes:
+    """Of `struct<bytes, path>` (datasets' Image) or plain bytes; b"" for anything else."""
+    data = picture.get("bytes") if isinstance(picture, dict) else picture
+    return data if isinstance(data, bytes) else b""
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise BadSource(f"{path}: reading parquet needs pyarrow, an optional extra: pip install pyarrow") from error
+    return pyarrow
