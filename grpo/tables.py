@@ -2,42 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def score_table(found: Mapping[str, Any]) -> str:
-    """`evaluation.scores` as one line a task and one for all; below it the second look's work, and why answers could not be read."""
-    looks = "looking" in found
+Rows = tuple[list[Any], list[list[Any]]]         # a header, and a line of cells for each row
+
+
+def score_table(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> str:
+    """`evaluation.scores` as one line a task and one for all; below it the total, if it is another, and why answers could not be read."""
+    return "\n".join([table(*score_rows(found, shown)), *notes(found, shown)])
+
+
+def score_rows(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> Rows:
+    """The cells of the table of scores. shown: how an accuracy is printed."""
+    looks, shown = "looking" in found, shown or percent
     header = ["task", "n", "accuracy", "95 % interval", "chance", "format", "unread", "cut", "length"] + ["looks", "again"] * looks
     rows = []
     for task, block in [*found["tasks"].items(), ("all", found)]:
         shares = [block[key] for key in ("chance", "format", "extraction_failure", "truncated")]
-        row = [task, block["questions"], percent(block["accuracy"]), interval(*block["interval"]), *map(percent, shares)]
+        row = [task, block["questions"], shown(block["accuracy"]), interval(*block["interval"]), *map(percent, shares)]
         row.append(f"{block['mean_length']:.1f}")
         rows.append(row + [percent(block[key]) for key in ("looking", "self_correction") if looks])
-    text = table(header, rows)
-    if looks:
-        text += f"\nsecond looks that turned wrong into right: {found['wrong_to_right']}, right into wrong: {found['right_to_wrong']}"
+    return header, rows
+
+
+def notes(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> list[str]:
+    """What stands below the table: totals made in another way than by counting questions, second looks, failures."""
+    lines = []
+    for name, total in found.get("totals", {}).items():
+        if name != "micro":
+            parts = ", ".join(f"{source} {percent(value)}" for source, value in total["parts"].items())
+            lines.append(f"{name.replace('_', '-')} total: {(shown or percent)(total['value'])} ({interval(*total['interval'])}), from {parts}")
+    if "looking" in found:
+        lines.append(f"second looks that turned wrong into right: {found['wrong_to_right']}, right into wrong: {found['right_to_wrong']}")
     if found["failures"]:
-        text += "\nunread because of: " + ", ".join(f"{why} ({count})" for why, count in found["failures"].items())
-    return text
+        lines.append("unread because of: " + ", ".join(f"{why} ({count})" for why, count in found["failures"].items()))
+    return lines
 
 
 def k_table(found: Mapping[str, Any]) -> str:
     """pass@k and maj@k over all questions."""
-    rows = [[name, *(percent(cell["value"]) for cell in found[name].values())] for name in ("pass@k", "maj@k")]
-    return table(["k", *found["pass@k"]], rows)
+    return table(*k_rows(found))
+
+
+def k_rows(found: Mapping[str, Any]) -> Rows:
+    """Its cells."""
+    return ["k", *found["pass@k"]], [[name, *(percent(cell["value"]) for cell in found[name].values())] for name in ("pass@k", "maj@k")]
 
 
 def difference_table(found: Mapping[str, Mapping[str, Any]], first: str, second: str) -> str:
     """Two evaluations side by side, and first minus second: paired, with how many questions only one of them got right, and McNemar's p."""
+    return table(*difference_rows(found, first, second))
+
+
+def difference_rows(found: Mapping[str, Mapping[str, Any]], first: str, second: str) -> Rows:
+    """Its cells."""
     rows = []
     for task, row in found.items():
         p = f"{row['p']:.4f}" if row["p"] >= 1e-4 else "< 0.0001"
         rows.append([task, row["n"], percent(row["first"]), percent(row["second"]), f"{100 * row['difference']:+.1f}",
                      interval(row["low"], row["high"], sign="+"), row["only_a"], row["only_b"], p])
-    return table(["task", "n", first, second, "difference", "95 % interval", f"only {first}", f"only {second}", "p"], rows)
+    return ["task", "n", first, second, "difference", "95 % interval", f"only {first}", f"only {second}", "p"], rows
+
+
+def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """The cells as a table of Markdown: the first column to the left, the others to the right."""
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def labels(key: str, names: Sequence[str]) -> tuple[str, str]:
+    """Short names of the two sides of a comparison: what was asked in the way `key`, and the models' names."""
+    if key != "compare":
+        return "as it is", key
+    first, second = (Path(name).name for name in names)
+    return (first, second) if first != second else ("first", "second")
+
+
+def as_markdown(result: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> str:
+    """What `evaluate.py --json` writes, without the answers, as a page of Markdown: how it was asked, and a table for each way of asking."""
+    config = result["config"]
+    names = [who["name"] for who in config["subjects"]]
+    lines = [f"# {config['task']}, split {config['split']}", "",
+             f"Protocol `{config['protocol']}` ({config['checker']}, {config['total']} total), seed {config['seed']}.", ""]
+    for who in config["subjects"]:
+        pixels = f", pictures of at most {who['max_pixels']} pixels" if who["max_pixels"] else ""
+        lines.append(f"- `{who['name']}`: template `{who['template']}`, at most {who['cap']} tokens{pixels}, {who['dtype']}, weights {who['digest']}")
+    for key, block in [("greedy", result), *result["more"].items()]:
+        lines += ["", f"## {block['title']}", "", markdown(*score_rows(block["scores"], shown)), ""]
+        lines += [f"- {note}" for note in notes(block["scores"], shown)] + [f"- skipped: {why}" for why in block["skipped"]]
+        if "pass@k" in block["scores"]:
+            lines += ["", markdown(*k_rows(block["scores"]))]
+        if "differences" in block:
+            left, right = labels(key, names)
+            lines += ["", f"{left} minus {right}, question by question:", "", markdown(*difference_rows(block["differences"], left, right))]
+    return "\n".join(lines) + "\n"
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +15,9 @@ from data.chat import Chat
 from data.shapes import Shapes
 from data.types import BadExample, Example
 from grpo.evaluation import Answers, answer_all, flat_scores, read_answer, scores
+from grpo.protocols import paper
+from grpo.rollout import generate
+from grpo.room import Room
 from grpo.statistics import maj_at_k, pass_at_k, wilson
 from models import weights
 from models.config import ModelConfig
@@ -189,7 +193,18 @@ def test_scores_of_one_answer_a_question():
     assert (found["tasks"]["T"]["accuracy"], found["tasks"]["T"]["interval"]) == (pytest.approx(1 / 3), list(wilson(1, 3)))
     assert (found["tasks"]["U"]["accuracy"], found["tasks"]["U"]["chance"]) == (1.0, pytest.approx(1 / 3))
     assert flat_scores(found) == {"accuracy": 0.5, "accuracy/T": pytest.approx(1 / 3), "accuracy/U": 1.0, "format": 0.75,
-                                  "mean_length": 6.0, "extraction_failure": 0.25, "truncated": 0.25, "skipped": 0}
+                                  "mean_length": 6.0, "extraction_failure": 0.25, "truncated": 0.25, "skipped": 0,
+                                  "repetition": pytest.approx((5 / 6 + 3 / 4) / 4), "loop_ratio": 0, "aha/visualthinker": 0, "aha/vlaa": 0,
+                                  "aha/visualthinker/accuracy_without": 0.5, "aha/vlaa/accuracy_without": 0.5}
+
+
+def test_reflection_and_repetition_of_any_task():
+    """Inside each question: waiting goes with right answers in the first and with nothing in the second. A stop token breaks no loop."""
+    wait = "<think> wait , "
+    answers = [[answered(example(1), wait + RIGHT), answered(example(1), "<think>" + WRONG)], [answered(example(2), wait + WRONG, length=17), answered(example(2), "<think>" + WRONG)]]
+    found = scores(answers)
+    assert found["aha"]["vlaa"] == 0.5 and found["aha"]["vlaa/gain"] == 0.5 and found["aha"]["vlaa/gain_groups"] == 2 and found["aha"]["word/wait"] == 0.5
+    assert found["loop_ratio"] == 0.25 and flat_scores(found)["aha/vlaa/accuracy_with"] == 0.5 and "aha/word/wait" not in flat_scores(found)
 
 
 def test_scores_of_several_answers_a_question():
@@ -252,3 +267,51 @@ def test_neither_waves_nor_company_change_an_answer(chat, random_policy):
     assert len({a.text for group in together for a in group}) > 12                                  # it does sample
     assert together != ask(examples, seed=1)
     assert all(a.looked is not None for group in together for a in group)
+
+
+# ---- ranks, memory, protocols
+
+def test_shares_together_are_the_whole(chat, monkeypatch):
+    """Two ranks ask every other question each; what both get is, in order and skipped ones too, what one rank gets alone."""
+    policy = Scripted(chat, lambda question, g, blind: RIGHT if question.count("it") % 2 else WRONG)
+    examples = [example(n % 9 + 1, uid=f"q{n}") for n in range(7)]
+    examples[2] = example(200, uid="long one")
+    examples[5] = example(1, uid="broken", pictures=(Path("nowhere.png"),))
+    alone, parts = answer_all(policy, chat, examples, cap=CAP), []
+    monkeypatch.setattr("grpo.evaluation.gathered", lambda rows: parts.append(rows) or rows)
+    mine = [answer_all(policy, chat, examples, cap=CAP, share=(rank, 2)) for rank in (0, 1)]
+    assert [[group[0].uid for group in each] for each in mine] == [["q0", "q4", "q6"], ["q1", "q3"]]
+    monkeypatch.setattr("grpo.evaluation.gathered", lambda rows: [row for part in parts for row in part])       # as distributed.gathered joins them
+    both = answer_all(policy, chat, examples, cap=CAP, share=(1, 2))
+    assert both == alone and both.skipped == alone.skipped and len(both.skipped) == 2
+
+
+def test_memory_that_is_full_is_shared_by_fewer(chat, monkeypatch):
+    """A GPU that holds three questions at a time: the same answers, the room is halved until they fit, and it is said."""
+    policy = Scripted(chat, lambda question, g, blind: RIGHT if question.count("it") % 2 else WRONG)
+    examples, said = [example(n % 9 + 1, uid=f"q{n}") for n in range(20)], []
+    whole = answer_all(policy, chat, examples, cap=CAP)
+
+    def small(policy, prompts, **how):
+        if len(prompts.tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(policy, prompts, **how)
+
+    monkeypatch.setattr("grpo.evaluation.generate", small)
+    room = Room(20 * (CAP + 100), say=said.append)
+    assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole
+    assert said and "out of memory with 20 questions" in said[0] and room.size < 20 * (CAP + 100) / 2
+    policy.waves.clear()
+    assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole                       # the next pass begins with what was learned
+    assert max(policy.waves) <= 3
+    monkeypatch.setattr("grpo.evaluation.generate", lambda *args, **how: small(policy, SimpleNamespace(tokens=range(4))))
+    with pytest.raises(torch.OutOfMemoryError):
+        answer_all(policy, chat, examples, cap=CAP, wave=1)
+
+
+def test_another_reader_reads_the_same_completions(chat):
+    policy = Scripted(chat, lambda question, g, blind: "look </think> so (A)")
+    strictly, loosely = (answer_all(policy, chat, [example(1)], cap=CAP, **how)[0][0] for how in ({}, {"read": paper}))
+    assert (strictly.answer, strictly.why, strictly.correct) == (None, "no answer tag", False)
+    assert strictly.text == loosely.text and (loosely.answer, loosely.letter) == ("yes", "A")
+    assert loosely.picture == "q1#1" and answered(example(1, pictures=(Path("a/b.png"), picture)), RIGHT).picture == "b.png, q1#2"
