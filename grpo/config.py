@@ -9,6 +9,7 @@ The settings themselves, with their defaults and help, are in `grpo/settings.py`
 from __future__ import annotations
 
 import dataclasses
+import os
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -128,7 +129,9 @@ def _read(path: Path) -> dict[str, Any]:
 def save(config: Config, folder: str | Path) -> Path:
     """Write the resolved config as folder/config.yaml, which `load` reads back to an equal Config."""
     path = Path(folder) / "config.yaml"
-    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    aside = path.with_name(path.name + ".tmp")                      # a kill must not leave half of it: a run goes on only with the same settings
+    aside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(aside, path)
     return path
 
 

@@ -30,8 +30,13 @@ def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tup
         raise ValueError(f"completion_logprobs: temperature {temperature} and chunk {chunk} must both be positive.")
     mask = batch.mask
     hidden = policy(batch.prompts, batch.tokens, batch.length)  # (P, G, C, D)
-    hidden = hidden.reshape(*mask.shape, -1)[mask]  # (T, D): real tokens only
-    tokens = batch.tokens.reshape(mask.shape)[mask]  # (T,)
+    hidden = hidden.reshape(*mask.shape, -1)  # (B, C, D)
+    return masked_logprobs(policy, hidden, batch.tokens.reshape(mask.shape), mask, temperature=temperature, chunk=chunk)
+
+
+def masked_logprobs(policy, hidden: Tensor, tokens: Tensor, mask: Tensor, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropy of `tokens` (...), which `hidden` (..., D) predicts, where `mask` (...) holds; 0 elsewhere. → two tensors (...)."""
+    hidden, tokens = hidden[mask], tokens[mask]  # (T, D), (T,): real tokens only
 
     # One chunk would be recomputed the moment it was freed, and without gradients there is no backward: both skip it.
     recompute = torch.is_grad_enabled() and len(tokens) > chunk
@@ -41,7 +46,7 @@ def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tup
         scores.append(checkpoint(_score, *args, use_reentrant=False, preserve_rng_state=False) if recompute else _score(*args))
     logp, entropy = (torch.cat(parts) for parts in zip(*scores))
     empty = torch.zeros(mask.shape, device=logp.device)
-    return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)  # (B, C), (B, C)
+    return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 
 
 def _score(policy, hidden: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

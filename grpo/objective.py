@@ -110,7 +110,12 @@ def cispo(logp, logp_old, advantage, inside, clip_low, clip_high):
     return torch.clamp(ratio, 1 - clip_low, 1 + clip_high).detach() * advantage * logp, ratio
 
 
-SURROGATES = {"clip": clip, "gspo": gspo, "cispo": cispo}
+def reinforce(logp, logp_old, advantage, inside, clip_low, clip_high):
+    """GPG's (arXiv 2504.02546): the policy gradient itself, A log pi. It knows no old policy, so its ratio is 1 and nothing is ever clipped."""
+    return advantage * logp, torch.ones_like(logp)
+
+
+SURROGATES = {"clip": clip, "gspo": gspo, "cispo": cispo, "reinforce": reinforce}
 
 
 # Each KL estimator: (logp, logp_ref, ratio), all (B, C) -> (B, C).  Its mean value is one thing, its mean gradient another (docs/06, T2):

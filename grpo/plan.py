@@ -1,8 +1,11 @@
-"""--plan: what a run will need, computed from the config and the model's config.json alone. Nothing is loaded.
+"""--plan: what a run will need, computed from the config and the model's config.json alone. Nothing is loaded, and nothing fetched of the models in grpo/known.py.
 
 Numbers are bounds: every prompt as long as max_prompt, with one picture as large as it may be, and every completion as long as the cap.
 Under that, parameters, caches and logits are exact, and activations an estimate of what autograd keeps of the blocks in `models/` (tests
 hold it to what is really kept). Libraries, fragmentation and data come on top.
+
+Weights, gradients, moments, reference and caches are float32 whatever `dtype` says: with bfloat16, autocast casts a weight where it is used, and what stays of that is the
+copies which the backward pass needs.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data import hub
+from grpo import known
 from grpo.config import Config
 from grpo.run import model_folder
 from grpo.schedule import stage_at
@@ -111,46 +116,53 @@ def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None,
     dtype: of matrix products, float32 or bfloat16 (None: the config's; auto counts as float32).
     """
     vision, parts, dtype = model.vision, parameters(model), dtype or ("bfloat16" if cfg.dtype == "bfloat16" else "float32")
-    size, count = (2 if dtype == "bfloat16" else FLOAT), sum(parts.values())
+    size, count, trained = (2 if dtype == "bfloat16" else FLOAT), sum(parts.values()), _trained(parts, cfg.freeze)
     pixels = cfg.max_pixels or max_pixels or 10**12
     patches = min(cfg.max_prompt * vision.spatial_merge_size**2, pixels // vision.patch_size**2)
-    small, anchored = size < FLOAT, cfg.method == "grpo" and cfg.loss.kl_coef > 0
-    held = (Item("weights", size * count, f"{_count(count)} x {size} bytes"),
-            Item("master weights", FLOAT * count * small, "in float32" if small else "the weights are float32 themselves"),
-            _optimizer(cfg.optim.name, parts),
-            Item("reference", size * count * anchored, "the frozen base" if anchored else "not loaded: there is no KL penalty"))
+    anchored = cfg.method == "grpo" and cfg.loss.kl_coef > 0
+    held = (Item("weights", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
+            _optimizer(cfg.optim.name, trained),
+            Item("reference", FLOAT * count * anchored, "the frozen base" if anchored else "not loaded: there is no KL penalty"))
     stages, step, prompts = [], 0, -(-cfg.prompts // ranks)
     while step < max(cfg.steps, 1):
         stage = stage_at(step, cfg.stages, cfg)
         end = max(cfg.steps, 1) if stage is cfg else min(stage.until, cfg.steps)
-        group = stage.group if cfg.method == "grpo" else DOCUMENTS
+        group = stage.group if cfg.method == "grpo" else DOCUMENTS if cfg.task == "documents" else 1
         load = Load(prompts, cfg.max_prompt, patches, prompts * group, stage.cap)
-        stages.append(StagePlan(step, end - 1, group, stage.cap, _rollout(model, load, size) if cfg.method == "grpo" else (),
+        stages.append(StagePlan(step, end - 1, group, stage.cap, _rollout(model, load) if cfg.method == "grpo" else (),
                                 _learning(cfg, model, load, size), (load.asked, load.said), prompts * patches, _work(cfg, model, load)))
         step = end
     return Plan(parts, dtype, held, tuple(stages))
 
 
-def _optimizer(name: str, parts: dict[str, int]) -> Item:
-    count, matrices = sum(parts.values()), parts["decoder"] + parts["vision"]
+def _trained(parts: dict[str, int], frozen: list[str]) -> dict[str, int]:
+    """The parts that are trained, with 0 for the others."""
+    return {name: count * (("vision" if name == "vision" else "llm") not in frozen) for name, count in parts.items()}
+
+
+def _optimizer(name: str, trained: dict[str, int]) -> Item:
+    count, matrices = sum(trained.values()), trained["decoder"] + trained["vision"]
     if name == "muon":
         return Item("optimizer", FLOAT * (2 * count - matrices), "Muon: one moment of the blocks' matrices, AdamW: two of the rest")
     return Item("optimizer", 2 * FLOAT * count, "AdamW: two moments in float32")
 
 
-def _rollout(model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
-    token, words = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size * size, model.vocab_size
+def _rollout(model: ModelConfig, load: Load) -> tuple[Item, ...]:
+    token, words = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size * FLOAT, model.vocab_size
     return (Item("KV cache, prompts", load.asked * token, f"{load.prompts} prompts x {load.prompt:,} tokens x {_bytes(token)}"),
             Item("KV cache, completions", load.said * token, f"{load.rows:,} rows x {load.cap:,} tokens x {_bytes(token)}"),
             Item("logits", 3 * load.rows * words * FLOAT, f"{load.rows:,} rows x {words:,} words, their softmax and its sums"))
 
 
 def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
-    micro, count = _micro_batch(load, cfg.loss.micro_tokens), sum(parameters(model).values())
+    micro, parts = _micro_batch(load, cfg.loss.micro_tokens), parameters(model)
+    count = sum(_trained(parts, cfg.freeze).values())
     chunk, words, again = min(cfg.loss.head_chunk, micro.said), model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
-    kept = activations(model, micro, size, cfg.recompute)
+    kept = activations(model, replace(micro, patches=0) if "vision" in cfg.freeze else micro, size, cfg.recompute)      # a frozen tower keeps none
+    copies = 0 if size == FLOAT else size * (parts.get("head", parts["embedding"]) + (_in_use(model) if cfg.recompute else parts["decoder"] + parts["vision"]))
     return (Item("gradients", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
             Item("activations (estimate)", kept, f"a micro-batch of {micro.asked + micro.said:,} tokens{again}"),
+            Item("bfloat16 copies", copies, f"of the matrices in use{again}" if copies else "none: products are in float32"),
             Item("logits of a chunk", LOGITS_ALIVE * chunk * words * FLOAT, f"{chunk:,} tokens x {words:,} words, {LOGITS_ALIVE} times"))
 
 
@@ -180,12 +192,13 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
 
     With recomputation: the input of each block, and the largest block whole. size: bytes of a number in matrix products.
     """
-    width, head, tokens = model.hidden_size, model.head_size, load.asked + load.said
+    width, head, tokens, sums = model.hidden_size, model.head_size, load.asked + load.said, 2 * size if size == FLOAT else size
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
     # In a block: the inputs of both norms in float32 and after them; q, k, v flat and padded; attention's output; gate, up, their product.
-    token = 2 * width * (FLOAT + size) + size * (3 * queries + 4 * keys + 4 * model.intermediate_size)
-    # Beside each row's keys and values lie its prompt's; and the kernel keeps the mask, as numbers, for the R queries of each key head.
-    block = tokens * token + load.rows * (load.prompt + load.cap) * size * (2 * keys + queries // keys * load.cap)
+    token = 2 * width * (FLOAT + size) + size * (2 * queries + 4 * keys + 4 * model.intermediate_size) + sums * queries
+    # Beside each row's keys and values lie its prompt's; and the kernel keeps the mask, as numbers, for the R queries of each key head. On a CPU, in which alone
+    # products are in float32, attention adds up in float64.
+    block = tokens * token + load.rows * (load.prompt + load.cap) * sums * (2 * keys + queries // keys * load.cap)
     v, patches = model.vision, load.prompts * load.patches
     vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + (4 if v.gated else 3) * v.intermediate_size))
     if recompute:
@@ -195,9 +208,17 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
     return blocks + patches * v.patch_dim * FLOAT + load.said * width * (2 * FLOAT + size)
 
 
+def _in_use(model: ModelConfig) -> int:
+    """Parameters whose copies exist at the same time where blocks are recomputed: those of one block, of the decoder or of the tower, and of the merger."""
+    parts, wide = parameters(model), model.vision.width * model.vision.spatial_merge_size**2
+    return max(parts["decoder"] // model.num_hidden_layers, parts["vision"] // model.vision.depth) + wide * (wide + model.vision.hidden_size)
+
+
 def text(cfg: Config) -> str:
-    """What --plan prints. Of the model's folder it reads config.json and preprocessor_config.json alone. Raises ValueError."""
-    folder = Path(cfg.init) if cfg.init else model_folder(cfg.model)
+    """What --plan prints. Of the model's folder it reads config.json and preprocessor_config.json alone, of a model in grpo/known.py nothing. Raises ValueError."""
+    if not cfg.init and not Path(cfg.model).exists() and (name := (hub.parts_of(cfg.model) or ("",))[0]) in known.KNOWN:
+        return render(cfg, make_plan(cfg, known.KNOWN[name], max_pixels=known.MAX_PIXELS))
+    folder = Path(cfg.init) if cfg.init else model_folder(cfg.model, cfg.revision, files=("config.json", "preprocessor_config.json"))
     model = ModelConfig.from_folder(folder)
     processor = folder.parent / "preprocessor_config.json" if folder.is_file() else folder / "preprocessor_config.json"
     pixels = json.loads(processor.read_text("utf-8")).get("max_pixels") if processor.is_file() else None
@@ -219,6 +240,8 @@ def render(cfg: Config, plan: Plan) -> str:
         steps = stage.last - stage.first + 1
         if stage.rollout:
             lines.append(f"  decode steps            {stage.cap:>12,}  a rollout; {stage.cap * steps:,} over {steps:,} steps")
+        if stage.rollout and cfg.sampling == "dynamic":
+            lines.append(f"  rollouts                {cfg.max_rounds:>12,}  a step at most (sampling=dynamic); all other numbers are with one")
         lines += [f"  tokens                  {asked + said:>12,}  a step: {asked:,} of prompts, {said:,} of completions",
                   f"  patches                 {stage.patches:>12,}  a step, of pictures",
                   f"  work                    {_flops(stage.flops):>12}  a step; {_flops(stage.flops * steps)} over {steps:,} steps"]

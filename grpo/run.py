@@ -1,32 +1,34 @@
 """Everything a run holds before its first step: the folder, the policy, the questions. `open_run` makes it, or finds it again.
 
-A run that was stopped goes on with the same command: the newest complete checkpoint gives weights, optimizer and step; metrics.jsonl and samples.jsonl are cut
+A run that was stopped goes on with the same command: the newest undamaged checkpoint gives weights, optimizer and step; metrics.jsonl and samples.jsonl are cut
 back to that step; the rest is a function of (seed, step).
 """
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from data import hub
 from data.chat import Chat
 from data.order import indices_at
 from data.sources import open_source
 from data.types import BadExample
 from grpo import checkpoint
 from grpo.config import Config, check_same_run, save
-from grpo.distributed import World, wait_for_all
+from grpo.distributed import World, gathered, wait_for_all
 from grpo.metrics import Metrics
-from grpo.objective import choose
 from grpo.optim import Optimizer
-from grpo.rewards import REWARDS
+from grpo.rewards import rule
 from models import weights
 from models.config import ModelConfig
 
 BUILT_IN = Path(__file__).parent.parent / "models" / "tiny"
 LATER = 4                       # steps whose questions are tried before a rank gives up
+HUB_FILES = ("*.safetensors", "*.json", "merges.txt", "chat_template.jinja")    # of a hub model: no pickles, no code
 
 
 @dataclass
@@ -45,19 +47,41 @@ class Run:
     step: int                       # optimizer steps done
 
 
-def model_folder(name: str) -> Path:
-    """The folder of a model: "tiny" is built in, a run folder gives its newest complete checkpoint. Raises ValueError."""
+def model_folder(name: str, revision: str | None = None, files: Sequence[str] = HUB_FILES) -> Path:
+    """The folder of a model: "tiny" is built in, a run folder gives its newest undamaged checkpoint, and what is no folder here may be a model of the hub.
+
+    revision, files: of a hub model, which is fetched once (`data/hub.py`); of a checkpoint, the files that have to be as they were written. Raises ValueError.
+    """
+    def wanted(name: str) -> bool:
+        return name != "optimizer.safetensors" and any(fnmatch(name, pattern) for pattern in files)
+
     if name == "tiny":
         return BUILT_IN
     folder = Path(name)
     if (folder / "checkpoints").is_dir():
-        found = checkpoint.complete(folder)
-        if not found:
-            raise ValueError(f"{folder}: a run folder without a complete checkpoint")
-        return found[-1]
+        found, line = checkpoint.newest(folder, wanted)
+        if found is None:
+            raise ValueError(line or f"{folder}: a run folder without a complete checkpoint")
+        if line:
+            tqdm.write(line, file=sys.stderr)
+        return found
+    if not folder.exists() and (named := hub.parts_of(name)) and not named[2]:
+        try:
+            return hub.snapshot(named[0], files, "model", named[1] or revision)
+        except hub.HubError as error:
+            raise ValueError(f"model {name!r}: there is no such folder, and from the hub: {error}") from error
     if not (folder / "config.json").is_file():
-        raise ValueError(f"model {name!r}: no config.json in {folder.absolute()}; give a folder in Hugging Face layout, a run folder, or 'tiny'")
+        raise ValueError(f"model {name!r}: no config.json in {folder.absolute()}; give a folder in Hugging Face layout, a run folder, 'tiny', "
+                         "or a model of the hub such as Qwen/Qwen2-VL-2B")
+    if (folder / "state.json").is_file() and (wrong := checkpoint.damage(folder, wanted)):
+        raise ValueError(f"damaged: {folder / wrong}; take another checkpoint, or remove state.json if the change is yours")
     return folder
+
+
+def freeze(policy: torch.nn.Module, parts: Sequence[str]) -> None:
+    """Train all but these parts, before the optimizer is made. vision: the tower and its merger; llm: everything else."""
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad_(("vision" if name.startswith("visual.") else "llm") not in parts)
 
 
 def open_run(cfg: Config, world: World) -> Run:
@@ -65,24 +89,29 @@ def open_run(cfg: Config, world: World) -> Run:
     folder = cfg.folder
     check_same_run(cfg, folder)
     for name in cfg.rewards if cfg.method == "grpo" else ():
-        choose("reward", name, REWARDS)                 # a wrong name is found before anything is written
-    found = checkpoint.complete(folder)
-    base = Path(cfg.init).parent if cfg.init else model_folder(cfg.model)
+        rule(name, cfg.cap)                             # a wrong name is found before anything is written
+    found, line = gathered([checkpoint.newest(folder)] if world.main else [])[0]        # rank 0 looks for all
+    if line and found is None:
+        raise checkpoint.CheckpointError(line)
+    if line and world.main:
+        tqdm.write(line, file=sys.stderr)
+    base = Path(cfg.init).parent if cfg.init else model_folder(cfg.model, cfg.revision)
     chat = Chat(base, template=cfg.template, max_prompt=cfg.max_prompt, min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
     if min(cfg.prompts, len(examples)) < world.size:
         raise ValueError(f"{min(cfg.prompts, len(examples))} prompts a step are too few for {world.size} ranks: each needs one; raise prompts")
 
     if found:
-        policy = weights.load(found[-1], device=world.device)
+        policy = weights.load(found, device=world.device)
     elif cfg.init:
         policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(world.device)
     else:
         policy = weights.load(base, device=world.device)
     policy.recompute = policy.visual.recompute = cfg.recompute
+    freeze(policy, cfg.freeze)
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta1=o.beta1, beta2=o.beta2, eps=o.eps, weight_decay=o.weight_decay, muon_scale=o.muon_scale)
-    step = checkpoint.load_optimizer(found[-1], policy, optimizer) if found else 0
+    step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:
         reference = weights.load(base, device=world.device).requires_grad_(False)
@@ -93,19 +122,25 @@ def open_run(cfg: Config, world: World) -> Run:
         save(cfg, folder)
         for log in (metrics, samples):
             log.resume(step if found else -1)
+        if found:
+            checkpoint.prune(found, cfg.save.keep)      # a kill may have come before that
     wait_for_all()
     return Run(folder, base, policy, reference, optimizer, chat, examples, heldout, metrics, samples, step)
 
 
-def chosen_prompts(run: Run, cfg: Config, world: World, step: int) -> tuple[list, list, int]:
+def chosen_prompts(run: Run, cfg: Config, world: World, step: int, round: int = 0) -> tuple[list, list, int]:
     """This rank's share of the questions of a step, at least one. → (examples, prompts, how many were skipped). A skipped one is named on the terminal.
 
     A rank whose whole share was skipped takes that of the next step as well. Raises ValueError if that goes on for LATER steps.
+    round: of dynamic sampling; from the second on, what the step has asked already is left out, and there may be nothing left.
     """
     count = min(cfg.prompts, len(run.examples))
     examples, prompts, skipped = [], [], []
-    for later in range(LATER):
-        for index in indices_at(step + later, len(run.examples), count, cfg.seed)[world.rank::world.size]:
+    before = {index for earlier in range(round) for index in indices_at(step, len(run.examples), count, cfg.seed, earlier)}
+    for later in range(1 if round else LATER):
+        for index in indices_at(step + later, len(run.examples), count, cfg.seed, round)[world.rank::world.size]:
+            if index in before:
+                continue
             try:
                 example = run.examples[index]
                 prompts.append(run.chat.prompt(example, blind=cfg.blind))
@@ -113,6 +148,6 @@ def chosen_prompts(run: Run, cfg: Config, world: World, step: int) -> tuple[list
             except BadExample as error:
                 skipped.append(error)
                 tqdm.write(f"step {step + 1}: skipped {error}", file=sys.stderr)
-        if prompts:
+        if prompts or round:
             return examples, prompts, len(skipped)
     raise ValueError(f"step {step + 1}: none of {len(skipped)} questions could be asked; the last: {skipped[-1]}")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from grpo.typed import ConfigError, leaves
 
 HEADINGS = {"recipe": "The run", "model": "The policy", "task": "The questions", "prompts": "Rollouts", "rewards": "Rewards and advantages",
-            "loss": "The objective", "optim": "The optimizer", "eval": "Evaluation, checkpoints, report"}
+            "loss": "The objective", "sft": "Imitation", "optim": "The optimizer", "eval": "Evaluation, checkpoints, report"}
 """The field that each heading stands above, in help and docs."""
 
 
@@ -37,8 +37,8 @@ class Loss:
 
     weighting: Literal["token", "completion", "constant"] = "completion"
     """What a token weighs. token: all alike (DAPO); completion: all completions alike (the GRPO paper); constant: 1/cap (Dr. GRPO)."""
-    surrogate: Literal["clip", "gspo", "cispo"] = "clip"
-    """clip: PPO's ratio per token; gspo: one ratio per completion; cispo: the ratio is clipped, the gradient is not."""
+    surrogate: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
+    """clip: PPO's ratio per token; gspo: one ratio per completion; cispo: the ratio is clipped, the gradient is not; reinforce: no ratio (GPG)."""
     clip_low: float = 0.2
     """The ratio is clipped below 1 - clip_low."""
     clip_high: float = 0.2
@@ -53,6 +53,14 @@ class Loss:
     """Most tokens (prompts once, completions, padding) in one forward. Changes memory and speed, never the gradient."""
     head_chunk: int = 1024
     """Completion tokens whose logits exist at the same time. Changes memory, never the gradient."""
+
+
+@dataclass(frozen=True)
+class Imitation:
+    """What `method: sft` learns from a document."""
+
+    loss_on: Literal["answer", "prompt_and_answer"] = "answer"
+    """Which tokens count. prompt_and_answer: also the prompt's words (not its pictures), as the paper's SFT baseline was trained."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +143,13 @@ class Config:
     """Of matrix products; auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are float32 always."""
 
     model: str = "tiny"
-    """The base: tiny (built in), a folder in Hugging Face layout, or a run folder (its newest checkpoint)."""
+    """The base: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint), or a model of the hub (Qwen/Qwen2-VL-2B)."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub model. null: the newest."""
     init: str | None = None
     """A config.json: start from random weights of this shape instead (sft only)."""
+    freeze: list[Literal["vision", "llm"]] = field(default_factory=list)
+    """Parts that are not trained. vision: the tower and its merger; llm: embedding, decoder and head (then every question needs a picture)."""
     recompute: bool = False
     """Recompute the activations of each block in the backward pass: less memory, a third more time."""
 
@@ -168,13 +180,20 @@ class Config:
     """Other group sizes and caps for the first steps: [{until: 200, group: 16, cap: 1024}, ...]."""
     temperature: float = 1.0
     """Of sampling, and of the log-probs in the loss: the policy that samples is the policy that is trained."""
+    sampling: Literal["fixed", "dynamic"] = "fixed"
+    """dynamic: groups that all earned the same are replaced by those of further prompts (DAPO, GPG), in at most max_rounds rounds."""
+    max_rounds: int = 4
+    """Rollouts of a step under dynamic sampling, the first one counted."""
+    enough: float = 1.0
+    """Dynamic sampling asks no further once this share of the step's groups can teach."""
 
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    """Reward parts and their weights: names in grpo/rewards.py."""
+    """Reward parts and their weights: names in grpo/rewards.py, or FILE.py:FUNCTION for a function of your own."""
     advantage: Literal["std", "none", "batch"] = "std"
     """What (reward - mean of its group) is divided by. std: of the group (GRPO); none (Dr. GRPO); batch: std of all rewards."""
 
     loss: Loss = field(default_factory=Loss)
+    sft: Imitation = field(default_factory=Imitation)
     optim: Optim = field(default_factory=Optim)
     eval: Evaluate = field(default_factory=Evaluate)
     save: Save = field(default_factory=Save)
@@ -197,7 +216,7 @@ def check(config: Config) -> None:
     """Values that are of the right type and still make no sense. Raises ConfigError naming the key."""
     at_least = {"prompts": 1, "group": 1, "cap": 1, "max_prompt": 2, "steps": 0, "optim.warmup": 0, "optim.weight_decay": 0,
                 "optim.max_grad_norm": 0,
-                "loss.kl_coef": 0, "loss.clip_high": 0, "loss.updates": 1, "loss.micro_tokens": 1, "loss.head_chunk": 1,
+                "loss.kl_coef": 0, "loss.clip_high": 0, "loss.updates": 1, "loss.micro_tokens": 1, "loss.head_chunk": 1, "max_rounds": 1,
                 "eval.every": 0, "eval.items": 0, "save.every": 0, "save.keep": 0, "report.every": 0, "report.prompts": 0,
                 "limit": 1, "min_pixels": 1, "max_pixels": 1, "eval.cap": 1, "seed": 0}
     for key, least in at_least.items():
@@ -210,12 +229,16 @@ def check(config: Config) -> None:
     for key in ("optim.beta1", "optim.beta2", "loss.clip_low"):
         if not 0 <= value_of(config, key) < 1:
             raise ConfigError(f"{key}: must be in [0, 1), got {value_of(config, key)}")
+    if not 0 < config.enough <= 1:
+        raise ConfigError(f"enough: is a share of the step's groups, above 0 and at most 1, got {config.enough}")
     if not 0 <= config.optim.lr_min <= 1:
         raise ConfigError(f"optim.lr_min: is a fraction of optim.lr, in [0, 1], got {config.optim.lr_min}")
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
     if config.init and config.method != "sft":
         raise ConfigError("init: random weights can't learn from rewards, because they never earn one; use method=sft, or drop init")
+    if len(set(config.freeze)) > 1:
+        raise ConfigError("freeze: with vision and llm both frozen there is nothing left to train")
     _check_rollouts(config)
 
 
@@ -224,6 +247,8 @@ def _check_rollouts(config: Config) -> None:
         return
     if not config.rewards:
         raise ConfigError("rewards: at least one reward part is needed")
+    if config.sampling == "dynamic" and config.loss.kl_coef:
+        raise ConfigError("sampling: dynamic leaves out groups that a KL penalty would still move; set loss.kl_coef=0, as DAPO and GPG do")
     sizes = [("group", config.group)] + [(f"stages[{i}].group", stage.group) for i, stage in enumerate(config.stages)]
     for key, size in sizes:
         if size < 2:

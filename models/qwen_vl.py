@@ -62,11 +62,12 @@ class QwenVL(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.recompute = False
 
-    def forward(self, prompts: PromptBatch, completions: Tensor, length: Tensor | None = None) -> Tensor:
+    def forward(self, prompts: PromptBatch, completions: Tensor, length: Tensor | None = None, *, whole: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states that predict given completions.
 
         completions (P, G, C) long, right-padded; length (P, G) long, real tokens per row (None: all C).
         → (P, G, C, D): `[..., c, :]` predicts completion token c; 0 beyond `length`.
+        whole: the prompts' own hidden states beside it, (P, S - 1, D): `[:, s]` predicts prompt token s + 1; 0 in the padding.
         """
         P, G, C = completions.shape
         length = torch.full((P, G), C, device=completions.device) if length is None else length
@@ -80,8 +81,11 @@ class QwenVL(nn.Module):
         repeat = self.config.num_attention_heads // self.config.num_key_value_heads
         streams = Streams(prompt, positions.shape[1], own, group_mask(prompts.length - 1, prompt.shape[1], C, repeat))
         for block in self.model.layers:
-            x = self._run(block, x, rope, streams, block is self.model.layers[-1])
-        return own.pad(self.model.norm(x))
+            x = self._run(block, x, rope, streams, block is self.model.layers[-1] and not whole)
+        x = self.model.norm(x)
+        if whole:
+            return own.pad(x[streams.prompt_tokens:]), prompt.pad(x[:streams.prompt_tokens])
+        return own.pad(x)
 
     def prefill(self, prompts: PromptBatch, group: int, capacity: int) -> KVCache:
         """Run the prompts but for their last tokens, once each, and make room for `group` rows of `capacity` own tokens.

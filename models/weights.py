@@ -1,6 +1,7 @@
 """Weights in Hugging Face folders: safetensors only, strict both ways, the hub's names.
 
-`load` builds the policy on the meta device and assigns one tensor at a time, so the peak is the policy itself and one tensor.
+`load` builds the policy on the meta device and assigns one tensor at a time, so the peak is the policy itself and one tensor
+(`tests/bench/load_2b.py` measures it).
 """
 
 import json
@@ -123,11 +124,13 @@ def _tensors(file: Path, index: dict[str, str]):
         raise ValueError(f"{file}: this shard is missing; it should hold {first!r}")
     try:
         with safe_open(file, framework="pt") as opened:
-            keys = set(opened.keys())
-            for key, name in index.items():
-                if name == file.name and key not in keys:
-                    raise ValueError(f"{file}: tensor {key!r} is missing, {INDEX} says it is here")
-            for key in opened.keys():
+            keys = list(opened.keys())
+        for key, name in index.items():
+            if name == file.name and key not in keys:
+                raise ValueError(f"{file}: tensor {key!r} is missing, {INDEX} says it is here")
+        for key in keys:
+            # Opened anew for each: what was read of a memory-mapped file counts as ours for as long as the file is open.
+            with safe_open(file, framework="pt") as opened:
                 yield key, opened.get_tensor(key)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: damaged or truncated ({error}); copy or download it again") from error

@@ -59,6 +59,8 @@ MUTANTS = {
     "cispo: gradient through the weight": ("torch.clamp(ratio, 1 - clip_low, 1 + clip_high).detach() * advantage * logp",
                                            "torch.clamp(ratio, 1 - clip_low, 1 + clip_high) * advantage * logp"),
     "cispo: nothing clipped": ("torch.clamp(ratio, 1 - clip_low, 1 + clip_high).detach()", "ratio.detach()"),
+    "reinforce: with a ratio": ("return advantage * logp, torch", "return advantage * (logp - logp_old).exp(), torch"),
+    "reinforce: its own old policy": ("return advantage * logp, torch", "return advantage * (2 * logp - logp_old), torch"),
     "statistics: a mean over all tokens": ("(weight * x).sum().detach()", "x.float().mean().detach()"),
     "statistics: clip sides swapped": ("clip_low=total(low),\n                           clip_high=total(high)",
                                        "clip_low=total(high),\n                           clip_high=total(low)"),

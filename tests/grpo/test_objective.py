@@ -145,6 +145,31 @@ def test_cispo_clips_the_weight_and_silences_no_token(objective):
     close(loss, (logp.grad * logp).sum().item())
 
 
+def test_reinforce_is_the_policy_gradient_wherever_the_policy_has_gone(objective):
+    """GPG: L = -sum of w A log pi. Its gradient is -w A at every token, however far the ratio is outside any clip, and nothing counts as clipped."""
+    logp_old = torch.full((2, 3), -1.0)
+    logp = (logp_old + torch.tensor([[2.0, 0.0, -2.0], [2.0, -2.0, 9.0]])).requires_grad_()
+    weight = torch.tensor([[0.1, 0.2, 0.3], [0.1, 0.3, 0.0]])
+    loss, stats = objective.policy_loss(logp, logp_old, None, torch.tensor([0.75, -0.25]), weight, surrogate="reinforce")
+    loss.backward()
+    close(logp.grad, [[-0.075, -0.15, -0.225], [0.025, 0.075, 0.0]])
+    close(loss, -(0.75 * (0.1 * 1.0 + 0.2 * -1.0 + 0.3 * -3.0) - 0.25 * (0.1 * 1.0 + 0.3 * -3.0)))
+    assert stats.clip_low == stats.clip_high == 0
+    close(stats.ratio, 1.0)
+
+
+def test_gpg_as_a_whole(objective):
+    """A = r - mean, L = -(sum of A log pi) / (tokens of the groups that teach): groups without spread neither pull nor count."""
+    reward = torch.tensor([[1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
+    advantage = objective.group_advantages(reward, scale="none")
+    close(advantage, [[0.5, -0.5], [0.0, 0.0], [1.0, -1.0]])
+    mask = torch.arange(3) < torch.tensor([3, 1, 3, 3, 2, 2])[:, None]
+    logp = torch.linspace(-3, -0.5, 18).view(6, 3).requires_grad_()
+    weight = objective.token_weights(mask, "token", tokens=3 + 1 + 2 + 2, completions=4, cap=3)
+    objective.policy_loss(logp, None, None, advantage.flatten(), weight, surrogate="reinforce")[0].backward()
+    close(logp.grad, [[-0.0625] * 3, [0.0625, 0, 0], [0] * 3, [0] * 3, [-0.125, -0.125, 0], [0.125, 0.125, 0]])
+
+
 # ---- Eq. 6: KL ---------------------------------------------------------------------------------------------------------------------------
 
 def test_kl_values(objective):
@@ -230,7 +255,7 @@ def test_nothing_is_read_where_the_weight_is_zero(objective):
     good = [one([-1.0, -0.5, 0.0, 0.0]), one([-1.1, -0.4, 0.0, 0.0]), one([-0.9, -0.7, 0.0, 0.0])]
     for garbage in (float("nan"), torch.finfo(torch.float32).min, 50.0):
         bad = [torch.where(weight != 0, x, garbage) for x in good]
-        for surrogate in ("clip", "gspo", "cispo"):
+        for surrogate in ("clip", "gspo", "cispo", "reinforce"):
             for kl in ("k1", "k2", "k3", "k3_is"):
                 results = []
                 for logp, old, ref in (good, bad):
@@ -263,7 +288,7 @@ def test_gradient_invariant_to_microbatches_and_ranks(objective):
     totals = dict(tokens=int(mask.sum()), completions=len(mask), cap=mask.shape[1])
     cuts = [[range(7)], [[i] for i in range(7)], [[6, 0], [3, 1], [5, 2], [4]], [[4, 2, 0, 5, 1], [3, 6]], [[0], [1, 2, 3, 4, 5, 6]]]
     for how in ("token", "completion", "constant"):
-        for surrogate in ("clip", "gspo", "cispo"):
+        for surrogate in ("clip", "gspo", "cispo", "reinforce"):
             found = []
             for cut in cuts:
                 leaf, sums = theta.clone().requires_grad_(), objective.LossStats.zero()

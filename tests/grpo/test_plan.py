@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo import config, plan
+from grpo import config, known, plan
 from grpo.batch import TrainBatch, collate_prompts
 from grpo.optim import Optimizer
 from grpo.run import BUILT_IN
@@ -50,6 +50,9 @@ def test_kv_cache_is_what_prefill_makes(model):
     planned = named(plan.make_plan(cfg, model).stages[0].rollout)
     assert planned["KV cache, prompts"] == made.prompt_k.nbytes + made.prompt_v.nbytes
     assert planned["KV cache, completions"] == made.own_k.nbytes + made.own_v.nbytes
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        low = weights.init(model, 0).prefill(collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7)
+    assert named(plan.make_plan(cfg, model, dtype="bfloat16").stages[0].rollout) == planned and low.prompt_k.nbytes == made.prompt_k.nbytes
 
 
 def kept_by_autograd(model, count, length, group, cap, side, recompute):
@@ -111,12 +114,60 @@ def test_the_optimizer_holds_what_is_planned():
         assert named(plan.make_plan(cfg, TINY).held)["optimizer"] == pytest.approx(held, rel=rel)
 
 
-def test_bfloat16_halves_weights_and_cache_and_keeps_master_weights():
-    cfg = config.load("shapes")
-    full, half = (plan.make_plan(cfg, TINY, dtype=dtype) for dtype in ("float32", "bfloat16"))
-    assert 2 * named(half.held)["weights"] == named(full.held)["weights"] == named(half.held)["master weights"]
-    assert 2 * named(half.stages[0].rollout)["KV cache, prompts"] == named(full.stages[0].rollout)["KV cache, prompts"]
-    assert named(half.held)["optimizer"] == named(full.held)["optimizer"]
+def cast_weights(model, recompute):
+    """Bytes of the bfloat16 copies of weights that autograd keeps of a forward under autocast."""
+    policy, shapes = weights.init(model, 0), set()
+    policy.recompute = policy.visual.recompute = recompute
+    for parameter in policy.parameters():
+        if parameter.dim() > 1:
+            shapes |= {parameter.shape, parameter.T.shape if parameter.dim() == 2 else parameter.shape}
+    kept, alive = {}, []
+
+    def pack(tensor):
+        if tensor.dtype == torch.bfloat16 and tensor.shape in shapes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)
+        return tensor
+    batch = collate_prompts(prompts(model, 2, 21, 4), image_token=model.image_token_id)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        policy(batch, torch.full((2, 3, 7), 11), torch.full((2, 3), 7))
+    return sum(kept.values())
+
+
+def test_bfloat16_makes_no_copy_but_those_of_autocast():
+    """Weights, gradients, moments and reference stay float32; of every matrix the backward pass keeps a copy in bfloat16, unless blocks are recomputed."""
+    cfg, small = config.load("shapes"), config.load("shapes", ["recompute=true"])
+    full, half, frugal = (plan.make_plan(c, TINY, dtype=dtype) for c, dtype in ((cfg, "float32"), (cfg, "bfloat16"), (small, "bfloat16")))
+    count = sum(plan.parameters(TINY).values())
+    assert named(half.held) == named(full.held) and named(full.held)["weights"] == named(full.held)["reference"] == 4 * count
+    copies = [named(p.stages[0].learning)["bfloat16 copies"] for p in (full, half, frugal)]
+    kept = cast_weights(TINY, False)
+    assert copies[0] == 0 and kept < copies[1] < 1.12 * kept        # a bound: nothing goes back through the patch embedding, and the head is used elsewhere
+    assert cast_weights(TINY, True) < copies[2] < copies[1] / 2     # the merger's; a block being recomputed comes on top
+
+
+@pytest.mark.parametrize("part, kept", [("vision", lambda p: p["vision"]), ("llm", lambda p: p["embedding"] + p["decoder"])])
+def test_frozen_parts_need_no_gradients_and_no_moments(part, kept):
+    plans = [plan.make_plan(config.load("shapes", [f"freeze={freeze}"]), TINY) for freeze in ("[]", f"[{part}]")]
+    parts = plan.parameters(TINY)
+    for items, key, each in (("held", "optimizer", 8), ("learning", "gradients", 4)):
+        full, frozen = (named(getattr(p, "held") if items == "held" else p.stages[0].learning)[key] for p in plans)
+        assert full - frozen == each * kept(parts)
+    assert named(plans[0].held)["weights"] == named(plans[1].held)["weights"]
+
+
+@pytest.mark.parametrize("name, size", [("Qwen/Qwen2-VL-2B", 4_417_971_200), ("Qwen/Qwen2-VL-7B-Instruct", 16_582_751_232),
+                                        ("Qwen/Qwen2.5-VL-3B-Instruct", 7_509_245_952), ("Qwen/Qwen2.5-VL-7B-Instruct", 16_584_333_312)])
+def test_known_models_have_the_size_of_the_hubs_files(name, size):
+    """`total_size` in the hub's model.safetensors.index.json, of bfloat16 weights."""
+    assert 2 * sum(plan.parameters(known.KNOWN[name]).values()) == size
+
+
+def test_a_known_model_is_planned_without_being_there(monkeypatch):
+    monkeypatch.setattr(plan, "model_folder", lambda *_, **__: pytest.fail("asked for the model"))
+    text = plan.text(config.load("visualthinker_sat"))
+    assert "2.21 B parameters" in text and "1,500 steps" in text and "64 rows x 700 tokens" in text
+    assert plan.text(config.load("visualthinker_sat", ["model=Qwen/Qwen2-VL-2B@main"])).splitlines()[2:] == text.splitlines()[2:]
 
 
 def test_stages_cover_all_steps_and_ranks_share_the_prompts():
@@ -137,6 +188,7 @@ def test_the_table_loads_nothing_and_adds_up(monkeypatch):
                  "decode steps", "tokens", "peak"):
         assert f"\n  {word}" in text or f"\n{word}" in text
     assert f"{cfg.cap * cfg.steps:,} over {cfg.steps:,} steps" in text
+    assert "rollouts" not in text and "\n  rollouts                           3  a step" in plan.text(config.load("shapes", ["sampling=dynamic", "loss.kl_coef=0", "max_rounds=3"]))
     made = plan.make_plan(cfg, TINY)
     assert made.peak == max(plan.total(made.held) + plan.total(part) for stage in made.stages for part in (stage.rollout, stage.learning))
 

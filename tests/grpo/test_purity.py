@@ -46,12 +46,12 @@ CASES = {  # every public function: arguments for a call
     (objective, "sequence_ratio"): [((LOGP, OLD, MASK), {})],
     (objective, "clipped_surrogate"): [((LOGP.exp(), ROWS, *CLIP), {})],
     (objective, "clip_cases"): [((LOGP.exp(), ROWS, *CLIP), {})],
-    **{(objective, name): [((LOGP, OLD, ROWS, MASK, *CLIP), {})] for name in ("clip", "gspo", "cispo")},
+    **{(objective, name): [((LOGP, OLD, ROWS, MASK, *CLIP), {})] for name in ("clip", "gspo", "cispo", "reinforce")},
     **{(objective, name): [((LOGP, REF, LOGP.exp()), {})] for name in ("k1", "k2", "k3", "k3_is")},
     (objective, "token_weights"): [((MASK, how), dict(tokens=11, completions=4, cap=5)) for how in ("token", "completion", "constant")],
     (objective, "policy_loss"): [((LOGP, old, ref, ROWS[:, 0], WEIGHT), dict(kl_coef=0.1 if ref is not None else 0.0, kl=kl, surrogate=s))
                                  for old in (OLD, None) for ref in (REF, None)
-                                 for kl in ("k1", "k3_is") for s in ("clip", "gspo", "cispo")],
+                                 for kl in ("k1", "k3_is") for s in ("clip", "gspo", "cispo", "reinforce")],
     (objective, "gradient_weight"): [((LOGP, old, ROWS[:, 0], WEIGHT), {}) for old in (OLD, None)],
     (objective, "choose"): [(("thing", "a", {"a": 1}), {})],
     (sampling, "log_distribution"): [((draw(3, 7), 0.7), {})],
@@ -59,6 +59,7 @@ CASES = {  # every public function: arguments for a call
     (sampling, "uniforms"): [((1, 2, [3, 4], 2, 5), {})],
     (sampling, "uid_hash"): [(("shapes/0",), {})],
     (logprobs, "completion_logprobs"): [((Policy(), BATCH), dict(temperature=0.7, chunk=chunk)) for chunk in (2, 100)],
+    (logprobs, "masked_logprobs"): [((Policy(), draw(4, 5, 3), torch.arange(20).reshape(4, 5) % 7, MASK), dict(temperature=0.7, chunk=chunk)) for chunk in (2, 100)],
     (schedule, "lr_at"): [((3,), dict(lr=1.0, warmup=2, decay="cosine", steps=9))],
     (schedule, "stage_at"): [((3, [SimpleNamespace(until=2), SimpleNamespace(until=5)], None), {})],
 }

@@ -1,7 +1,9 @@
 """Weights: transformers loads what we save, we load what it saves, and a folder that does not fit is refused, file and tensor named."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import weights
+from models.config import ModelConfig, VisionConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from zoo import ARCHITECTURES, TWINS, completions_for, prompt_batch, tiny_config, tiny_policy, twin_inputs  # noqa: E402
@@ -181,3 +184,33 @@ def test_random_start_is_a_function_of_config_and_seed():
     for name, parameter in policy.named_parameters():
         if parameter.dim() == 1:
             assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
+
+
+# ---- memory
+
+BENCH = Path(__file__).resolve().parents[1] / "bench" / "load_2b.py"
+
+
+def measured(*arguments):
+    """The last line of tests/bench/load_2b.py, in a process of its own."""
+    done = subprocess.run([sys.executable, str(BENCH), *map(str, arguments)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_loading_takes_the_weights_and_one_tensor(tmp_path):
+    """111 MB in one file. What was read of a memory-mapped file counts as the process's own while the file is open, so opening it once for all tensors took twice as much."""
+    sys.path.insert(0, str(BENCH.parent))
+    from load_2b import write
+    vision = VisionConfig(depth=4, width=256, num_heads=4, intermediate_size=1024, hidden_size=512)
+    size = write(ModelConfig("qwen2_vl", 5000, 512, 2048, 12, 4, 2, vision, tie_word_embeddings=True, image_token_id=3, video_token_id=4, vision_start_token_id=5,
+                             vision_end_token_id=6), tmp_path, 1e12)
+    found = measured("--folder", tmp_path, "--child")
+    assert found["policy"] == size > 90e6
+    assert found["peak"] < 1.2 * size
+
+
+@pytest.mark.slow
+def test_loading_the_real_2b(tmp_path):
+    """4.4 GB of random weights of the real shapes, as the hub shards them. Needs that much room on the disk and in memory."""
+    assert measured()["ratio"] <= 1.2

@@ -1,0 +1,93 @@
+"""Imitation: the loss is the mean negative log-likelihood of the tokens that count, as transformers computes it for the prompt and its document in one piece."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from grpo.batch import TrainBatch
+from grpo.sft import imitate, totals
+from models import weights
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
+from zoo import IMAGE, completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of  # noqa: E402
+
+
+def batch_of(prompts, tokens, length):
+    sources = [SimpleNamespace(uid=str(p), tokens=prompts.tokens[p, :n].numpy(), patches=patches.numpy(), grid=grid.numpy())
+               for p, (n, (patches, grid)) in enumerate(zip(prompts.length.tolist(), pictures_of(prompts)))]
+    return TrainBatch(sources, tokens, length)
+
+
+def learn(policy, batch, loss_on, weighting="token", micro=10**6, chunk=1000):
+    """imitate on one rank. → (loss, weight, logp, {name: gradient})."""
+    policy.zero_grad()
+    tokens, documents = totals(batch, loss_on, policy.config.placeholder_ids)
+    collate = partial(TrainBatch.collated, image_token=IMAGE, merge=2, device="cpu")
+    loss, weight, logp = imitate(policy, batch, loss_on=loss_on, weighting=weighting, tokens=tokens, completions=documents, cap=9, micro_tokens=micro, chunk=chunk,
+                                 collate=collate)
+    return float(loss), float(weight), logp, {name: p.grad.clone() for name, p in policy.named_parameters()}
+
+
+@pytest.fixture(scope="module")
+def case():
+    prompts = prompt_batch([[(1, 4, 6)], [(1, 4, 4), (1, 2, 4)]])
+    tokens, length = completions_for(prompts, 2, 5)
+    return tiny_policy(), prompts, tokens, length
+
+
+def by_transformers(twin, config, prompts, tokens, length, loss_on):
+    """The same from transformers: every document behind its own copy of the prompt, one mean over all tokens that count."""
+    twin.zero_grad()
+    total, count = 0.0, 0
+    for p in range(len(tokens)):
+        for g in range(tokens.shape[1]):
+            given = twin_inputs(prompts, p, tokens[p, g, :length[p, g]])
+            ids, logits = given["input_ids"][0], twin(**given).logits[0]
+            logits = logits.index_fill(-1, torch.tensor(config.placeholder_ids), torch.finfo(torch.float32).min)
+            counts = ~torch.isin(ids[1:], torch.tensor(config.placeholder_ids))
+            if loss_on == "answer":
+                counts &= torch.arange(1, len(ids)) >= prompts.length[p]
+            total = total - logits[:-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0][counts].sum()
+            count += int(counts.sum())
+    loss = total / count
+    loss.backward()
+    return float(loss), {weights.hub_name(name): p.grad for name, p in twin.named_parameters() if p.grad is not None}, count
+
+
+@pytest.mark.parametrize("loss_on", ["answer", "prompt_and_answer"])
+def test_value_and_gradient_are_those_of_transformers(case, tmp_path, loss_on):
+    policy, prompts, tokens, length = case
+    twin = twin_of(policy, tmp_path)
+    expected, gradient, count = by_transformers(twin, policy.config, prompts, tokens, length, loss_on)
+    batch = batch_of(prompts, tokens, length)
+    assert totals(batch, loss_on, policy.config.placeholder_ids).tolist() == [count, 4]
+    loss, weight, _, found = learn(policy, batch, loss_on)
+    assert loss == pytest.approx(expected, rel=1e-5) and weight == pytest.approx(1)
+    assert found.keys() == gradient.keys()
+    for name, value in gradient.items():
+        torch.testing.assert_close(found[name], value, atol=2e-5 * max(1.0, float(value.abs().max())), rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("weighting", ["token", "completion", "constant"])
+def test_how_it_is_cut_changes_nothing(case, weighting):
+    """A group split by rows shares its prompt's words among them; chunks of the head cut across prompts and documents."""
+    policy, prompts, tokens, length = case
+    batch = batch_of(prompts, tokens, length)
+    whole, parts = learn(policy, batch, "prompt_and_answer", weighting), learn(policy, batch, "prompt_and_answer", weighting, micro=30, chunk=3)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5) and parts[1] == pytest.approx(whole[1], rel=1e-5)
+    torch.testing.assert_close(parts[2], whole[2], atol=1e-5, rtol=1e-5)
+    for name, value in whole[3].items():
+        torch.testing.assert_close(parts[3][name], value, atol=1e-5 * max(1.0, float(value.abs().max())), rtol=1e-4)
+
+
+def test_the_log_probs_reported_are_those_of_the_answers(case):
+    policy, prompts, tokens, length = case
+    batch = batch_of(prompts, tokens, length)
+    a, b = learn(policy, batch, "answer"), learn(policy, batch, "prompt_and_answer")
+    torch.testing.assert_close(a[2], b[2], atol=1e-5, rtol=1e-5)
+    assert a[0] == pytest.approx(-float(a[2].sum()) / float(length.sum()), rel=1e-5)
+    assert abs(a[0] - b[0]) > 1e-3
