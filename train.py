@@ -7,6 +7,7 @@ How this departs from the paper: the objective's defaults are the paper's; the l
 that sampled), groups whose completions all earned the same are left out where no KL penalty needs them, and the normaliser is one number for the whole update.
 `method: sft` (imitation, grpo/sft.py) shares everything but steps 1-3.
 """
+import math
 import sys
 import time
 from functools import partial
@@ -15,6 +16,9 @@ import torch
 
 from grpo import checkpoint, config, distributed, plan
 from grpo.batch import TrainBatch, collate_prompts, learnable
+from grpo.dynamic import SAMPLING, Drawn
+from grpo.guards import NonFinite, fitting
+from grpo.interrupt import Interrupted
 from grpo.keep import Keeper
 from grpo.logprobs import completion_logprobs
 from grpo.objective import LossStats, group_advantages, policy_loss, token_weights
@@ -25,49 +29,31 @@ from grpo.rollout import generate
 from grpo.run import chosen_prompts, open_run
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
-from grpo.sft import encode_documents, imitate
-
-
-class NonFinite(RuntimeError):
-    """The loss or the gradient is not a number; nothing was updated, and the last checkpoint is as it was."""
-
-    def __init__(self, what: str, prompts, step: int):
-        super().__init__(f"step {step + 1}: {what}. Nothing was updated; the last checkpoint is as it was. "
-                         f"Prompts of this step: {', '.join(p.uid for p in prompts)}")
+from grpo.sft import encode_documents, imitate, totals
 
 
 def train_grpo(cfg, run, world, keeper) -> None:
     """Learn from rewards, from step run.step to cfg.steps."""
-    policy, chat, optimizer = run.policy, run.chat, run.optimizer
+    policy, chat, optimizer, micro_tokens = run.policy, run.chat, run.optimizer, cfg.loss.micro_tokens
 
     def collate(part: TrainBatch) -> TrainBatch:
         return part.collated(image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device)
 
     for step in range(run.step, cfg.steps):
-        clock = {"start": time.perf_counter()}
+        start = time.perf_counter()
         stage = stage_at(step, cfg.stages, cfg)                                     # group size, completion cap
         lr = lr_at(step, lr=cfg.optim.lr, warmup=cfg.optim.warmup, decay=cfg.optim.decay, steps=cfg.steps, lr_min=cfg.optim.lr_min)
         optimizer.set_lr(lr)
 
         # 1  Sample: G completions for each of P prompts from the current policy                                                    docs/03, Eq. 1
-        examples, prompts, skipped = chosen_prompts(run, cfg, world, step)
-        padded = collate_prompts(prompts, image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size).to(world.device)
-        clock["prompts"] = time.perf_counter()
-        rollout = generate(policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=chat.stop_ids,
-                           address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu")
-        if not rollout.logp.isfinite().all():
-            raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
-        clock["rollout"] = time.perf_counter()
-
-        # 2  Score each completion by rule, compare it with its own group                                                        docs/04-05, Eq. 2-3
-        texts = chat.texts(rollout.tokens, rollout.length)
-        reward, parts = score(texts, examples, cfg.rewards, rollout.length)                     # (P, G)
-        advantage = distributed.together(reward, partial(group_advantages, scale=cfg.advantage))    # (P, G)
-        clock["score"] = time.perf_counter()
+        # 2  Score each completion by rule (both in `sample_and_score`), compare it with its own group                           docs/04-05, Eq. 2-3
+        drawn = SAMPLING[cfg.sampling](partial(sample_and_score, run, cfg, world, step, stage), cfg.max_rounds, cfg.enough)
+        prompts, rollout, clock = drawn.prompts, drawn.rollout, drawn.clock(start)
+        advantage = distributed.together(drawn.reward, partial(group_advantages, scale=cfg.advantage))      # (P, G)
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
         batch = TrainBatch(prompts, rollout.tokens, rollout.length, advantage.flatten())
-        tokens, completions = distributed.total(torch.tensor([rollout.length.sum(), rollout.length.numel()]))
+        tokens, completions = distributed.total(drawn.totals)
         batch.weight = token_weights(batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap)     # (B, C)
         if run.reference is not None:
             batch.logp_ref = scored(run.reference, batch, cfg, collate)                         # (B, C)
@@ -78,23 +64,51 @@ def train_grpo(cfg, run, world, keeper) -> None:
         # 4  Learn: clipped surrogate and KL penalty                                                                              docs/06, Eq. 4-7
         teaching = learnable(batch) if run.reference is None else list(range(len(prompts)))     # groups that all earned the same pull nowhere
         for update in range(cfg.loss.updates):
-            stats, entropy_sum, logp_now = LossStats.zero(), 0.0, torch.zeros(batch.mask.shape)
-            for part, at, rows in batch.micro_batches(cfg.loss.micro_tokens, teaching):
-                part = collate(part)
-                logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=cfg.loss.head_chunk)       # (b, c)
-                loss, part_stats = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, clip_low=cfg.loss.clip_low,
-                                               clip_high=cfg.loss.clip_high, kl_coef=cfg.loss.kl_coef, kl=cfg.loss.kl, surrogate=cfg.loss.surrogate)
-                loss.backward()
-                stats, entropy_sum = stats + part_stats.to("cpu"), entropy_sum + float(entropy.sum())
-                batch.put_back(logp_now, logp.detach(), at, rows)
-            norm = step_optimizer(policy, optimizer, stats.loss, cfg.optim.max_grad_norm, prompts, step)
+            def learn(micro_tokens: int):
+                stats, entropy_sum, logp_now = LossStats.zero(), 0.0, torch.zeros(batch.mask.shape)
+                for part, at, rows in batch.micro_batches(micro_tokens, teaching):
+                    part = collate(part)
+                    logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=cfg.loss.head_chunk)       # (b, c)
+                    loss, part_stats = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, clip_low=cfg.loss.clip_low,
+                                                   clip_high=cfg.loss.clip_high, kl_coef=cfg.loss.kl_coef, kl=cfg.loss.kl, surrogate=cfg.loss.surrogate)
+                    loss.backward()
+                    stats, entropy_sum = stats + part_stats.to("cpu"), entropy_sum + float(entropy.sum())
+                    batch.put_back(logp_now, logp.detach(), at, rows)
+                return stats, entropy_sum, logp_now
+            (stats, entropy_sum, logp_now), micro_tokens = fitting(learn, micro_tokens, policy)          # out of memory: smaller micro-batches, the same gradient
+            norm = step_optimizer(policy, optimizer, stats.loss, cfg.optim.max_grad_norm, prompts, step, keeper.skip)
             if update == 0:
                 first_logp = logp_now                                                           # the policy that sampled, as the training forward sees it
         clock["learn"] = time.perf_counter()
 
         # 5  Keep: metrics, report, evaluation, checkpoint                                                                        docs/metrics
-        keeper.grpo_step(step + 1, rollout, batch, completion_rows(rollout, reward, parts, texts, examples), logp=first_logp, teaching=teaching,
-                         entropy=entropy_sum, stats=stats, norm=norm, lr=lr, skipped=skipped, clock=clock, shown=(reward, parts, texts, examples))
+        shown = drawn.reward, drawn.parts, drawn.texts, drawn.examples
+        keeper.grpo_step(step + 1, rollout, batch, completion_rows(rollout, *shown), logp=first_logp, teaching=teaching, entropy=entropy_sum, stats=stats,
+                         norm=norm, lr=lr, skipped=drawn.skipped, clock=clock, shown=shown, drawn=(drawn.rounds, drawn.dropped, drawn.dropped_tokens))
+
+
+def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn | None:
+    """What this rank asks in a round of a step, and what it gets. None: all of it was asked in an earlier round. Raises NonFinite."""
+    clock = [time.perf_counter()]
+
+    # 1  Sample: G completions for each of P prompts from the current policy                                                    docs/03, Eq. 1
+    examples, prompts, skipped = chosen_prompts(run, cfg, world, step, round)
+    if not prompts:
+        return None
+    padded = collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
+    clock.append(time.perf_counter())
+    rollout = generate(run.policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
+                       address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu")
+    if not rollout.logp.isfinite().all():
+        raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
+    clock.append(time.perf_counter())
+
+    # 2  Score each completion by rule                                                                                           docs/04, Eq. 2
+    texts = run.chat.texts(rollout.tokens, rollout.length)
+    reward, parts = score(texts, examples, cfg.rewards, rollout.length, stage.cap)              # (P, G)
+    clock.append(time.perf_counter())
+    seconds = {name: after - before for name, before, after in zip(("prompts", "rollout", "score"), clock, clock[1:])}
+    return Drawn(examples, prompts, rollout, texts, reward, parts, skipped, seconds)
 
 
 @torch.no_grad()
@@ -106,19 +120,21 @@ def scored(policy, batch: TrainBatch, cfg, collate) -> torch.Tensor:
     return logp
 
 
-def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step: int) -> float:
-    """Sum the ranks' gradients, clip, step. → the gradient's norm before clipping. Raises NonFinite, with nothing updated."""
+def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step: int, skip) -> float:
+    """Sum the ranks' gradients, clip, step. → the gradient's norm before clipping. Where loss or norm is not finite, `skip` either raises or lets the update pass."""
     distributed.sum_gradients(policy)
-    norm = float(clip_gradient(policy, max_grad_norm or float("inf")))
-    if not (torch.isfinite(loss) and norm < float("inf")):
-        raise NonFinite(f"the loss is {float(loss)} and the gradient's norm {norm}", prompts, step)
-    optimizer.step()
+    norm, loss = float(clip_gradient(policy, max_grad_norm or float("inf"))), float(distributed.total(loss))
+    if math.isfinite(loss) and math.isfinite(norm):
+        optimizer.step()
+    else:
+        skip(step, f"the loss is {loss} and the gradient's norm {norm}", prompts)
+        policy.zero_grad(set_to_none=True)
     return norm
 
 
 def train_sft(cfg, run, world, keeper) -> None:
-    """Imitate documents: the examples' `extra["documents"]`, or the answer in the template's tags where there are none."""
-    policy, chat = run.policy, run.chat
+    """Imitate documents: the examples' `extra["documents"]`, or the bare answer, as the template writes one, where there are none."""
+    policy, chat, micro_tokens = run.policy, run.chat, cfg.loss.micro_tokens
 
     def collate(part: TrainBatch) -> TrainBatch:
         return part.collated(image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device)
@@ -128,13 +144,15 @@ def train_sft(cfg, run, world, keeper) -> None:
         lr = lr_at(step, lr=cfg.optim.lr, warmup=cfg.optim.warmup, decay=cfg.optim.decay, steps=cfg.steps, lr_min=cfg.optim.lr_min)
         run.optimizer.set_lr(lr)
         examples, prompts, skipped = chosen_prompts(run, cfg, world, step)
-        documents, length = encode_documents(chat, [e.extra.get("documents") or (f"</think> <answer> {e.answer} </answer>",) for e in examples], cfg.cap)
+        documents, length = encode_documents(chat, [e.extra.get("documents") or (chat.bare(e.answer),) for e in examples], cfg.cap)
         batch = TrainBatch(prompts, documents, length)
-        tokens, completions = distributed.total(torch.tensor([length.sum(), length.numel()]))
-        loss, logp = imitate(policy, batch, weighting=cfg.loss.weighting, tokens=tokens, completions=completions, cap=cfg.cap,
-                             micro_tokens=cfg.loss.micro_tokens, chunk=cfg.loss.head_chunk, collate=collate)
-        norm = step_optimizer(policy, run.optimizer, loss, cfg.optim.max_grad_norm, prompts, step)
-        keeper.sft_step(step + 1, loss=loss, batch=batch, logp=logp, examples=examples, norm=norm, lr=lr, skipped=skipped, seconds=time.perf_counter() - start)
+        tokens, completions = distributed.total(totals(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
+        learn = partial(imitate, policy, batch, loss_on=cfg.sft.loss_on, weighting=cfg.loss.weighting, tokens=tokens, completions=completions, cap=cfg.cap,
+                        chunk=cfg.loss.head_chunk, collate=collate)
+        (loss, weight, logp), micro_tokens = fitting(lambda most: learn(micro_tokens=most), micro_tokens, policy)
+        norm = step_optimizer(policy, run.optimizer, loss, cfg.optim.max_grad_norm, prompts, step, keeper.skip)
+        keeper.sft_step(step + 1, loss=loss, weight=weight, batch=batch, logp=logp, examples=examples, norm=norm, lr=lr, skipped=skipped,
+                         seconds=time.perf_counter() - start)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,11 +172,15 @@ def main(argv: list[str] | None = None) -> int:
         if flags.dry_run:
             print(keeper.describe())
             return 0
-        with distributed.precision(world, cfg.dtype):
+        with distributed.precision(world, cfg.dtype), keeper.interrupts:
             keeper.before()
             (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, keeper)
             keeper.after()
         return 0
+    except Interrupted as told:
+        if world.main:
+            print(f"\ntrain.py: {told}", file=sys.stderr)
+        return told.status
     except (ValueError, OSError, NonFinite, checkpoint.CheckpointError) as error:
         print(f"\ntrain.py: {error}", file=sys.stderr)
         return 2

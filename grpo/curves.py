@@ -37,6 +37,16 @@ PANELS = (
     Panel("Length", "Mean tokens per completion; the band is the shortest and the longest. No reward asks for length.",
           {"completions/mean_length": "sampled"}, {"eval/mean_length": "held-out"},
           band=("completions/min_length", "completions/max_length")),
+    Panel("Length, right and wrong", "Mean tokens per completion. Reasoning that pays makes the right ones no shorter.",
+          {"completions/mean_length_right": "right", "completions/mean_length_wrong": "wrong"}, {}),
+    Panel("Words of reflection", "Share of completions with a word of a published list, such as “wait”. They say what is written, not what it is worth.",
+          {"aha/visualthinker": "VisualThinker’s list", "aha/vlaa": "VLAA’s list"},
+          {"eval/aha/visualthinker": "VisualThinker’s list", "eval/aha/vlaa": "VLAA’s list"}, "share"),
+    Panel("Accuracy with reflection − without", "Among the answers to one and the same question. A step has few such questions: the table below has the whole run.",
+          {"aha/visualthinker/gain": "VisualThinker’s list", "aha/vlaa/gain": "VLAA’s list"}, {}),
+    Panel("Repetition", "4-grams that stood before in the same completion; completions that end in a loop.",
+          {"completions/repetition": "repeated 4-grams", "completions/loop_ratio": "end in a loop"},
+          {"eval/repetition": "repeated 4-grams", "eval/loop_ratio": "end in a loop"}, "share"),
     Panel("Looking, and looking again", "Share of completions that describe what they see, and that correct themselves.",
           {"aha/looking": "looks", "aha/self_correction": "looks again"}, {}, "share"),
     Panel("What the second look did", "Share of all completions in which looking again made a wrong answer right, or a right one wrong.",
@@ -46,8 +56,9 @@ PANELS = (
     Panel("Log-prob gap", "Sampling against training, |difference| per token. In float32 it should stay below 1e-5.",
           {"sampling/logp_gap_mean": "mean", "sampling/logp_gap_max": "max"}, {}, "log"),
     Panel("Entropy", "Per token, in nats. Near zero, all completions of a group are alike.", {"entropy": "entropy"}, {}, main=False),
-    Panel("Wasted", "Completions cut at the cap; groups whose rewards are all equal, which teach nothing.",
-          {"completions/clipped_ratio": "cut", "frac_reward_zero_std": "equal rewards"}, {}, "share", main=False),
+    Panel("Each word of reflection", "Share of completions that hold it.", {"aha/word/*": "*"}, {}, "share", main=False),
+    Panel("Wasted", "Completions cut at the cap; groups whose rewards are all equal, which teach nothing; groups whose completions are all the same.",
+          {"completions/clipped_ratio": "cut", "frac_reward_zero_std": "equal rewards", "completions/identical_groups": "identical"}, {}, "share", main=False),
     Panel("Clipped tokens", "Share of tokens whose gradient was clipped away. Always 0 with one update per rollout.",
           {"clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"}, {}, "share", main=False),
     Panel("Gradient norm", "Before clipping.", {"grad_norm": "norm"}, {}, "log", main=False),
@@ -167,8 +178,8 @@ def _draw(axis: Any, chart: Mapping[str, Any]) -> None:
         axis.set_yscale("log", nonpositive="mask")
     if chart["scale"] == "share":
         from matplotlib.ticker import PercentFormatter
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         high = max(y for line in chart["lines"] for y in line["y"])
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high > 0.25 else 1))
         axis.set_ylim(*((-0.03, 1.03) if high > 0.25 else (-0.03 * max(high, 0.01), 1.1 * max(high, 0.01))))
     if len(labels) > 1:
         axis.legend(loc="best", handlelength=1.2, borderaxespad=0.2, labelspacing=0.25)

@@ -1,14 +1,17 @@
 """Step 5 of the loop: what is kept of a step (metrics, the report's samples, evaluations, checkpoints), and what the person sees."""
 import json
 import os
+import sys
 import time
+from collections import deque
 
 import torch
 from tqdm import tqdm
 
-from grpo import checkpoint, distributed, report
+from grpo import checkpoint, distributed, guards, report
 from grpo.batch import TrainBatch
 from grpo.evaluation import answer_all, flat_scores, scores
+from grpo.interrupt import Interrupted, Interrupts
 from grpo.record import question_line, shown_groups, step_metrics
 
 SHOWN_HELDOUT = 6               # held-out questions that the report follows through the run
@@ -20,7 +23,12 @@ class Keeper:
     def __init__(self, cfg, run, world, started: float):
         self.cfg, self.run, self.world, self.started = cfg, run, world, started
         self.bar = None
+        self.interrupts = Interrupts(show=world.main)
         self.tokens = 0         # prompt and completion tokens so far, of all ranks
+        self.recent: deque = deque(maxlen=guards.LONGEST)       # the last lines of metrics, for the guards
+        self.warned: set[str] = set()                           # guards that have spoken
+        self.nonfinite: list[str] = []                          # the uids of the one step whose update was skipped, of all ranks;
+        self.skipped: list[str] = []                            # the same, in that step
         self.last_saved = run.step if checkpoint.complete(run.folder) else -1
 
     # ---- before and after
@@ -38,12 +46,16 @@ class Keeper:
         cfg, run = self.cfg, self.run
         rows = report.read_metrics(run.folder) if self.world.main else []
         self.tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0)
+        self.recent.extend(row for row in rows if "reward" in row)
+        self.warned = {warning["name"] for warning in guards.warnings(rows)}
+        self.nonfinite = distributed.gathered([uid for row in rows for uid in row.get("guard/nonfinite_uids", ())])        # rank 0 read them
         if self.world.main:
             print(self.describe() + (f"\ngoing on after step {run.step}" if run.step else ""), flush=True)
         if cfg.eval.items and not run.step:
             run.metrics.write({"step": 0} | self.evaluate(0, every_set=True))
         if self.world.main:
             self.bar = tqdm(total=cfg.steps, initial=run.step, unit="step", desc=cfg.recipe, smoothing=0.1, dynamic_ncols=True)
+        self.leave_if_told(run.step)
 
     def after(self) -> None:
         """Save, write summary, curves and report, and print the table of before and after."""
@@ -76,7 +88,8 @@ class Keeper:
                 continue
             prefix = "eval/" if name == "heldout" else f"eval/{name}/"
             for kind, temperature in (("", 0.0), *((("sampled/", 1.0),) if every_set and name == "heldout" else ())):
-                answers = answer_all(run.policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind)
+                answers = answer_all(run.policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind,
+                                     share=(self.world.rank, self.world.size))
                 if answers:
                     found |= {f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()}
                 if not kind and name == "heldout" and self.world.main:
@@ -94,19 +107,25 @@ class Keeper:
 
     # ---- steps
 
-    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown) -> None:
-        """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts' completions under the policy that sampled, by the training forward."""
+    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown,
+                  drawn=(1, 0, 0)) -> None:
+        """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts' completions under the policy that sampled, by the training forward.
+
+        drawn: the rollouts that this rank needed, the groups that it left out of them, and those groups' tokens (grpo/dynamic.py).
+        """
         gap = (rollout.logp.flatten(0, 1) - logp).abs().view(*rollout.tokens.shape)[teaching]
         taught = int(rollout.length[teaching].sum())
-        sums = distributed.total(torch.tensor([entropy, float(gap.sum()), taught, int(rollout.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped]))
+        sums = distributed.total(torch.tensor([entropy, float(gap.sum()), taught, int(rollout.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped, *drawn[1:]]))
         gap_max = max(distributed.gathered([float(gap.max()) if taught else 0.0]))
         stats, tokens = type(stats)(*distributed.total(stats.vector())), max(float(sums[2]), 1.0)
         groups = distributed.gathered(rows)
-        self.tokens += int(sums[3] + sums[4])
-        row = {"step": step} | step_metrics(groups) | {"entropy": float(sums[0]) / tokens} | stats.averages() | {
+        self.tokens += int(sums[3] + sums[4] + sums[7])
+        entropy = float(sums[0]) / tokens if sums[2] else float("nan")          # without a token to train on there is none, which is not 0
+        row = {"step": step} | step_metrics(groups) | {"entropy": entropy} | stats.averages() | {
             "grad_norm": norm, "learning_rate": lr, "num_tokens": self.tokens, "frac_skipped": float(sums[5]) / (float(sums[5]) + len(groups)),
-            "sampling/logp_gap_mean": float(sums[1]) / tokens, "sampling/logp_gap_max": gap_max}
-        row |= self.timings(clock)
+            "sampling/logp_gap_mean": float(sums[1]) / tokens, "sampling/logp_gap_max": gap_max,
+            "sampling/rounds": max(distributed.gathered([drawn[0]])), "sampling/frac_resampled": float(sums[6]) / (float(sums[6]) + len(groups))}
+        row |= self.timings(clock) | self.guarded(step, row)
         if self.cfg.report.every and self.world.main and ((step - 1) % self.cfg.report.every == 0 or step == self.cfg.steps):
             reward, parts, texts, examples = shown
             loss = self.cfg.loss
@@ -116,9 +135,19 @@ class Keeper:
         self.finish(step, row, {"reward": row["reward"], "acc": row["accuracy"], "format": row.get("rewards/format/mean"), "len": row["completions/mean_length"],
                                 "cut": row["completions/clipped_ratio"], "gap": row["sampling/logp_gap_max"], "loss": row["loss"]})
 
-    def sft_step(self, step: int, *, loss, batch: TrainBatch, logp, examples, norm, lr, skipped, seconds) -> None:
-        """Keep a step of imitation. loss: this rank's share of it."""
-        weighted = distributed.total(torch.stack([loss, batch.weight.sum()]))
+    def guarded(self, step: int, row: dict) -> dict:
+        """What the guards find in the last steps, this one among them, as metrics; the first time that one holds, it is said."""
+        self.recent.append(row)
+        found = guards.check(list(self.recent))
+        for name, holds in found.items():
+            if holds and name not in self.warned:
+                self.warned.add(name)
+                self.say(f"step {step}: {guards.GUARDS[name].says}")
+        return {f"guard/{name}": int(holds) for name, holds in found.items()}
+
+    def sft_step(self, step: int, *, loss, weight, batch: TrainBatch, logp, examples, norm, lr, skipped, seconds) -> None:
+        """Keep a step of imitation. loss, weight: this rank's share of them."""
+        weighted = distributed.total(torch.stack([loss, weight]))
         sums = distributed.total(torch.tensor([int(batch.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped, float(logp.sum())]))
         self.tokens += int(sums[0] + sums[1])
         row = {"step": step, "loss": float(weighted[0] / weighted[1]), "nll": -float(sums[3] / sums[0]), "grad_norm": norm, "learning_rate": lr,
@@ -138,12 +167,42 @@ class Keeper:
             row |= self.evaluate(step, every_set=last)
             if self.world.main and "eval/accuracy" in row:
                 self.bar.write(f"step {step}: held-out accuracy {row['eval/accuracy']:.3f}, format {row['eval/format']:.3f}, mean length {row['eval/mean_length']:.1f}")
+        row["guard/nonfinite"] = int(bool(self.skipped))
+        if self.skipped:
+            row["guard/nonfinite_uids"], self.skipped = self.skipped, []
         self.run.metrics.write(row)
         if cfg.save.every and step % cfg.save.every == 0:
             self.save(step)
         if self.world.main:
             self.bar.set_postfix_str("  ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None), refresh=False)
             self.bar.update()
+        if not last:
+            self.leave_if_told(step)
+
+    def leave_if_told(self, step: int) -> None:
+        """Save and raise Interrupted, on every rank, if a signal has told one of them to stop."""
+        if number := self.interrupts.together():
+            if step > max(self.last_saved, 0):
+                self.save(step)
+            if self.world.main:
+                self.bar.close()
+            raise Interrupted(number, step, self.cfg.steps, self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None)
+
+    def skip(self, step: int, what: str, prompts) -> None:
+        """A loss or gradient of the step after `step` is not finite, on every rank: let one update of a run pass, and keep its prompts' uids.
+
+        Raises guards.NonFinite the second time, and at the first step of all, where it is no accident.
+        """
+        uids = distributed.gathered([p.uid for p in prompts])
+        if self.nonfinite or not step:
+            raise guards.NonFinite(what, prompts, step)
+        self.nonfinite, self.skipped = uids, uids
+        self.say(f"step {step + 1}: {guards.NONFINITE} ({what})")
+
+    def say(self, line: str) -> None:
+        """A line for the person, once for all ranks."""
+        if self.world.main:
+            tqdm.write(line, file=sys.stderr)
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""

@@ -8,6 +8,7 @@ import torch
 from data.choices import is_right
 from data.documents import agrees, read_looks
 from data.images import open_picture
+from grpo.aha import ends_in_loop, reflection_scores, repetition, said
 from grpo.batch import TrainBatch
 from grpo.evaluation import BUILT_IN
 from grpo.objective import KL_ESTIMATORS, gradient_weight, token_ratio
@@ -21,8 +22,12 @@ def completion_rows(rollout: Rollout, reward, parts, texts, examples) -> list[li
         group = []
         for g, text in enumerate(texts[p]):
             looks = read_looks(text) if example.uid.startswith(BUILT_IN) else None
+            length, stopped = int(rollout.length[p, g]), bool(rollout.stopped[p, g])
+            tokens = rollout.tokens[p, g, :length].tolist()
+            written = tokens[:-1] if stopped else tokens                # the stop token ends a loop, it does not break it
             group.append({"reward": float(reward[p, g]), "parts": {name: float(part[p, g]) for name, part in parts.items()}, "right": is_right(text, example),
-                          "length": int(rollout.length[p, g]), "stopped": bool(rollout.stopped[p, g]), "task": example.task,
+                          "length": length, "stopped": stopped, "task": example.task, "said": said(text), "loop": ends_in_loop(written),
+                          "repetition": repetition(written), "as_first": tokens == rollout.tokens[p, 0, :int(rollout.length[p, 0])].tolist(),
                           "looked": looks and looks.looked, "again": looks and looks.again,
                           "first_right": looks and agrees(looks.first, example), "last_right": looks and agrees(looks.last, example)})
         rows.append(group)
@@ -38,10 +43,17 @@ def step_metrics(groups: list[list[dict]]) -> dict[str, float]:
     for name in rows[0]["parts"]:
         values = [row["parts"][name] for row in rows]
         found |= {f"rewards/{name}/mean": fmean(values), f"rewards/{name}/std": pstdev(values)}
-    found |= {"completions/mean_length": fmean(length), "completions/min_length": min(length), "completions/max_length": max(length),
-              "completions/clipped_ratio": fmean(not row["stopped"] for row in rows), "accuracy": fmean(row["right"] for row in rows)}
+    found |= {"completions/count": len(rows), "completions/mean_length": fmean(length), "completions/min_length": min(length),
+              "completions/max_length": max(length), "completions/clipped_ratio": fmean(not row["stopped"] for row in rows),
+              "completions/repetition": fmean(row["repetition"] for row in rows), "completions/loop_ratio": fmean(row["loop"] for row in rows),
+              "completions/identical_groups": fmean(len(group) > 1 and all(row["as_first"] for row in group) for group in groups),
+              "accuracy": fmean(row["right"] for row in rows)}
+    for kind, wanted in (("right", True), ("wrong", False)):
+        if these := [row["length"] for row in rows if row["right"] == wanted]:
+            found[f"completions/mean_length_{kind}"] = fmean(these)
     for task in sorted({row["task"] for row in rows if row["task"]}):
         found[f"accuracy/{task}"] = fmean(row["right"] for row in rows if row["task"] == task)
+    found |= {f"aha/{name}": value for name, value in reflection_scores([[(row["said"], row["right"]) for row in group] for group in groups]).items()}
     if looked := [row for row in rows if row["looked"] is not None]:
         found |= looking_metrics(looked)
     return found

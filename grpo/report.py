@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from grpo import aha, guards
 from grpo.curves import charts, write_curves
 from grpo.metrics import read
 
@@ -68,7 +69,7 @@ def collect(folder: Path) -> dict[str, Any]:
     settings = _settings(config, path)
     return {"name": _cut(str(settings.get("recipe") or folder.resolve().name), 80), "config": _cut(config, 60_000), "settings": settings,
             "summary": _summary(folder, rows), "step": max((row["step"] for row in rows), default=0), "charts": _rounded(charts(rows)),
-            "questions": _questions(shown), "moments": _moments(shown)}
+            "warnings": guards.warnings(rows), "reflection": _rounded(_reflection(rows)), "questions": _questions(shown), "moments": _moments(shown)}
 
 
 def _settings(config: str, path: Path) -> dict[str, Any]:
@@ -93,6 +94,21 @@ def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     evaluations = [{key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows]
     evaluations = [_numbers(found) for found in evaluations if found] or [{}]
     return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": False}
+
+
+def _reflection(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By keyword list and by third of the run: how often completions reflected, and what that went with; only where any did."""
+    steps = [row for row in rows if "completions/count" in row]
+    third = -(-len(steps) // 3)
+    found = []
+    for name, title in (("visualthinker", "VisualThinker’s list"), ("vlaa", "VLAA’s list")):
+        parts = [steps[at:at + third] for at in range(0, len(steps), third)] if len(steps) >= 6 else [steps]
+        for part in [*parts, steps] if len(parts) > 1 else parts:
+            if (pooled := aha.pooled(part, name)) and pooled["share"]:
+                gain = pooled.pop("gain")
+                found.append({"list": title, "words": [word.replace("*", "…") for word in aha.LISTS[name]], "from": part[0]["step"], "to": part[-1]["step"],
+                              **pooled, "gain": gain and [gain.mean, gain.low, gain.high, gain.groups]})
+    return found
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -80,6 +80,17 @@ def mcnemar(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * sum(comb(tosses, i) for i in range(min(only_a, only_b) + 1)) / 2**tosses)
 
 
+def difference_interval(n: int, total: float, squares: float, z: float = Z) -> tuple[float, float]:
+    """The interval of a mean of n differences, each in [-1, 1], from their sum and the sum of their squares: (low, high).
+
+    Agresti & Min's (Statistics in Medicine 24:729, 2005), which is for differences of -1, 0 and 1: the usual one, after half a question is added to
+    each of the four outcomes (right or wrong, twice); so it keeps a width when the two never differ.
+    """
+    centre, square = total / (n + 2), (squares + 1) / (n + 2)
+    half = z * sqrt((square - centre**2) / (n + 2))
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
 @dataclass(frozen=True)
 class Paired:
     """What two models did with the same n questions: A's accuracy minus B's with its interval, and McNemar's p."""
@@ -96,12 +107,10 @@ class Paired:
 def paired_difference(a: Sequence[bool], b: Sequence[bool], z: float = Z) -> Paired:
     """Compare two models question by question: a[i] and b[i] say whether each was right about question i.
 
-    The interval is Agresti & Min's (Statistics in Medicine 24:729, 2005): the usual one, after half a question is added to each of the four
-    outcomes; so it keeps a width when the two never differ. Raises ValueError.
+    The interval is `difference_interval`'s. Raises ValueError.
     """
     if len(a) != len(b) or not a:
         raise ValueError(f"paired_difference: {len(a)} and {len(b)} answers; need as many of both, and at least one")
     n, only_a, only_b = len(a), sum(x and not y for x, y in zip(a, b)), sum(y and not x for x, y in zip(a, b))
-    centre, differ = (only_a - only_b) / (n + 2), (only_a + only_b + 1) / (n + 2)
-    half = z * sqrt((differ - centre**2) / (n + 2))
-    return Paired(n, only_a, only_b, (only_a - only_b) / n, max(-1.0, centre - half), min(1.0, centre + half), mcnemar(only_a, only_b))
+    low, high = difference_interval(n, only_a - only_b, only_a + only_b, z)
+    return Paired(n, only_a, only_b, (only_a - only_b) / n, low, high, mcnemar(only_a, only_b))

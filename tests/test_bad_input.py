@@ -306,12 +306,18 @@ def test_what_is_only_shown_may_differ(base, stopped):
 
 @pytest.mark.parametrize("name", ["optimizer.safetensors", "state.json", "model.safetensors"])
 def test_a_damaged_checkpoint(base, stopped, capsys, name):
+    """It is named, the one before is used, and if there is none left nothing is touched."""
     file = complete(stopped)[-1] / name
     file.write_bytes(file.read_bytes()[:3])
-    refused(capsys, [*QUICK, f"model={base}", f"out={stopped}"], "step_000002", "damaged")
-    shutil.rmtree(file.parent)                                                                  # what the message advises
     assert train.main([*QUICK, f"model={base}", f"out={stopped}"]) == 0
-    assert [row["step"] for row in rows_of(stopped)] == [1, 2, 3]
+    said = capsys.readouterr()
+    assert f"damaged: {file}" in said.err and "Going on from step_000001" in said.err and "going on after step 1" in said.out
+    assert [row["step"] for row in rows_of(stopped)] == [1, 2, 3] and checkpoint.newest(stopped)[0].name == "step_000003"
+    for folder in complete(stopped):
+        (folder / name).unlink()
+    before = everything(stopped)
+    refused(capsys, [*QUICK, f"model={base}", f"out={stopped}"], *(f"step_00000{step}/{name} is missing" for step in (1, 2, 3)), "to start anew")
+    assert everything(stopped) == before
 
 
 def test_logs_that_are_not_ours(base, stopped, capsys):
@@ -350,8 +356,16 @@ def test_a_full_disk_while_writing_a_line(base, stopped, capsys, monkeypatch):
     assert everything(stopped / "checkpoints") == before
 
 
-def test_a_loss_that_is_not_finite(base, stopped, capsys, monkeypatch):
+def with_one_skipped(run):
+    """An update of the run was skipped before; a second one is too many (tests/grpo/test_guards.py has the first)."""
+    file = run / "metrics.jsonl"
+    *rows, last = rows_of(run)
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, last | {"guard/nonfinite": 1, "guard/nonfinite_uids": ["shapes/train/0/0"]}]))
+
+
+def test_a_loss_that_is_not_finite_again(base, stopped, capsys, monkeypatch):
     """The run stops, names the prompts of that step, changes nothing: the same command goes on from the last good step."""
+    with_one_skipped(stopped)
     before, real = everything(stopped / "checkpoints"), objective.policy_loss
 
     def poisoned(*args, **how):
@@ -369,6 +383,7 @@ def test_a_loss_that_is_not_finite(base, stopped, capsys, monkeypatch):
 
 def test_a_gradient_that_is_not_finite(base, stopped, capsys, monkeypatch):
     """A finite loss may have an infinite gradient."""
+    with_one_skipped(stopped)
     real = train.completion_logprobs
 
     def steep(*args, **how):

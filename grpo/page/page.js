@@ -12,7 +12,7 @@ function theme() {
   return h("button", { type: "button", "aria-label": "light or dark", onclick: () => set(other()) }, "◐");
 }
 
-const SHARES = /accuracy|format|failure|rate|share|ratio|looking|correction|right|wrong|truncated|pass@|maj@|clipped|cut/;
+const SHARES = /(^|\/)aha\/|accuracy|format|failure|rate|repetition|share|ratio|looking|correction|right|wrong|truncated|pass@|maj@|clipped|cut/;
 const isShare = (name, a, b) => SHARES.test(name) && [a, b].every(v => v === undefined || (v >= 0 && v <= 1));
 const words = name => { const text = name.replaceAll("_", " "); return text[0].toUpperCase() + text.slice(1); };
 
@@ -27,7 +27,7 @@ function headlines({ base, final }) {
 
 // {"accuracy": .., "accuracy/Count": .., "unseen/accuracy": ..} -> rows; a first part that is no name itself ("unseen") becomes a heading.
 function comparison({ base, final }) {
-  const keys = [...new Set([...Object.keys(base), ...Object.keys(final)])].filter(key => !/(^|\/)(n|items|step|seed|seconds)$/.test(key));
+  const keys = [...new Set([...Object.keys(base), ...Object.keys(final)])].filter(key => !/(^|\/)(n|items|step|seed|seconds)$|(^|\/)aha\/\w+\//.test(key));
   const headed = key => key.includes("/") && !keys.includes(key.split("/")[0]) ? key.split("/")[0] : "";
   const groups = [...new Set(keys.map(headed))].sort((a, b) => (a !== "") - (b !== ""));
   const rows = groups.flatMap(group => {
@@ -50,6 +50,28 @@ function comparisonRow(name, key, a, b) {
   const change = !both ? "" : share ? `${b < a ? "−" : "+"}${(100 * Math.abs(b - a)).toFixed(1)}` : signed(b - a);
   return h("tr", {}, h("td", { class: inner ? "inner" : "" }, words(inner ? name.slice(name.indexOf("/") + 1) : name)),
     h("td", {}, number(a, scale)), h("td", { class: "wide" }, rail), h("td", {}, number(b, scale)), h("td", {}, change));
+}
+
+// What a guard found: once in red at the top, with what to do.
+function warned() {
+  const times = w => w.steps === 1 ? `step ${w.first}` : `from step ${w.first}, in ${w.steps} steps`;
+  return h("aside", { class: "warnings" }, run.warnings.map(w => h("p", {}, h("b", {}, `${words(w.name)} (${times(w)}): `), `${w.says}.`)));
+}
+
+// Accuracy with words of reflection and without: over everything, and inside each question.
+function reflection() {
+  const share = v => number(v, "share"), points = v => `${v < 0 ? "−" : "+"}${(100 * Math.abs(v)).toFixed(1)}`;
+  const gain = g => g ? [points(g[0]), h("small", {}, ` (${points(g[1])} … ${points(g[2])})`)] : "–";
+  const row = r => h("tr", {}, h("td", { class: "inner" }, `steps ${r.from} – ${r.to}`), h("td", {}, share(r.share)), h("td", {}, share(r.with)),
+    h("td", {}, share(r.without)), h("td", {}, gain(r.gain)), h("td", {}, r.gain ? String(r.gain[3]) : "0"));
+  const lists = [...new Set(run.reflection.map(r => r.list))];
+  const body = lists.map(list => {
+    const inside = run.reflection.filter(r => r.list === list);
+    const heading = h("td", { colspan: 6 }, list, h("small", {}, ` ${inside[0].words.join(", ")}`));
+    return [h("tr", { class: "heading" }, heading), inside.map(row)];
+  });
+  const titles = ["", "reflect", "right with", "right without", "difference inside a question", "questions"];
+  return h("table", { class: "reflection" }, h("thead", {}, h("tr", {}, titles.map(title => h("th", {}, title)))), h("tbody", {}, body));
 }
 
 function again() {
@@ -95,6 +117,11 @@ function page() {
     add("compared", "Before and after", "Before and after", "Held-out questions, answered greedily, before the first step and "
       + (run.summary.finished ? "after the last." : "at the latest evaluation."), comparison(run.summary));
   }
+  if (run.reflection.length) {
+    add("reflection", "Reflection", "Does reflection go with right answers?", "Completions that hold a word of a published list, against those that "
+      + "do not. Hard questions draw both doubt and mistakes, so the honest comparison is inside a question: its reflecting answers against its "
+      + "others, in points, averaged over the questions that got both kinds, with a 95 % interval.", reflection());
+  }
   if (run.questions.length) {
     add("again", "The same question", "The same question, again and again", "Held-out questions, answered greedily while the policy "
       + "learns. It is never shown an answer to imitate, only told what its own answers earned.", again());
@@ -107,7 +134,7 @@ function page() {
   }
   fill(document.getElementById("page"), {}, [
     h("div", { class: "bar" }, h("b", {}, "Glimpse"), h("nav", {}, sections.map(s => h("a", { href: `#${s.id}` }, s.short))), theme()),
-    h("h1", {}, run.name), lede(), headlines(run.summary), ...sections.map(s => s.content),
+    h("h1", {}, run.name), lede(), run.warnings.length > 0 && warned(), headlines(run.summary), ...sections.map(s => s.content),
     run.config && h("details", {}, h("summary", {}, "All settings of this run (config.yaml)"), h("pre", {}, run.config)),
     h("footer", {}, "Written by Glimpse. This page loads nothing and sends nothing.")]);
 }

@@ -118,7 +118,15 @@ def _step(draw: random.Random, done: float, skill: float) -> dict:
            "aha/self_correction": noisy(0.18 + 0.65 * skill),
            "aha/wrong_to_right": noisy(0.15 + 0.1 * math.sin(3 * skill), 0.02),
            "aha/right_to_wrong": noisy(0.05 * (1 - skill) + 0.02, 0.01),
-           "time/rollout": 0.9 + skill, "time/learn": 0.7 + 0.3 * skill}
+           "time/rollout": 0.9 + skill, "time/learn": 0.7 + 0.3 * skill,
+           "completions/count": 48, "completions/mean_length_right": 17 + 34 * skill + draw.gauss(0, 2), "completions/mean_length_wrong": 20 + 30 * skill + draw.gauss(0, 3),
+           "completions/repetition": noisy(0.2 - 0.15 * skill, 0.02), "completions/loop_ratio": noisy(0.05 * (1 - skill), 0.01),
+           "completions/identical_groups": 0.0, "guard/truncated": int(0.2 < done < 0.3), "guard/kl": 0}
+    for name, often in (("visualthinker", 0.25), ("vlaa", 0.18)):
+        share, gain, sd = noisy(often + 0.65 * skill), draw.gauss(0.1, 0.15), 0.4
+        row |= {f"aha/{name}": share, f"aha/{name}/accuracy_with": noisy(0.5 + 0.4 * skill), f"aha/{name}/accuracy_without": noisy(0.45 + 0.4 * skill),
+                f"aha/{name}/gain": gain, f"aha/{name}/gain_sd": sd, f"aha/{name}/gain_low": gain - 0.3, f"aha/{name}/gain_high": gain + 0.3, f"aha/{name}/gain_groups": 3}
+    row |= {"aha/word/wait": noisy(0.18 + 0.65 * skill), "aha/word/check": noisy(0.05, 0.02), "aha/word/i_should_check": 0.0}
     start = [0.30, 0.40, 0.50, 0.60]
     return row | {f"accuracy/{task}": noisy(a + (0.93 - a) * skill, 0.05) for a, task in zip(start, TASKS)}
 

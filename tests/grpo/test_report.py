@@ -15,6 +15,7 @@ from PIL import Image
 
 from grpo import report
 from grpo.curves import PANELS, charts
+from grpo.guards import GUARDS
 from grpo.metrics import Metrics, read
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -157,6 +158,27 @@ def test_broken_files_are_named(tmp_path):
     (tmp_path / "config.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="config.yaml: not YAML"):
         report.write_report(tmp_path)
+
+
+def test_what_the_guards_found_and_what_reflection_goes_with(run):
+    """The page's own sums: the table by thirds and for the whole run, from the steps' numbers; the guard that held, where it first did and how often."""
+    data, rows = data_of(run), [row for row in read(run / "metrics.jsonl") if row["step"]]
+    [warning] = data["warnings"]
+    held = [row["step"] for row in rows if row["guard/truncated"]]
+    assert warning == {"name": "truncated", "says": GUARDS["truncated"].says, "first": held[0], "steps": len(held)} and len(held) > 1
+    vlaa = [part for part in data["reflection"] if part["list"].startswith("VLAA")]
+    assert [(part["from"], part["to"]) for part in vlaa] == [(1, 14), (15, 28), (29, 40), (1, 40)]
+    whole = vlaa[-1]
+    assert whole["share"] == pytest.approx(sum(row["aha/vlaa"] for row in rows) / 40, rel=1e-3) and whole["words"][1] == "double-check"
+    assert whole["gain"][0] == pytest.approx(sum(row["aha/vlaa/gain"] for row in rows) / 40, rel=1e-3) and whole["gain"][3] == 120
+    assert whole["gain"][1] < whole["gain"][0] < whole["gain"][2]
+    assert whole["with"] == pytest.approx(sum(r["aha/vlaa"] * r["aha/vlaa/accuracy_with"] for r in rows) / sum(r["aha/vlaa"] for r in rows), rel=1e-3)
+
+
+def test_without_words_of_reflection_there_is_no_table(tmp_path):
+    Metrics(tmp_path / "metrics.jsonl").write({"step": 1, "reward": 1.0, "completions/count": 4, "aha/vlaa": 0.0, "aha/visualthinker": 0.0})
+    report.write_report(tmp_path)
+    assert data_of(tmp_path)["reflection"] == [] and data_of(tmp_path)["warnings"] == []
 
 
 def test_long_runs_are_thinned_and_keep_their_shape():
