@@ -10,6 +10,7 @@ tests/test_docs.py fails where a doc differs from what this would write.
 """
 
 import ast
+import html
 import re
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from tests.result_tables import results  # noqa: E402
 
 QUOTED = re.compile(r'^<!-- code: (?P<path>[\w./]+)(?::(?P<name>[\w.]+))?(?: from "(?P<first>[^"\n]+)")?(?: to "(?P<last>[^"\n]+)")? -->\n'
                     r"(?P<fence>```\w*\n)(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -147,7 +149,7 @@ def documents_shown(_) -> str:
             return "malformed"
         return "again" if LOOK_AGAIN in text else task if LOOK in text else "terse"
 
-    wanted = ["terse", *TASKS, "again", "malformed", *dict.fromkeys(f"Caption {caption.__name__}" for caption in CAPTIONS)]
+    wanted = ["terse", *TASKS, "again", "malformed", *dict.fromkeys(f"Caption {caption.__name__}" for caption in CAPTIONS), "Caption lettered"]
     first: dict[str, str] = {}
     for example in Documents(count=2000, seed=0):
         for text in example.extra["documents"]:
@@ -172,6 +174,26 @@ def sizes(_) -> str:
     return "| | built-in | Qwen2-VL-2B |\n|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def adversarial(_) -> str:
+    """Answers that fool checkers, with the verdict of every rule; tests/data/test_answers.py asserts each."""
+    from tests.data.adversarial import CASES
+
+    def cell(text: str) -> str:
+        return f"<code>{html.escape(text).replace('|', '&#124;')}</code>".replace("\n", "↵") if text else "*(nothing)*"
+
+    text = ""
+    for heading, cases in CASES.items():
+        name, _, about = heading.partition("; ")
+        text += (f"### {name}\n\n" + (f"{about[0].upper()}{about[1:]}.\n\n" if about else "")
+                 + "| said | right answer | `accuracy` | `accuracy_math_verify` | `accuracy_paper` | `accuracy_paper_math_verify` |\n|---|---|---|---|---|---|\n")
+        for case in cases:
+            said = case.shown or cell(case.said if case.text is None else case.text)
+            verdicts = " | ".join("**right**" if verdict else "wrong" for verdict in (case.accuracy, case.math, case.paper, case.paper_math))
+            text += f"| {said} | {cell(case.gold)} | {verdicts} |\n"
+        text += "\n"
+    return text.rstrip("\n") + "\n"
+
+
 def readme(heading: str) -> str:
     """The fenced block below a heading of the README."""
     text = (ROOT / "README.md").read_text("utf-8")
@@ -179,7 +201,7 @@ def readme(heading: str) -> str:
 
 
 GENERATORS = {"settings": settings, "recipes": recipes, "mixture": mixture, "world": world, "documents": documents_shown, "sizes": sizes,
-              "readme": readme}
+              "adversarial": adversarial, "readme": readme, "results": results}
 
 
 def synced(text: str) -> str:

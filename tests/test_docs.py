@@ -153,7 +153,7 @@ def test_commands_are_understood(path, monkeypatch):
 
 
 DRY = sorted({shlex.join(argv) for path in DOCS for words in commands(path) if (found := arguments_of(words)) and found[0] == "train.py"
-              for argv in [found[1]] if not re.search(r"\bFILE\b", shlex.join(argv))})
+              for argv in [found[1]] if not re.search(r"\bFILE\b", shlex.join(argv)) and ("--plan" in argv or config.parse(argv)[0].model == "tiny")})
 
 
 @pytest.mark.slow
@@ -238,6 +238,7 @@ def written(monkeypatch, tmp_path) -> set[str]:
     cfg = config.load("shapes", ["report.every=0", "save.every=0", "eval.items=4", f"out={tmp_path}"])
     examples, other = list(Shapes("train", 4)), list(Shapes("pairs", 4))
     text = "<think> look : a x 1 , so it is left . but wait , let me look again : a x 1 , so it is left . </think> <answer> (A) </answer>"
+    terse = "<think> </think> <answer> (B) </answer>"               # without a word of reflection, and right where `text` is wrong
 
     def answer_all(policy, chat, asked, **options):
         answers = Answers()
@@ -252,15 +253,16 @@ def written(monkeypatch, tmp_path) -> set[str]:
     P, G, C = 4, 2, 3
     tokens, length = torch.ones(P, G, C, dtype=torch.long), torch.full((P, G), C)
     rollout = Rollout(tokens, length, torch.ones(P, G, dtype=torch.bool), torch.zeros(P, G, C))
-    sources = [SimpleNamespace(tokens=np.zeros(5)) for _ in range(P)]
+    sources = [SimpleNamespace(uid="one", tokens=np.zeros(5)) for _ in range(P)]
     batch = TrainBatch(sources, tokens, length, torch.ones(P * G), torch.full((P * G, C), 1 / 24))
-    reward, texts = torch.rand(P, G), [[text] * G] * P
+    reward, texts = torch.rand(P, G), [[text, terse]] * P
     parts = {part: torch.zeros(P, G) for part in cfg.rewards}
-    moments = ("start", *re.findall(r'clock\["(\w+)"\]', text_of(ROOT / "train.py")))
+    moments = ("start", "prompts", "rollout", "score", *re.findall(r'clock\["(\w+)"\]', text_of(ROOT / "train.py")))
     same = dict(batch=batch, logp=torch.zeros(P * G, C), norm=0.0, lr=0.0, skipped=0)
+    keeper.skip(1, "the loss is nan", sources)
     keeper.grpo_step(cfg.steps, rollout, rows=completion_rows(rollout, reward, parts, texts, examples), teaching=[0, 1, 2, 3], entropy=0.0,
                      stats=LossStats.zero(), clock={moment: 0.0 for moment in moments}, shown=None, **same)
-    keeper.sft_step(1, loss=torch.tensor(1.0), examples=examples, seconds=0.0, **same)
+    keeper.sft_step(1, loss=torch.tensor(1.0), weight=torch.tensor(1.0), examples=examples, seconds=0.0, **same)
     return {key for row in run.metrics for key in row}
 
 
@@ -280,8 +282,8 @@ def test_numbers_in_the_text_are_those_of_the_code():
     million = sum(plan.parameters(ModelConfig.from_folder(ROOT / "models/tiny")).values()) / 1e6
     said = [number for path in DOCS for number in re.findall(r"([\d.]+) million parameters", text_of(path))]
     assert len(said) >= 2 and all(abs(float(number) - million) < 0.06 for number in said), (said, million)
-    table = re.findall(r"^\| `(\w+)` \| 1 if|^\| `(\w+)` \| 0\.001", text_of(ROOT / "docs/04-rewards.md"), re.MULTILINE)
-    assert {a or b for a, b in table} == set(REWARDS)
+    table = text_of(ROOT / "docs/04-rewards.md").partition("| part | value |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(REWARDS)
     mutants = len(ast.literal_eval(docs_sync.source_of("tests/grpo/test_mutants.py", "MUTANTS").removeprefix("MUTANTS = ")))
     assert 35 <= mutants <= 50, f"the docs say some forty mutants, there are {mutants}"
 

@@ -1,0 +1,142 @@
+"""The tables of docs/results/, made from the JSON that a measurement wrote: no number is copied by hand (`python -m tests.docs_sync`).
+
+docs/results/shapes/measured.json is written by tests/bench/shapes.py, docs/results/base/measured.json by tests/bench/base.py. Without the file, the table says so.
+"""
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+CHANCE = {"Relation": 0.5, "Count": 0.25, "Depth": 0.5, "Distance": 0.5}
+
+
+def read(name: str) -> dict | None:
+    """What was measured, or None where it was not yet."""
+    file = RESULTS / name / "measured.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows])
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.934 → 93.4 %"""
+    return f"{100 * value:.{digits}f} %"
+
+
+def with_interval(block: dict) -> str:
+    """An accuracy with its 95 % Wilson interval."""
+    low, high = block["interval"]
+    return f"{percent(block['accuracy'])} ({100 * low:.1f}–{100 * high:.1f})"
+
+
+def seeds(found: dict) -> list[str]:
+    """The runs that differ by their seed alone."""
+    return sorted(name for name in found if name.startswith("seed"))
+
+
+def worst_over_chance(scores: dict) -> str:
+    """The task that is farthest above chance, in points."""
+    above = {task: 100 * (block["accuracy"] - CHANCE[task]) for task, block in scores["tasks"].items()}
+    worst = max(above, key=above.get)
+    return f"{above[worst]:+.1f} points ({worst})"
+
+
+def promised(found: dict) -> str:
+    """Every target of the built-in world beside what was measured."""
+    runs = seeds(found)
+    base, first = found["base"], [found[run]["summary"]["base"] for run in runs]
+    last = [found[run]["summary"]["final"] for run in runs]
+    rows = [["minutes to the end, two cores", "≤ 6", *(f"{found[run]['seconds'] / 60:.1f}" for run in runs)],
+            ["held-out accuracy, greedy, base", "≤ 55 %", *[with_interval(base["heldout"])] * len(runs)],
+            ["held-out accuracy, greedy, after GRPO", "≥ 93 %", *(with_interval(found[run]["heldout"]) for run in runs)],
+            ["unseen colour-shape pairs, after GRPO", "within 5 points of it", *(with_interval(found[run]["pairs"]) for run in runs)],
+            ["format, sampled, base", "40–80 %", *(percent(scores["sampled/format"]) for scores in first)],
+            ["format, sampled, after GRPO", "≥ 98 %", *(percent(scores["sampled/format"]) for scores in last)],
+            ["mean length sampled, start → end", "≥ 1.8 times", *(f"{a['sampled/mean_length']:.1f} → {b['sampled/mean_length']:.1f} "
+             f"({b['sampled/mean_length'] / a['sampled/mean_length']:.2f} times)" for a, b in zip(first, last))],
+            ["share that looks, sampled, start → end", "as it is", *(f"{a['sampled/looking']:.2f} → {b['sampled/looking']:.2f}" for a, b in zip(first, last))],
+            ["share that looks again, sampled, start → end", "as it is",
+             *(f"{a['sampled/self_correction']:.2f} → {b['sampled/self_correction']:.2f}" for a, b in zip(first, last))],
+            ["picture withheld, the task farthest above chance", "≤ 5 points", *(worst_over_chance(found[run]["heldout blind"]) for run in runs)],
+            ["trained blind, the task farthest above chance", "≤ 8 points", worst_over_chance(found["blind"]["heldout blind"]), *[""] * (len(runs) - 1)],
+            ["largest log-prob gap of any step", "≤ 1e-5", *(f"{found[run]['gap_max']:.1e}" for run in runs)]]
+    return table(["what", "target", *(run.replace("seed", "seed ") for run in runs)], rows)
+
+
+def by_task(found: dict) -> str:
+    """Accuracy of each task before and after."""
+    runs = seeds(found)
+    rows = [[task, percent(chance, 0), *(with_interval(found[run]["heldout"]["tasks"][task]) for run in ("base", *runs))] for task, chance in CHANCE.items()]
+    return table(["task", "chance", "base", *(run.replace("seed", "seed ") for run in runs)], rows)
+
+
+def again(found: dict) -> str:
+    """What the second look does, over the greedy answers of all seeds."""
+    blocks = {name: [found[run]["heldout"] if name == "all" else found[run]["heldout"]["tasks"][name] for run in seeds(found)] for name in (*CHANCE, "all")}
+    banned = {name: [found[run]["heldout banned"] if name == "all" else found[run]["heldout banned"]["tasks"][name] for run in seeds(found)] for name in blocks}
+
+    def mean(rows: list[dict], key: str) -> float:
+        return sum(row[key] for row in rows) / len(rows)
+
+    rows = [["share that looks again", *(percent(mean(rows, "self_correction")) for rows in blocks.values())],
+            ["wrong → right / right → wrong", *(f"{sum(r['wrong_to_right'] for r in rows)} / {sum(r['right_to_wrong'] for r in rows)}" for rows in blocks.values())],
+            ["accuracy with it / forbidden", *(f"{percent(mean(rows, 'accuracy'))} / {percent(mean(banned[name], 'accuracy'))}" for name, rows in blocks.items())]]
+    return table(["", *blocks], rows)
+
+
+def passes(found: dict) -> str:
+    """pass@k and maj@k, base and trained."""
+    ks = list(found["base"]["samples sampled"]["pass@k"])
+    rows = [[f"{who}, {what}", *(percent(found[run]["samples sampled"][what][k]["value"]) for k in ks)]
+            for what in ("pass@k", "maj@k") for who, run in (("base", "base"), ("trained, seed 0", "seed0"))]
+    return table(["k", *ks], rows)
+
+
+def short(found: dict) -> str:
+    """The README's table: the range over the seeds."""
+    runs = seeds(found)
+
+    def span(values: list[float], show: Callable[[float], str] = lambda x: percent(x)) -> str:
+        low, high = show(min(values)), show(max(values))
+        return low if low == high else f"{low.removesuffix(' %')} – {high}"
+
+    first, last = ([found[run]["summary"][when] for run in runs] for when in ("base", "final"))
+    rows = [["accuracy, all four tasks", "43.75 %", percent(found["base"]["heldout"]["accuracy"]), span([found[run]["heldout"]["accuracy"] for run in runs])],
+            ["accuracy, colour-shape pairs never asked about in training", "43.75 %", percent(found["base"]["pairs"]["accuracy"]),
+             span([found[run]["pairs"]["accuracy"] for run in runs])],
+            ["format, sampled", "", span([x["sampled/format"] for x in first]), span([x["sampled/format"] for x in last])],
+            ["mean length, sampled, in tokens", "", *(span([x["sampled/mean_length"] for x in xs], lambda v: f"{v:.1f}") for xs in (first, last))],
+            ["accuracy, picture withheld", "43.75 %", "", span([found[run]["heldout blind"]["accuracy"] for run in runs])],
+            ["minutes on two CPU cores", "", "", span([found[run]["seconds"] / 60 for run in runs], lambda v: f"{v:.1f}")]]
+    return table(["", "chance", "base", "after GRPO"], rows)
+
+
+def base(found: dict) -> str:
+    """What the built-in base model reads, and what it answers before any RL."""
+    readings = table(["reading", *found["readings"]], [["share right", *(percent(value) for value in found["readings"].values())]])
+    tasks = found["tasks"]
+    gate = table(["sampled, 16 completions a question", *tasks],
+                 [["P(right, looked)", *(percent(row["looked"]) for row in tasks.values())], ["P(right, terse)", *(percent(row["terse"]) for row in tasks.values())],
+                  ["difference: the gate asks for more than 30 points", *(f"{100 * (row['looked'] - row['terse']):+.1f} points" for row in tasks.values())],
+                  ["P(right, looked again)", *(percent(row["again"]) for row in tasks.values())],
+                  ["accuracy", *(percent(row["accuracy"]) for row in tasks.values())], ["format", *(percent(row["format"]) for row in tasks.values())]])
+    return f"{readings}\n{gate}\nOver all: accuracy {percent(found['accuracy'])}, format {percent(found['format'])}, sampled.\n"
+
+
+def about(found: dict) -> str:
+    """Where and when it was measured."""
+    return " · ".join(f"{key}: {value}" for key, value in found["about"].items()) + "\n"
+
+
+TABLES = {"shapes/promised": ("shapes", promised), "shapes/tasks": ("shapes", by_task), "shapes/again": ("shapes", again), "shapes/passes": ("shapes", passes),
+          "shapes/short": ("shapes", short), "shapes/about": ("shapes", about), "base/all": ("base", base), "base/about": ("base", about)}
+
+
+def results(which: str) -> str:
+    """A table by its name, or a line that says it is not measured yet."""
+    folder, make = TABLES[which]
+    found = read(folder)
+    return make(found) if found else "*Not measured yet.*\n"
