@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data.chat import Chat
-from grpo import checkpoint
+from grpo import checkpoint, run
 from grpo.batch import collate_prompts
-from grpo.checkpoint import CheckpointError, complete, load_optimizer
+from grpo.checkpoint import CheckpointError, complete, damage, load_optimizer, newest
 from grpo.optim import Optimizer
 from models import weights
 
@@ -47,8 +47,8 @@ def trained():
     return policy, optimizer
 
 
-def save(run, step, trained, base, keep=0):
-    return checkpoint.save(run, step, *trained, base=base, keep=keep)
+def save(folder, step, trained, base, keep=0):
+    return checkpoint.save(folder, step, *trained, base=base, keep=keep)
 
 
 # ---- there and back
@@ -128,7 +128,8 @@ class Killed(BaseException):
 
 
 WRITES = [(checkpoint.weights, "save", 1), (checkpoint.shutil, "copyfile", 1), (checkpoint.shutil, "copyfile", 4), (checkpoint, "save_file", 1),
-          (checkpoint.json, "dumps", 1), (checkpoint, "flush", 1), (checkpoint, "flush", 8), (checkpoint.os, "replace", 1)]
+          (checkpoint.json, "dumps", 1), (checkpoint, "checksum", 1), (checkpoint, "flush", 1), (checkpoint, "flush", 8), (checkpoint, "damage", 1),
+          (checkpoint.os, "replace", 1)]
 
 
 @pytest.mark.parametrize("error", [Killed(), OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")],
@@ -167,9 +168,38 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, base, trained,
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     monkeypatch.setattr(checkpoint.weights, "save", lambda *args: pytest.fail("wrote"))
-    with pytest.raises(CheckpointError, match=r"step 3 .* MB are needed, 0 MB are free.*out=DIR"):
+    with pytest.raises(CheckpointError, match=r"step 3 .* MB are needed, 0\.0 MB are free.*out=DIR"):
         save(tmp_path, 3, trained, base)
     assert complete(tmp_path) == []
+
+
+def test_as_much_space_is_asked_for_as_is_written(tmp_path, base, trained, monkeypatch):
+    """With what a checkpoint took and a little more it is written, with a little less it is not; the one before is in neither sum."""
+    before = save(tmp_path, 1, trained, base)
+    took, usage = sum(path.stat().st_size for path in before.iterdir()), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=took - 1))
+    with pytest.raises(CheckpointError, match=rf"step 2 .* [\d.]+ MB are needed, {(took - 1) / 1e6:.1f} MB are free"):
+        save(tmp_path, 2, trained, base, keep=1)
+    assert newest(tmp_path) == (before, "")
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=took + checkpoint.HEADERS))
+    assert complete(tmp_path) != [save(tmp_path, 2, trained, base)]
+
+
+def test_a_disk_that_forgets_is_noticed_before_the_old_one_goes(tmp_path, base, trained, monkeypatch):
+    """What was written is read back; only then is it a checkpoint, and only then are older ones removed."""
+    before, real = save(tmp_path, 1, trained, base), checkpoint.flush
+
+    def forgetful(path):
+        real(path)
+        if path.name == "model.safetensors":
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
+
+    monkeypatch.setattr(checkpoint, "flush", forgetful)
+    with pytest.raises(CheckpointError, match="step 2 .*does not give back what was written: model.safetensors"):
+        save(tmp_path, 2, trained, base, keep=1)
+    assert newest(tmp_path) == (before, "") and list(before.parent.iterdir()) == [before]
 
 
 def test_a_file_that_may_not_grow(tmp_path, base, trained):
@@ -198,6 +228,30 @@ def test_only_the_newest_are_kept(tmp_path, base, trained, keep, left):
         save(tmp_path, step, trained, base, keep)
     assert [path.name for path in complete(tmp_path)] == [f"step_{step:06d}" for step in left]
     assert len(list((tmp_path / "checkpoints").iterdir())) == len(left)
+
+
+def test_a_removal_that_was_killed_is_finished_later(tmp_path, base, trained, monkeypatch):
+    save(tmp_path, 1, trained, base)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", lambda path, **how: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            save(tmp_path, 2, trained, base, keep=1)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step_000001.old.tmp", "step_000002"]
+    found, line = newest(tmp_path)
+    assert found.name == "step_000002" and not line
+    checkpoint.prune(found, keep=1)
+    assert list((tmp_path / "checkpoints").iterdir()) == [found]
+
+
+def test_a_damaged_newer_one_does_not_push_out_the_good_ones(tmp_path, base, trained):
+    """Step 7 is damaged, the run went on from 2 and saves 4: with keep=1 it is 4 that stays."""
+    for step in (2, 7):
+        truncated(save(tmp_path, step, trained, base) / "model.safetensors") if step == 7 else save(tmp_path, step, trained, base)
+    after = save(tmp_path, 4, trained, base, keep=1)
+    assert [path.name for path in complete(tmp_path)] == ["step_000004", "step_000007"]
+    assert newest(tmp_path)[0] == after and "step_000007/model.safetensors" in newest(tmp_path)[1]
+    last = save(tmp_path, 7, trained, base, keep=1)
+    assert complete(tmp_path) == [last] and newest(tmp_path) == (last, "")
 
 
 def test_saving_a_step_again(tmp_path, base, trained):
@@ -240,6 +294,82 @@ def test_damage_names_the_folder_and_what_to_do(tmp_path, base, trained, name, d
     policy = small_policy()
     with pytest.raises(CheckpointError, match=r"step_000002.*remove that folder"):
         load_optimizer(folder, policy, made(policy))
+    assert checkpoint.damage(folder).startswith(name)
+
+
+def flipped(path):
+    """One bit, in the middle: of a weight, say. Everything still loads."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [truncated, flipped, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes() + b" "),
+                                  lambda path: path.unlink()], ids=["truncated", "flipped", "empty", "longer", "gone"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+                                  "preprocessor_config.json", "optimizer.safetensors", "state.json"])
+def test_the_newest_undamaged_one_is_taken(tmp_path, base, trained, name, harm):
+    first, second = (save(tmp_path, step, trained, base) for step in (1, 2))
+    assert newest(tmp_path) == (second, "")
+    before = (second / name).read_bytes()
+    harm(second / name)
+    if name == "state.json" and (second / name).exists() and (second / name).read_bytes() == before + b" ":
+        assert newest(tmp_path) == (second, "")                       # a space after the JSON: it says the same
+        return
+    found, line = newest(tmp_path)
+    assert found == first and line.count("\n") == 0
+    assert line.startswith(f"damaged: {second / name}") and line.endswith("Going on from step_000001, the newest that is as it was written")
+
+
+def test_when_all_are_damaged_each_is_named(tmp_path, base, trained):
+    for step, name in ((1, "model.safetensors"), (2, "state.json")):
+        (save(tmp_path, step, trained, base) / name).unlink()
+    found, line = newest(tmp_path)
+    assert found is None and line.count("\n") == 0
+    assert "step_000001/model.safetensors is missing" in line and "step_000002/state.json is missing" in line and f"remove {tmp_path / 'checkpoints'}" in line
+    assert newest(tmp_path / "nowhere") == (None, "")
+
+
+@pytest.mark.parametrize("change", [lambda state: state | {"step": 3}, lambda state: state | {"files": {}}, lambda state: {"step": state["step"], "files": state["files"]},
+                                    lambda state: state | {"more": 1}, lambda state: [state]])
+def test_what_state_json_says_is_checked_too(tmp_path, base, trained, change):
+    """A step of 3 instead of 2 would go on with other questions and other random numbers, and nobody would know."""
+    file = save(tmp_path, 2, trained, base) / "state.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    assert damage(file.parent).startswith("state.json: ")
+
+
+def test_files_of_another_checkpoint_are_damage(tmp_path, base, trained):
+    first = save(tmp_path, 1, trained, base)
+    train(*trained, 1, first=2)
+    second = save(tmp_path, 2, trained, base)
+    shutil.copyfile(first / "optimizer.safetensors", second / "optimizer.safetensors")
+    assert damage(second) == "optimizer.safetensors has other content than was written"
+    assert damage(second, lambda name: name != "optimizer.safetensors") == ""       # an evaluation does not need it
+    (second / "notes.txt").write_text("mine")
+    shutil.copyfile(first / "state.json", second / "state.json")
+    assert damage(second).startswith("model.safetensors")
+
+
+def test_a_checkpoint_from_before_there_were_checksums(tmp_path, base, trained):
+    folder = save(tmp_path, 2, trained, base)
+    (folder / "state.json").write_text('{"step": 2}\n')
+    assert newest(tmp_path) == (folder, "")
+
+
+def test_a_model_is_not_taken_from_a_damaged_checkpoint(tmp_path, base, trained, capsys):
+    first, second = (save(tmp_path, step, trained, base) for step in (1, 2))
+    truncated(second / "optimizer.safetensors")
+    assert run.model_folder(str(tmp_path)) == run.model_folder(str(second)) == second and not capsys.readouterr().err      # nothing reads that
+    flipped(second / "model.safetensors")
+    assert run.model_folder(str(tmp_path)) == first and "step_000002/model.safetensors has other content" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"damaged: .*step_000002/model.safetensors.*state\.json"):
+        run.model_folder(str(second))
+    (second / "state.json").unlink()
+    assert run.model_folder(str(second)) == second
+    flipped(first / "model.safetensors")
+    with pytest.raises(ValueError, match="No checkpoint is left"):
+        run.model_folder(str(tmp_path))
 
 
 def test_the_state_of_another_optimizer(tmp_path, base, trained):
@@ -253,9 +383,12 @@ def test_the_state_of_another_optimizer(tmp_path, base, trained):
 def test_incomplete_folders_are_no_checkpoints(tmp_path, base, trained):
     folder = save(tmp_path, 3, trained, base)
     (folder.parent / "step_000007.tmp").mkdir()
-    (folder.parent / "step_000008").mkdir()
+    (folder.parent / "step_000008").mkdir()                            # the renaming brings the files along: here someone has removed them
+    (folder.parent / "step_000009").write_text("mine")
     (folder.parent / "notes.txt").write_text("mine")
     assert complete(tmp_path) == [folder]
+    found, line = newest(tmp_path)
+    assert found == folder and "step_000008/state.json is missing" in line
     assert complete(tmp_path / "nowhere") == []
 
 
@@ -263,4 +396,4 @@ def test_before_the_first_step_there_is_nothing_to_remember(tmp_path, base):
     policy = small_policy()
     folder = save(tmp_path, 0, (policy, made(policy)), base)
     assert load_optimizer(folder, policy, made(policy)) == 0
-    assert json.loads((folder / "state.json").read_text()) == {"step": 0}
+    assert json.loads((folder / "state.json").read_text())["step"] == 0 and newest(tmp_path) == (folder, "")
