@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     """A run folder as train.py leaves it: two complete checkpoints and one that was being written."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
     for step, complete in ((10, True), (20, True), (30, False)):
-        checkpoint = folder / "checkpoints" / f"step_{step:06d}"
+        checkpoint = folder / "checkpoints" / (f"step_{step:06d}" if complete else f"step_{step:06d}.tmp")
         tokenizer.write(checkpoint)
         weights.save(weights.init(ModelConfig.from_dict(tokenizer.model_config(tokenizer.build().get_vocab_size())), seed=step), checkpoint)
         if complete:
@@ -436,7 +436,7 @@ def test_a_mistake_is_one_line(run, capsys, argv, words):
 
 
 def test_a_run_without_a_complete_checkpoint(tmp_path, capsys):
-    (tmp_path / "checkpoints" / "step_000010").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_000010.tmp").mkdir(parents=True)
     status, _, err = call(capsys, "--model", tmp_path)
     assert status == 2 and "complete checkpoint" in err
 

@@ -89,10 +89,16 @@ def test_the_metrics_of_a_step(trained):
         assert row["rewards/length/mean"] == pytest.approx(0.001 * row["completions/mean_length"])
         assert row["reward"] == pytest.approx(100 * row["rewards/length/mean"] + row["rewards/format/mean"])
         assert row["step_time"] == pytest.approx(sum(v for k, v in row.items() if k.startswith("time/")))
-        # With one update the ratio is 1 and the advantages of a group cancel.
-        assert abs(row["policy_loss"]) < 1e-5 and row["ratio"] == pytest.approx(1) and row["clip_ratio/region_mean"] == 0
+        # With one update the ratio is 1. The advantages of a group cancel in a mean over completions; here every token weighs alike, and longer ones more.
+        assert abs(row["policy_loss"]) > 1e-3 and row["ratio"] == pytest.approx(1) and row["clip_ratio/region_mean"] == 0
     tokens = [row["num_tokens"] for row in rows[1:]]
     assert tokens[0] > 3 * 30 + 12 and all(a < b for a, b in zip(tokens, tokens[1:]))
+
+
+def test_the_loss_is_zero_where_every_completion_weighs_alike(base, tmp_path):
+    """docs/06: the value says nothing, the gradient does."""
+    rows = metrics(run(base, tmp_path / "run", "loss.weighting=completion", "steps=2", "eval.items=0"))
+    assert all(abs(row["policy_loss"]) < 1e-5 and row["grad_norm"] > 0 for row in rows[1:])
 
 
 def test_the_samples_of_a_step(trained):

@@ -1,7 +1,7 @@
 """Everything that docs/results/shapes.md reports, in one command:  python tests/bench/shapes.py [--out runs/measured] [--seeds 0 1 2]
 
-Runs the recipe `shapes` on each seed and once blind, then asks the base and the trained policies: greedy on 800 held-out scenes and on 400 with unseen pairs,
-with the picture withheld, with the second look banned, and 64 sampled completions of 200 questions for pass@k. Prints one line a measurement; the last line is one JSON
+Runs the recipe `shapes` on each seed and once blind, then asks the base and the trained policies: greedy on 4,000 held-out scenes and on 400 with unseen pairs,
+with the picture withheld, with the second look banned; 8 sampled completions of 400 questions, and 64 of 200 for pass@k. Prints one line a measurement; the last line is one JSON
 object, which is also written to measured.json there (docs/results/shapes/ has the recorded one). A measurement whose file is there already is read, not repeated.
 """
 import argparse
@@ -38,7 +38,8 @@ def main() -> None:
         if not (out / name / "summary.json").exists():
             run("train.py", "shapes", f"out={out / name}", *settings)
 
-    asked = {"heldout": ["--items", "800", "--blind", "--ban", "but"], "pairs": ["--split", "pairs", "--items", "400"], "samples": ["--items", "200", "--samples", "64"]}
+    asked = {"heldout": ["--items", "4000", "--blind", "--ban", "but"], "pairs": ["--split", "pairs", "--items", "400"], "eight": ["--items", "400", "--samples", "8"],
+             "samples": ["--items", "200", "--samples", "64"]}
     found: dict[str, dict] = {}
     for model in ("base", *runs):
         for kind, settings in asked.items():

@@ -1,0 +1,102 @@
+"""Rollout against transformers' generate, on the CPU:  python tests/bench/rollout.py [--prompts 16] [--group 12] [--cap 40]
+
+The built-in model in both: the same folder, prompts, pictures and dtype, temperature 1, no top-k and no top-p, the placeholders banned.
+First both decode greedily, and must give the same tokens. Then they sample in turns: *full*, no token stops a row, so that both draw exactly
+P x G x cap tokens; and *stopping*, as in training, where the tokens counted are those up to each row's stop. transformers runs with its dynamic
+and with its static cache; the speedup is over the faster of the two. Prints tokens a second; the last line is one JSON object.
+"""
+import sys
+from pathlib import Path
+from statistics import median
+
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from data.chat import Chat  # noqa: E402
+from data.shapes import Shapes  # noqa: E402
+from grpo.batch import collate_prompts  # noqa: E402
+from grpo.rollout import generate  # noqa: E402
+from grpo.run import BUILT_IN  # noqa: E402
+from grpo.sampling import uid_hash  # noqa: E402
+from models import weights  # noqa: E402
+from tests.bench.timing import finish, parser, ratio, take_turns  # noqa: E402
+
+NEVER = -1      # a stop id that no token has
+
+
+class Peer:
+    """transformers' generate on the same weights and prompts, padded on the left as it wants them."""
+
+    def __init__(self, policy, prompts):
+        self.model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(BUILT_IN, attn_implementation="sdpa", dtype=torch.float32).eval()
+        count, longest = prompts.tokens.shape
+        self.real = torch.arange(longest) >= longest - prompts.length[:, None]                      # (P, S)
+        tokens = torch.zeros(count, longest, dtype=torch.long)
+        tokens[self.real] = prompts.tokens[torch.arange(longest) < prompts.length[:, None]]
+        self.longest, self.banned = longest, list(policy.config.placeholder_ids)
+        self.inputs = dict(input_ids=tokens, attention_mask=self.real.long(), mm_token_type_ids=(tokens == policy.config.image_token_id).int(),
+                           pixel_values=prompts.patches, image_grid_thw=prompts.grid)
+
+    def __call__(self, group: int, cap: int, stop_ids: list[int], *, greedy: bool = False, cache: str | None = None) -> torch.Tensor:
+        """→ completions (P·G, C), 0 behind their stop token."""
+        how = dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=group)
+        self.model.generation_config.eos_token_id = stop_ids or None
+        out = self.model.generate(**self.inputs, max_new_tokens=cap, suppress_tokens=self.banned, pad_token_id=0, cache_implementation=cache, **how)
+        return out[:, self.longest:]
+
+
+def counted(tokens: torch.Tensor, stop_ids: list[int]) -> int:
+    """Tokens of completions (B, C) up to each row's stop token, which counts."""
+    stops = torch.isin(tokens, torch.tensor(stop_ids or [NEVER]))
+    return int((stops.cumsum(1) - stops.long() == 0).sum())
+
+
+def contest(policy, peer: Peer, prompts, uids: list[int], group: int, cap: int, stop_ids: list[int], rounds: int, clock: str) -> dict[str, tuple]:
+    """Sample in turns. → of each program its tokens and its seconds, two lists by round."""
+    drawn: dict[str, list[int]] = {"glimpse": [], "dynamic": [], "static": []}
+
+    def ours():
+        address = (0, len(drawn["glimpse"]), uids)
+        rollout = generate(policy, prompts, group=group, cap=cap, temperature=1.0, stop_ids=stop_ids or [NEVER], address=address)
+        drawn["glimpse"].append(int(rollout.length.sum()))
+
+    def theirs(cache):
+        drawn[cache].append(counted(peer(group, cap, stop_ids, cache="static" if cache == "static" else None), stop_ids))
+
+    seconds = take_turns({"glimpse": ours, "dynamic": lambda: theirs("dynamic"), "static": lambda: theirs("static")}, rounds, clock)
+    return {name: (drawn[name][1:], seconds[name]) for name in drawn}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Measure and print."""
+    options = parser(__doc__, rounds=5)
+    options.add_argument("--prompts", type=int, default=16)
+    options.add_argument("--group", type=int, default=12)
+    options.add_argument("--cap", type=int, default=40)
+    args = options.parse_args(argv)
+    P, G, C, rounds = (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
+    policy, chat, world = weights.load(BUILT_IN), Chat(BUILT_IN, template="shapes"), Shapes("train", 1000)
+    sources = [chat.prompt(world[i]) for i in range(P)]
+    prompts = collate_prompts(sources, image_token=chat.image_token)
+    uids, peer, stop_ids = [uid_hash(p.uid) for p in sources], Peer(policy, prompts), list(chat.stop_ids)
+
+    greedy = generate(policy, prompts, group=1, cap=C, temperature=0, stop_ids=[NEVER], address=(0, 0, uids)).tokens[:, 0]
+    same = bool((greedy == peer(1, C, [], greedy=True)).all())
+    assert same, "greedy completions differ: this would compare two different policies"
+
+    rows, found = [], {"prompts": P, "group": G, "cap": C, "rounds": rounds, "greedy_equal": same}
+    for kind, stops in (("full", []), ("stopping", stop_ids)):
+        turns = contest(policy, peer, prompts, uids, G, C, stops, rounds, args.clock)
+        each = {name: [s / n for n, s in zip(*turn, strict=True)] for name, turn in turns.items()}                  # seconds a token, by round
+        best = min(("dynamic", "static"), key=lambda name: median(each[name]))
+        for name, (tokens, seconds) in turns.items():
+            rows.append([f"{kind}, {name}", median(tokens), median(seconds), 1 / median(each[name]), ratio(each[name], each["glimpse"])])
+        found[kind] = {"tokens_per_second": {name: round(1 / median(each[name])) for name in each}, "speedup_dynamic": ratio(each["dynamic"], each["glimpse"]),
+                       "speedup_static": ratio(each["static"], each["glimpse"]), "speedup": ratio(each[best], each["glimpse"])}
+    found["speedup"] = found["full"]["speedup"]
+    return finish("rollout", ["", "tokens", "seconds", "tokens/s", "times Glimpse's time"], rows, found, args)
+
+
+if __name__ == "__main__":
+    main()
