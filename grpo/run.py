@@ -20,7 +20,7 @@ from data.types import BadExample
 from grpo import checkpoint
 from grpo.config import Config, check_same_run, save
 from grpo.distributed import World, gathered, wait_for_all
-from grpo.metrics import Metrics
+from grpo.metrics import Metrics, read
 from grpo.optim import Optimizer
 from grpo.rewards import rule
 from models import weights
@@ -124,6 +124,8 @@ def open_run(cfg: Config, world: World) -> Run:
             log.resume(step if found else -1)
         if found:
             checkpoint.prune(found, cfg.save.keep)      # a kill may have come before that
+            if (last := max((row["step"] for row in read(metrics.path)), default=0)) < step:
+                tqdm.write(f"{metrics.path} ends at step {last}, the checkpoint at {step}: the lines between are lost, the weights are as they were", file=sys.stderr)
     wait_for_all()
     return Run(folder, base, policy, reference, optimizer, chat, examples, heldout, metrics, samples, step)
 

@@ -143,7 +143,7 @@ def test_commands_are_understood(path, monkeypatch):
             assert (ROOT / words[words.index("-c") + 1]).is_file()
         elif words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]) is not None, words
-        elif words[0] == "python" and words[1].startswith("tests/bench/"):
+        elif words[0] == "python" and words[1].startswith(("tests/bench/", "tests/faults/")):
             asked = {word for word in words[2:] if word.startswith("--")}
             assert asked <= set(re.findall(r'add_argument\("(--[\w-]+)"', text_of(ROOT / words[1]))), words
         elif words[0] == "pytest":

@@ -1,0 +1,54 @@
+"""The programs beside this file, in small; what they found in full stands in docs/results/reliability.md. And that they would notice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def called(program, *arguments, broken=""):
+    """Run a program with something of it replaced. → (exit status, what it printed, its last line read as JSON)."""
+    code = f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport {program}\n{broken}\nsys.exit({program}.main({list(arguments)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=290)
+    lines = done.stdout.splitlines()
+    assert lines and lines[-1].startswith("{"), done.stdout + done.stderr
+    return done.returncode, done.stdout, json.loads(lines[-1])
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills.py forks")
+
+
+@needs_fork
+def test_killed_runs_are_the_runs_they_would_have_been():
+    status, _, last = called("kills", "--kills", "4", "--seed", "2")
+    assert status == 0 and last["kills"] == last["identical"] == 4 and last["most_steps_lost"] <= last["save_every"]
+
+
+@needs_fork
+def test_kills_notices_what_a_resumed_run_does_not_restore():
+    """An optimizer that begins anew. The kills come late enough for a checkpoint to be there."""
+    status, said, last = called("kills", "--kills", "2", "--seed", "2", broken="class Chance(kills.random.Random):\n    def randrange(self, *most): return most[-1] * 4 // 5\n"
+                                "kills.random = type('random', (), {'Random': Chance})\nkills.WAYS = ('change',)\n"
+                                "kills.checkpoint.load_optimizer = lambda folder, *_: int(folder.name[5:])")
+    assert status == 1 and last["identical"] < 2 and "optimizer.safetensors" in said, said
+
+
+def test_damage_is_named_or_refused():
+    status, said, last = called("damage", "--only", "model.safetensors")
+    assert status == 0 and last["cases"] == 8 and last["failed"] == [] and said.count("Going on from step_000001") == 4
+
+
+def test_damage_notices_damage_that_goes_unnoticed():
+    status, said, last = called("damage", "--only", "checkpoint: model.safetensors", broken="damage.checkpoint.damage = lambda *_: ''")
+    assert status == 1 and len(last["failed"]) == 4 and "FAILED: does not say" in said
+
+
+@pytest.mark.slow
+def test_every_kind_of_damage():
+    status, said, last = called("damage")
+    assert status == 0 and last["cases"] >= 40 and not last["failed"], said
