@@ -156,7 +156,7 @@ class Config:
     task: str = "shapes"
     """Where the questions come from: a name in data/sources.py."""
     data: str | None = None
-    """File or folder that the task reads. null: the task needs none."""
+    """File, folder or dataset of the hub (array/SAT) that the task reads: docs/data.md. null: the task needs none."""
     limit: int | None = None
     """Use only the first so many examples. null: all."""
     template: str = "shapes"
