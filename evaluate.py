@@ -19,8 +19,9 @@ from data.sources import SOURCES
 from grpo.ask import ask, told
 from grpo.checkpoint import CheckpointError
 from grpo.evaluation import answer_all, differences, scores
+from grpo.files import write_whole
 from grpo.protocols import CAP, PROTOCOLS
-from grpo.resume_eval import Kept, Log, write_whole
+from grpo.resume_eval import Kept, Log
 from grpo.room import Room, measured
 from grpo.subject import BENCHMARKS, Subject, banned_ids, subject
 from grpo.tables import as_markdown, difference_table, k_table, labels, score_table

@@ -144,9 +144,9 @@ def lettered(rng: random.Random, uid: str, each: int) -> Example:
     """A lesson in letters, which needs no picture: lists of choices, and texts such as "right (B) , left (A) ."."""
     pool = rng.choice(([f"{color} {rng.choice(SHAPES)}" for color in COLORS], list("0123456789"), ["left", "right", "above", "below"]))
     choices = tuple(rng.sample(pool, rng.randint(2, min(len(pool), 8))))
-    example = Example(uid=uid, question="List the choices.", choices=choices, answer=choices[0], task="Caption lettered")
-    pairs = [f"{choice.split()[0]} {_letter(example, choice.split()[0])}" for choice in choices]
-    return replace(example, extra={"documents": tuple(" , ".join(rng.sample(pairs, len(pairs))) + " ." for _ in range(each))})
+    pairs = [f"{choice.split()[0]} ({letter})" for letter, choice in zip(LETTERS, choices)]
+    texts = tuple(" , ".join(rng.sample(pairs, len(pairs))) + " ." for _ in range(each))
+    return Example(uid=uid, question="List the choices.", choices=choices, answer=choices[0], task="Caption lettered", extra={"documents": texts})
 
 
 class Documents(Sequence):

@@ -9,7 +9,6 @@ The settings themselves, with their defaults and help, are in `grpo/settings.py`
 from __future__ import annotations
 
 import dataclasses
-import os
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from grpo.files import write_whole
 from grpo.settings import HEADINGS, Config, Evaluate, Loss, Optim, Report, Save, Stage, differences, value_of
 from grpo.typed import ConfigError, Typed, assign, build, convert, described, flatten, leaves, nearest, read_yaml
 
@@ -129,9 +129,7 @@ def _read(path: Path) -> dict[str, Any]:
 def save(config: Config, folder: str | Path) -> Path:
     """Write the resolved config as folder/config.yaml, which `load` reads back to an equal Config."""
     path = Path(folder) / "config.yaml"
-    aside = path.with_name(path.name + ".tmp")                      # a kill must not leave half of it: a run goes on only with the same settings
-    aside.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))        # of half a file a run could not go on
     return path
 
 

@@ -1,6 +1,5 @@
 """Step 5 of the loop: what is kept of a step (metrics, the report's samples, evaluations, checkpoints), and what the person sees."""
 import json
-import os
 import sys
 import time
 from collections import deque
@@ -11,6 +10,7 @@ from tqdm import tqdm
 from grpo import checkpoint, distributed, guards, report
 from grpo.batch import TrainBatch
 from grpo.evaluation import answer_all, flat_scores, scores
+from grpo.files import write_whole
 from grpo.interrupt import Interrupted, Interrupts
 from grpo.record import question_line, shown_groups, step_metrics
 
@@ -71,7 +71,7 @@ class Keeper:
             summary = {"base": base, "final": final, "steps": self.cfg.steps, "seconds": round(time.perf_counter() - self.started, 1)}
             summary |= {"resumed_after": self.run.step} if self.run.step else {}            # then `seconds` are those of the last start only
             if self.run.step < self.cfg.steps or not (folder / "summary.json").exists():
-                write_json(folder / "summary.json", summary)
+                write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
             print("\n" + before_after(base, final) + "\n")
         for path in (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl", checkpoint.complete(folder)[-1]):
             print(f"  {path}")
@@ -229,10 +229,3 @@ def before_after(base: dict, final: dict) -> str:
             style = ".1f" if "length" in key else ".1%"
             lines.append(f"{label:<24} {base[key]:>8{style}} {final[key]:>8{style}}")
     return "\n".join(lines)
-
-
-def write_json(path, value) -> None:
-    """Write a JSON file whole or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(aside, path)

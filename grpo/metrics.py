@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from grpo.files import append_line, write_whole
 
 
 class Metrics:
@@ -29,12 +30,7 @@ class Metrics:
         if self.path is None or not self.path.exists():
             return self
         kept = [line for line, row in _lines(self.path) if row["step"] <= step]
-        aside = self.path.with_name(self.path.name + ".tmp")
-        with open(aside, "wb") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.path)
+        write_whole(self.path, b"".join(kept))
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -47,14 +43,7 @@ class Metrics:
         if not isinstance(row.get("step"), int):
             raise ValueError(f"{self.path.name}: a line needs an int 'step', got {row.get('step')!r}")
         line = (json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
-        with open(self.path, "ab", buffering=0) as file:          # one system call; a kill within it can still tear a long line
-            before = file.seek(0, os.SEEK_END)
-            try:
-                if file.write(line) != len(line):
-                    raise OSError(f"{self.path}: the disk took only part of a line of {len(line)} bytes; is it full?")
-            except OSError:
-                file.truncate(before)
-                raise
+        append_line(self.path, line)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ LONGEST = 20_000      # characters of a completion that `paper` looks at; what i
 CAP = 1024            # VisualThinker-R1-Zero's max_new_tokens in evaluation, and BLINK's
 WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}      # CV-Bench: mean of 2D (mean of its two sources) and 3D
 
-VERDICT = Path(__file__).with_name("math_verdict.py")
+VERDICT = Path(__file__).with_name("math_rewards.py")
 NOTHING, WRONG, RIGHT = 0.0, 1.0, 2.0      # what it says
 
 PAIRS = {"base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"}, "instruct": {"reasoning": "chatml_eval", "direct": "chatml_direct"}}

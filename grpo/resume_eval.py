@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.types import Example
+from grpo.files import append_line
 
 BLOCK, BLOCKS = 4096, 64      # of a file of weights, so much is looked at: gigabytes need not be read to tell two checkpoints apart
 
@@ -75,12 +76,7 @@ class Log:
                              "finish it with its own command, remove the file, or write elsewhere with --json")
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        """One line in one system call; a kill within it may still tear it."""
-        line = (json.dumps(row) + "\n").encode("ascii")
-        with open(self.path, "ab", buffering=0) as file:
-            if (taken := file.write(line)) != len(line):
-                file.truncate(file.tell() - taken)
-                raise OSError(f"{self.path}: the disk took only part of a line of {len(line)} bytes; is it full?")
+        append_line(self.path, (json.dumps(row) + "\n").encode("ascii"))
 
 
 class _Pass(Kept):
@@ -112,16 +108,6 @@ def weights_digest(folder: Path) -> str:
                 file.seek(size * number // BLOCKS)
                 found.update(file.read(BLOCK))
     return found.hexdigest()[:16]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from data.shapes import CHANCE
 from tests.bench import speed_tables
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
-CHANCE = {"Relation": 0.5, "Count": 0.25, "Depth": 0.5, "Distance": 0.5}
 
 
 def read(name: str) -> dict | None:

@@ -25,23 +25,13 @@ from grpo.checkpoint import complete
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import small_folder, small_policy  # noqa: E402
+from small import small_policy  # noqa: E402
 
 QUICK = ["shapes", "steps=3", "prompts=3", "group=4", "cap=8", "rewards={length: 1000}", "eval.items=0", "save.every=1", "save.keep=0", "report.every=0",
          "limit=40", "device=cpu"]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return small_folder(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.setattr(report, "write_curves", lambda folder: [])
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture

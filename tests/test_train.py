@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 import train
 from data import tokenizer
-from grpo import distributed, report
+from grpo import distributed
 from grpo.checkpoint import complete
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import small_config, small_folder  # noqa: E402
+from small import small_config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 # Reward is the length: a random policy answers nothing, but its completions differ in length in every group.
@@ -26,18 +26,7 @@ QUICK = ["shapes", "seed=1", "steps=3", "prompts=3", "group=4", "cap=10", "rewar
          "eval.items=4", "eval.every=2", "save.every=0", "save.keep=0", "report.every=1", "report.prompts=1", "limit=40", "device=cpu"]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return small_folder(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    """train.main takes all cores; the other tests get back what they had. Curves are drawn once, for `trained`: they take longer than the steps."""
-    before = torch.get_num_threads()
-    monkeypatch.setattr(report, "write_curves", lambda folder: [])
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def run(base, out, *settings, status=0):

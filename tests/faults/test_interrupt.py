@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
 from grpo import interrupt, report
@@ -17,7 +16,6 @@ from grpo.checkpoint import complete
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from small import small_folder  # noqa: E402
 
 QUICK = ["shapes", "seed=1", "steps=4", "prompts=2", "group=3", "cap=8", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0", "eval.items=2",
          "eval.every=2", "save.every=0", "save.keep=1", "report.every=1", "report.prompts=1", "limit=40", "device=cpu"]
@@ -37,17 +35,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return small_folder(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.setattr(report, "write_curves", lambda folder: [])
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture(scope="module")

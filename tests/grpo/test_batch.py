@@ -15,7 +15,7 @@ from grpo.objective import policy_loss, token_weights
 from models.mrope import mrope_positions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import STOPS, small_folder, small_policy, small_prompts  # noqa: E402
+from small import STOPS, small_folder, small_policy  # noqa: E402
 
 
 @pytest.fixture(scope="module")

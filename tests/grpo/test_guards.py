@@ -10,12 +10,11 @@ import pytest
 import torch
 
 import train
-from grpo import guards, report, sft
+from grpo import guards, sft
 from grpo.checkpoint import complete
 from grpo.guards import GUARDS, LONGEST, check, fitting, warnings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from small import small_folder  # noqa: E402
 
 HEALTHY = {"step": 1, "reward": 0.5, "reward_std": 0.4, "kl": 0.1, "entropy": 0.7, "completions/clipped_ratio": 0.1, "completions/identical_groups": 0.1}
 ILL = {"kl": {"kl": 2.01}, "no_reward": {"reward": 0.0, "reward_std": 0.0}, "truncated": {"completions/clipped_ratio": 1.0}, "entropy": {"entropy": 0.0099},
@@ -100,17 +99,7 @@ QUICK = ["shapes", "steps=4", "prompts=3", "group=4", "cap=8", "rewards={length:
          "limit=40", "device=cpu", "optim.warmup=0"]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return small_folder(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.setattr(report, "write_curves", lambda folder: [])
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def poison(monkeypatch, *steps):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import train
 from data import hub
-from grpo import checkpoint, config, plan, report, run
+from grpo import checkpoint, config, plan, run
 from grpo.checkpoint import complete
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
@@ -26,12 +26,7 @@ PAID = ["rewards.length=100"]
 OWN = {"vision_r1_rl": ["stages=[{until: 1, group: 4, cap: 12}]"], "vision_r1_cold": ["cap=60"]}       # its documents are that long
 
 
-@pytest.fixture(autouse=True)
-def in_process(monkeypatch):
-    before = torch.get_num_threads()
-    monkeypatch.setattr(report, "write_curves", lambda folder: [])
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +132,17 @@ def test_sampling_settings_of_the_folder_do_not_leak(base, data, tmp_path):
     assert metrics(runs[0])[0]["entropy"] > 1                                                    # and it is sampled, at temperature 1
 
 
+def ends_as(straight, killed, monkeypatch, run_it):
+    """A run whose save is `killed`, started again, ends as the `straight` one: its metrics and every file of the last checkpoint."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save", killed)
+        run_it()
+    again = run_it()
+    assert metrics(again) == metrics(straight)
+    for path in complete(straight)[-1].iterdir():
+        assert path.read_bytes() == (complete(again)[-1] / path.name).read_bytes(), path.name
+
+
 # ---- dynamic sampling, in a run
 
 def test_dynamic_sampling_draws_again_and_goes_on_exactly(base, data, tmp_path, monkeypatch):
@@ -155,14 +161,7 @@ def test_dynamic_sampling_draws_again_and_goes_on_exactly(base, data, tmp_path, 
         real(folder, step, *args, **how)
         if step == 2:
             raise KeyboardInterrupt
-    monkeypatch.setattr(checkpoint, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        trained("sat_dapo", base, data, tmp_path / "killed", *settings)
-    monkeypatch.setattr(checkpoint, "save", real)
-    again = trained("sat_dapo", base, data, tmp_path / "killed", *settings)
-    assert metrics(again) == metrics(straight)
-    for path in complete(straight)[-1].iterdir():
-        assert path.read_bytes() == (complete(again)[-1] / path.name).read_bytes(), path.name
+    ends_as(straight, killed, monkeypatch, lambda: trained("sat_dapo", base, data, tmp_path / "killed", *settings))
 
 
 # ---- both architectures, from files, end to end
@@ -181,14 +180,7 @@ def test_three_steps_and_an_exact_resume(architecture, task, data, tmp_path, mon
         if step == 3:
             raise KeyboardInterrupt
         return real(folder, step, *args, **how)
-    monkeypatch.setattr(checkpoint, "save", killed)
-    with pytest.raises(KeyboardInterrupt):
-        trained("visualthinker_sat", model, data, tmp_path / "killed", *settings)
-    monkeypatch.setattr(checkpoint, "save", real)
-    again = trained("visualthinker_sat", model, data, tmp_path / "killed", *settings)
-    assert metrics(again) == metrics(straight)
-    for path in complete(straight)[-1].iterdir():
-        assert path.read_bytes() == (complete(again)[-1] / path.name).read_bytes(), path.name
+    ends_as(straight, killed, monkeypatch, lambda: trained("visualthinker_sat", model, data, tmp_path / "killed", *settings))
 
 
 # ---- where a model comes from

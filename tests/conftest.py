@@ -1,0 +1,25 @@
+"""Fixtures of the tests that call train.main in this process."""
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from grpo import report  # noqa: E402
+from small import small_folder  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small random policy's folder."""
+    return small_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """train.main takes all cores; the other tests get back what they had. Curves are not drawn: they take longer than the steps."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(report, "write_curves", lambda folder: [])
+    yield
+    torch.set_num_threads(before)
