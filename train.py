@@ -26,6 +26,7 @@ from grpo.optim import clip_gradient
 from grpo.record import completion_rows
 from grpo.rewards import score
 from grpo.rollout import generate
+from grpo.room import slots
 from grpo.run import chosen_prompts, open_run
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
@@ -98,7 +99,8 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
     padded = collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
     clock.append(time.perf_counter())
     rollout = generate(run.policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
-                       address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu")
+                       address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]),
+                       slots=slots(run.policy, padded, stage.group, stage.cap, cfg.slots), recorded=cfg.cuda_graphs).to("cpu")
     if not rollout.logp.isfinite().all():
         raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
     clock.append(time.perf_counter())

@@ -4,7 +4,7 @@ Numbers are bounds: every prompt as long as max_prompt, with one picture as larg
 Under that, parameters, caches and logits are exact, and activations an estimate of what autograd keeps of the blocks in `models/` (tests
 hold it to what is really kept). Libraries, fragmentation and data come on top.
 
-Weights, gradients, moments, reference and caches are float32 whatever `dtype` says: with bfloat16, autocast casts a weight where it is used, and what stays of that is the
+Weights, gradients, moments and reference are float32 whatever `dtype` says: with bfloat16, autocast casts a weight where it is used, and what stays of that is the
 copies which the backward pass needs.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from data import hub
 from grpo import known
 from grpo.config import Config
+from grpo.room import attention_size
 from grpo.run import model_folder
 from grpo.schedule import stage_at
 from models.config import ModelConfig, VisionConfig
@@ -129,7 +130,7 @@ def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None,
         end = max(cfg.steps, 1) if stage is cfg else min(stage.until, cfg.steps)
         group = stage.group if cfg.method == "grpo" else DOCUMENTS if cfg.task == "documents" else 1
         load = Load(prompts, cfg.max_prompt, patches, prompts * group, stage.cap)
-        stages.append(StagePlan(step, end - 1, group, stage.cap, _rollout(model, load) if cfg.method == "grpo" else (),
+        stages.append(StagePlan(step, end - 1, group, stage.cap, _rollout(model, load, size, cfg.slots) if cfg.method == "grpo" else (),
                                 _learning(cfg, model, load, size), (load.asked, load.said), prompts * patches, _work(cfg, model, load)))
         step = end
     return Plan(parts, dtype, held, tuple(stages))
@@ -147,11 +148,14 @@ def _optimizer(name: str, trained: dict[str, int]) -> Item:
     return Item("optimizer", 2 * FLOAT * count, "AdamW: two moments in float32")
 
 
-def _rollout(model: ModelConfig, load: Load) -> tuple[Item, ...]:
-    token, words = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size * FLOAT, model.vocab_size
-    return (Item("KV cache, prompts", load.asked * token, f"{load.prompts} prompts x {load.prompt:,} tokens x {_bytes(token)}"),
-            Item("KV cache, completions", load.said * token, f"{load.rows:,} rows x {load.cap:,} tokens x {_bytes(token)}"),
-            Item("logits", 3 * load.rows * words * FLOAT, f"{load.rows:,} rows x {words:,} words, their softmax and its sums"))
+def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None) -> tuple[Item, ...]:
+    rows, numbers, words = min(slots or load.rows, load.rows), 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size, model.vocab_size
+    exact = attention_size(size, "cpu")                         # only there products are in float32
+    why = f"{rows:,} rows" + (f" at a time of {load.rows:,}" if rows < load.rows else "")
+    return (Item("KV cache, prompts", load.asked * numbers * exact, f"{load.prompts} prompts x {load.prompt:,} tokens x {_bytes(numbers * exact)}"),
+            Item("KV cache, completions", rows * load.cap * numbers * size, f"{why} x {load.cap:,} tokens x {_bytes(numbers * size)}"),
+            Item("masks", rows * (load.prompt + load.cap) * exact, f"{rows:,} rows x {load.prompt + load.cap:,} places"),
+            Item("logits", 3 * rows * words * FLOAT, f"{rows:,} rows x {words:,} words, their softmax and its sums"))
 
 
 def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:

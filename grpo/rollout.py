@@ -1,19 +1,24 @@
-"""Sample G completions for each prompt: prefill once, decode the group together, stop row by row, compact.
+"""Sample G completions for each prompt: prefill once, decode all rows together, stop row by row, give the slot to a waiting row, compact.
 
-The prompt's keys and values are computed once per group and read once per group (`models.cache.KVCache`). Rows decode in lock step; a row that has stopped is
-carried until fewer than about half of the rows are alive, and then the cache is compacted, so that no more than a logarithmic number of copies is ever made.
-Which token a row draws depends on (seed, step, prompt uid, g, t) and on its own logits, so neither compaction nor the company a prompt keeps changes a completion.
+The prompt's keys and values are computed once per group and read once per group (`models.cache.KVCache`). Rows decode side by side, one to a slot. Where memory
+is short there are fewer slots than rows, and a waiting row gets the slot of one that has stopped; when none waits, the slots of the stopped are closed.
+Which token a row draws depends on (seed, step, prompt uid, g, t) and on its own logits, so neither its slot nor the company a prompt keeps changes a completion.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from grpo.graphs import Repeat
 from grpo.sampling import sample, uniforms
+from models.cache import KVCache
 
-COMPACT_AT = 0.6        # compact when this share of the rows, or less, would be left
-FEWEST = 4, 4           # rows kept if there are as many: 4 + 4 a thread. A product of fewer adds up in another order on a CPU, and log-probs would differ by a rounding
+CLOSE_AT = 0.8          # slots are closed when this share of them, or less, would be left
+FEWEST = 4, 4           # slots kept if there are as many: 4 + 4 a thread. A product of fewer adds up in another order on a CPU, and log-probs would differ by a rounding
+
+LOOK = {"cpu": 1}       # tokens between two looks at who has stopped; elsewhere 16, because a look waits for the device
 
 
 @dataclass
@@ -33,52 +38,79 @@ class Rollout:
         return Rollout(self.tokens.to(device), self.length.to(device), self.stopped.to(device), self.logp.to(device))
 
 
+@dataclass
+class Slots:
+    """The rows being written, one to a slot, and all that was written so far.
+
+    row, last (slots,) int64, alive (slots,) bool: which row is in a slot, the token it drew last, whether it goes on.
+    tokens, logp, chance (B, C + 1): what stopped rows draw goes to the last place, which is cut off in the end.  length (B,) int64, stopped (B,) bool.
+    """
+    cache: KVCache
+    row: Tensor
+    last: Tensor
+    alive: Tensor
+    chance: Tensor
+    tokens: Tensor
+    logp: Tensor
+    length: Tensor
+    stopped: Tensor
+
+    def draw(self, policy, stops: Tensor, banned: Tensor, temperature: float) -> None:
+        """One more token in every slot. All of it in place, in shapes that are known before, and nothing waits for the device: so it can be recorded and compiled."""
+        cap = self.tokens.shape[1] - 1
+        place = torch.where(self.alive, self.cache.filled, cap)
+        logits = policy.logits(policy.step(self.last, self.cache)).index_fill_(-1, banned, torch.finfo(torch.float32).min)
+        drawn, logp = sample(logits, self.chance[self.row, place], temperature)              # (slots,)
+        self.tokens[self.row, place], self.logp[self.row, place] = drawn, logp
+        ended = torch.isin(drawn, stops) & self.alive
+        self.length[self.row] += self.alive
+        self.stopped[self.row] |= ended
+        self.alive &= ~ended & (self.cache.filled < cap)
+        self.cache.filled *= self.alive                                                      # who has stopped writes at the first place, and never runs out of room
+        self.last.copy_(drawn)
+
+    def begin(self, slots: Tensor, row: Tensor, prompt: Tensor, first: Tensor) -> None:
+        """Give `slots` (n,) to other rows: `row`, completions of `prompt`, which begin with the prompts' last tokens `first`, all (n,)."""
+        self.row[slots], self.last[slots], self.alive[slots] = row, first, True
+        self.cache.begin(slots, prompt)
+
+    def close(self, most: int) -> None:
+        """Go on with `most` slots, those of all living rows among them."""
+        kept = self.cache.keep(self.alive, most)
+        self.row, self.last, self.alive = self.row[kept], self.last[kept], self.alive[kept]
+
+
 @torch.no_grad()
 def generate(policy, prompts, *, group: int, cap: int, temperature: float, stop_ids: Sequence[int], address: tuple[int, int, Sequence[int]],
-             banned: Sequence[int] = ()) -> Rollout:
+             banned: Sequence[int] = (), slots: int | None = None, recorded: bool = False) -> Rollout:
     """Let the policy complete each prompt `group` times, at most `cap` tokens each.
 
     prompts: PromptBatch of P prompts, on the policy's device.  temperature: divides the logits; 0 is greedy.  stop_ids: any of them ends a row and belongs to it.
     address: (seed, step, uid of each prompt as an integer); the same address gives the same completions.  banned: ids that may not be drawn.
+    slots: rows decoded at the same time, at most (None: all).  recorded: draw by CUDA graphs (grpo/graphs.py).
     """
-    device, count = prompts.tokens.device, len(prompts.tokens)
-    cache = policy.prefill(prompts, group, cap)
-    chance = uniforms(*address, group, cap).to(device).flatten(0, 1)                         # (B, C)
-    stops = torch.tensor(list(stop_ids), device=device)
-    tokens = torch.zeros(count * group, cap, dtype=torch.long, device=device)                # (B, C)
-    logp = torch.zeros(count * group, cap, device=device)
-    length = torch.full((count * group,), cap, device=device)
-    stopped = torch.zeros(count * group, dtype=torch.bool, device=device)
-
-    rows = torch.arange(count * group, device=device).view(count, group)                     # which completion each row of the cache is
-    alive = torch.ones_like(rows, dtype=torch.bool)
-    last = prompts.tokens.gather(1, prompts.length.unsqueeze(1) - 1).expand(count, group)    # the fork: the prompt's last token, once per row
-    for t in range(cap):
-        logits = policy.logits(policy.step(last, cache))
-        if banned:
-            logits[..., list(banned)] = torch.finfo(logits.dtype).min
-        last, drawn_logp = sample(logits, chance[rows, t], temperature)                      # (P', G')
-        living = rows[alive]
-        tokens[living, t], logp[living, t] = last[alive], drawn_logp[alive]
-        ended = torch.isin(last, stops) & alive
-        length[rows[ended]], stopped[rows[ended]] = t + 1, True
-        alive = alive & ~ended
-        if not alive.any():
+    device, count = prompts.tokens.device, len(prompts.tokens) * group                       # B rows in all
+    cache = policy.prefill(prompts, group, cap, slots)
+    row = torch.arange(len(cache.filled), device=device)
+    rows = Slots(cache, row, last=prompts.last[row // group], alive=torch.ones_like(row, dtype=torch.bool),   # the fork: the prompt's last token, once per row
+                 chance=uniforms(*address, group, cap + 1).to(device).flatten(0, 1), tokens=row.new_zeros(count, cap + 1),
+                 logp=torch.zeros(count, cap + 1, device=device), length=row.new_zeros(count), stopped=torch.zeros(count, dtype=torch.bool, device=device))
+    waiting, fewest = len(row), FEWEST[0] + FEWEST[1] * torch.get_num_threads()              # the first row without a slot
+    draw = partial(rows.draw, policy, torch.tensor(list(stop_ids), device=device), torch.tensor(list(banned), dtype=torch.long, device=device), temperature)
+    run = Repeat(draw, recorded)
+    while True:
+        run(cache.reach(LOOK.get(device.type, 16), run.multiple), cache.span)
+        living, free = int(rows.alive.sum()), (~rows.alive).nonzero().flatten()[:count - waiting]
+        if len(free):
+            new = torch.arange(waiting, waiting + len(free), device=device)
+            rows.begin(free, new, new // group, prompts.last[new // group])
+            waiting += len(free)
+            run.forget()
+        elif not living:
             break
-        if (kept := _compaction(alive)) is not None:
-            cache = cache.compact(kept)
-            rows, alive, last = rows.flatten()[kept], alive.flatten()[kept], last.flatten()[kept]
-    longest = int(length.max())
-    shape = (count, group)
-    return Rollout(tokens[:, :longest].view(*shape, longest), length.view(shape), stopped.view(shape), logp[:, :longest].view(*shape, longest))
-
-
-def _compaction(alive: Tensor) -> Tensor | None:
-    """Which rows to keep, (P', G') numbers into the flat rows, or None while compacting would save too little. Living rows come first in each line."""
-    prompts = alive.any(1).nonzero().flatten()
-    fewest = FEWEST[0] + FEWEST[1] * torch.get_num_threads()
-    width = min(max(int(alive.sum(1).max()), -(-fewest // len(prompts))), alive.shape[1])
-    if len(prompts) * width > COMPACT_AT * alive.numel():
-        return None
-    order = alive[prompts].int().argsort(dim=1, descending=True, stable=True)[:, :width]
-    return prompts.unsqueeze(1) * alive.shape[1] + order
+        elif (most := max(living, min(fewest, len(rows.row)))) <= CLOSE_AT * len(rows.row):
+            rows.close(most)
+            run.forget()
+    shape, longest = (len(prompts.tokens), group), int(rows.length.max())
+    tokens, logp = (x[:, :longest].view(*shape, longest) for x in (rows.tokens, rows.logp))
+    return Rollout(tokens, rows.length.view(shape), rows.stopped.view(shape), logp)

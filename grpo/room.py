@@ -16,7 +16,6 @@ import torch
 
 WAVE = 1 << 16        # tokens of the rows decoded together: 400 short rows of the built-in model, 1.9 GB of keys and values for Qwen2-VL-2B
 SHARE = 0.8           # of the free memory that is used; the rest is for libraries and fragments
-COPIED = 1.6          # a cache, and the copy that compaction makes of it at most (`grpo/rollout.py:COMPACT_AT`)
 
 
 @dataclass
@@ -45,24 +44,50 @@ class Room:
 def measured(policy, free: int | None = None, say: Callable[[str], Any] = print) -> Room:
     """The room that `free` bytes give (None: those that are free now on the policy's device). On a CPU WAVE tokens at most: more are no faster."""
     weight, model = next(policy.parameters()), policy.config
-    bytes_of = token_bytes(model, weight.element_size())
+    bytes_of = token_bytes(model, number_size(weight), weight.device.type)
     size = SHARE * (free_memory(weight.device) if free is None else free)
     if weight.device.type == "cpu" and size >= WAVE * max(bytes_of["prompt"], bytes_of["completion"] + bytes_of["row"]):
         return Room(say=say)
     return Room(size, **bytes_of, say=say)
 
 
-def token_bytes(model, size: int) -> dict[str, float]:
+def slots(policy, prompts, group: int, cap: int, most: int | None = None, free: int | None = None) -> int:
+    """How many of the P·group rows of a rollout to decode at the same time, at least one: `most` (None: all), or as many as `free` bytes hold beside the prompts.
+
+    prompts: PromptBatch; free: None for those that are free now on the policy's device.
+    """
+    (P, S), weight = prompts.tokens.shape, next(policy.parameters())
+    size = number_size(weight)
+    bytes_of = token_bytes(policy.config, size, weight.device.type)
+    left = SHARE * (free_memory(weight.device) if free is None else free) - P * S * bytes_of["prompt"]
+    row = cap * bytes_of["completion"] + S * attention_size(size, weight.device.type) + bytes_of["row"]
+    return min(most or P * group, P * group, max(1, int(left / row)))
+
+
+def number_size(weight: torch.Tensor) -> int:
+    """Bytes of a key's number: of what linear layers give under these weights, here and now."""
+    device = weight.device.type
+    return (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype).itemsize
+
+
+def attention_size(size: int, device: str) -> int:
+    """Bytes of a number in attention, which adds up in float64 on a CPU (`models/layers.py:exact`)."""
+    return 8 if size == 4 and device == "cpu" else size
+
+
+def token_bytes(model, size: int, device: str = "cpu") -> dict[str, float]:
     """At most: {"prompt": bytes of a prompt's token, "completion": of a completion's, "row": of a row}. model: ModelConfig; size: of a number.
 
     A prompt's token counts as a picture's: so many patches pass through the vision tower, and it through the decoder, one block at a time.
+    A completion's has its keys, its values and a number that says whether it is there yet.
     """
     vision, width = model.vision, model.hidden_size
-    cache = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size * size
+    numbers, attention = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size, attention_size(size, device)
     # Of a block: the norm's input in float32, its output, q, k, v, their rotation in float32, attention, gate, up, their product, the sum.
     reading = width * (8 * size + 16) + 3 * model.intermediate_size * size
     patch = vision.width * (8 * size + 16) + 3 * vision.intermediate_size * size + 2 * 4 * vision.patch_dim
-    return {"prompt": COPIED * cache + max(reading, vision.spatial_merge_size**2 * patch), "completion": COPIED * cache,
+    kept = numbers * (attention + (size if attention != size else 0))     # while they are converted, both exist
+    return {"prompt": kept + max(reading, vision.spatial_merge_size**2 * patch), "completion": numbers * size + attention,
             "row": 3 * 4 * model.vocab_size}                              # logits, their softmax and its sums
 
 

@@ -180,6 +180,10 @@ class Config:
     """Other group sizes and caps for the first steps: [{until: 200, group: 16, cap: 1024}, ...]."""
     temperature: float = 1.0
     """Of sampling, and of the log-probs in the loss: the policy that samples is the policy that is trained."""
+    slots: int | None = None
+    """Completions decoded at the same time; the others wait for a free slot, which changes none of them. null: as many as fit into the free memory."""
+    cuda_graphs: bool = False
+    """Decode by CUDA graphs, which spares a GPU the wait for Python between kernels. Off, because nobody has measured it on a GPU yet."""
     sampling: Literal["fixed", "dynamic"] = "fixed"
     """dynamic: groups that all earned the same are replaced by those of further prompts (DAPO, GPG), in at most max_rounds rounds."""
     max_rounds: int = 4
@@ -218,7 +222,7 @@ def check(config: Config) -> None:
                 "optim.max_grad_norm": 0,
                 "loss.kl_coef": 0, "loss.clip_high": 0, "loss.updates": 1, "loss.micro_tokens": 1, "loss.head_chunk": 1, "max_rounds": 1,
                 "eval.every": 0, "eval.items": 0, "save.every": 0, "save.keep": 0, "report.every": 0, "report.prompts": 0,
-                "limit": 1, "min_pixels": 1, "max_pixels": 1, "eval.cap": 1, "seed": 0}
+                "limit": 1, "slots": 1, "min_pixels": 1, "max_pixels": 1, "eval.cap": 1, "seed": 0}
     for key, least in at_least.items():
         value = value_of(config, key)
         if value is not None and value < least:
@@ -247,6 +251,8 @@ def _check_rollouts(config: Config) -> None:
         return
     if not config.rewards:
         raise ConfigError("rewards: at least one reward part is needed")
+    if config.cuda_graphs and config.device == "cpu":
+        raise ConfigError("cuda_graphs: there are none on a CPU; drop it, or set device=cuda")
     if config.sampling == "dynamic" and config.loss.kl_coef:
         raise ConfigError("sampling: dynamic leaves out groups that a KL penalty would still move; set loss.kl_coef=0, as DAPO and GPG do")
     sizes = [("group", config.group)] + [(f"stages[{i}].group", stage.group) for i, stage in enumerate(config.stages)]

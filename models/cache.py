@@ -1,50 +1,119 @@
-"""Keys and values during a rollout: each prompt's once, each row's own behind it."""
+"""Keys and values during a rollout: each prompt's once, each row's own in a slot, which another row gets when that one is done."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from models.layers import Rope, exact
+from models.packing import Packing
+
 
 @dataclass
 class KVCache:
-    """What `prefill` returns and `step` appends to.
+    """What `prefill` returns and `step` appends to. P prompts of S tokens, B slots of `capacity` tokens; one row, a completion, is written in each slot.
 
-    prompt_k, prompt_v (L, P, K, S, E): once per prompt.  own_k, own_v (L, P, K, G, capacity, E): of the rows, `filled` tokens each.
-    bias (P, 1, 1, 1, S): 0 for a prompt's tokens, the lowest number for its padding; None if no prompt is padded.
-    cos, sin (P, capacity, 1, 1, E): rotary of each own place, which depends on the prompt only. Place 0 is the prompt's last token's.
+    prompt_k, prompt_v: of each layer (P, K, S, E), once per prompt, in the dtype in which attention adds up.  own_k, own_v: of each layer (B, K, capacity, E).
+    prompt (B,) long: whose completion is in the slot.  filled (B,) long: its tokens so far, of which the first is the prompt's last.
+    span: a step reads so many places of each slot, for the `left` steps that `reach` made room for.  packing: the slots, prompt by prompt, for what they share.
+    seen (P, S) and bias (B, S + capacity): 0 where a row may look, the lowest number at padding and at places not written yet.
+    start (P,) long: the position of a row's first token.  rope: cosine and sine of each position, (positions, 1, E).
     """
 
-    prompt_k: Tensor
-    prompt_v: Tensor
-    own_k: Tensor
-    own_v: Tensor
-    bias: Tensor | None
-    cos: Tensor
-    sin: Tensor
-    filled: int = 0
+    prompt_k: list[Tensor]
+    prompt_v: list[Tensor]
+    own_k: list[Tensor]
+    own_v: list[Tensor]
+    prompt: Tensor
+    filled: Tensor
+    packing: Packing
+    seen: Tensor
+    bias: Tensor
+    start: Tensor
+    rope: Rope
+    span: int = 0
+    left: int = 0
+
+    @classmethod
+    def empty(cls, keys: list[tuple[Tensor, Tensor]], prompt: Tensor, capacity: int, length: Tensor, start: Tensor, rope: Rope) -> "KVCache":
+        """Slots for rows of the prompts `prompt` (B,). keys: of each layer (P, S, K, E) twice; length (P,) long, tokens of each prompt in them."""
+        (P, S, K, E), layers = keys[0][0].shape, range(len(keys))
+        # Zeros, because a row may be shorter than the span: what is there counts 0 times, which for a NaN in fresh memory would be NaN.
+        own_k, own_v = ([keys[layer][0].new_zeros(len(prompt), K, capacity, E) for layer in layers] for _ in "kv")
+        prompt_k, prompt_v = ([exact(each[which]).transpose(1, 2).contiguous() for each in keys] for which in (0, 1))
+        low = torch.finfo(prompt_k[0].dtype).min
+        seen = prompt_k[0].new_zeros(P, S).masked_fill(torch.arange(S, device=length.device) >= length[:, None], low)
+        cache = cls(prompt_k, prompt_v, own_k, own_v, prompt.clone(), torch.zeros_like(prompt), Packing.lines(prompt, P), seen,
+                    seen.new_empty(len(prompt), S + capacity), start, rope)
+        cache._forget(slice(None))
+        return cache
 
     @property
     def capacity(self) -> int:
-        """Tokens each row can hold: the prompt's last one and all but one of the completion."""
-        return self.own_k.shape[4]
+        """Tokens each slot can hold: the prompt's last one and all but one of the completion."""
+        return self.own_k[0].shape[2]
 
-    def compact(self, rows: Tensor) -> "KVCache":
-        """Keep some rows, in any order: a new cache of P' prompts and groups of G'.
+    def begin(self, slots: Tensor, prompt: Tensor) -> None:
+        """New rows in some slots: completions of the prompts `prompt`, as many as `slots` (n,)."""
+        self.prompt[slots], self.filled[slots] = prompt, 0
+        self._forget(slots)
+        self.packing = Packing.lines(self.prompt, len(self.seen))
 
-        rows: (P', G') long, flat row numbers p·G + g. The rows of one line must come from one prompt; they may repeat.
+    def _forget(self, slots: Tensor | slice) -> None:
+        S = self.seen.shape[1]
+        self.bias[slots, :S] = self.seen[self.prompt[slots]]
+        self.bias[slots, S:] = torch.finfo(self.bias.dtype).min
+
+    def reach(self, steps: int = 1, multiple: int = 1) -> int:
+        """Make room for the next steps: all of them read as many places, in multiples of `multiple`, so that their shapes are the same. → how many there is room for.
+
+        Waits for the device, which a step does not. Raises ValueError if a slot is full.
         """
-        group = self.own_k.shape[3]
-        prompt = rows[:, 0] // group  # (P',)
-        heads = torch.arange(self.own_k.shape[2], device=rows.device)[:, None]
-        line, member = (rows // group)[:, None], (rows % group)[:, None]  # (P', 1, G')
+        filled = int(self.filled.max())
+        if filled == self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens a row and is full; prefill with a larger capacity")
+        self.left = min(steps, self.capacity - filled)
+        self.span = min(-(-(filled + self.left) // multiple) * multiple, self.capacity)
+        return self.left
 
-        def keep(own: Tensor) -> Tensor:
-            kept = own.new_empty(own.shape[0], len(rows), own.shape[2], rows.shape[1], *own.shape[4:])
-            for layer in range(len(own)):  # layer by layer, so that the copy needs no second whole cache
-                kept[layer, ..., : self.filled, :] = own[layer, line, heads, member, : self.filled]
-            return kept
+    def next_places(self) -> tuple[Rope, Tensor, Tensor]:
+        """One more token in each slot: its rotary (B, 1, E), what it may see (B, 1, 1, S + span), and where it goes (B·K,), for `write`.
 
-        return KVCache(
-            prompt_k=self.prompt_k[:, prompt], prompt_v=self.prompt_v[:, prompt], own_k=keep(self.own_k), own_v=keep(self.own_v),
-            bias=None if self.bias is None else self.bias[prompt], cos=self.cos[prompt], sin=self.sin[prompt], filled=self.filled)
+        Makes room by itself where `reach` was not called. Raises ValueError if a slot is full.
+        """
+        if not self.left:
+            self.reach()
+        self.left -= 1
+        S, position = self.seen.shape[1], self.start[self.prompt] + self.filled
+        self.bias.scatter_(1, (S + self.filled)[:, None], 0.0)
+        B, K, capacity, _ = self.own_k[0].shape
+        place = torch.arange(B * K, device=position.device) * capacity + self.filled.repeat_interleave(K, output_size=B * K)
+        return (self.rope[0][position], self.rope[1][position]), self.bias[:, None, None, :S + self.span], place
+
+    def write(self, layer: int, k: Tensor, v: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the keys and values (B, K, E) of a layer's new tokens in their places. → those of all own tokens, (B, K, span, E)."""
+        for own, new in ((self.own_k[layer], k), (self.own_v[layer], v)):
+            own.flatten(0, 2).index_copy_(0, place, new.flatten(0, 1))
+        return self.own_k[layer][:, :, :self.span], self.own_v[layer][:, :, :self.span]
+
+    def keep(self, alive: Tensor, most: int) -> Tensor:
+        """Go on with `most` of the slots, among them all that are `alive` (B,) bool. → (most,) long, which slot each of them was.
+
+        The living of the slots that go are moved into those of the dead that stay, so nothing is copied but those few. Prompts without a slot go as well.
+        """
+        slot = torch.arange(len(alive), device=alive.device)
+        moved = slot[most:][alive[most:]]
+        into = (~alive[:most]).nonzero().flatten()[: len(moved)]
+        slot[into] = moved
+        slot = slot[:most]
+        for own in (self.own_k, self.own_v):
+            for layer, x in enumerate(own):
+                x[into, :, : self.span] = x[moved, :, : self.span]
+                own[layer] = x[:most]
+        prompts, self.prompt = self.prompt[slot].unique(return_inverse=True)
+        self.filled, self.bias = self.filled[slot], self.bias[slot]
+        if len(prompts) < len(self.seen):
+            self.prompt_k, self.prompt_v = ([x[prompts] for x in xs] for xs in (self.prompt_k, self.prompt_v))
+            self.seen, self.start = self.seen[prompts], self.start[prompts]
+        self.packing = Packing.lines(self.prompt, len(self.seen))
+        return slot

@@ -12,33 +12,7 @@ from models.cache import KVCache
 from models.config import ModelConfig
 from models.layers import GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention, rotate
 from models.layers import inverse_frequencies, rope_from_angles
-
-
-@dataclass
-class Packing:
-    """The T real tokens of a padded shape. index: (T,) long, their places in the flattened shape; None if all places are real."""
-
-    index: Tensor | None
-    shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, length: Tensor, longest: int) -> "Packing":
-        """length (...) long, real tokens at the front of each line of `longest` places."""
-        mask = torch.arange(longest, device=length.device) < length[..., None]
-        index = mask.flatten().nonzero()[:, 0]
-        return cls(None if len(index) == mask.numel() else index, tuple(mask.shape))
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(*shape, ...) → (T, ...)."""
-        x = x.flatten(0, len(self.shape) - 1)
-        return x if self.index is None else x.index_select(0, self.index)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """(T, ...) → (*shape, ...), 0 in the padding."""
-        if self.index is not None:
-            places = torch.Size(self.shape).numel()
-            x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.index, x)
-        return x.view(*self.shape, *x.shape[1:])
+from models.packing import Packing
 
 
 @dataclass
@@ -99,16 +73,12 @@ class Attention(nn.Module):
             out.append(streams.own.pack(group_attention(pad(q), pad(k[n:]), pad(v[n:]), prompt_k, prompt_v, streams.mask)))
         return self.o_proj(torch.cat(out).flatten(1)), prompt_k, prompt_v
 
-    def step(self, x: Tensor, rope: Rope, cache: KVCache, layer: int) -> Tensor:
-        """x (P, G, D), one new token per row → (P, G, D); writes its keys and values at place `filled`. rope: (P, 1, 1, E)."""
-        P, G, _ = x.shape
-        q = self.query(x, rope).view(P, G, self.key_heads, -1, self.size).transpose(1, 2)  # (P, K, G, R, E)
-        k, v = self.key_value(x, rope)
-        own_k, own_v, end = cache.own_k[layer], cache.own_v[layer], cache.filled + 1
-        own_k[:, :, :, cache.filled] = k.transpose(1, 2)
-        own_v[:, :, :, cache.filled] = v.transpose(1, 2)
-        out = decode_attention(q, own_k[:, :, :, :end], own_v[:, :, :, :end], cache.prompt_k[layer], cache.prompt_v[layer], cache.bias)
-        return self.o_proj(out.transpose(1, 2).reshape(P, G, -1))
+    def step(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:
+        """x (B, D), one new token per slot → (B, D); its keys and values go into the cache. places: of `KVCache.next_places`."""
+        rope, bias, place = places
+        q = self.query(x, rope).unflatten(1, (self.key_heads, -1))  # (B, K, R, E)
+        own_k, own_v = cache.write(layer, *self.key_value(x, rope), place)
+        return self.o_proj(decode_attention(q, own_k, own_v, cache.prompt_k[layer], cache.prompt_v[layer], cache.packing, bias).flatten(1))
 
 
 class Block(nn.Module):
@@ -135,9 +105,9 @@ class Block(nn.Module):
         k, v = self.self_attn.key_value(self.input_layernorm(x), rope)
         return streams.prompt.pad(k), streams.prompt.pad(v)
 
-    def step(self, x: Tensor, rope: Rope, cache: KVCache, layer: int) -> Tensor:
-        """One new token per row: x (P, G, D) → (P, G, D)."""
-        x = x + self.self_attn.step(self.input_layernorm(x), rope, cache, layer)
+    def step(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:
+        """One new token per slot: x (B, D) → (B, D)."""
+        x = x + self.self_attn.step(self.input_layernorm(x), places, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

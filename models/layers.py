@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.packing import Packing
+
 Rope = tuple[Tensor, Tensor]  # cosine and signed sine, float32, broadcastable to (..., heads, E)
 
 
@@ -121,19 +123,23 @@ def group_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v:
     return out.view(P, G, K, H // K, C, E).permute(0, 1, 4, 2, 3, 5).reshape(P, G, C, H, E)
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, prompt_bias: Tensor | None) -> Tensor:
-    """One new token per row attends to the prompt, read once per group, and to its own tokens so far.
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, rows: Packing, bias: Tensor) -> Tensor:
+    """One new token per row attends to its prompt, which is read once for all of its rows, and to its own tokens so far.
 
-    q (P, K, G, R, E), R = H / K query heads per key head; k, v (P, K, G, n, E), own tokens with the new one;
-    prompt_k, prompt_v (P, K, S, E); prompt_bias (P, 1, 1, 1, S), 0 or for padding the lowest number.  → (P, K, G, R, E).
+    q (B, K, R, E), R = H / K query heads per key head; k, v (B, K, n, E), own tokens with the new one; prompt_k, prompt_v (P, K, S, E);
+    rows: where each row stands among those of its prompt, (P, W); bias (B, 1, 1, S + n): 0, or the lowest number where nothing is.  → (B, K, R, E).
+
+    The prompts' keys and values are in the dtype in which attention adds up. The W rows of a prompt and their R query heads are W·R queries of one product.
     """
-    P, K, G, R, E = q.shape
-    S, dtype = prompt_k.shape[2], q.dtype
-    q, k, v, prompt_k, prompt_v = (exact(x) for x in (q, k, v, prompt_k, prompt_v))
-    q = q * E**-0.5
-    prompt = (q.reshape(P, K, G * R, E) @ prompt_k.transpose(-1, -2)).view(P, K, G, R, S)
-    if prompt_bias is not None:
-        prompt = prompt + prompt_bias
-    weight = wide(torch.cat((prompt, q @ k.transpose(-1, -2)), -1)).softmax(-1).to(v.dtype)
-    out = (weight[..., :S].reshape(P, K, G * R, S) @ prompt_v).view(P, K, G, R, E)
-    return (out + weight[..., S:] @ v).to(dtype)
+    (P, K, S, E), R = prompt_k.shape, q.shape[2]
+
+    def by_prompt(x: Tensor) -> Tensor:  # (B, K, R, ...) → (P, K, W·R, ...)
+        return rows.pad(x).transpose(1, 2).flatten(2, 3)
+
+    def by_row(x: Tensor) -> Tensor:  # and back
+        return rows.pack(x.unflatten(2, (-1, R)).transpose(1, 2))
+
+    dtype, q, k, v = q.dtype, exact(q) * E**-0.5, exact(k), exact(v)
+    score = torch.cat((by_row(by_prompt(q) @ prompt_k.transpose(-1, -2)), q @ k.transpose(-1, -2)), -1)  # (B, K, R, S + n)
+    weight = wide(score.add_(bias)).softmax(-1).to(v.dtype)
+    return (by_row(by_prompt(weight[..., :S]) @ prompt_v) + weight[..., S:] @ v).to(dtype)

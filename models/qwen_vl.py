@@ -6,6 +6,7 @@ so hidden state c predicts completion token c everywhere.
 """
 
 from dataclasses import dataclass, fields
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from models.cache import KVCache
 from models.config import ModelConfig
-from models.decoder import Decoder, Packing, Streams, text_rope
+from models.decoder import Decoder, Streams, text_rope
 from models.layers import group_mask, wide
+from models.packing import Packing
 from models.vision import VisionTower
 
 
@@ -44,6 +46,12 @@ class PromptBatch:
     def last(self) -> Tensor:
         """(P,) long: the prompts' last tokens, the first a rollout feeds to `step`."""
         return self.tokens.gather(1, self.length[:, None] - 1)[:, 0]
+
+
+@cache
+def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Token ids on a device, sent there once: a copy for every token would make it wait."""
+    return torch.tensor(ids, device=device)
 
 
 class QwenVL(nn.Module):
@@ -87,42 +95,32 @@ class QwenVL(nn.Module):
             return own.pad(x[streams.prompt_tokens:]), prompt.pad(x[:streams.prompt_tokens])
         return own.pad(x)
 
-    def prefill(self, prompts: PromptBatch, group: int, capacity: int) -> KVCache:
+    def prefill(self, prompts: PromptBatch, group: int, capacity: int, slots: int | None = None) -> KVCache:
         """Run the prompts but for their last tokens, once each, and make room for `group` rows of `capacity` own tokens.
 
+        slots: of these P·group rows only the first so many (None: all); `KVCache.begin` gives a slot to a later one. Row p·group + g is of prompt p.
         Call it without gradients; then feed `step` the prompts' last tokens.
         """
         x, positions, prompt = self._prompts(prompts)
         streams, rope = Streams(prompt, len(x)), text_rope(positions, self.config)
-        (P, S), layers = prompt.shape, self.model.layers
-        shape = (len(layers), P, self.config.num_key_value_heads)
-        prompt_k, prompt_v = (x.new_empty(*shape, S, self.config.head_size) for _ in "kv")
-        for number, block in enumerate(layers):
-            if block is layers[-1]:
-                k, v = block.keys(x, rope, streams)
-            else:
-                x, k, v = block(x, rope, streams)
-            prompt_k[number], prompt_v[number] = k.transpose(1, 2), v.transpose(1, 2)
-        own_k, own_v = (x.new_empty(*shape, group, capacity, self.config.head_size) for _ in "kv")
-        places = prompts.next_position[:, None] - 1 + torch.arange(capacity, device=x.device)  # (P, capacity)
-        cos, sin = text_rope(places.expand(3, -1, -1), self.config)
-        bias = None
-        if prompt.index is not None:
-            padding = torch.arange(S, device=x.device) >= prompts.length[:, None] - 1
-            bias = x.new_zeros(P, 1, 1, 1, S).masked_fill(padding[:, None, None, None], torch.finfo(x.dtype).min)
-        return KVCache(prompt_k, prompt_v, own_k, own_v, bias, cos[:, :, None], sin[:, :, None])
+        keys = []
+        for block in self.model.layers[:-1]:
+            x, *kv = block(x, rope, streams)
+            keys.append(kv)
+        keys.append(self.model.layers[-1].keys(x, rope, streams))
+        start = prompts.next_position - 1
+        places = torch.arange(int(start.max()) + capacity, device=x.device)
+        rows = torch.arange(min(slots or len(start) * group, len(start) * group), device=x.device)
+        return KVCache.empty(keys, rows // group, capacity, prompts.length - 1, start, text_rope(places.expand(3, -1), self.config))
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """One more token for every row. tokens (P, G) long → hidden (P, G, D) that predicts the next ones; the cache grows by one.
+        """One more token for every slot. tokens (B,) long → hidden (B, D) that predicts the next ones; the rows grow by one.
 
         Call it without gradients. Raises ValueError if the cache is full.
         """
-        if cache.filled == cache.capacity:
-            raise ValueError(f"the cache holds {cache.capacity} tokens a row and is full; prefill with a larger capacity")
-        x = self.model.embed_tokens(tokens)
-        rope = cache.cos[:, cache.filled], cache.sin[:, cache.filled]
+        places, x = cache.next_places(), self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
-            x = block.step(x, rope, cache, number)
+            x = block.step(x, places, cache, number)
         cache.filled += 1
         return self.model.norm(x)
 
@@ -134,8 +132,7 @@ class QwenVL(nn.Module):
         """
         head = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
         logits = wide(F.linear(hidden, head))
-        banned = torch.tensor(self.config.placeholder_ids, device=logits.device)
-        return logits.index_fill_(-1, banned, torch.finfo(torch.float32).min)
+        return logits.index_fill_(-1, ids_on(self.config.placeholder_ids, logits.device), torch.finfo(torch.float32).min)
 
     def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing]:
         """Each prompt but for its last token: embeddings with the pictures' features in place (T, D), positions (3, T), packing."""

@@ -30,10 +30,10 @@ def traffic():
     """Count the bytes of keys and values that decoding reads. → {"prompt": , "own": }, filled while it is open."""
     read, attend = {"prompt": 0, "own": 0}, decoder.decode_attention
 
-    def counting(q, k, v, prompt_k, prompt_v, bias):
+    def counting(q, k, v, prompt_k, prompt_v, rows, bias):
         read["prompt"] += prompt_k.nbytes + prompt_v.nbytes
         read["own"] += k.nbytes + v.nbytes
-        return attend(q, k, v, prompt_k, prompt_v, bias)
+        return attend(q, k, v, prompt_k, prompt_v, rows, bias)
 
     decoder.decode_attention = counting
     try:
@@ -46,7 +46,7 @@ def traffic():
 def decode(policy, S: int, G: int, steps: int) -> None:
     """Decode steps of one group, after its prefill; any tokens do."""
     prompts = text_prompts(1, S, policy.config.vocab_size)
-    cache, tokens = policy.prefill(prompts, G, steps), prompts.last[:, None].expand(1, G)
+    cache, tokens = policy.prefill(prompts, G, steps), prompts.last.expand(G)
     for _ in range(steps):
         tokens = policy.logits(policy.step(tokens, cache)).argmax(-1)
 

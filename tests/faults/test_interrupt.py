@@ -169,7 +169,8 @@ def test_one_rank_is_told_and_all_leave_after_the_same_step(base, straight, tmp_
     what = "len(calls) == 2 and os.environ['RANK'] == '1' and (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.5))"
     done = called(tmp_path, what, [*QUICK, f"model={base}", f"out={out}"], ranks=2)
     assert done.returncode != 0 and done.stderr.count("stopped by SIGTERM after step 2 of 4: saved in") == 1, done.stderr
-    assert done.stderr.count("exitcode  : 143") == 2, done.stderr                        # torchrun's own account of both ranks
+    # torchrun's own account of both ranks: whoever is gone first left by itself, and the other may be ended by torchrun on its way out.
+    assert (left := done.stderr.count("exitcode  : 143")) >= 1 and left + done.stderr.count("exitcode  : -15") == 2, done.stderr
     assert [path.name for path in complete(out)] == ["step_000002"]
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [0, 1, 2]
 

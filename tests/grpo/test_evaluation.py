@@ -47,7 +47,7 @@ class Scripted(nn.Module):
         self.unused = nn.Parameter(torch.zeros(1))
         self.config = SimpleNamespace(vision=SimpleNamespace(spatial_merge_size=2))
 
-    def prefill(self, prompts, group, capacity):
+    def prefill(self, prompts, group, capacity, slots=None):
         rows, first = [], 0
         for tokens, length, grid in zip(prompts.tokens, prompts.length, prompts.grid):
             patches = prompts.patches[first:first + int(grid.prod())]
@@ -58,11 +58,11 @@ class Scripted(nn.Module):
                 ids = [*self.chat.encode(self.script(question, g, blind)), STOP]
                 rows.append((ids + [STOP] * capacity)[:capacity])
         self.waves.append(len(prompts.tokens))
-        return Tape(torch.tensor(rows).view(len(prompts.tokens), group, capacity))
+        return Tape(torch.tensor(rows).view(len(prompts.tokens) * group, capacity))
 
     def step(self, tokens, tape):
-        tape.at += 1
-        return tape.tokens[:, :, tape.at - 1]
+        tape.filled += 1
+        return tape.tokens.gather(1, tape.filled[:, None] - 1)[:, 0]
 
     def logits(self, hidden):
         scores = nn.functional.one_hot(hidden, 200).float() * 100
@@ -71,11 +71,18 @@ class Scripted(nn.Module):
 
 
 class Tape:
-    def __init__(self, tokens, at=0):
-        self.tokens, self.at = tokens, at
+    """A cache of what will be said."""
 
-    def compact(self, rows):
-        return Tape(self.tokens.flatten(0, 1)[rows], self.at)
+    def __init__(self, tokens):
+        self.tokens, self.filled, self.span = tokens, torch.zeros(len(tokens), dtype=torch.long), 0
+
+    def reach(self, steps, multiple):
+        return 1
+
+    def keep(self, alive, most):
+        slots = alive.int().argsort(descending=True, stable=True)[:most]
+        self.tokens, self.filled = self.tokens[slots], self.filled[slots]
+        return slots
 
 
 def picture(color=(200, 30, 30)):

@@ -1,5 +1,6 @@
 """--plan says what is really there: parameters and caches to the byte, activations within a tenth."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,11 +49,19 @@ def test_kv_cache_is_what_prefill_makes(model):
     cfg = config.load("shapes", ["prompts=2", "group=3", "cap=7", "max_prompt=20"])
     made = weights.init(model, 0).prefill(collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7)
     planned = named(plan.make_plan(cfg, model).stages[0].rollout)
-    assert planned["KV cache, prompts"] == made.prompt_k.nbytes + made.prompt_v.nbytes
-    assert planned["KV cache, completions"] == made.own_k.nbytes + made.own_v.nbytes
+    assert (planned["KV cache, prompts"], planned["KV cache, completions"], planned["masks"]) == cache_bytes(made)
+    few = weights.init(model, 0).prefill(collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7, slots=4)
+    assert tuple(named(plan.make_plan(replace(cfg, slots=4), model).stages[0].rollout)[name] for name in ("KV cache, prompts", "KV cache, completions", "masks")) == cache_bytes(few)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         low = weights.init(model, 0).prefill(collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7)
-    assert named(plan.make_plan(cfg, model, dtype="bfloat16").stages[0].rollout) == planned and low.prompt_k.nbytes == made.prompt_k.nbytes
+    halved = named(plan.make_plan(cfg, model, dtype="bfloat16").stages[0].rollout)
+    assert (halved["KV cache, prompts"], halved["KV cache, completions"], halved["masks"]) == cache_bytes(low)
+
+
+def cache_bytes(cache):
+    """Of the prompts' keys and values, the rows' own, and the masks."""
+    size = lambda tensors: sum(x.nbytes for x in tensors)  # noqa: E731
+    return size([*cache.prompt_k, *cache.prompt_v]), size([*cache.own_k, *cache.own_v]), cache.bias.nbytes
 
 
 def kept_by_autograd(model, count, length, group, cap, side, recompute):

@@ -9,6 +9,7 @@ import torch
 
 from data.chat import Chat
 from data.shapes import Shapes
+from grpo import graphs
 from grpo import rollout as module
 from grpo.batch import TrainBatch, collate_prompts
 from grpo.logprobs import completion_logprobs
@@ -42,9 +43,9 @@ def policy():
     return small_policy()
 
 
-def write(policy, chat, sources, *, group=GROUP, cap=CAP, temperature=1.0, stop_ids=STOPS, seed=SEED, step=STEP, banned=()):
+def write(policy, chat, sources, *, group=GROUP, cap=CAP, temperature=1.0, stop_ids=STOPS, seed=SEED, step=STEP, banned=(), slots=None):
     return generate(policy, collate_prompts(sources, image_token=chat.image_token), group=group, cap=cap, temperature=temperature, stop_ids=stop_ids,
-                    address=(seed, step, [uid_hash(p.uid) for p in sources]), banned=banned)
+                    address=(seed, step, [uid_hash(p.uid) for p in sources]), banned=banned, slots=slots)
 
 
 def rows(rollout):
@@ -120,31 +121,91 @@ def test_one_prompt_and_one_completion(policy, chat, sources, together):
 
 
 @pytest.mark.parametrize("share, often", [(0.0, False), (0.3, True), (0.99, True)])
-def test_compaction_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
-    calls, compact = [], KVCache.compact
-    monkeypatch.setattr(module, "COMPACT_AT", share)
+def test_closing_slots_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
+    calls, keep = [], KVCache.keep
+    monkeypatch.setattr(module, "CLOSE_AT", share)
     monkeypatch.setattr(module, "FEWEST", (1, 0))
-    monkeypatch.setattr(KVCache, "compact", lambda cache, kept: calls.append(kept.shape) or compact(cache, kept))
-    again = write(policy, chat, sources)
-    assert torch.equal(again.tokens, together.tokens) and torch.equal(again.length, together.length) and torch.equal(again.stopped, together.stopped)
-    torch.testing.assert_close(again.logp, together.logp, atol=1e-5, rtol=0)
+    monkeypatch.setattr(KVCache, "keep", lambda cache, alive, most: calls.append((most, len(alive), int(alive.sum()))) or keep(cache, alive, most))
+    same(write(policy, chat, sources), together)
     assert bool(calls) == often
-    assert [b * c < 0.99 * a for a, (b, c) in zip([16, *(b * c for b, c in calls)], calls)] == [True] * len(calls)   # each one shrinks it
+    assert all(most == living <= share * slots for most, slots, living in calls)              # each one shrinks it, to the living
 
 
-def test_compaction_keeps_the_living_and_only_rows_of_one_prompt_in_a_line(monkeypatch):
-    alive = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 1], [1, 0, 0, 0]]).bool()
-    assert module._compaction(alive) is None                                                # FEWEST rows of twelve would save too little
-    monkeypatch.setattr(module, "FEWEST", (1, 0))
-    kept = module._compaction(alive)
-    assert kept.tolist() == [[5, 7], [8, 9]] or kept.tolist() == [[5, 7], [8, 10]]
-    assert module._compaction(torch.ones(3, 4).bool()) is None
-    for seed in range(50):
-        alive = torch.rand(5, 6, generator=torch.Generator().manual_seed(seed)) < 0.2
-        if alive.any() and (kept := module._compaction(alive)) is not None:
-            assert set(alive.flatten().nonzero().flatten().tolist()) <= set(kept.flatten().tolist())
-            assert len(set(kept.flatten().tolist())) == kept.numel() < alive.numel()
-            assert all(len(set(row // 6 for row in line)) == 1 for line in kept.tolist())
+@pytest.mark.parametrize("few", [1, 2, 5, 15, 16, 99])
+@pytest.mark.parametrize("look", [1, 4])
+def test_rows_that_wait_for_a_slot_draw_the_same_tokens(policy, chat, sources, together, monkeypatch, few, look):
+    monkeypatch.setattr(module, "LOOK", {"cpu": look})
+    begun, begin = [], KVCache.begin
+    monkeypatch.setattr(KVCache, "begin", lambda cache, slots, prompt: begun.append(len(slots)) or begin(cache, slots, prompt))
+    same(write(policy, chat, sources, slots=few), together)
+    assert sum(begun) == max(16 - few, 0)
+
+
+@pytest.mark.parametrize("few", [None, 5])
+@pytest.mark.parametrize("reads", [3, 8, 100])
+def test_steps_of_one_shape_equal_those_that_read_only_what_is_there(policy, chat, sources, together, monkeypatch, reads, few):
+    """What a CUDA graph needs: sixteen tokens between two looks, and each reads a multiple of `reads` places, most of them empty."""
+    monkeypatch.setattr(module, "LOOK", {"cpu": 16})
+    shapes = Shaped(monkeypatch, reads)
+    same(write(policy, chat, sources, slots=few), together)
+    assert all(span % reads == 0 or span == CAP for span in shapes.spans) and len(set(shapes.spans)) <= -(-CAP // reads)
+
+
+class Shaped:
+    """Repeat, with every step's span noted, and the work changed."""
+
+    def __init__(self, monkeypatch, reads, change=lambda work: work):
+        spans = self.spans = []
+
+        class Noted(graphs.Repeat):
+            def __init__(self, work, recorded):
+                super().__init__(change(work), False)
+                self.multiple = reads
+
+            def __call__(self, times, key):
+                spans.extend([key] * times)
+                for _ in range(times):
+                    self.work()
+        monkeypatch.setattr(module, "Repeat", Noted)
+
+
+def test_a_step_compiles_as_one_graph(policy, chat, sources, together, monkeypatch):
+    """No break, so no way back to Python and no wait for the device within a token; and the compiled step draws the same tokens."""
+    monkeypatch.setattr(module, "LOOK", {"cpu": 16})
+    compiled = []
+
+    def change(work):
+        compiled.append(torch.compile(work.func.__func__, fullgraph=True, backend="aot_eager"))
+        return lambda: compiled[-1](work.func.__self__, *work.args)
+    Shaped(monkeypatch, CAP, change)
+    same(write(policy, chat, sources), together)
+    assert compiled
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("few", [None, 5])
+def test_recorded_steps_equal_eager_ones(chat, sources, few):
+    policy = small_policy().to("cuda")
+    prompts = collate_prompts(sources, image_token=chat.image_token).to("cuda")
+    how = dict(group=GROUP, cap=200, temperature=1.0, stop_ids=STOPS, address=(SEED, STEP, [uid_hash(p.uid) for p in sources]), slots=few)
+    same(generate(policy, prompts, recorded=True, **how), generate(policy, prompts, **how))
+
+
+def same(rollout, other):
+    for name in ("tokens", "length", "stopped"):
+        assert torch.equal(getattr(rollout, name), getattr(other, name)), name
+    torch.testing.assert_close(rollout.logp, other.logp, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("fewest", [(1, 0), (2, 2), (99, 0)])
+def test_slots_are_closed_as_rows_stop_but_for_a_few(policy, chat, sources, monkeypatch, fewest):
+    monkeypatch.setattr(module, "FEWEST", fewest)
+    monkeypatch.setattr(module, "CLOSE_AT", 1.0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    slots, step = [], policy.step
+    monkeypatch.setattr(policy, "step", lambda last, cache: slots.append(len(last)) or step(last, cache))
+    rollout = write(policy, chat, sources)
+    assert slots == [max(int((rollout.length > t).sum()), min(fewest[0] + 2 * fewest[1], 16)) for t in range(len(slots))]
 
 
 # ---- the address

@@ -100,11 +100,11 @@ def test_greedy_decoding(pair, rows):
     """Token for token what transformers generates, prompts of different lengths decoded together."""
     policy, twin = pair
     prompts, steps = rows[0], 12
-    cache, tokens, drawn = policy.prefill(prompts, 2, steps), prompts.last[:, None].expand(-1, 2), []
+    cache, tokens, drawn = policy.prefill(prompts, 2, steps), prompts.last.repeat_interleave(2), []
     for _ in range(steps):
         tokens = policy.logits(policy.step(tokens, cache)).argmax(-1)
         drawn.append(tokens)
-    drawn = torch.stack(drawn, -1)  # (P, G, steps)
+    drawn = torch.stack(drawn, -1).view(-1, 2, steps)  # (P, G, steps)
     assert torch.equal(drawn[:, 0], drawn[:, 1])
     twin.generation_config.eos_token_id = None
     for p in range(len(prompts.tokens)):

@@ -41,6 +41,11 @@ def inputs_of(prompts, completions):
     return torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
 
 
+def decode(policy, cache, inputs):
+    """inputs (P, G, C) → hidden (P, G, C, D)."""
+    return torch.stack([policy.step(tokens.flatten(), cache).view(*tokens.shape, -1) for tokens in inputs.unbind(-1)], 2)
+
+
 def gradients(policy, prompts, completions, length, weight):
     policy.zero_grad()
     (policy(prompts, completions, length) * weight).sum().backward()
@@ -73,9 +78,9 @@ def test_prefill_and_step_equal_forward(policy, rows):
     forward = policy(prompts, completions)
     cache = policy.prefill(prompts, GROUP, LONGEST)
     for c, tokens in enumerate(inputs_of(prompts, completions).unbind(-1)):
-        close(policy.step(tokens, cache), forward[:, :, c])
+        close(policy.step(tokens.flatten(), cache), forward[:, :, c].flatten(0, 1))
     with pytest.raises(ValueError, match="full"):
-        policy.step(completions[..., 0], cache)
+        policy.step(completions[..., 0].flatten(), cache)
 
 
 @torch.no_grad()
@@ -110,7 +115,7 @@ def test_prompts_do_not_see_each_other(policy, rows):
     prompts, completions, length = rows
     together = policy(prompts, completions, length)
     cache = policy.prefill(prompts, GROUP, LONGEST)
-    decoded = torch.stack([policy.step(tokens, cache) for tokens in inputs_of(prompts, completions).unbind(-1)], 2)
+    decoded = decode(policy, cache, inputs_of(prompts, completions))
     for p, (patches, grid) in enumerate(pictures_of(prompts)):
         n = int(prompts.length[p])
         slots = prompts.image_slot[p, :n]
@@ -121,27 +126,50 @@ def test_prompts_do_not_see_each_other(policy, rows):
         for g in range(GROUP):
             close(policy(alone, completions[p : p + 1, g : g + 1], length[p : p + 1, g : g + 1])[0, 0], together[p, g])
         cache = policy.prefill(alone, GROUP, LONGEST)
-        assert cache.bias is None
-        mine = torch.stack([policy.step(tokens, cache) for tokens in inputs_of(alone, completions[p : p + 1]).unbind(-1)], 2)
+        assert not cache.seen.any()                                                 # no padding
+        mine = decode(policy, cache, inputs_of(alone, completions[p : p + 1]))
         close(mine[0], decoded[p])
 
 
 @torch.no_grad()
-def test_compaction_changes_nothing(policy, rows):
-    """Rows are dropped, reordered and repeated in the middle of decoding, twice; those that stay go on as before."""
+def test_closing_slots_changes_nothing(policy, rows):
+    """Slots are closed in the middle of decoding, twice; rows that stay move, a prompt without rows goes, and all go on as before."""
     prompts, completions, _ = rows
-    inputs = inputs_of(prompts, completions)
-    forward = policy(prompts, completions)
+    inputs, forward = inputs_of(prompts, completions).flatten(0, 1), policy(prompts, completions).flatten(0, 1)
     cache = policy.prefill(prompts, GROUP, LONGEST)
-    kept = torch.arange(len(prompts.tokens) * GROUP).view(-1, GROUP)
-    plan = {2: torch.tensor([[9, 11], [1, 0], [8, 7]]), 5: torch.tensor([[3, 3], [0, 1]])}  # flat rows of the shape before
+    row = torch.arange(len(inputs))
+    plan = {2: [1, 3, 4, 5, 9, 11], 5: [3, 9]}                                              # who is alive then
     for c in range(LONGEST):
         if c in plan:
-            before = cache.own_k.clone()
-            cache, kept = cache.compact(plan[c]), kept.flatten()[plan[c]]
-            assert before.shape[1] != cache.own_k.shape[1] and cache.capacity == LONGEST
-        close(policy.step(inputs[..., c].flatten()[kept], cache), forward[:, :, c].flatten(0, 1)[kept])
-    assert kept.tolist() == [[0, 0], [9, 11]]
+            kept = cache.keep(torch.isin(row, torch.tensor(plan[c])), len(plan[c]))
+            row = row[kept]
+            assert sorted(row.tolist()) == plan[c] and cache.capacity == LONGEST and len(cache.own_k[0]) == len(row)
+            assert len(cache.prompt_k[0]) == len({r // GROUP for r in plan[c]}) == cache.packing.shape[0]
+        close(policy.step(inputs[row, c], cache), forward[row, c])
+    assert c > 5
+
+
+@torch.no_grad()
+def test_a_slot_is_used_again(policy, rows):
+    """Three slots write all twelve rows: one is given to the next row every few tokens, so that rows of any length and prompt stand beside each other."""
+    prompts, completions, _ = rows
+    inputs, forward = inputs_of(prompts, completions).flatten(0, 1), policy(prompts, completions).flatten(0, 1)
+    cache = policy.prefill(prompts, GROUP, LONGEST, slots=3)
+    row, waiting, done = torch.arange(3), 3, set()
+    assert len(cache.own_k[0]) == 3 and len(cache.prompt_k[0]) == len(prompts.tokens) and not any(x.any() for x in (*cache.own_k, *cache.own_v))
+    for turn in range(100):
+        at = cache.filled.clone()
+        close(policy.step(inputs[row, at], cache), forward[row, at])
+        full = cache.filled == LONGEST
+        done |= set(row[full].tolist())
+        change = full | (torch.arange(3) == turn % 5) & (waiting < 9)                        # some are given up early
+        for slot in change.nonzero().flatten():
+            row[slot] = min(waiting, len(inputs) - 1)
+            cache.begin(slot[None], row[slot][None] // GROUP)
+            waiting += 1
+        if waiting > len(inputs) + 3:
+            break
+    assert {9, 10, 11} <= done and turn < 99
 
 
 @torch.no_grad()
