@@ -3,6 +3,7 @@
 A run that was stopped goes on with the same command: the newest undamaged checkpoint gives weights, optimizer and step; metrics.jsonl and samples.jsonl are cut
 back to that step; the rest is a function of (seed, step).
 """
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from data.types import BadExample
 from grpo import checkpoint
 from grpo.config import Config, check_same_run, save
 from grpo.distributed import World, gathered, wait_for_all
+from grpo.files import write_whole
 from grpo.metrics import Metrics, read
 from grpo.optim import Optimizer
 from grpo.rewards import rule
@@ -78,6 +80,25 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
     return folder
 
 
+def base_of(cfg: Config, world: World) -> Path:
+    """The folder of the base. A hub model's commit is written down when a run begins, and whoever goes on with the run gets that one: a branch may have moved since.
+
+    Raises ValueError.
+    """
+    if cfg.init:
+        return Path(cfg.init).parent
+    note, commit = cfg.folder / "base.json", None
+    if world.main:                                      # it asks first, so that all ranks get one commit
+        commit = json.loads(note.read_text("utf-8"))["revision"] if note.is_file() else None
+        found = model_folder(cfg.model, commit or cfg.revision)
+        if not note.is_file() and found.parent.name == "snapshots":         # of the hub's cache: a folder a commit
+            commit = found.name
+            note.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(note, json.dumps({"model": cfg.model, "revision": commit}, indent=1) + "\n")
+    commit = gathered([commit] if world.main else [])[0]
+    return found if world.main else model_folder(cfg.model, commit or cfg.revision)
+
+
 def freeze(policy: torch.nn.Module, parts: Sequence[str]) -> None:
     """Train all but these parts, before the optimizer is made. vision: the tower and its merger; llm: everything else."""
     for name, parameter in policy.named_parameters():
@@ -95,7 +116,7 @@ def open_run(cfg: Config, world: World) -> Run:
         raise checkpoint.CheckpointError(line)
     if line and world.main:
         tqdm.write(line, file=sys.stderr)
-    base = Path(cfg.init).parent if cfg.init else model_folder(cfg.model, cfg.revision)
+    base = base_of(cfg, world)
     chat = Chat(base, template=cfg.template, max_prompt=cfg.max_prompt, min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
     if min(cfg.prompts, len(examples)) < world.size:

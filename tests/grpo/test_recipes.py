@@ -1,6 +1,7 @@
 """Every recipe: its plan, its dry run, and two steps of it with its own choices, scaled down, on a tiny random checkpoint; and what its settings promise."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -123,7 +124,6 @@ def test_imitation_of_the_papers_kind(base, data, tmp_path, loss_on):
 
 def test_sampling_settings_of_the_folder_do_not_leak(base, data, tmp_path):
     """generation_config.json says greedy, twice over; only its stop tokens are read."""
-    import shutil
     plain = Path(shutil.copytree(base, tmp_path / "plain"))
     values = json.loads((plain / "generation_config.json").read_text())
     (plain / "generation_config.json").write_text(json.dumps({"eos_token_id": values["eos_token_id"]}))
@@ -195,6 +195,27 @@ def test_a_hub_model_is_fetched_by_pattern_at_its_revision(base, monkeypatch):
     assert all(map(fetched, ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "merges.txt", *checkpoint.SIDE_FILES)))
     assert not any(map(fetched, ("pytorch_model.bin", "modeling_qwen.py", "model.pt", "README.md", "training_args.bin", "model.gguf")))
     assert run.model_folder(str(base)) == base and len(asked) == 2                               # a folder that is there wins
+
+
+def test_a_run_keeps_to_the_commit_it_began_with(base, data, tmp_path, monkeypatch):
+    """The branch moves between two starts: the second still asks for the first one's commit, and the weights of its reference are that one's."""
+    asked, cache = [], tmp_path / "hub" / "snapshots"
+    for commit in ("c0ffee", "decaf0"):
+        shutil.copytree(base, cache / commit)
+
+    def snapshot(repo, files, kind, revision):
+        asked.append(revision)
+        return cache / ("c0ffee" if revision in ("main", "c0ffee") and not moved else revision if revision in ("c0ffee", "decaf0") else "decaf0")
+    moved = []
+    monkeypatch.setattr(hub, "snapshot", snapshot)
+    how = ("steps=1", "eval.items=0")
+    trained("visualthinker_sat", "Qwen/Qwen2-VL-2B", data, tmp_path / "run", *how)
+    assert json.loads((tmp_path / "run" / "base.json").read_text()) == {"model": "Qwen/Qwen2-VL-2B", "revision": "c0ffee"}
+    moved.append(True)
+    trained("visualthinker_sat", "Qwen/Qwen2-VL-2B", data, tmp_path / "run", *how)
+    assert asked == ["main", "c0ffee"]
+    trained("visualthinker_sat", "Qwen/Qwen2-VL-2B", data, tmp_path / "other", *how)
+    assert asked[-1] == "main" and json.loads((tmp_path / "other" / "base.json").read_text())["revision"] == "decaf0"
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch, tmp_path, capsys):
