@@ -3,9 +3,11 @@
 The built-in model in both: the same folder, prompts, pictures and dtype, temperature 1, no top-k and no top-p, the placeholders banned.
 First both decode greedily, and must give the same tokens. Then they sample in turns: *stopping*, as in training, where the tokens counted are
 those up to each row's stop; and *full*, no token stops a row, so that both draw exactly P x G x cap tokens. transformers runs with its dynamic and
-with its static cache; the speedup is over the faster of the two. Prints tokens a second; the last line is one JSON object.
+with its static cache; the speedup is over the faster of the two. *float32* is what ours would take if attention did not add up in float64, which no
+run does: the price of log-probs that equal those of the training forward. Prints tokens a second; the last line is one JSON object.
 """
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -19,7 +21,7 @@ from grpo.batch import collate_prompts  # noqa: E402
 from grpo.rollout import generate  # noqa: E402
 from grpo.run import BUILT_IN  # noqa: E402
 from grpo.sampling import uid_hash  # noqa: E402
-from models import weights  # noqa: E402
+from models import cache, layers, weights  # noqa: E402
 from tests.bench.timing import finish, parser, ratio, take_turns  # noqa: E402
 
 NEVER = -1      # a stop id that no token has
@@ -46,6 +48,17 @@ class Peer:
         return out[:, self.longest:]
 
 
+@contextmanager
+def attention_in_float32():
+    """Attention adds up in the dtype of its inputs."""
+    exact = layers.exact
+    layers.exact = cache.exact = lambda x: x
+    try:
+        yield
+    finally:
+        layers.exact = cache.exact = exact
+
+
 def counted(tokens: torch.Tensor, stop_ids: list[int]) -> int:
     """Tokens of completions (B, C) up to each row's stop token, which counts."""
     stops = torch.isin(tokens, torch.tensor(stop_ids or [NEVER]))
@@ -54,17 +67,21 @@ def counted(tokens: torch.Tensor, stop_ids: list[int]) -> int:
 
 def contest(policy, peer: Peer, prompts, uids: list[int], group: int, cap: int, stop_ids: list[int], rounds: int, clock: str) -> dict[str, tuple]:
     """Sample in turns. → of each program its tokens and its seconds, two lists by round."""
-    drawn: dict[str, list[int]] = {"glimpse": [], "dynamic": [], "static": []}
+    drawn: dict[str, list[int]] = {"glimpse": [], "float32": [], "dynamic": [], "static": []}
 
-    def ours():
-        address = (0, len(drawn["glimpse"]), uids)
+    def ours(name="glimpse"):
+        address = (0, len(drawn[name]), uids)
         rollout = generate(policy, prompts, group=group, cap=cap, temperature=1.0, stop_ids=stop_ids or [NEVER], address=address)
-        drawn["glimpse"].append(int(rollout.length.sum()))
+        drawn[name].append(int(rollout.length.sum()))
+
+    def in_float32():
+        with attention_in_float32():
+            ours("float32")
 
     def theirs(cache):
         drawn[cache].append(counted(peer(group, cap, stop_ids, cache="static" if cache == "static" else None), stop_ids))
 
-    seconds = take_turns({"glimpse": ours, "dynamic": lambda: theirs("dynamic"), "static": lambda: theirs("static")}, rounds, clock)
+    seconds = take_turns({"glimpse": ours, "float32": in_float32, "dynamic": lambda: theirs("dynamic"), "static": lambda: theirs("static")}, rounds, clock)
     return {name: (drawn[name][1:], seconds[name]) for name in drawn}
 
 
@@ -93,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict:
         for name, (tokens, seconds) in turns.items():
             rows.append([f"{kind}, {name}", median(tokens), median(seconds), 1 / median(each[name]), ratio(each[name], each["glimpse"])])
         found[kind] = {"tokens_per_second": {name: round(1 / median(each[name])) for name in each}, "speedup_dynamic": ratio(each["dynamic"], each["glimpse"]),
-                       "speedup_static": ratio(each["static"], each["glimpse"]), "speedup": ratio(each[best], each["glimpse"])}
+                       "speedup_static": ratio(each["static"], each["glimpse"]), "float32": ratio(each["float32"], each["glimpse"]), "speedup": ratio(each[best], each["glimpse"])}
     found["speedup"] = found["stopping"]["speedup"]           # of a rollout as training has it; `full` is beside it
     return finish("rollout", ["", "tokens", "seconds", "tokens/s", "times Glimpse's time"], rows, found, args)
 
