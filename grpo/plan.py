@@ -14,16 +14,19 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from data import hub
 from grpo import known
 from grpo.config import Config
+from grpo.logprobs import chunk_of
 from grpo.run import model_folder
 from grpo.schedule import stage_at
 from models.config import ModelConfig, VisionConfig
 
 FLOAT = 4           # bytes
 DOCUMENTS = 2       # of a prompt in imitation, as `data/documents.py` gives them
-LOGITS_ALIVE = 4    # float32 copies of a chunk's logits during its backward pass: logits, their log-softmax, the gradients of both
+LOGITS_ALIVE = 3    # float32 copies of a chunk's logits: as they are, over the temperature, and their log-softmax, which the gradient overwrites
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,9 @@ def _rollout(model: ModelConfig, load: Load) -> tuple[Item, ...]:
 def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
     micro, parts = _micro_batch(load, cfg.loss.micro_tokens), parameters(model)
     count = sum(_trained(parts, cfg.freeze).values())
-    chunk, words, again = min(cfg.loss.head_chunk, micro.said), model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
+    words, again = model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
+    device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+    chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.said)
     kept = activations(model, replace(micro, patches=0) if "vision" in cfg.freeze else micro, size, cfg.recompute)      # a frozen tower keeps none
     copies = 0 if size == FLOAT else size * (parts.get("head", parts["embedding"]) + (_in_use(model) if cfg.recompute else parts["decoder"] + parts["vision"]))
     return (Item("gradients", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),

@@ -126,14 +126,18 @@ class QwenVL(nn.Module):
         cache.filled += 1
         return self.model.norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) → (..., V) float32.
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): the head's weight, which is the embedding's where the two are tied."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
+        """hidden (..., D) → (..., V) float32. head: `head_weight` in another dtype (None: as it is).
 
         The picture placeholders get the lowest number, in rollouts and in training alike: they can't be drawn, and the policy that samples
         stays the policy in the loss.
         """
-        head = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        logits = wide(F.linear(hidden, head))
+        logits = wide(F.linear(hidden, self.head_weight if head is None else head))
         banned = torch.tensor(self.config.placeholder_ids, device=logits.device)
         return logits.index_fill_(-1, banned, torch.finfo(torch.float32).min)
 
