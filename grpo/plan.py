@@ -201,16 +201,16 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
     # In a block: the inputs of both norms in float32 and after them; q, k, v flat and padded; attention's output; gate, up, their product.
     token = 2 * width * (FLOAT + size) + size * (2 * queries + 4 * keys + 4 * model.intermediate_size) + sums * queries
-    # Beside each row's keys and values lie its prompt's; and the kernel keeps the mask, as numbers, for the R queries of each key head. On a CPU, in which alone
-    # products are in float32, attention adds up in float64.
-    block = tokens * token + load.rows * (load.prompt + load.cap) * sums * (2 * keys + queries // keys * load.cap)
+    # Beside each row's keys and values lie its prompt's. On a CPU, in which alone products are in float32, attention adds up in float64.
+    block = tokens * token + load.rows * (load.prompt + load.cap) * sums * 2 * keys
+    mask = load.prompts * (load.prompt + load.cap) * sums * (queries // keys * load.cap)           # of a group and the R queries of a key head; all blocks share it
     v, patches = model.vision, load.prompts * load.patches
     vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + (4 if v.gated else 3) * v.intermediate_size))
     if recompute:
         blocks = size * (model.num_hidden_layers * tokens * width + v.depth * patches * v.width) + max(block, vision_block)
     else:
         blocks = model.num_hidden_layers * block + v.depth * vision_block
-    return blocks + patches * v.patch_dim * FLOAT + load.said * width * (2 * FLOAT + size)
+    return blocks + mask + patches * v.patch_dim * FLOAT + load.said * width * (2 * FLOAT + size)
 
 
 def _in_use(model: ModelConfig) -> int:

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from models.cache import KVCache
 from models.config import ModelConfig
 from models.decoder import Decoder, Packing, Streams, text_rope
-from models.layers import group_mask, wide
+from models.layers import attention_dtype, group_mask, wide
 from models.vision import VisionTower
 
 
@@ -79,7 +79,7 @@ class QwenVL(nn.Module):
         x = torch.cat((x, self.model.embed_tokens(own.pack(inputs))))
         rope = text_rope(torch.cat((positions, own_positions.expand(3, -1)), 1), self.config)
         repeat = self.config.num_attention_heads // self.config.num_key_value_heads
-        streams = Streams(prompt, positions.shape[1], own, group_mask(prompts.length - 1, prompt.shape[1], C, repeat))
+        streams = Streams(prompt, positions.shape[1], own, group_mask(prompts.length - 1, prompt.shape[1], C, repeat, attention_dtype(x)))
         for block in self.model.layers:
             x = self._run(block, x, rope, streams, block is self.model.layers[-1] and not whole)
         x = self.model.norm(x)
