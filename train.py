@@ -26,7 +26,7 @@ from grpo.optim import clip_gradient
 from grpo.record import completion_rows
 from grpo.rewards import score
 from grpo.rollout import generate
-from grpo.run import chosen_prompts, open_run
+from grpo.run import chosen_prompts, lent, open_run
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
 from grpo.sft import encode_documents, imitate, totals
@@ -57,9 +57,10 @@ def train_grpo(cfg, run, world, keeper) -> None:
         tokens, completions = distributed.total(drawn.totals)
         batch.weight = token_weights(batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap)     # (B, C)
         if run.reference is not None:
-            batch.logp_ref = scored(run.reference, batch, cfg, collate, chunk)                         # (B, C)
+            with lent(run.reference, world.device) as reference:
+                batch.logp_ref = scored(reference, batch, cfg, collate, chunk)                  # (B, C)
         if cfg.loss.updates > 1:
-            batch.logp_old = scored(policy, batch, cfg, collate, chunk)                                # (B, C); with one update the ratio is 1, its gradient is not
+            batch.logp_old = scored(policy, batch, cfg, collate, chunk)                              # (B, C); with one update the ratio is 1, its gradient is not
         clock["reference"] = time.perf_counter()
 
         # 4  Learn: clipped surrogate and KL penalty                                                                              docs/06, Eq. 4-7

@@ -75,6 +75,7 @@ class _Score(torch.autograd.Function):
             entropy[part] = torch.special.entr(probability, out=probability).sum(dim=-1)  # entr(0) = 0, where -p * log(p) would be NaN
             if len(tokens) <= chunk:
                 kept.append(all_logp)  # a single chunk would be recomputed the moment it was freed
+            del all_logp, probability  # before the next chunk's are made
         ctx.save_for_backward(hidden, head, tokens, *kept)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy

@@ -4,8 +4,8 @@ Numbers are bounds: every prompt as long as max_prompt, with one picture as larg
 Under that, parameters, caches and logits are exact, and activations an estimate of what autograd keeps of the blocks in `models/` (tests
 hold it to what is really kept). Libraries, fragmentation and data come on top.
 
-Weights, gradients, moments, reference and caches are float32 whatever `dtype` says: with bfloat16, autocast casts a weight where it is used, and what stays of that is the
-copies which the backward pass needs.
+Weights, gradients, moments and caches are float32 whatever `dtype` says: with bfloat16, autocast casts a weight where it is used, and what stays of that is the
+copies which the backward pass needs. Only the reference, which is never trained, is kept in the dtype of the products.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None,
     anchored = cfg.method == "grpo" and cfg.loss.kl_coef > 0
     held = (Item("weights", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
             _optimizer(cfg.optim.name, trained),
-            Item("reference", FLOAT * count * anchored, "the frozen base" if anchored else "not loaded: there is no KL penalty"))
+            _reference(cfg, count, size) if anchored else Item("reference", 0, "not loaded: there is no KL penalty"))
     stages, step, prompts = [], 0, -(-cfg.prompts // ranks)
     while step < max(cfg.steps, 1):
         stage = stage_at(step, cfg.stages, cfg)
@@ -148,6 +148,12 @@ def _optimizer(name: str, trained: dict[str, int]) -> Item:
     if name == "muon":
         return Item("optimizer", FLOAT * (2 * count - matrices), "Muon: one moment of the blocks' matrices, AdamW: two of the rest")
     return Item("optimizer", 2 * FLOAT * count, "AdamW: two moments in float32")
+
+
+def _reference(cfg: Config, count: int, size: int) -> Item:
+    if cfg.loss.reference_on == "host":
+        return Item("reference", 0, f"the frozen base waits on the host; {_bytes(size * count)} while it scores, before there are gradients")
+    return Item("reference", size * count, f"the frozen base, {_count(count)} x {size} bytes")
 
 
 def _rollout(model: ModelConfig, load: Load) -> tuple[Item, ...]:

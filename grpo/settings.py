@@ -47,6 +47,8 @@ class Loss:
     """Estimator of the KL to the reference. k3: the GRPO paper's; k3_is: k3 times the ratio, unbiased in its gradient as well."""
     kl_coef: float = 0.04
     """Weight of the KL penalty. 0: no reference model is loaded."""
+    reference_on: Literal["device", "host"] = "device"
+    """Where the reference is kept. host: in the machine's memory, and copied to the GPU for its pass in each step."""
     updates: int = 1
     """Optimizer updates per rollout. With 1 the ratio is 1, and its gradient is not."""
     micro_tokens: int = 16384
