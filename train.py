@@ -20,14 +20,14 @@ from grpo.dynamic import SAMPLING, Drawn
 from grpo.guards import NonFinite, fitting
 from grpo.interrupt import Interrupted
 from grpo.keep import Keeper
-from grpo.logprobs import completion_logprobs
+from grpo.logprobs import chunk_of, completion_logprobs
 from grpo.objective import LossStats, group_advantages, policy_loss, token_weights
 from grpo.optim import clip_gradient
 from grpo.record import completion_rows
 from grpo.rewards import score
 from grpo.rollout import generate
 from grpo.room import slots
-from grpo.run import chosen_prompts, open_run
+from grpo.run import chosen_prompts, lent, open_run
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
 from grpo.sft import encode_documents, imitate, totals
@@ -36,6 +36,7 @@ from grpo.sft import encode_documents, imitate, totals
 def train_grpo(cfg, run, world, keeper) -> None:
     """Learn from rewards, from step run.step to cfg.steps."""
     policy, chat, optimizer, micro_tokens = run.policy, run.chat, run.optimizer, cfg.loss.micro_tokens
+    chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type)          # tokens whose logits exist at the same time
 
     def collate(part: TrainBatch) -> TrainBatch:
         return part.collated(image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device)
@@ -57,9 +58,10 @@ def train_grpo(cfg, run, world, keeper) -> None:
         tokens, completions = distributed.total(drawn.totals)
         batch.weight = token_weights(batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap)     # (B, C)
         if run.reference is not None:
-            batch.logp_ref = scored(run.reference, batch, cfg, collate)                         # (B, C)
+            with lent(run.reference, world.device) as reference:
+                batch.logp_ref = scored(reference, batch, cfg, collate, chunk)                  # (B, C)
         if cfg.loss.updates > 1:
-            batch.logp_old = scored(policy, batch, cfg, collate)                                # (B, C); with one update the ratio is 1, its gradient is not
+            batch.logp_old = scored(policy, batch, cfg, collate, chunk)                              # (B, C); with one update the ratio is 1, its gradient is not
         clock["reference"] = time.perf_counter()
 
         # 4  Learn: clipped surrogate and KL penalty                                                                              docs/06, Eq. 4-7
@@ -69,7 +71,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
                 stats, entropy_sum, logp_now = LossStats.zero(), 0.0, torch.zeros(batch.mask.shape)
                 for part, at, rows in batch.micro_batches(micro_tokens, teaching):
                     part = collate(part)
-                    logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=cfg.loss.head_chunk)       # (b, c)
+                    logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=chunk)       # (b, c)
                     loss, part_stats = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, clip_low=cfg.loss.clip_low,
                                                    clip_high=cfg.loss.clip_high, kl_coef=cfg.loss.kl_coef, kl=cfg.loss.kl, surrogate=cfg.loss.surrogate)
                     loss.backward()
@@ -114,11 +116,11 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
 
 
 @torch.no_grad()
-def scored(policy, batch: TrainBatch, cfg, collate) -> torch.Tensor:
+def scored(policy, batch: TrainBatch, cfg, collate, chunk: int) -> torch.Tensor:
     """The completions' log-probs under a policy that is not being trained. → (B, C) on the CPU."""
     logp = torch.zeros(batch.mask.shape)
     for part, at, rows in batch.micro_batches(cfg.loss.micro_tokens):
-        batch.put_back(logp, completion_logprobs(policy, collate(part), temperature=cfg.temperature, chunk=cfg.loss.head_chunk)[0], at, rows)
+        batch.put_back(logp, completion_logprobs(policy, collate(part), temperature=cfg.temperature, chunk=chunk)[0], at, rows)
     return logp
 
 
@@ -150,7 +152,7 @@ def train_sft(cfg, run, world, keeper) -> None:
         batch = TrainBatch(prompts, documents, length)
         tokens, completions = distributed.total(totals(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
         learn = partial(imitate, policy, batch, loss_on=cfg.sft.loss_on, weighting=cfg.loss.weighting, tokens=tokens, completions=completions, cap=cfg.cap,
-                        chunk=cfg.loss.head_chunk, collate=collate)
+                        chunk=chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type), collate=collate)
         (loss, weight, logp), micro_tokens = fitting(lambda most: learn(micro_tokens=most), micro_tokens, policy)
         norm = step_optimizer(policy, run.optimizer, loss, cfg.optim.max_grad_norm, prompts, step, keeper.skip)
         keeper.sft_step(step + 1, loss=loss, weight=weight, batch=batch, logp=logp, examples=examples, norm=norm, lr=lr, skipped=skipped,

@@ -42,10 +42,14 @@ def start(device: str = "auto") -> World:
     return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
+def is_low(world: World, dtype: str) -> bool:
+    """Whether matrix products run in bfloat16. dtype: auto (on a GPU they do), float32 or bfloat16."""
+    return dtype == "bfloat16" or (dtype == "auto" and world.device.type == "cuda")
+
+
 def precision(world: World, dtype: str) -> torch.autocast:
-    """A context in which matrix products run in `dtype` (auto: bfloat16 on a GPU, else float32). Weights, norms, log-probs, loss and optimizer stay in float32."""
-    low = dtype == "bfloat16" or (dtype == "auto" and world.device.type == "cuda")
-    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=low, cache_enabled=False)     # a cached cast would outlive the update
+    """A context in which matrix products run as `is_low` says. Weights, norms, log-probs, loss and optimizer stay in float32."""
+    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=is_low(world, dtype), cache_enabled=False)     # a cached cast would outlive the update
 
 
 def stop() -> None:

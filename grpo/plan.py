@@ -4,8 +4,8 @@ Numbers are bounds: every prompt as long as max_prompt, with one picture as larg
 Under that, parameters, caches and logits are exact, and activations an estimate of what autograd keeps of the blocks in `models/` (tests
 hold it to what is really kept). Libraries, fragmentation and data come on top.
 
-Weights, gradients, moments and reference are float32 whatever `dtype` says: with bfloat16, autocast casts a weight where it is used, and what stays of that is the
-copies which the backward pass needs.
+Weights, gradients and moments are float32 whatever `dtype` says: with bfloat16, autocast casts a weight where it is used, and what stays of that is the copies which the
+backward pass needs. Caches and the reference, which is never trained, are in the dtype of the products.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from data import hub
 from grpo import known
 from grpo.config import Config
+from grpo.logprobs import chunk_of
 from grpo.room import attention_size
 from grpo.run import model_folder
 from grpo.schedule import stage_at
@@ -24,7 +27,7 @@ from models.config import ModelConfig, VisionConfig
 
 FLOAT = 4           # bytes
 DOCUMENTS = 2       # of a prompt in imitation, as `data/documents.py` gives them
-LOGITS_ALIVE = 4    # float32 copies of a chunk's logits during its backward pass: logits, their log-softmax, the gradients of both
+LOGITS_ALIVE = 3    # float32 copies of a chunk's logits: as they are, over the temperature, and their log-softmax, which the gradient overwrites
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None,
     anchored = cfg.method == "grpo" and cfg.loss.kl_coef > 0
     held = (Item("weights", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
             _optimizer(cfg.optim.name, trained),
-            Item("reference", FLOAT * count * anchored, "the frozen base" if anchored else "not loaded: there is no KL penalty"))
+            _reference(cfg, count, size) if anchored else Item("reference", 0, "not loaded: there is no KL penalty"))
     stages, step, prompts = [], 0, -(-cfg.prompts // ranks)
     while step < max(cfg.steps, 1):
         stage = stage_at(step, cfg.stages, cfg)
@@ -148,6 +151,12 @@ def _optimizer(name: str, trained: dict[str, int]) -> Item:
     return Item("optimizer", 2 * FLOAT * count, "AdamW: two moments in float32")
 
 
+def _reference(cfg: Config, count: int, size: int) -> Item:
+    if cfg.loss.reference_on == "host":
+        return Item("reference", 0, f"the frozen base waits on the host; {_bytes(size * count)} while it scores, before there are gradients")
+    return Item("reference", size * count, f"the frozen base, {_count(count)} x {size} bytes")
+
+
 def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None) -> tuple[Item, ...]:
     rows, numbers, words = min(slots or load.rows, load.rows), 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size, model.vocab_size
     exact = attention_size(size, "cpu")                         # only there products are in float32
@@ -161,7 +170,9 @@ def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None) -> tu
 def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
     micro, parts = _micro_batch(load, cfg.loss.micro_tokens), parameters(model)
     count = sum(_trained(parts, cfg.freeze).values())
-    chunk, words, again = min(cfg.loss.head_chunk, micro.said), model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
+    words, again = model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
+    device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
+    chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.said)
     kept = activations(model, replace(micro, patches=0) if "vision" in cfg.freeze else micro, size, cfg.recompute)      # a frozen tower keeps none
     copies = 0 if size == FLOAT else size * (parts.get("head", parts["embedding"]) + (_in_use(model) if cfg.recompute else parts["decoder"] + parts["vision"]))
     return (Item("gradients", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
@@ -200,16 +211,16 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
     # In a block: the inputs of both norms in float32 and after them; q, k, v flat and padded; attention's output; gate, up, their product.
     token = 2 * width * (FLOAT + size) + size * (2 * queries + 4 * keys + 4 * model.intermediate_size) + sums * queries
-    # Beside each row's keys and values lie its prompt's; and the kernel keeps the mask, as numbers, for the R queries of each key head. On a CPU, in which alone
-    # products are in float32, attention adds up in float64.
-    block = tokens * token + load.rows * (load.prompt + load.cap) * sums * (2 * keys + queries // keys * load.cap)
+    # Beside each row's keys and values lie its prompt's. On a CPU, in which alone products are in float32, attention adds up in float64.
+    block = tokens * token + load.rows * (load.prompt + load.cap) * sums * 2 * keys
+    mask = load.prompts * (load.prompt + load.cap) * sums * (queries // keys * load.cap)           # of a group and the R queries of a key head; all blocks share it
     v, patches = model.vision, load.prompts * load.patches
     vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + (4 if v.gated else 3) * v.intermediate_size))
     if recompute:
         blocks = size * (model.num_hidden_layers * tokens * width + v.depth * patches * v.width) + max(block, vision_block)
     else:
         blocks = model.num_hidden_layers * block + v.depth * vision_block
-    return blocks + patches * v.patch_dim * FLOAT + load.said * width * (2 * FLOAT + size)
+    return blocks + mask + patches * v.patch_dim * FLOAT + load.said * width * (2 * FLOAT + size)
 
 
 def _in_use(model: ModelConfig) -> int:

@@ -5,7 +5,8 @@ back to that step; the rest is a function of (seed, step).
 """
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,7 +21,7 @@ from data.sources import open_source
 from data.types import BadExample
 from grpo import checkpoint
 from grpo.config import Config, check_same_run, save
-from grpo.distributed import World, gathered, wait_for_all
+from grpo.distributed import World, gathered, is_low, wait_for_all
 from grpo.files import write_whole
 from grpo.metrics import Metrics, read
 from grpo.optim import Optimizer
@@ -105,6 +106,30 @@ def freeze(policy: torch.nn.Module, parts: Sequence[str]) -> None:
         parameter.requires_grad_(("vision" if name.startswith("visual.") else "llm") not in parts)
 
 
+def frozen(reference: torch.nn.Module, low: bool) -> torch.nn.Module:
+    """A policy that is never trained, in place. low: products are in bfloat16, so its matrices are kept in it.
+
+    That changes nothing that the hub's models compute, whose weights are bfloat16: a product casts them there in any case, and norms and biases stay as they are.
+    """
+    for parameter in reference.requires_grad_(False).parameters():
+        if low and parameter.dim() > 1:
+            parameter.data = parameter.data.bfloat16()
+    return reference
+
+
+@contextmanager
+def lent(reference: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.Module]:
+    """The reference on a device for as long as the context lasts. One that is kept on the host is copied there, and the copy forgotten afterwards."""
+    home = {parameter: parameter.data for parameter in reference.parameters() if parameter.device.type != device.type}
+    for parameter, data in home.items():
+        parameter.data = data.to(device)
+    try:
+        yield reference
+    finally:
+        for parameter, data in home.items():
+            parameter.data = data
+
+
 def open_run(cfg: Config, world: World) -> Run:
     """Make the run folder or find it again, load the policy and the questions. Raises ValueError and CheckpointError with one clear line."""
     folder = cfg.folder
@@ -135,7 +160,7 @@ def open_run(cfg: Config, world: World) -> Run:
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:
-        reference = weights.load(base, device=world.device).requires_grad_(False)
+        reference = frozen(weights.load(base, device=world.device if cfg.loss.reference_on == "device" else "cpu"), is_low(world, cfg.dtype))
 
     metrics, samples = (Metrics(folder / name if world.main else None) for name in ("metrics.jsonl", "samples.jsonl"))
     if world.main:

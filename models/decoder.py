@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.cache import KVCache
 from models.config import ModelConfig
-from models.layers import GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention, rotate
+from models.layers import GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention, rotate, wide
 from models.layers import inverse_frequencies, rope_from_angles
 from models.packing import Packing
 
@@ -33,6 +33,15 @@ def text_rope(positions: Tensor, config: ModelConfig) -> Rope:
     axis = torch.arange(3, device=positions.device).repeat_interleave(torch.tensor(config.mrope_section, device=positions.device))
     frequency = inverse_frequencies(config.rope_theta, config.head_size, positions.device)
     return rope_from_angles(positions.movedim(0, -1)[..., axis] * frequency)
+
+
+class Embedding(nn.Embedding):
+    """Rows of a table. Under autocast they come in float32, and with them the residual stream, even of a table that is kept in bfloat16 (a frozen reference's)."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(...) long → (..., D)."""
+        x = super().forward(tokens)
+        return wide(x) if torch.is_autocast_enabled(x.device.type) else x
 
 
 class Attention(nn.Module):
@@ -116,6 +125,6 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -90,15 +90,25 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.transpose(1, 2).to(q.dtype)
 
 
-def group_mask(length: Tensor, longest: int, completion: int, repeat: int) -> Tensor:
+def attention_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which the attention of hidden states x adds up: autocast's, or that of `exact`."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else exact(x[:0]).dtype
+
+
+def group_mask(length: Tensor, longest: int, completion: int, repeat: int, dtype: torch.dtype) -> Tensor:
     """Who sees whom in `group_attention`: a completion token sees its prompt's first `length` tokens, and its completion up to itself.
 
-    length (P,) long; longest = S; completion = C; repeat = R, query heads per key head.  → (P, 1, R·C, S + C) bool, True = visible.
+    length (P,) long; longest = S; completion = C; repeat = R, query heads per key head.  → (P, 1, R·C, S + C), 0 = visible, -inf = not.
+    As numbers of attention's own dtype, all blocks share it; from truth values each would make numbers of its own and keep them for its backward pass.
     """
-    shape, device = (len(length), completion, longest), length.device
-    prompt = (torch.arange(longest, device=device) < length[:, None, None]).expand(shape)
-    own = torch.ones(completion, completion, dtype=torch.bool, device=device).tril().expand(len(length), -1, -1)
-    return torch.cat((prompt, own), -1).repeat(1, repeat, 1)[:, None]
+    device = length.device
+    prompt = torch.arange(longest, device=device) >= length[:, None, None]
+    own = torch.ones(completion, completion, dtype=torch.bool, device=device).triu(1)
+    mask = torch.zeros(len(length), 1, repeat, completion, longest + completion, dtype=dtype, device=device)
+    mask[..., :longest].masked_fill_(prompt[:, None, None], -torch.inf)
+    mask[..., longest:].masked_fill_(own, -torch.inf)
+    return mask.flatten(2, 3)
 
 
 def group_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, mask: Tensor) -> Tensor:
@@ -108,17 +118,15 @@ def group_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v:
     `group_mask`.  → (P, G, C, H, E).
 
     The R query heads of a key head become R·C queries of it, so keys are not repeated per head and the fused kernels take the mask on
-    every device (`enable_gqa` beside a mask can leave a GPU only the kernel that writes all scores out). Two matrix products, one over the
-    prompt's keys without a copy and one over the own ones, took 1.5 times as long, forward and backward, on a CPU at P = 18, G = 12,
-    S = 60, C = 50.
+    every device (`enable_gqa` beside a mask can leave a GPU only the kernel that writes all scores out). The rows of a group become heads
+    of its prompt, so one mask serves them all. What else was tried, and what it took: docs/results/speed.md.
     """
     (P, G, C, H, E), K = q.shape, k.shape[3]
 
-    def join(shared: Tensor, own: Tensor) -> Tensor:  # (P·G, K, S + C, E)
-        return exact(torch.cat((shared.transpose(1, 2)[:, None].expand(P, G, K, -1, E), own.transpose(2, 3)), 3).flatten(0, 1))
+    def join(shared: Tensor, own: Tensor) -> Tensor:  # (P, G·K, S + C, E)
+        return exact(torch.cat((shared.transpose(1, 2)[:, None].expand(P, G, K, -1, E), own.transpose(2, 3)), 3).flatten(1, 2))
 
-    rows = q.view(P, G, C, K, H // K, E).permute(0, 1, 3, 4, 2, 5).reshape(P * G, K, H // K * C, E)
-    mask = mask[:, None].expand(P, G, *mask.shape[1:]).flatten(0, 1)
+    rows = q.view(P, G, C, K, H // K, E).permute(0, 1, 3, 4, 2, 5).reshape(P, G * K, H // K * C, E)
     out = F.scaled_dot_product_attention(exact(rows), join(prompt_k, k), join(prompt_v, v), attn_mask=mask).to(q.dtype)
     return out.view(P, G, K, H // K, C, E).permute(0, 1, 4, 2, 3, 5).reshape(P, G, C, H, E)
 

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from models.cache import KVCache
 from models.config import ModelConfig
 from models.decoder import Decoder, Streams, text_rope
-from models.layers import group_mask, wide
+from models.layers import attention_dtype, group_mask, wide
 from models.packing import Packing
 from models.vision import VisionTower
 
@@ -87,7 +87,7 @@ class QwenVL(nn.Module):
         x = torch.cat((x, self.model.embed_tokens(own.pack(inputs))))
         rope = text_rope(torch.cat((positions, own_positions.expand(3, -1)), 1), self.config)
         repeat = self.config.num_attention_heads // self.config.num_key_value_heads
-        streams = Streams(prompt, positions.shape[1], own, group_mask(prompts.length - 1, prompt.shape[1], C, repeat))
+        streams = Streams(prompt, positions.shape[1], own, group_mask(prompts.length - 1, prompt.shape[1], C, repeat, attention_dtype(x)))
         for block in self.model.layers:
             x = self._run(block, x, rope, streams, block is self.model.layers[-1] and not whole)
         x = self.model.norm(x)
@@ -124,14 +124,18 @@ class QwenVL(nn.Module):
         cache.filled += 1
         return self.model.norm(x)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) → (..., V) float32.
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, D): the head's weight, which is the embedding's where the two are tied."""
+        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+
+    def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
+        """hidden (..., D) → (..., V) float32. head: `head_weight` in another dtype (None: as it is).
 
         The picture placeholders get the lowest number, in rollouts and in training alike: they can't be drawn, and the policy that samples
         stays the policy in the loss.
         """
-        head = self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
-        logits = wide(F.linear(hidden, head))
+        logits = wide(F.linear(hidden, self.head_weight if head is None else head))
         return logits.index_fill_(-1, ids_on(self.config.placeholder_ids, logits.device), torch.finfo(torch.float32).min)
 
     def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing]:

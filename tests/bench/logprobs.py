@@ -1,8 +1,8 @@
-"""Log-probs of completions at the size of Qwen2-VL-2B's vocabulary:  python tests/bench/logprobs.py [--tokens 2048] [--chunk 128]
+"""Log-probs of completions at the size of Qwen2-VL-2B's vocabulary:  python tests/bench/logprobs.py [--tokens 2048] [--chunk TOKENS]
 
 Forward and backward of log-prob and entropy from hidden states (T, D = 1536) under a head (V = 151,936, D), float32 on the CPU, three ways:
 
-- *glimpse*: `grpo.logprobs.masked_logprobs`, with --chunk and with the recipes' own head_chunk;
+- *glimpse*: `grpo.logprobs.masked_logprobs`, with --chunk (default: as `loss.logits_mib` has it on a CPU) and with the default of a GPU;
 - *full logits*: log-softmax of all logits, gathered;
 - *gather - logsumexp*: the chosen logit less the logsumexp of its row, row by row (what TRL does in float32).
 
@@ -22,8 +22,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from grpo.known import KNOWN  # noqa: E402
-from grpo.logprobs import masked_logprobs  # noqa: E402
-from grpo.settings import Loss  # noqa: E402
+from grpo.logprobs import chunk_of, masked_logprobs  # noqa: E402
 from models.qwen_vl import QwenVL  # noqa: E402
 from tests.bench.timing import child, extra_memory, finish, parser, ratio, take_turns  # noqa: E402
 
@@ -66,9 +65,9 @@ def gathered(policy, hidden, tokens):
     return logits.gather(-1, tokens[..., None])[..., 0] - total, entropy_of(logits)
 
 
-def forms(chunk: int) -> dict:
+def forms(chunk: int, vocabulary: int) -> dict:
     """Name → how."""
-    ours = {f"glimpse, chunk {c}": partial(glimpse, chunk=c) for c in dict.fromkeys((chunk, Loss.head_chunk))}
+    ours = {f"glimpse, chunk {c}": partial(glimpse, chunk=c) for c in dict.fromkeys((chunk, chunk_of(vocabulary, None, "cuda")))}
     return ours | {"full logits": full, "gather - logsumexp": gathered}
 
 
@@ -82,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict | None:
     """Measure and print."""
     options = parser(__doc__, rounds=3)
     options.add_argument("--tokens", type=int, default=2048)
-    options.add_argument("--chunk", type=int, default=128)
+    options.add_argument("--chunk", type=int)
     options.add_argument("--width", type=int, default=1536)
     options.add_argument("--vocabulary", type=int, default=151936)
     options.add_argument("--memory", help="only measure the memory of this form, in this process")
@@ -90,9 +89,10 @@ def main(argv: list[str] | None = None) -> dict | None:
     args = options.parse_args(argv)
     if args.quick:
         args.tokens, args.chunk, args.width, args.vocabulary, args.rounds = 256, 32, 1536, 4096, 1
+    args.chunk = args.chunk or chunk_of(args.vocabulary, None, "cpu")
     policy = policy_of(args.width, args.vocabulary, not args.frozen)
     hidden, tokens = inputs(args.width, args.vocabulary, args.tokens)
-    size, all_forms = args.tokens, forms(args.chunk)
+    size, all_forms = args.tokens, forms(args.chunk, args.vocabulary)
 
     def work(form):
         logp, entropy = form(policy, hidden[:, :size], tokens[:, :size])

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from grpo.logprobs import completion_logprobs
+from grpo.logprobs import chunk_of, completion_logprobs
 from grpo.sampling import sample
 
 P, G, C, D, V = 2, 3, 7, 8, 31
@@ -27,9 +28,13 @@ class ToyPolicy(nn.Module):
         before = torch.cat([torch.zeros_like(completions[..., :1]), completions[..., :-1]], dim=-1)
         return self.embed(before).cumsum(dim=-2) + prompts
 
-    def logits(self, hidden):
+    @property
+    def head_weight(self):
+        return self.head.weight
+
+    def logits(self, hidden, head=None):
         self.widest, self.scored = max(self.widest, len(hidden)), self.scored + len(hidden)
-        logits = self.head(hidden).float()
+        logits = nn.functional.linear(hidden, self.head.weight if head is None else head).float()
         logits[..., self.impossible] = torch.finfo(torch.float32).min
         return logits
 
@@ -63,6 +68,70 @@ def test_equal_to_the_plain_form_in_value_and_gradient(chunk, temperature):
     for found, wanted in zip(torch.autograd.grad((logp * upstream).sum(), policy.parameters()), gradients):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
         assert wanted.abs().max() > 0.1
+
+
+def both_gradients(policy, batch, chunk, parameters, temperature=0.8):
+    """Of the parameters, by the plain form and by ours, for a loss in which every token has a slope of its own."""
+    upstream = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2))
+    expected = torch.autograd.grad((plain(policy, batch, temperature)[0] * upstream).sum(), parameters)
+    logp, _ = completion_logprobs(policy, batch, temperature=temperature, chunk=chunk)
+    return expected, torch.autograd.grad((logp * upstream).sum(), parameters)
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_the_slope_of_a_banned_word_is_zero(chunk):
+    """A batch that holds one all the same: its logit is a constant, so only the other words of its distribution move."""
+    policy, batch = ToyPolicy(impossible=[0, 30]), make_batch()
+    batch.tokens[0, 0, 2] = 30
+    expected, found = both_gradients(policy, batch, chunk, list(policy.parameters()), temperature=1.0)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert not found[1][30].any()
+
+
+def test_a_tied_head_adds_to_the_embeddings_gradient():
+    policy, batch = ToyPolicy(), make_batch()
+    policy.head.weight = policy.embed.weight
+    (expected,), (found,) = both_gradients(policy, batch, 4, [policy.embed.weight])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    policy.head.weight = nn.Parameter(policy.embed.weight.detach().clone())
+    assert (both_gradients(policy, batch, 4, [policy.embed.weight])[1][0] - found).norm() > 0.1 * found.norm()      # the head's share is not nothing
+
+
+@pytest.mark.parametrize("frozen", ["head", "embed"])
+def test_a_frozen_part_gets_no_gradient_and_changes_no_other(frozen):
+    policy, batch = ToyPolicy(), make_batch()
+    expected, found = both_gradients(policy, batch, 4, list(policy.parameters()))
+    getattr(policy, frozen).weight.requires_grad_(False)
+    (trained,) = [p for p in policy.parameters() if p.requires_grad]
+    _, (alone,) = both_gradients(policy, batch, 4, [trained])
+    assert torch.equal(alone, found[0 if frozen == "head" else 1])
+    logp, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=4)
+    logp.sum().backward()
+    assert getattr(policy, frozen).weight.grad is None and trained.grad is not None
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_products_in_bfloat16_and_sums_in_float32(chunk):
+    """Under autocast both forms round their factors to 8 bits; the plain form also rounds the head's gradient. Called outside of autocast, the backward pass knows
+    what the forward pass computed in."""
+    policy, batch = ToyPolicy(), make_batch()
+    upstream = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2))
+    exact, _ = both_gradients(policy, batch, chunk, list(policy.parameters()))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected, _ = plain(policy, batch, 0.8)
+        logp, _ = completion_logprobs(policy, batch, temperature=0.8, chunk=chunk)
+    torch.testing.assert_close(logp, expected, rtol=1e-6, atol=1e-6)
+    wanted = torch.autograd.grad((expected * upstream).sum(), policy.parameters())
+    found = torch.autograd.grad((logp * upstream).sum(), policy.parameters())
+    for ours, theirs, true in zip(found, wanted, exact):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - true).norm() <= max(1.1 * (theirs - true).norm(), 0.01 * true.norm())
+    logp, _ = completion_logprobs(policy, batch, temperature=0.8, chunk=chunk)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad((logp * upstream).sum(), policy.parameters())
+    for ours, true in zip(found, exact):
+        torch.testing.assert_close(ours, true, rtol=1e-5, atol=1e-6)
 
 
 def test_zero_outside_the_mask_and_nothing_scored_there():
@@ -136,6 +205,37 @@ def test_chunks_are_recomputed_not_kept():
     logits = 160 * 4000 * 4
     assert kept_bytes(chunk=1000) > 0.9 * logits  # one chunk holds them all ...
     assert kept_bytes(chunk=20) < 0.1 * logits    # ... eight hold none of them
+
+
+class Large(TorchDispatchMode):
+    """Counts the results with at least so many numbers."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.seen = least, []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        view = torch.is_tensor(out) and any(torch.is_tensor(a) and a.untyped_storage().data_ptr() == out.untyped_storage().data_ptr() for a in args)
+        if torch.is_tensor(out) and out.numel() >= self.least and not view:
+            self.seen.append(str(function))
+        return out
+
+
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_the_backward_pass_makes_one_gradient_of_the_head(dtype, most):
+    """Eighty chunks, one (V, D) sum, which is the gradient itself; in bfloat16 also the head in that dtype. Autograd would make one per chunk and add them."""
+    policy, batch = ToyPolicy(4000), make_batch(torch.full((2, 2), 40), 40, 4000)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16, cache_enabled=False):
+        logp, _ = completion_logprobs(policy, batch, temperature=0.9, chunk=2)
+    with Large(4000 * D) as large:
+        torch.autograd.grad(logp.sum(), policy.head.weight)
+    assert len(large.seen) == most, large.seen
+
+
+def test_a_chunk_is_as_many_tokens_as_its_bytes_hold():
+    assert chunk_of(151936, 75, "cpu") == chunk_of(151936, None, "cpu") == 128 and chunk_of(151936, None, "cuda") == 880
+    assert chunk_of(151936, 0.01, "cpu") == 1 and chunk_of(151936, 9, "cpu") == 15 and chunk_of(128, 1, "cpu") == 2048
 
 
 def test_a_batch_without_tokens():

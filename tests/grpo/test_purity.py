@@ -34,8 +34,12 @@ class Policy(nn.Module):
     def forward(self, prompts, tokens, length):
         return prompts[:, None, None, :].expand(*tokens.shape, 3) + tokens[..., None]
 
-    def logits(self, hidden):
-        return self.head(hidden)
+    @property
+    def head_weight(self):
+        return self.head.weight
+
+    def logits(self, hidden, head):
+        return nn.functional.linear(hidden, head)
 
 
 BATCH = SimpleNamespace(prompts=draw(2, 3), tokens=torch.arange(20).reshape(2, 2, 5) % 7, length=MASK.sum(1).reshape(2, 2), mask=MASK)
@@ -58,6 +62,7 @@ CASES = {  # every public function: arguments for a call
     (sampling, "sample"): [((draw(3, 7), torch.tensor([0.1, 0.5, 0.9]), t), {}) for t in (0, 0.7, 1.0)],
     (sampling, "uniforms"): [((1, 2, [3, 4], 2, 5), {})],
     (sampling, "uid_hash"): [(("shapes/0",), {})],
+    (logprobs, "chunk_of"): [((7, mib, "cpu"), {}) for mib in (None, 0.001)],
     (logprobs, "completion_logprobs"): [((Policy(), BATCH), dict(temperature=0.7, chunk=chunk)) for chunk in (2, 100)],
     (logprobs, "masked_logprobs"): [((Policy(), draw(4, 5, 3), torch.arange(20).reshape(4, 5) % 7, MASK), dict(temperature=0.7, chunk=chunk)) for chunk in (2, 100)],
     (schedule, "lr_at"): [((3,), dict(lr=1.0, warmup=2, decay="cosine", steps=9))],

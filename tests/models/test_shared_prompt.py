@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.qwen_vl import PromptBatch
 
@@ -107,6 +108,45 @@ def test_padding_is_never_read(policy, rows):
     other = replace(prompts, tokens=tokens)
     assert not torch.equal(tokens, prompts.tokens) and not torch.equal(words, completions)
     assert torch.equal(policy(other, words, length), policy(prompts, completions, length))
+
+
+@torch.no_grad()
+def test_linear_layers_see_real_tokens_only(policy, rows):
+    """Operations of all matrix products outside attention, counted where they run: two per parameter and real token, the last block's fewer; nothing for padding."""
+    prompts, completions, length = rows
+    patches, inner = len(prompts.patches), policy.config.vision
+    with FlopCounterMode(display=False) as counter:
+        policy(prompts, completions, length)
+    found = counter.get_flop_counts()["Global"]
+    products = sum(flops for op, flops in found.items() if "attention" not in str(op))
+    asked, said = int((prompts.length - 1).sum()), int(length.sum())
+    assert said < length.numel() * LONGEST and asked < len(prompts.length) * (prompts.tokens.shape[1] - 1)      # there is padding
+    shapes = {name: p.numel() for name, p in policy.named_parameters() if p.dim() > 1}
+    tower = sum(n for name, n in shapes.items() if name.startswith("visual.") and "merger" not in name) * patches
+    merger = sum(n for name, n in shapes.items() if "merger" in name) * patches // inner.spatial_merge_size**2
+    blocks = [sum(n for name, n in shapes.items() if name.startswith(f"model.layers.{number}.")) for number in range(len(policy.model.layers))]
+    keys = sum(n for name, n in shapes.items() if name.startswith(f"model.layers.{len(blocks) - 1}.") and ("k_proj" in name or "v_proj" in name))
+    assert products == 2 * (tower + merger + sum(blocks[:-1]) * (asked + said) + blocks[-1] * said + keys * asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_mask_serves_all_blocks(dtype, rows):
+    """A mask is as large as the scores of one query head and its prompt; each block of each row would keep one of its own if attention made it from truth values."""
+    policy, (prompts, completions, length) = tiny_policy(), rows
+    P, _, C = completions.shape
+    queries = policy.config.num_attention_heads // policy.config.num_key_value_heads * C
+    masks, alive = set(), []
+
+    def note(tensor):
+        if tensor.dim() > 1 and tensor.shape[-2:] == (queries, prompts.tokens.shape[1] - 1 + C):
+            masks.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
+            alive.append(tensor)
+        return tensor
+
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16, cache_enabled=False), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        policy(prompts, completions, length)
+    size = P * queries * (prompts.tokens.shape[1] - 1 + C) * (8 if dtype == torch.float32 else 2)
+    assert len(policy.model.layers) > 1 and [nbytes for _, nbytes in masks] == [size]
 
 
 @torch.no_grad()
