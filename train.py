@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from grpo import checkpoint, config, distributed, plan
+from grpo import checkpoint, config, distributed, plan, shard
 from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.dynamic import SAMPLING, Drawn
 from grpo.guards import NonFinite, fitting
@@ -66,7 +66,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
         for update in range(cfg.loss.updates):
             def learn(micro_tokens: int):
                 stats, entropy_sum, logp_now = LossStats.zero(), 0.0, torch.zeros(batch.mask.shape)
-                for part, at, rows in batch.micro_batches(micro_tokens, teaching):
+                for part, at, rows in shard.passes(policy, batch, micro_tokens, teaching):
                     part = collate(part)
                     logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=cfg.loss.head_chunk)       # (b, c)
                     loss, part_stats = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, clip_low=cfg.loss.clip_low,
@@ -97,8 +97,9 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
         return None
     padded = collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
     clock.append(time.perf_counter())
-    rollout = generate(run.policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
-                       address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu")
+    with shard.whole(run.policy) as policy:
+        rollout = generate(policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
+                           address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu")
     if not rollout.logp.isfinite().all():
         raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
     clock.append(time.perf_counter())
@@ -115,7 +116,7 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
 def scored(policy, batch: TrainBatch, cfg, collate) -> torch.Tensor:
     """The completions' log-probs under a policy that is not being trained. → (B, C) on the CPU."""
     logp = torch.zeros(batch.mask.shape)
-    for part, at, rows in batch.micro_batches(cfg.loss.micro_tokens):
+    for part, at, rows in shard.passes(policy, batch, cfg.loss.micro_tokens):
         batch.put_back(logp, completion_logprobs(policy, collate(part), temperature=cfg.temperature, chunk=cfg.loss.head_chunk)[0], at, rows)
     return logp
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,14 @@ def start(device: str = "auto") -> World:
     return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
+def is_low(world: World, dtype: str) -> bool:
+    """Whether matrix products run in bfloat16. dtype: auto (on a GPU they do), float32 or bfloat16."""
+    return dtype == "bfloat16" or (dtype == "auto" and world.device.type == "cuda")
+
+
 def precision(world: World, dtype: str) -> torch.autocast:
-    """A context in which matrix products run in `dtype` (auto: bfloat16 on a GPU, else float32). Weights, norms, log-probs, loss and optimizer stay in float32."""
-    low = dtype == "bfloat16" or (dtype == "auto" and world.device.type == "cuda")
-    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=low, cache_enabled=False)     # a cached cast would outlive the update
+    """A context in which matrix products run as `is_low` says. Weights, norms, log-probs, loss and optimizer stay in float32."""
+    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=is_low(world, dtype), cache_enabled=False)     # a cached cast would outlive the update
 
 
 def stop() -> None:
@@ -81,17 +86,23 @@ def together(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def sum_gradients(policy: nn.Module) -> None:
-    """Add the gradients of all ranks, in one message. A parameter that nothing reached has gradient 0, so the optimizer treats it alike on any number of ranks."""
+    """Add the gradients of all ranks, in one message, and round them to the parameters' dtype. Those of sharded matrices are both already (grpo/shard.py).
+
+    A parameter that nothing reached has gradient 0, so the optimizer treats it alike on any number of ranks.
+    """
     trained = [p for p in policy.parameters() if p.requires_grad]
     for p in trained:
         if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    if not dist.is_initialized():
-        return
-    flat = torch.cat([p.grad.flatten() for p in trained])
-    dist.all_reduce(flat)
-    for p, g in zip(trained, flat.split([p.numel() for p in trained])):
-        p.grad = g.view_as(p)
+            p.grad = torch.zeros_like(p, dtype=p.grad_dtype)
+    here = [p for p in trained if not isinstance(p, DTensor)]
+    found = [p.grad for p in here]
+    if dist.is_initialized() and here:
+        flat = torch.cat([g.flatten() for g in found])
+        dist.all_reduce(flat)
+        found = flat.split([g.numel() for g in found])
+    for p, g in zip(here, found):
+        p.grad, p.grad_dtype = None, p.dtype
+        p.grad = g.view_as(p).to(p.dtype)
 
 
 def wait_for_all() -> None:

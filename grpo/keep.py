@@ -7,7 +7,7 @@ from collections import deque
 import torch
 from tqdm import tqdm
 
-from grpo import checkpoint, distributed, guards, report
+from grpo import checkpoint, distributed, guards, report, shard
 from grpo.batch import TrainBatch
 from grpo.evaluation import answer_all, flat_scores, scores
 from grpo.files import write_whole
@@ -88,8 +88,9 @@ class Keeper:
                 continue
             prefix = "eval/" if name == "heldout" else f"eval/{name}/"
             for kind, temperature in (("", 0.0), *((("sampled/", 1.0),) if every_set and name == "heldout" else ())):
-                answers = answer_all(run.policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind,
-                                     share=(self.world.rank, self.world.size))
+                with shard.whole(run.policy) as policy:
+                    answers = answer_all(policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind,
+                                         share=(self.world.rank, self.world.size))
                 if answers:
                     found |= {f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()}
                 if not kind and name == "heldout" and self.world.main:
@@ -206,8 +207,9 @@ class Keeper:
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
+        policy, optimizer = shard.unsharded(self.run.policy, self.run.optimizer)
         if self.world.main:
-            checkpoint.save(self.run.folder, step, self.run.policy, self.run.optimizer, base=self.run.base, keep=self.cfg.save.keep)
+            checkpoint.save(self.run.folder, step, policy, optimizer, base=self.run.base, keep=self.cfg.save.keep)
         self.last_saved = step
         distributed.wait_for_all()
 

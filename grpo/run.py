@@ -17,9 +17,9 @@ from data.chat import Chat
 from data.order import indices_at
 from data.sources import open_source
 from data.types import BadExample
-from grpo import checkpoint
+from grpo import checkpoint, shard
 from grpo.config import Config, check_same_run, save
-from grpo.distributed import World, gathered, wait_for_all
+from grpo.distributed import World, gathered, is_low, wait_for_all
 from grpo.metrics import Metrics, read
 from grpo.optim import Optimizer
 from grpo.rewards import rule
@@ -109,12 +109,17 @@ def open_run(cfg: Config, world: World) -> Run:
         policy = weights.load(base, device=world.device)
     policy.recompute = policy.visual.recompute = cfg.recompute
     freeze(policy, cfg.freeze)
+    cut = cfg.shard == "always" or (cfg.shard == "auto" and world.size > 1 and cfg.optim.name != "muon")
+    if cut:
+        shard.shard(policy, world, is_low(world, cfg.dtype))
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta1=o.beta1, beta2=o.beta2, eps=o.eps, weight_decay=o.weight_decay, muon_scale=o.muon_scale)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:
         reference = weights.load(base, device=world.device).requires_grad_(False)
+        if cut:
+            shard.shard(reference, world, is_low(world, cfg.dtype))
 
     metrics, samples = (Metrics(folder / name if world.main else None) for name in ("metrics.jsonl", "samples.jsonl"))
     if world.main:
