@@ -25,7 +25,7 @@ from grpo.objective import LossStats, group_advantages, policy_loss, token_weigh
 from grpo.optim import clip_gradient
 from grpo.record import completion_rows
 from grpo.rewards import score
-from grpo.rollout import generate
+from grpo.rollout import Rollout, generate
 from grpo.run import chosen_prompts, open_run
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
@@ -53,7 +53,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
         batch = TrainBatch(prompts, rollout.tokens, rollout.length, advantage.flatten())
-        tokens, completions = distributed.total(drawn.totals)
+        tokens, completions = drawn.totals
         batch.weight = token_weights(batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap)     # (B, C)
         if run.reference is not None:
             batch.logp_ref = scored(run.reference, batch, cfg, collate)                         # (B, C)
@@ -83,23 +83,21 @@ def train_grpo(cfg, run, world, keeper) -> None:
 
         # 5  Keep: metrics, report, evaluation, checkpoint                                                                        docs/metrics
         shown = drawn.reward, drawn.parts, drawn.texts, drawn.examples
-        keeper.grpo_step(step + 1, rollout, batch, completion_rows(rollout, *shown), logp=first_logp, teaching=teaching, entropy=entropy_sum, stats=stats,
+        keeper.grpo_step(step + 1, rollout, batch, completion_rows(rollout, *shown), places=drawn.places, logp=first_logp, teaching=teaching, entropy=entropy_sum, stats=stats,
                          norm=norm, lr=lr, skipped=drawn.skipped, clock=clock, shown=shown, drawn=(drawn.rounds, drawn.dropped, drawn.dropped_tokens))
 
 
-def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn | None:
-    """What this rank asks in a round of a step, and what it gets. None: all of it was asked in an earlier round. Raises NonFinite."""
+def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn:
+    """What this rank asks in a round of a step, and what it gets; it may be nothing. Raises NonFinite."""
     clock = [time.perf_counter()]
 
     # 1  Sample: G completions for each of P prompts from the current policy                                                    docs/03, Eq. 1
     examples, prompts, skipped = chosen_prompts(run, cfg, world, step, round)
-    if not prompts:
-        return None
-    padded = collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
+    padded = prompts and collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
     clock.append(time.perf_counter())
     with shard.whole(run.policy) as policy:
         rollout = generate(policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
-                           address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu")
+                           address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts])).to("cpu") if prompts else Rollout.none(stage.group)
     if not rollout.logp.isfinite().all():
         raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
     clock.append(time.perf_counter())

@@ -108,11 +108,12 @@ class Keeper:
 
     # ---- steps
 
-    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown,
+    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, places, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown,
                   drawn=(1, 0, 0)) -> None:
         """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts' completions under the policy that sampled, by the training forward.
 
-        drawn: the rollouts that this rank needed, the groups that it left out of them, and those groups' tokens (grpo/dynamic.py).
+        places: where each group stands among those of all ranks.  drawn: the rollouts that the step needed, the groups that this rank left out of them, and those
+        groups' tokens (grpo/dynamic.py).
         """
         gap = (rollout.logp.flatten(0, 1) - logp).abs().view(*rollout.tokens.shape)[teaching]
         taught = int(rollout.length[teaching].sum())
@@ -125,13 +126,14 @@ class Keeper:
         row = {"step": step} | step_metrics(groups) | {"entropy": entropy} | stats.averages() | {
             "grad_norm": norm, "learning_rate": lr, "num_tokens": self.tokens, "frac_skipped": float(sums[5]) / (float(sums[5]) + len(groups)),
             "sampling/logp_gap_mean": float(sums[1]) / tokens, "sampling/logp_gap_max": gap_max,
-            "sampling/rounds": max(distributed.gathered([drawn[0]])), "sampling/frac_resampled": float(sums[6]) / (float(sums[6]) + len(groups))}
+            "sampling/rounds": drawn[0], "sampling/frac_resampled": float(sums[6]) / (float(sums[6]) + len(groups))}
         row |= self.timings(clock) | self.guarded(step, row)
-        if self.cfg.report.every and self.world.main and ((step - 1) % self.cfg.report.every == 0 or step == self.cfg.steps):
+        if self.cfg.report.every and ((step - 1) % self.cfg.report.every == 0 or step == self.cfg.steps):
             reward, parts, texts, examples = shown
-            loss = self.cfg.loss
-            for line in shown_groups(step, batch, logp, rollout, reward, parts, texts, examples, self.run.chat.piece, prompts=self.cfg.report.prompts,
-                                     loss={"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": loss.surrogate, "kl": loss.kl}):
+            loss, most = self.cfg.loss, self.cfg.report.prompts
+            lines = shown_groups(step, batch, logp, rollout, reward, parts, texts, examples, self.run.chat.piece, prompts=most,
+                                 loss={"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": loss.surrogate, "kl": loss.kl})
+            for _, line in sorted(distributed.gathered(list(zip(places, lines))), key=lambda pair: pair[0])[:most]:
                 self.run.samples.write(line)
         self.finish(step, row, {"reward": row["reward"], "acc": row["accuracy"], "format": row.get("rewards/format/mean"), "len": row["completions/mean_length"],
                                 "cut": row["completions/clipped_ratio"], "gap": row["sampling/logp_gap_max"], "loss": row["loss"]})

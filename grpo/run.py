@@ -27,7 +27,7 @@ from models import weights
 from models.config import ModelConfig
 
 BUILT_IN = Path(__file__).parent.parent / "models" / "tiny"
-LATER = 4                       # steps whose questions are tried before a rank gives up
+LATER = 4                       # steps whose questions are tried before a run gives up
 HUB_FILES = ("*.safetensors", "*.json", "merges.txt", "chat_template.jinja")    # of a hub model: no pickles, no code
 
 
@@ -98,8 +98,6 @@ def open_run(cfg: Config, world: World) -> Run:
     base = Path(cfg.init).parent if cfg.init else model_folder(cfg.model, cfg.revision)
     chat = Chat(base, template=cfg.template, max_prompt=cfg.max_prompt, min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
-    if min(cfg.prompts, len(examples)) < world.size:
-        raise ValueError(f"{min(cfg.prompts, len(examples))} prompts a step are too few for {world.size} ranks: each needs one; raise prompts")
 
     if found:
         policy = weights.load(found, device=world.device)
@@ -136,16 +134,16 @@ def open_run(cfg: Config, world: World) -> Run:
 
 
 def chosen_prompts(run: Run, cfg: Config, world: World, step: int, round: int = 0) -> tuple[list, list, int]:
-    """This rank's share of the questions of a step, at least one. → (examples, prompts, how many were skipped). A skipped one is named on the terminal.
+    """This rank's share of the questions of a step. → (examples, prompts, how many were skipped). A skipped one is named on the terminal.
 
-    A rank whose whole share was skipped takes that of the next step as well. Raises ValueError if that goes on for LATER steps.
+    A rank may have none; where no rank has any, all take the next step's as well. Raises ValueError if that goes on for LATER steps.
     round: of dynamic sampling; from the second on, what the step has asked already is left out, and there may be nothing left.
     """
     count = min(cfg.prompts, len(run.examples))
     examples, prompts, skipped = [], [], []
     before = {index for earlier in range(round) for index in indices_at(step, len(run.examples), count, cfg.seed, earlier)}
     for later in range(1 if round else LATER):
-        for index in indices_at(step + later, len(run.examples), count, cfg.seed, round)[world.rank::world.size]:
+        for index in world.share(indices_at(step + later, len(run.examples), count, cfg.seed, round)):
             if index in before:
                 continue
             try:
@@ -155,6 +153,7 @@ def chosen_prompts(run: Run, cfg: Config, world: World, step: int, round: int = 
             except BadExample as error:
                 skipped.append(error)
                 tqdm.write(f"step {step + 1}: skipped {error}", file=sys.stderr)
-        if prompts or round:
+        if round or any(gathered([bool(prompts)])):
             return examples, prompts, len(skipped)
-    raise ValueError(f"step {step + 1}: none of {len(skipped)} questions could be asked; the last: {skipped[-1]}")
+    reasons = gathered([str(error) for error in skipped])
+    raise ValueError(f"step {step + 1}: none of {len(reasons)} questions could be asked; the last: {reasons[-1]}")

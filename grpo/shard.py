@@ -74,10 +74,10 @@ def passes(policy: QwenVL, batch: TrainBatch, budget: int, among: list[int] | No
     sums = exact(torch.empty(0, device=next(policy.parameters()).device)).dtype
     found = list(batch.micro_batches(budget, among, apart=sums == torch.float64))
     if learning:
+        policy.zero_grad(set_to_none=True)
         for parameter in policy.parameters():
-            parameter.grad = None
-            if not isinstance(parameter, DTensor):
-                parameter.grad_dtype = sums
+            if sums == torch.float64 and parameter.requires_grad and not isinstance(parameter, DTensor):
+                parameter.grad_dtype, parameter.grad = None, torch.zeros_like(parameter, dtype=sums)
     if not parts:
         yield from found
         return
