@@ -107,11 +107,12 @@ def unsharded(policy: QwenVL, optimizer: Optimizer) -> tuple[QwenVL, SimpleNames
     states = {}
     for name, parameter in policy.named_parameters():
         module, _, leaf = name.rpartition(".")
-        copy = nn.Parameter(_full(parameter.detach()), requires_grad=False)
+        copy = nn.Parameter(full(parameter.detach()), requires_grad=False)
         setattr(plain.get_submodule(module), leaf, copy)
-        states[copy] = {key: _full(value) for key, value in optimizer.state(parameter).items()}
+        states[copy] = {key: full(value) for key, value in optimizer.state(parameter).items()}
     return plain, SimpleNamespace(state=states.__getitem__)
 
 
-def _full(value: torch.Tensor) -> torch.Tensor:
+def full(value: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be sharded, on the CPU. All ranks call it."""
     return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
