@@ -127,10 +127,10 @@ class TrainBatch:
 
     def put_back(self, whole: Tensor, value: Tensor, prompts: list[int], rows: slice) -> None:
         """Write a micro-batch's (b, c) result into its place in `whole` (B, C), on the CPU. Rows behind those of `prompts` are nobody's (`grpo/shard.py`)."""
-        (groups, group), longest = self.length.shape, value.shape[-1]
-        whole, value = whole.view(groups, group, -1), value.cpu().view(-1, len(range(group)[rows]), longest)
+        groups, group = self.length.shape
+        whole, value, count = whole.view(groups, group, whole.shape[-1]), value.cpu(), len(range(group)[rows])
         for at, p in enumerate(prompts):
-            whole[p, rows, :longest] = value[at]
+            whole[p, rows, :value.shape[-1]] = value[at * count:(at + 1) * count]
 
 
 def learnable(batch: TrainBatch) -> list[int]:

@@ -5,6 +5,7 @@ Four comparisons, all in float32 on the CPU, with one thread a process; ranks ar
     run       the built-in recipe, the same global batch: every completion, token by token; every metric; the weights at the end
     gradient  of a batch on 1 and 2 ranks, with completions of unequal lengths and one rank without a picture
     resume    a run that goes on on other numbers of ranks (2, then 1, then 4), against an undisturbed one
+    cases     (--cases) two steps of a small policy in every way in which ranks may differ from each other (CASES), on 1 and on 3 ranks
     time      (--time N) seconds of N short runs with `python train.py` and as many with `torchrun --nproc-per-node 1`, in turns
 
 Processes are forked from one that has imported everything. Ends with a line of JSON; exit status 1 if tokens differ or weights part by more than 1e-5.
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +41,20 @@ from grpo.logprobs import completion_logprobs  # noqa: E402
 from grpo.objective import policy_loss, token_weights  # noqa: E402
 from grpo.run import BUILT_IN  # noqa: E402
 from models import weights  # noqa: E402
+from models.qwen_vl import QwenVL  # noqa: E402
+from small import small_folder  # noqa: E402
 
 CLOSE = 1e-5                                  # of weights, relative to the largest of their tensor
-QUIET = ["device=cpu", "report.every=0", "save.keep=0"]
+QUIET = ["device=cpu", "save.keep=0"]
+SMALL = ["seed=1", "steps=2", "prompts=5", "group=3", "cap=10", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0", "eval.items=4", "save.every=0",
+         "report.every=1", "limit=40"]
+DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0"]
+CROWDED = "out of memory on one rank"
+CASES = {"prompts that do not divide": [], "fewer prompts than ranks": ["prompts=2", "report.prompts=2", "eval.items=2"],
+         "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"], "groups cut by rows": ["loss.micro_tokens=80"],
+         "dynamic": ["sampling=dynamic", "loss.kl_coef=0", "rewards={format: 1, few.py:few: 1}", "max_rounds=3"], "vision frozen": ["freeze=[vision]"],
+         "llm frozen": ["freeze=[llm]"], "muon": ["optim.name=muon"], CROWDED: ["loss.micro_tokens=16384"], "imitation": DOCUMENTS, "imitation, fewer prompts than ranks":
+         [*DOCUMENTS, "prompts=2", "sft.loss_on=prompt_and_answer"]}
 
 
 def on_ranks(count: int, work, log: Path) -> list[int]:
@@ -60,6 +73,8 @@ def on_ranks(count: int, work, log: Path) -> list[int]:
         with open(f"{log}.{rank}", "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
                 status = work(rank)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 file.flush()
                 os._exit(status)
@@ -68,9 +83,35 @@ def on_ranks(count: int, work, log: Path) -> list[int]:
 
 # ---- whole runs
 
-def run(out: Path, ranks: int, settings: list[str], stop: int = 0) -> None:
+def crowd(rank: int, ranks: int) -> None:
+    """The last of several ranks is out of memory four times: before and in a forward pass, before and in a backward pass; each in another micro-batch."""
+    calls, forward, head, loss, learning = iter(range(10**9)), QwenVL.forward, QwenVL.logits, train.policy_loss, [False]
+
+    def full(*_):
+        if learning[0] and (number := next(calls)) in (1, 5, 12, 21):
+            raise torch.OutOfMemoryError(f"simulated, at {number}")
+
+    def run_forward(policy, prompts, tokens, length):
+        learning[0] = torch.is_grad_enabled() and tokens.shape[1] > 1              # a ghost's group is one row when a rank catches up
+        full()
+        hidden = forward(policy, prompts, tokens, length)
+        full()
+        return hidden
+
+    def broken(x):
+        x.register_hook(full)
+        return x
+    if ranks > 1 and rank == ranks - 1:
+        QwenVL.forward = run_forward
+        QwenVL.logits = lambda policy, hidden: head(policy, broken(hidden) if hidden.requires_grad else hidden)
+        train.policy_loss = lambda *a, **how: (full(), loss(*a, **how))[1]
+
+
+def run(out: Path, ranks: int, settings: list[str], stop: int = 0, crowded: bool = False) -> None:
     """The built-in recipe with these settings; what each rank asked and got goes to `out`.RANK.json. stop: leave after this step, as if told to by SIGTERM."""
     def work(rank: int) -> int:
+        if crowded:
+            crowd(rank, ranks)
         written, ask, leave = {}, train.sample_and_score, keep.Keeper.leave_if_told
 
         def asked(run, cfg, world, step, stage, round=0):
@@ -154,6 +195,28 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
     return load_file(out)
 
 
+# ---- cases
+
+def cases(place: Path, names: list[str]) -> int:
+    """These cases on 1 and on 3 ranks. → exit status; prints a line of JSON."""
+    if on_ranks(1, lambda rank: small_folder(place / "base") and 0, place / "base.log") != [0]:         # in a process of its own: nothing may compute before a fork
+        raise SystemExit((place / "base.log.0").read_text())
+    (place / "few.py").write_text("def few(text, example, length):\n    return float(length > 4)\n")          # some groups earn the same throughout, others do not
+    found = {}
+    for number, name in enumerate(names):
+        settings = [*SMALL, f"model={place / 'base'}", *(word.replace("few.py", f"{place}/few.py") for word in CASES[name])]
+        for ranks in (1, 3):
+            run(place / f"case{number}on{ranks}", ranks, settings, crowded=name == CROWDED)
+        found[name] = compare(*(place / f"case{number}on{ranks}" for ranks in (1, 3)))
+        shown = [place / f"case{number}on{ranks}" / "samples.jsonl" for ranks in (1, 3)]
+        found[name]["samples_identical"] = shown[0].exists() == shown[1].exists() and (not shown[0].exists() or shown[0].read_bytes() == shown[1].read_bytes())
+        if name == CROWDED:
+            found[name]["said"] = (place / f"case{number}on3.0").read_text().count("out of memory (rank 2)")
+        print(f"{name}: {found[name]}", flush=True)
+    print(json.dumps(found))
+    return int(not all(row["tokens_identical"] and row["weights_max_relative"] <= CLOSE for row in found.values()))
+
+
 # ---- time
 
 def seconds(place: Path, runs: int, steps: int) -> dict:
@@ -163,7 +226,7 @@ def seconds(place: Path, runs: int, steps: int) -> dict:
     for number in range(runs * 2):
         way = list(ways)[(number + number // 2) % 2]            # a b b a a b ...
         out = place / f"time{number}"
-        subprocess.run([*ways[way], "shapes", *QUIET, f"steps={steps}", "eval.items=0", f"out={out}"], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run([*ways[way], "shapes", *QUIET, f"steps={steps}", "eval.items=0", "report.every=0", f"out={out}"], cwd=ROOT, check=True, capture_output=True)
         found[way] += [json.loads(line)["step_time"] for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
     medians = {way: statistics.median(times) for way, times in found.items()}
     return {"step_seconds": medians, "torchrun_by_python": medians["torchrun"] / medians["python"]}
@@ -174,15 +237,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--cases", action="store_true", help="only this; settings: the names of some")
     parser.add_argument("--time", type=int, default=0, metavar="N", help="only this: N runs of each way to start one process")
     parser.add_argument("settings", nargs="*", help="key=value, over the recipe shapes")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="glimpse-ranks-") as folder:
         place = Path(folder)
+        if asked.cases:
+            return cases(place, asked.settings or list(CASES))
         if asked.time:
             print(json.dumps(seconds(place, asked.time, asked.steps)))
             return 0
-        settings = [f"steps={asked.steps}", "save.every=0", "eval.items=32", f"eval.every={max(asked.steps // 2, 1)}", *asked.settings]
+        settings = [f"steps={asked.steps}", "save.every=0", "report.every=0", "eval.items=32", f"eval.every={max(asked.steps // 2, 1)}", *asked.settings]
         for ranks in asked.ranks:
             run(place / f"on{ranks}", ranks, settings)
         first, found = place / f"on{asked.ranks[0]}", {}
