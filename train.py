@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from grpo import checkpoint, config, distributed, plan
+from grpo import checkpoint, config, distributed, plan, shard
 from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.dynamic import SAMPLING, Drawn
 from grpo.guards import NonFinite, fitting
@@ -25,7 +25,7 @@ from grpo.objective import LossStats, group_advantages, policy_loss, token_weigh
 from grpo.optim import clip_gradient
 from grpo.record import completion_rows
 from grpo.rewards import score
-from grpo.rollout import generate
+from grpo.rollout import Rollout, generate
 from grpo.room import slots
 from grpo.run import chosen_prompts, lent, open_run
 from grpo.sampling import uid_hash
@@ -55,7 +55,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
         batch = TrainBatch(prompts, rollout.tokens, rollout.length, advantage.flatten())
-        tokens, completions = distributed.total(drawn.totals)
+        tokens, completions = drawn.totals
         batch.weight = token_weights(batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap)     # (B, C)
         if run.reference is not None:
             with lent(run.reference, world.device) as reference:
@@ -69,7 +69,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
         for update in range(cfg.loss.updates):
             def learn(micro_tokens: int):
                 stats, entropy_sum, logp_now = LossStats.zero(), 0.0, torch.zeros(batch.mask.shape)
-                for part, at, rows in batch.micro_batches(micro_tokens, teaching):
+                for part, at, rows in shard.passes(policy, batch, micro_tokens, teaching):
                     part = collate(part)
                     logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=chunk)       # (b, c)
                     loss, part_stats = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, clip_low=cfg.loss.clip_low,
@@ -86,23 +86,22 @@ def train_grpo(cfg, run, world, keeper) -> None:
 
         # 5  Keep: metrics, report, evaluation, checkpoint                                                                        docs/metrics
         shown = drawn.reward, drawn.parts, drawn.texts, drawn.examples
-        keeper.grpo_step(step + 1, rollout, batch, completion_rows(rollout, *shown), logp=first_logp, teaching=teaching, entropy=entropy_sum, stats=stats,
+        keeper.grpo_step(step + 1, rollout, batch, completion_rows(rollout, *shown), places=drawn.places, logp=first_logp, teaching=teaching, entropy=entropy_sum, stats=stats,
                          norm=norm, lr=lr, skipped=drawn.skipped, clock=clock, shown=shown, drawn=(drawn.rounds, drawn.dropped, drawn.dropped_tokens))
 
 
-def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn | None:
-    """What this rank asks in a round of a step, and what it gets. None: all of it was asked in an earlier round. Raises NonFinite."""
+def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn:
+    """What this rank asks in a round of a step, and what it gets; it may be nothing. Raises NonFinite."""
     clock = [time.perf_counter()]
 
     # 1  Sample: G completions for each of P prompts from the current policy                                                    docs/03, Eq. 1
     examples, prompts, skipped = chosen_prompts(run, cfg, world, step, round)
-    if not prompts:
-        return None
-    padded = collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
+    padded = prompts and collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
     clock.append(time.perf_counter())
-    rollout = generate(run.policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
-                       address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]),
-                       slots=slots(run.policy, padded, stage.group, stage.cap, cfg.slots), recorded=cfg.cuda_graphs).to("cpu")
+    with shard.whole(run.policy) as policy:
+        rollout = generate(policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
+                           address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]), slots=slots(policy, padded, stage.group, stage.cap, cfg.slots),
+                           recorded=cfg.cuda_graphs).to("cpu") if prompts else Rollout.none(stage.group)
     if not rollout.logp.isfinite().all():
         raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
     clock.append(time.perf_counter())
@@ -119,7 +118,7 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
 def scored(policy, batch: TrainBatch, cfg, collate, chunk: int) -> torch.Tensor:
     """The completions' log-probs under a policy that is not being trained. → (B, C) on the CPU."""
     logp = torch.zeros(batch.mask.shape)
-    for part, at, rows in batch.micro_batches(cfg.loss.micro_tokens):
+    for part, at, rows in shard.passes(policy, batch, cfg.loss.micro_tokens):
         batch.put_back(logp, completion_logprobs(policy, collate(part), temperature=cfg.temperature, chunk=chunk)[0], at, rows)
     return logp
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.mrope import mrope_positions
@@ -75,9 +76,9 @@ class TrainBatch:
         return TrainBatch([self.sources[p] for p in prompts], self.tokens[index][:, rows, :longest], length, part(self.advantage), part(self.weight),
                           part(self.logp_old), part(self.logp_ref))
 
-    def micro_batches(self, budget: int, among: list[int] | None = None) -> Iterator[tuple["TrainBatch", list[int], slice]]:
+    def micro_batches(self, budget: int, among: list[int] | None = None, *, apart: bool = False) -> Iterator[tuple["TrainBatch", list[int], slice]]:
         """Split into parts of at most `budget` tokens (prompts once, completions, padding), groups of like length together.
-        A group over the budget is split by rows; a row over it goes alone. `among`: only these prompts.
+        A group over the budget is split by rows; a row over it goes alone. `among`: only these prompts. `apart`: no two groups together.
 
         Yields (part, its prompts' numbers, its rows). With weights fixed for the whole update, the parts' gradients add up to the whole one's exactly.
         """
@@ -89,7 +90,7 @@ class TrainBatch:
             return len(prompts) * (max(len(self.sources[p].tokens) for p in prompts) + group * max(longest[p] for p in prompts))
 
         for p in sorted(range(groups) if among is None else among, key=lambda p: -longest[p]):
-            if waiting and cost([*waiting, p]) > budget:
+            if waiting and (apart or cost([*waiting, p]) > budget):
                 yield self.select(waiting), waiting, slice(None)
                 waiting = []
             if cost([p]) > budget:
@@ -101,6 +102,22 @@ class TrainBatch:
         if waiting:
             yield self.select(waiting), waiting, slice(None)
 
+    def silent(self, prompt) -> "TrainBatch":
+        """Another prompt with a group as large as those here, whose completions have no tokens."""
+        group = self.length.shape[1]
+
+        def empty(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.new_zeros(group, *([1] * (x.dim() - 1)))
+        return TrainBatch([prompt], self.tokens.new_zeros(1, group, 1), self.length.new_zeros(1, group), empty(self.advantage), empty(self.weight),
+                          empty(self.logp_old), empty(self.logp_ref))
+
+    def beside(self, other: "TrainBatch") -> "TrainBatch":
+        """Both, with this one's groups first. The other's completions are no longer than these."""
+        def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None else torch.cat([a, F.pad(b, (0, a.shape[-1] - b.shape[-1])) if a.dim() > 1 else b])
+        return TrainBatch(self.sources + other.sources, both(self.tokens, other.tokens), torch.cat([self.length, other.length]), both(self.advantage, other.advantage),
+                          both(self.weight, other.weight), both(self.logp_old, other.logp_old), both(self.logp_ref, other.logp_ref))
+
     def collated(self, *, image_token: int, merge: int, device: torch.device | str) -> "TrainBatch":
         """The same part with its prompts padded, on a device."""
         def put(x):
@@ -109,11 +126,11 @@ class TrainBatch:
                        length=put(self.length), advantage=put(self.advantage), weight=put(self.weight), logp_old=put(self.logp_old), logp_ref=put(self.logp_ref))
 
     def put_back(self, whole: Tensor, value: Tensor, prompts: list[int], rows: slice) -> None:
-        """Write a micro-batch's (b, c) result into its place in `whole` (B, C), on the CPU."""
+        """Write a micro-batch's (b, c) result into its place in `whole` (B, C), on the CPU. Rows behind those of `prompts` are nobody's (`grpo/shard.py`)."""
         groups, group = self.length.shape
-        whole, value = whole.view(groups, group, -1), value.cpu().view(len(prompts), -1, value.shape[-1])
+        whole, value, count = whole.view(groups, group, whole.shape[-1]), value.cpu(), len(range(group)[rows])
         for at, p in enumerate(prompts):
-            whole[p, rows, :value.shape[-1]] = value[at]
+            whole[p, rows, :value.shape[-1]] = value[at * count:(at + 1) * count]
 
 
 def learnable(batch: TrainBatch) -> list[int]:

@@ -1,7 +1,7 @@
 """Ranks: who this process is, and the few sums that a step needs from all of them.
 
-Everything here is right for one process too, so the algorithm has no `if world_size > 1`. Each rank takes every size-th prompt of the global batch, and a loss is a
-sum with weights that were decided over all ranks (docs/06): so gradients are *summed*, never averaged.
+Everything here is right for one process too, so the algorithm has no `if world_size > 1`. Each rank takes its stretch of the global batch (`share`), so what is gathered
+from all ranks is in the order in which one would have it. A loss is a sum with weights that were decided over all ranks (docs/06): so gradients are *summed*, never averaged.
 """
 import os
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class World:
     def main(self) -> bool:
         """Rank 0 writes files and talks to the person."""
         return self.rank == 0
+
+    def share(self, items: list) -> list:
+        """This rank's stretch of what all ranks share; empty on the last ranks where there are fewer items than ranks."""
+        first, end = (-(-rank * len(items) // self.size) for rank in (self.rank, self.rank + 1))
+        return items[first:end]
 
 
 def start(device: str = "auto") -> World:
@@ -66,6 +72,11 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def gathered(rows: list) -> list:
     """The lists of all ranks, one after the other, on every rank. For small plain values."""
     if not dist.is_initialized():
@@ -85,17 +96,22 @@ def together(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def sum_gradients(policy: nn.Module) -> None:
-    """Add the gradients of all ranks, in one message. A parameter that nothing reached has gradient 0, so the optimizer treats it alike on any number of ranks."""
+    """Add the gradients of all ranks, in one message, and round them to the parameters' dtype. Those of sharded matrices are both already (grpo/shard.py).
+
+    A parameter that nothing reached has gradient 0, so the optimizer treats it alike on any number of ranks.
+    """
     trained = [p for p in policy.parameters() if p.requires_grad]
     for p in trained:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    if not dist.is_initialized():
-        return
-    flat = torch.cat([p.grad.flatten() for p in trained])
-    dist.all_reduce(flat)
-    for p, g in zip(trained, flat.split([p.numel() for p in trained])):
-        p.grad = g.view_as(p)
+    here = [p for p in trained if not isinstance(p, DTensor)]
+    found = [p.grad for p in here]
+    if dist.is_initialized() and here:
+        flat = torch.cat([g.flatten() for g in found])
+        dist.all_reduce(flat)
+        found = flat.split([g.numel() for g in found])
+    for p, g in zip(here, found):
+        p.grad = g.view_as(p).to(p.dtype)
 
 
 def wait_for_all() -> None:

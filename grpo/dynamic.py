@@ -3,7 +3,7 @@
 A group whose completions all earned the same has advantage 0 throughout: it was paid for and moves nothing. Dynamic sampling (DAPO, arXiv 2503.14476, Sec. 3.2; GPG,
 arXiv 2504.02546) drops it and asks another question. What is asked in a round is a function of (seed, step, round), so nothing has to be saved for a resume.
 
-Departure: each rank fills its own share and waits for nobody. Which further questions are asked therefore depends on the number of ranks; with `fixed` it does not.
+All ranks ask the same rounds and keep the groups that one rank alone would have kept, each those that it has drawn itself.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo.distributed import gathered, rank, total
 from grpo.rollout import Rollout
 
 EVEN = 1e-6             # rewards closer than this are the same, as in `group_advantages`
@@ -21,10 +22,11 @@ EVEN = 1e-6             # rewards closer than this are the same, as in `group_ad
 
 @dataclass
 class Drawn:
-    """What this rank asked and what it got: P prompts with a group of G scored completions each.
+    """What this rank asked and what it got: P prompts (there may be none) with a group of G scored completions each.
 
     texts: P lists of G.  reward and every part (P, G).  seconds: {phase: time it took}.  averaged: the groups that the loss is an average over (None: all).
-    rounds: rollouts that it took.  dropped, dropped_tokens: groups of them that were left out, and their tokens, prompts and completions.
+    places: where each group stands among those of all ranks.  rounds: rollouts that it took.  dropped, dropped_tokens: groups of them that were left out, and their
+    tokens, prompts and completions.
     """
     examples: list
     prompts: list
@@ -35,6 +37,7 @@ class Drawn:
     skipped: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     averaged: list[int] | None = None
+    places: list[int] = field(default_factory=list)
     rounds: int = 1
     dropped: int = 0
     dropped_tokens: int = 0
@@ -46,9 +49,9 @@ class Drawn:
 
     @property
     def totals(self) -> Tensor:
-        """(2,) int64: tokens and completions that the loss is an average over; at least 1, or it would be divided by 0."""
+        """(2,) int64: tokens and completions that the loss is an average over, of all ranks; at least 1, or it would be divided by 0."""
         length = self.rollout.length if self.averaged is None else self.rollout.length[self.averaged]
-        return torch.tensor([length.sum(), length.numel()]).clamp(min=1)
+        return total(torch.tensor([length.sum(), length.numel()])).clamp(min=1)
 
     def clock(self, start: float) -> dict[str, float]:
         """The moments at which the phases ended, had each of them been one stretch of time, the first from `start` on."""
@@ -65,12 +68,12 @@ class Drawn:
         rollout = Rollout(*(both(getattr(self.rollout, name), getattr(other.rollout, name)) for name in ("tokens", "length", "stopped", "logp")))
         return Drawn(self.examples + other.examples, self.prompts + other.prompts, rollout, self.texts + other.texts, both(self.reward, other.reward),
                       {name: both(part, other.parts[name]) for name, part in self.parts.items()}, self.skipped + other.skipped,
-                      {name: self.seconds[name] + other.seconds[name] for name in self.seconds}, rounds=self.rounds + other.rounds)
+                      {name: self.seconds[name] + other.seconds[name] for name in self.seconds})
 
     def keep(self, groups: list[int]) -> "Drawn":
         """These groups, in this order; the others are counted as dropped."""
-        index, r = torch.tensor(groups), self.rollout
-        longest = int(r.length[index].max())
+        index, r = torch.tensor(groups, dtype=torch.long), self.rollout
+        longest = int(r.length[index].max()) if groups else 1
         rollout = Rollout(r.tokens[index][..., :longest], r.length[index], r.stopped[index], r.logp[index][..., :longest])
         pick = lambda items: [items[i] for i in groups]  # noqa: E731
         left = [p for i, p in enumerate(self.prompts) if i not in set(groups)]
@@ -79,27 +82,33 @@ class Drawn:
                        dropped_tokens=int(r.length.sum() - rollout.length.sum()) + sum(len(p.tokens) for p in left))
 
 
-def fixed(draw: Callable[[int], Drawn | None], rounds: int, enough: float) -> Drawn:
+def fixed(draw: Callable[[int], Drawn], rounds: int, enough: float) -> Drawn:
     """One round, and all of it."""
-    return draw(0)
+    drawn = draw(0)
+    before = sum(gathered([len(drawn.prompts)])[:rank()])
+    return replace(drawn, places=list(range(before, before + len(drawn.prompts))))
 
 
-def dynamic(draw: Callable[[int], Drawn | None], rounds: int, enough: float) -> Drawn:
-    """Rounds until `enough` of the first one's number of groups can teach, `rounds` at most; then that number of groups, as in one round.
+def dynamic(draw: Callable[[int], Drawn], rounds: int, enough: float) -> Drawn:
+    """Rounds until `enough` of the first one's number of groups can teach, `rounds` at most; then that number of groups, as in one round, over all ranks.
 
     Groups that can teach come first, in the order in which they were drawn, and the loss is an average over them alone (GPG's factor B / (B - M) for M idle groups of B).
-    Where there are too few, idle ones fill the places: they keep the step's shape and weigh nothing.  draw(round) gives None where nothing new is left to ask.
+    Where there are too few, idle ones fill the places: they keep the step's shape and weigh nothing.  draw(round) has no groups where nothing new is left to ask.
     """
     drawn = draw(0)
-    share = len(drawn.prompts)
+    came = [0] * len(drawn.prompts)                             # in which round each group did
+    share, took = sum(gathered([len(came)])), 1
     for round in range(1, rounds):
-        if len(drawn.uneven) >= ceil(enough * share):
+        if sum(gathered([len(drawn.uneven)])) >= ceil(enough * share):
             break
-        if (more := draw(round)) is not None:
-            drawn = drawn + more
-    teaching = drawn.uneven[:share]
-    idle = [group for group in range(len(drawn.prompts)) if group not in set(drawn.uneven)]
-    return replace(drawn.keep(teaching + idle[:share - len(teaching)]), averaged=list(range(len(teaching))))
+        drawn = drawn + (more := draw(round))
+        came += [round] * len(more.prompts)
+        took += any(gathered([bool(more.prompts)]))
+    uneven = set(drawn.uneven)
+    everyone = gathered([[(group not in uneven, round, rank(), group) for group, round in enumerate(came)]])
+    kept = sorted(entry for entries in everyone for entry in entries)[:share]
+    mine = {group: place for place, (_, _, owner, group) in enumerate(kept) if owner == rank()}
+    return replace(drawn.keep(list(mine)), averaged=[at for at, group in enumerate(mine) if group in uneven], places=list(mine.values()), rounds=took)
 
 
 SAMPLING = {"fixed": fixed, "dynamic": dynamic}

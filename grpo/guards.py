@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
+from grpo.distributed import gathered, rank
+from grpo.shard import catch_up
+
 Result = TypeVar("Result")
 
 
@@ -79,19 +82,29 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def fitting(work: Callable[[int], Result], budget: int, policy: torch.nn.Module, least: int = 256) -> tuple[Result, int]:
-    """`work(budget)`, and where the GPU's memory does not last, with half the budget, and so on; each is said. → (its result, the budget that fits).
+    """`work(budget)`, and where a GPU's memory does not last, with half the budget, and so on; each is said. → (its result, the budget that fits).
 
-    `work` accumulates a gradient in micro-batches of at most `budget` tokens and holds no collective, so a rank may try again by itself. What a failed try left in
-    the gradients is dropped first; so the gradient is that of one whole pass, with any budget. Raises torch.OutOfMemoryError at `least`.
+    `work` accumulates a gradient in micro-batches of at most `budget` tokens. It is tried again by all ranks if one of them is out of memory: that one catches up
+    with the others first, who may be waiting for its part of the weights. What a failed try left in the gradients is dropped; so the gradient is that of one whole
+    pass, with any budget. Raises torch.OutOfMemoryError at `least`.
     """
     while True:
+        result, short = None, []
         try:
-            return work(budget), budget
-        except torch.OutOfMemoryError:
-            if budget // 2 < least:
-                raise
-        policy.zero_grad(set_to_none=True)                  # here, not above: the exception holds on to the tensors of the try
-        gc.collect()
-        torch.cuda.empty_cache()
+            result = work(budget)
+        except torch.OutOfMemoryError as error:
+            short = [(rank(), str(error))]
+        if short:                                           # here, not above: the exception holds on to the tensors of the try
+            policy.zero_grad(set_to_none=True)
+            gc.collect()
+            torch.cuda.empty_cache()
+            catch_up(policy)
+        if not (short := gathered(short)):
+            return result, budget
+        if budget // 2 < least:
+            raise torch.OutOfMemoryError(f"rank {short[0][0]}, with loss.micro_tokens={budget}: {short[0][1]}")
+        policy.zero_grad(set_to_none=True)
         budget //= 2
-        tqdm.write(f"out of memory: going on with loss.micro_tokens={budget}; the gradient is the same, a step takes longer", file=sys.stderr)
+        if rank() == 0:
+            tqdm.write(f"out of memory (rank {', '.join(str(number) for number, _ in short)}): going on with loss.micro_tokens={budget}; the gradient is the same, "
+                       "a step takes longer", file=sys.stderr)

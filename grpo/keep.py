@@ -7,7 +7,7 @@ from collections import deque
 import torch
 from tqdm import tqdm
 
-from grpo import checkpoint, distributed, guards, report
+from grpo import checkpoint, distributed, guards, report, shard
 from grpo.batch import TrainBatch
 from grpo.evaluation import answer_all, flat_scores, scores
 from grpo.files import write_whole
@@ -88,8 +88,9 @@ class Keeper:
                 continue
             prefix = "eval/" if name == "heldout" else f"eval/{name}/"
             for kind, temperature in (("", 0.0), *((("sampled/", 1.0),) if every_set and name == "heldout" else ())):
-                answers = answer_all(run.policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind,
-                                     share=(self.world.rank, self.world.size))
+                with shard.whole(run.policy) as policy:
+                    answers = answer_all(policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind,
+                                         share=(self.world.rank, self.world.size))
                 if answers:
                     found |= {f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()}
                 if not kind and name == "heldout" and self.world.main:
@@ -107,11 +108,12 @@ class Keeper:
 
     # ---- steps
 
-    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown,
+    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, places, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown,
                   drawn=(1, 0, 0)) -> None:
         """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts' completions under the policy that sampled, by the training forward.
 
-        drawn: the rollouts that this rank needed, the groups that it left out of them, and those groups' tokens (grpo/dynamic.py).
+        places: where each group stands among those of all ranks.  drawn: the rollouts that the step needed, the groups that this rank left out of them, and those
+        groups' tokens (grpo/dynamic.py).
         """
         gap = (rollout.logp.flatten(0, 1) - logp).abs().view(*rollout.tokens.shape)[teaching]
         taught = int(rollout.length[teaching].sum())
@@ -124,13 +126,14 @@ class Keeper:
         row = {"step": step} | step_metrics(groups) | {"entropy": entropy} | stats.averages() | {
             "grad_norm": norm, "learning_rate": lr, "num_tokens": self.tokens, "frac_skipped": float(sums[5]) / (float(sums[5]) + len(groups)),
             "sampling/logp_gap_mean": float(sums[1]) / tokens, "sampling/logp_gap_max": gap_max,
-            "sampling/rounds": max(distributed.gathered([drawn[0]])), "sampling/frac_resampled": float(sums[6]) / (float(sums[6]) + len(groups))}
+            "sampling/rounds": drawn[0], "sampling/frac_resampled": float(sums[6]) / (float(sums[6]) + len(groups))}
         row |= self.timings(clock) | self.guarded(step, row)
-        if self.cfg.report.every and self.world.main and ((step - 1) % self.cfg.report.every == 0 or step == self.cfg.steps):
+        if self.cfg.report.every and ((step - 1) % self.cfg.report.every == 0 or step == self.cfg.steps):
             reward, parts, texts, examples = shown
-            loss = self.cfg.loss
-            for line in shown_groups(step, batch, logp, rollout, reward, parts, texts, examples, self.run.chat.piece, prompts=self.cfg.report.prompts,
-                                     loss={"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": loss.surrogate, "kl": loss.kl}):
+            loss, most = self.cfg.loss, self.cfg.report.prompts
+            lines = shown_groups(step, batch, logp, rollout, reward, parts, texts, examples, self.run.chat.piece, prompts=most,
+                                 loss={"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": loss.surrogate, "kl": loss.kl})
+            for _, line in sorted(distributed.gathered(list(zip(places, lines))), key=lambda pair: pair[0])[:most]:
                 self.run.samples.write(line)
         self.finish(step, row, {"reward": row["reward"], "acc": row["accuracy"], "format": row.get("rewards/format/mean"), "len": row["completions/mean_length"],
                                 "cut": row["completions/clipped_ratio"], "gap": row["sampling/logp_gap_max"], "loss": row["loss"]})
@@ -206,8 +209,9 @@ class Keeper:
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
+        policy, optimizer = shard.unsharded(self.run.policy, self.run.optimizer)
         if self.world.main:
-            checkpoint.save(self.run.folder, step, self.run.policy, self.run.optimizer, base=self.run.base, keep=self.cfg.save.keep)
+            checkpoint.save(self.run.folder, step, policy, optimizer, base=self.run.base, keep=self.cfg.save.keep)
         self.last_saved = step
         distributed.wait_for_all()
 

@@ -5,6 +5,9 @@ into the nearest orthogonal one; on the built-in base it learned to localise sev
 """
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from grpo.distributed import total
 
 PATCH_SCALE = 3.0       # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
 
@@ -52,9 +55,33 @@ class Optimizer:
             "step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
         if {key: value.shape for key, value in state.items()} != shapes:
             raise ValueError(f"expected {', '.join(shapes)} of shape {tuple(parameter.shape)}, found { {key: tuple(v.shape) for key, v in state.items()} }")
-        owner.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in state.items()}     # never a memory-mapped file
+        owner.state[parameter] = {key: _as_held(value, parameter) for key, value in state.items()}
+
+
+def _as_held(value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A copy, never a memory-mapped file, on the parameter's device; of a sharded parameter's moments, this rank's part."""
+    if isinstance(parameter, DTensor) and value.dim():
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value.to(parameter.device, copy=True)
 
 
 def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradient down to `max_norm` where its 2-norm exceeds it. → the norm before, a scalar tensor (which may be non-finite: the caller decides)."""
-    return nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+    """Scale the gradient down to `max_norm` where its 2-norm exceeds it. → the norm before, a scalar tensor (which may be non-finite: the caller decides).
+
+    The squares are added up in float64, so the norm of the whole does not depend on how many ranks hold it.
+    """
+    grads = [p.grad for p in policy.parameters() if p.grad is not None]
+    cut, here = ([g for g in grads if isinstance(g, DTensor) == sharded] for sharded in (True, False))
+    squares = sum((_square(g) for g in here), torch.zeros((), dtype=torch.float64, device=grads[0].device))
+    if cut:
+        cut = [g.to_local() for g in cut]
+        squares = squares + total(sum(_square(g) for g in cut))
+    norm = squares.sqrt()
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for g in (*here, *cut):
+        g.mul_(scale.to(g.dtype))
+    return norm
+
+
+def _square(g: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(g, dtype=torch.float64) ** 2

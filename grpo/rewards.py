@@ -138,7 +138,7 @@ def score(texts: list[list[str]], examples: list, parts: dict[str, float],
     rules = {name: rule(name, cap) for name in parts}
     if not parts or not all(math.isfinite(weight) for weight in parts.values()):
         raise ValueError(f"rewards must name at least one part, each with a finite weight; got {parts}. Known: {', '.join(REWARDS)}.")
-    sizes = {len(group) for group in texts}
+    sizes = {len(group) for group in texts} or set([] if lengths is None else lengths.shape[1:])        # a rank may have no prompt
     if len(texts) != len(examples) or len(sizes) != 1:
         raise ValueError(f"score: {len(texts)} groups of sizes {sorted(sizes)} for {len(examples)} examples; expected one group per "
                          "example, all of one size.")
@@ -148,7 +148,7 @@ def score(texts: list[list[str]], examples: list, parts: dict[str, float],
     counts = [[None] * shape[1]] * shape[0] if lengths is None else lengths.tolist()
 
     scored = {name: torch.tensor([[pay(text, example, count) for text, count in zip(group, row)]
-                                  for group, example, row in zip(texts, examples, counts)], dtype=torch.float32)
+                                  for group, example, row in zip(texts, examples, counts)], dtype=torch.float32).view(shape)
               for name, pay in rules.items()}  # each (P, G)
     reward = torch.stack([parts[name] * part for name, part in scored.items()]).sum(dim=0)  # (P, G)
     return reward, scored

@@ -33,6 +33,12 @@ class Rollout:
     stopped: Tensor
     logp: Tensor
 
+    @classmethod
+    def none(cls, group: int) -> "Rollout":
+        """What a rank without a prompt has: no groups."""
+        empty = torch.zeros(0, group, 1)
+        return cls(empty.long(), empty[..., 0].long(), empty[..., 0].bool(), empty)
+
     def to(self, device) -> "Rollout":
         """The same on a device."""
         return Rollout(self.tokens.to(device), self.length.to(device), self.stopped.to(device), self.logp.to(device))

@@ -19,7 +19,7 @@ from data.chat import Chat
 from data.order import indices_at
 from data.sources import open_source
 from data.types import BadExample
-from grpo import checkpoint
+from grpo import checkpoint, shard
 from grpo.config import Config, check_same_run, save
 from grpo.distributed import World, gathered, is_low, wait_for_all
 from grpo.files import write_whole
@@ -30,7 +30,7 @@ from models import weights
 from models.config import ModelConfig
 
 BUILT_IN = Path(__file__).parent.parent / "models" / "tiny"
-LATER = 4                       # steps whose questions are tried before a rank gives up
+LATER = 4                       # steps whose questions are tried before a run gives up
 HUB_FILES = ("*.safetensors", "*.json", "merges.txt", "chat_template.jinja")    # of a hub model: no pickles, no code
 
 
@@ -144,8 +144,6 @@ def open_run(cfg: Config, world: World) -> Run:
     base = base_of(cfg, world)
     chat = Chat(base, template=cfg.template, max_prompt=cfg.max_prompt, min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
-    if min(cfg.prompts, len(examples)) < world.size:
-        raise ValueError(f"{min(cfg.prompts, len(examples))} prompts a step are too few for {world.size} ranks: each needs one; raise prompts")
 
     if found:
         policy = weights.load(found, device=world.device)
@@ -155,12 +153,18 @@ def open_run(cfg: Config, world: World) -> Run:
         policy = weights.load(base, device=world.device)
     policy.recompute = policy.visual.recompute = cfg.recompute
     freeze(policy, cfg.freeze)
+    cut = cfg.shard == "always" or (cfg.shard == "auto" and world.size > 1 and cfg.optim.name != "muon")
+    if cut:
+        shard.shard(policy, world, is_low(world, cfg.dtype))
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta1=o.beta1, beta2=o.beta2, eps=o.eps, weight_decay=o.weight_decay, muon_scale=o.muon_scale)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:
-        reference = frozen(weights.load(base, device=world.device if cfg.loss.reference_on == "device" else "cpu"), is_low(world, cfg.dtype))
+        on = world.device if cut or cfg.loss.reference_on == "device" else "cpu"                   # of several ranks, each keeps its part where it is used
+        reference = frozen(weights.load(base, device=on), is_low(world, cfg.dtype))
+        if cut:
+            shard.shard(reference, world, is_low(world, cfg.dtype))
 
     metrics, samples = (Metrics(folder / name if world.main else None) for name in ("metrics.jsonl", "samples.jsonl"))
     if world.main:
@@ -177,16 +181,16 @@ def open_run(cfg: Config, world: World) -> Run:
 
 
 def chosen_prompts(run: Run, cfg: Config, world: World, step: int, round: int = 0) -> tuple[list, list, int]:
-    """This rank's share of the questions of a step, at least one. → (examples, prompts, how many were skipped). A skipped one is named on the terminal.
+    """This rank's share of the questions of a step. → (examples, prompts, how many were skipped). A skipped one is named on the terminal.
 
-    A rank whose whole share was skipped takes that of the next step as well. Raises ValueError if that goes on for LATER steps.
+    A rank may have none; where no rank has any, all take the next step's as well. Raises ValueError if that goes on for LATER steps.
     round: of dynamic sampling; from the second on, what the step has asked already is left out, and there may be nothing left.
     """
     count = min(cfg.prompts, len(run.examples))
     examples, prompts, skipped = [], [], []
     before = {index for earlier in range(round) for index in indices_at(step, len(run.examples), count, cfg.seed, earlier)}
     for later in range(1 if round else LATER):
-        for index in indices_at(step + later, len(run.examples), count, cfg.seed, round)[world.rank::world.size]:
+        for index in world.share(indices_at(step + later, len(run.examples), count, cfg.seed, round)):
             if index in before:
                 continue
             try:
@@ -196,6 +200,7 @@ def chosen_prompts(run: Run, cfg: Config, world: World, step: int, round: int = 
             except BadExample as error:
                 skipped.append(error)
                 tqdm.write(f"step {step + 1}: skipped {error}", file=sys.stderr)
-        if prompts or round:
+        if round or any(gathered([bool(prompts)])):
             return examples, prompts, len(skipped)
-    raise ValueError(f"step {step + 1}: none of {len(skipped)} questions could be asked; the last: {skipped[-1]}")
+    reasons = gathered([str(error) for error in skipped])
+    raise ValueError(f"step {step + 1}: none of {len(reasons)} questions could be asked; the last: {reasons[-1]}")

@@ -143,6 +143,8 @@ class Config:
     """auto: a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are float32 always."""
+    shard: Literal["auto", "always", "never"] = "auto"
+    """Cut the policy and its optimizer over the ranks (FSDP2): docs/ranks.md. auto: with more than one rank, unless optim.name is muon."""
 
     model: str = "tiny"
     """The base: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint), or a model of the hub (Qwen/Qwen2-VL-2B)."""
@@ -243,6 +245,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
     if config.init and config.method != "sft":
         raise ConfigError("init: random weights can't learn from rewards, because they never earn one; use method=sft, or drop init")
+    if config.shard == "always" and config.optim.name == "muon":
+        raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never, and every rank holds the whole policy")
     if len(set(config.freeze)) > 1:
         raise ConfigError("freeze: with vision and llm both frozen there is nothing left to train")
     _check_rollouts(config)

@@ -14,10 +14,13 @@ from torch import Tensor
 from grpo.batch import TrainBatch
 from grpo.logprobs import completion_logprobs, masked_logprobs
 from grpo.objective import token_weights
+from grpo.shard import passes
 
 
 def encode_documents(chat, documents: list[tuple[str, ...]], cap: int) -> tuple[Tensor, Tensor]:
     """P tuples of G texts → tokens (P, G, C), length (P, G), the stop token included. Raises ValueError for a document longer than `cap` tokens."""
+    if not documents:                                           # a rank may have none
+        return torch.zeros(0, 1, 1, dtype=torch.long), torch.zeros(0, 1, dtype=torch.long)
     ids = [[[*chat.encode(text), chat.stop_ids[0]] for text in group] for group in documents]
     length = torch.tensor([[len(x) for x in group] for group in ids])
     longest = int(length.max())
@@ -68,7 +71,7 @@ def imitate(policy, batch: TrainBatch, *, loss_on: str, weighting: str, tokens: 
     """
     weigh = partial(token_weights, how=weighting, tokens=tokens, completions=completions, cap=cap)
     scored, loss, weight = torch.zeros(batch.mask.shape), torch.zeros(()), torch.zeros(())
-    for part, prompts, rows in batch.micro_batches(micro_tokens):
+    for part, prompts, rows in passes(policy, batch, micro_tokens):
         nll, logp, share = LOSS_ON[loss_on](policy, collate(part), weigh, chunk)
         nll.backward()
         loss, weight = loss + nll.detach().cpu(), weight + share.cpu()

@@ -99,8 +99,9 @@ def test_enough_is_a_share_of_the_step(enough, rounds):
     assert len(asked) == rounds == found.rounds and len(found.prompts) == 4
 
 
-def test_a_round_without_new_questions_is_none():
-    draw, asked = rounds_of(drawn([EVEN, MIXED], skipped=1), None, drawn([MIXED, MIXED], 20, skipped=2))
+def test_a_round_without_new_questions_is_empty():
+    nothing = Drawn([], [], Rollout.none(2), [], torch.zeros(0, 2), {"accuracy": torch.zeros(0, 2)}, 0, {"prompts": 0.0, "rollout": 0.0, "score": 0.0})
+    draw, asked = rounds_of(drawn([EVEN, MIXED], skipped=1), nothing, drawn([MIXED, MIXED], 20, skipped=2))
     found = dynamic(draw, 3, 1.0)
     assert asked == [0, 1, 2] and uids(found) == ["1", "20"] and found.skipped == 3
 
