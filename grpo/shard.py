@@ -100,15 +100,15 @@ def whole(policy: QwenVL) -> Iterator[QwenVL]:
             part.reshard()
 
 
-def passes(policy: QwenVL, batch: TrainBatch, budget: int, among: list[int] | None = None) -> Iterator[tuple[TrainBatch, list[int], slice]]:
+def passes(policy: QwenVL, batch: TrainBatch, budget: int, among: list[int] | None = None, *, apart: bool = True) -> Iterator[tuple[TrainBatch, list[int], slice]]:
     """The micro-batches of `TrainBatch.micro_batches`, for a forward and (with gradients) a backward each. What was in the gradients is forgotten first.
 
     Of a sharded policy, every rank gets as many as the rank that has most, and each holds a picture: a ghost fills in, which has no completion tokens and weighs nothing.
-    In float32 on a CPU each group goes alone and gradients add up in float64: so it makes no difference to their sum which rank has which group.
+    In float32 on a CPU each group goes alone (`apart`) and gradients add up in float64: so it makes no difference to their sum which rank has which group.
     """
     learning, parts = torch.is_grad_enabled(), groups(policy)
     sums = _sums(policy)
-    found = list(batch.micro_batches(budget, among, apart=sums == torch.float64))
+    found = list(batch.micro_batches(budget, among, apart=apart and sums == torch.float64))
     if learning:
         policy.zero_grad(set_to_none=True)
         for parameter in policy.parameters():
