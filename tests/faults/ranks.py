@@ -51,7 +51,7 @@ SMALL = ["seed=1", "steps=2", "prompts=5", "group=3", "cap=10", "rewards={length
 DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0", "loss.micro_tokens=100"]          # each document alone
 CROWDED = "out of memory on one rank"
 CASES = {"prompts that do not divide": [], "fewer prompts than ranks": ["prompts=2", "report.prompts=2", "eval.items=2"],
-         "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"], "groups cut by rows": ["loss.micro_tokens=80"],
+         "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"], "groups cut by rows": ["loss.micro_tokens=50"],
          "dynamic": ["sampling=dynamic", "loss.kl_coef=0", "rewards={format: 1, few.py:few: 1}", "max_rounds=3"], "vision frozen": ["freeze=[vision]"],
          "llm frozen": ["freeze=[llm]"], "muon": ["optim.name=muon"], "bfloat16": ["dtype=bfloat16", "loss.micro_tokens=80"], CROWDED: ["loss.micro_tokens=16384"], "imitation": DOCUMENTS, "imitation, fewer prompts than ranks":
          [*DOCUMENTS, "prompts=2", "sft.loss_on=prompt_and_answer"]}
