@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
             print(config.help_text() if flags.help else config.list_text())
             return 0
         if flags.plan:
-            print(plan.text(cfg))
+            print(plan.text(cfg, flags.plan))
             return 0
         world = distributed.start(cfg.device)
         run = open_run(cfg, world)

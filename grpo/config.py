@@ -34,23 +34,28 @@ class Flags:
 
     help: bool = False
     list: bool = False
-    plan: bool = False
+    plan: int = 0           # of how many ranks
     dry_run: bool = False
 
 
 def parse(argv: Iterable[str]) -> tuple[Config, Flags]:
-    """[RECIPE or FILE.yaml] [key=value ...] [--list] [--plan] [--dry-run] [--help]. Raises ConfigError.
+    """[RECIPE or FILE.yaml] [key=value ...] [--list] [--plan[=RANKS]] [--dry-run] [--help]. Raises ConfigError.
 
     With --help or --list nothing else is looked at: someone who asks for help must get it.
     """
     argv, known = list(argv), {"--" + f.name.replace("_", "-"): f.name for f in dataclasses.fields(Flags)} | {"-h": "help"}
-    flags = Flags(**{known[a]: True for a in argv if a in known})
+    flags = Flags(**{known[a]: True for a in argv if a in known and a != "--plan"}, plan=int("--plan" in argv))
     if flags.help or flags.list:
         return Config(), flags
     recipe, overrides = None, []
     for argument in argv:
         key, equals, value = argument.partition("=")
         if argument in known:
+            continue
+        if key == "--plan":
+            if not value.isdecimal() or not int(value):
+                raise ConfigError(f"argument {argument!r}: give the number of ranks, as in --plan=8")
+            flags = dataclasses.replace(flags, plan=int(value))
             continue
         if key.startswith("-"):
             setting = key.lstrip("-").replace("-", "_")
@@ -151,7 +156,7 @@ IDEA = """\
 Glimpse teaches a vision-language model to reason about what it sees, by reinforcement learning alone (GRPO):
 let it answer each question several times, score the answers by rule, and make what did better than its group more likely.
 
-usage:  torchrun train.py [RECIPE | FILE.yaml] [key=value ...] [--plan] [--dry-run] [--list] [--help]
+usage:  torchrun train.py [RECIPE | FILE.yaml] [key=value ...] [--plan[=RANKS]] [--dry-run] [--list] [--help]
 
   torchrun train.py                                 learn to reason about the built-in pictures; minutes on two CPU cores
   torchrun train.py shapes seed=1 out=runs/second   the same with another seed, in another folder

@@ -26,7 +26,7 @@ class World:
         return self.rank == 0
 
     def share(self, items: list) -> list:
-        """This rank's stretch of what all ranks share; empty on the last ranks where there are fewer items than ranks."""
+        """This rank's stretch of what all ranks share; some ranks have none where there are fewer items than ranks."""
         first, end = (-(-rank * len(items) // self.size) for rank in (self.rank, self.rank + 1))
         return items[first:end]
 

@@ -108,8 +108,8 @@ class Keeper:
 
     # ---- steps
 
-    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, places, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown,
-                  drawn=(1, 0, 0)) -> None:
+    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown,
+                  places=(), drawn=(1, 0, 0)) -> None:
         """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts' completions under the policy that sampled, by the training forward.
 
         places: where each group stands among those of all ranks.  drawn: the rollouts that the step needed, the groups that this rank left out of them, and those

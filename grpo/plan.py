@@ -20,6 +20,7 @@ from data import hub
 from grpo import known
 from grpo.config import Config
 from grpo.logprobs import chunk_of
+from grpo.plan_ranks import of_one_rank
 from grpo.room import attention_size
 from grpo.run import model_folder
 from grpo.schedule import stage_at
@@ -114,7 +115,7 @@ def _vision_parameters(v: VisionConfig) -> int:
 
 
 def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None, dtype: str | None = None, ranks: int = 1) -> Plan:
-    """The plan of one rank.
+    """The plan of one of `ranks` ranks.
 
     max_pixels: of a picture, where the config has none (None: as many as fit into a prompt).
     dtype: of matrix products, float32 or bfloat16 (None: the config's; auto counts as float32).
@@ -136,7 +137,8 @@ def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None,
         stages.append(StagePlan(step, end - 1, group, stage.cap, _rollout(model, load, size, cfg.slots) if cfg.method == "grpo" else (),
                                 _learning(cfg, model, load, size), (load.asked, load.said), prompts * patches, _work(cfg, model, load)))
         step = end
-    return Plan(parts, dtype, held, tuple(stages))
+    plan = Plan(parts, dtype, held, tuple(stages))
+    return of_one_rank(plan, model, ranks) if ranks > 1 and cfg.shard != "never" and cfg.optim.name != "muon" else plan
 
 
 def _trained(parts: dict[str, int], frozen: list[str]) -> dict[str, int]:
@@ -229,21 +231,21 @@ def _in_use(model: ModelConfig) -> int:
     return max(parts["decoder"] // model.num_hidden_layers, parts["vision"] // model.vision.depth) + wide * (wide + model.vision.hidden_size)
 
 
-def text(cfg: Config) -> str:
-    """What --plan prints. Of the model's folder it reads config.json and preprocessor_config.json alone, of a model in grpo/known.py nothing. Raises ValueError."""
+def text(cfg: Config, ranks: int = 1) -> str:
+    """What --plan prints, for one of `ranks` ranks. Of the model's folder it reads config.json and preprocessor_config.json alone, of a model in grpo/known.py nothing. Raises ValueError."""
     if not cfg.init and not Path(cfg.model).exists() and (name := (hub.parts_of(cfg.model) or ("",))[0]) in known.KNOWN:
-        return render(cfg, make_plan(cfg, known.KNOWN[name], max_pixels=known.MAX_PIXELS))
+        return render(cfg, make_plan(cfg, known.KNOWN[name], max_pixels=known.MAX_PIXELS, ranks=ranks), ranks)
     folder = Path(cfg.init) if cfg.init else model_folder(cfg.model, cfg.revision, files=("config.json", "preprocessor_config.json"))
     model = ModelConfig.from_folder(folder)
     processor = folder.parent / "preprocessor_config.json" if folder.is_file() else folder / "preprocessor_config.json"
     pixels = json.loads(processor.read_text("utf-8")).get("max_pixels") if processor.is_file() else None
-    return render(cfg, make_plan(cfg, model, max_pixels=pixels))
+    return render(cfg, make_plan(cfg, model, max_pixels=pixels, ranks=ranks), ranks)
 
 
-def render(cfg: Config, plan: Plan) -> str:
+def render(cfg: Config, plan: Plan, ranks: int = 1) -> str:
     """The plan as a table."""
-    parts = ", ".join(f"{name} {_count(count)}" for name, count in plan.parameters.items())
-    lines = [f"{cfg.recipe}: {cfg.method} on {cfg.model}, {cfg.steps:,} steps, {plan.dtype}, one process. At most, and nothing was loaded:",
+    parts, who = ", ".join(f"{name} {_count(count)}" for name, count in plan.parameters.items()), f"one of {ranks} ranks" if ranks > 1 else "one process"
+    lines = [f"{cfg.recipe}: {cfg.method} on {cfg.model}, {cfg.steps:,} steps, {plan.dtype}, {who}. At most, and nothing was loaded:",
              "", f"{_count(sum(plan.parameters.values()))} parameters: {parts}", "", "held all the time", *map(_line, plan.held)]
     for stage in plan.stages:
         if len(plan.stages) > 1:

@@ -71,7 +71,7 @@ def imitate(policy, batch: TrainBatch, *, loss_on: str, weighting: str, tokens: 
     """
     weigh = partial(token_weights, how=weighting, tokens=tokens, completions=completions, cap=cap)
     scored, loss, weight = torch.zeros(batch.mask.shape), torch.zeros(()), torch.zeros(())
-    for part, prompts, rows in passes(policy, batch, micro_tokens):
+    for part, prompts, rows in passes(policy, batch, micro_tokens, apart=False):            # one by one, a document or two would take twice the time
         nll, logp, share = LOSS_ON[loss_on](policy, collate(part), weigh, chunk)
         nll.backward()
         loss, weight = loss + nll.detach().cpu(), weight + share.cpu()

@@ -75,17 +75,13 @@ def shard(policy: QwenVL, world: World, low: bool) -> None:
     policy.counter = counter
 
 
-def groups(policy: nn.Module) -> list[FSDPModule]:
-    """The parts that are gathered one at a time: the blocks and the root; none of a policy that is not sharded."""
-    return [module for module in policy.modules() if isinstance(module, FSDPModule)]
-
-
 @contextmanager
 def whole(policy: QwenVL) -> Iterator[QwenVL]:
     """A plain policy with all weights, in the dtypes in which they are used, for as long as the context lasts. Inside, no rank waits for another."""
-    if not (parts := groups(policy)):
+    if not isinstance(policy, FSDPModule):
         yield policy
         return
+    parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]            # the blocks and the root
     for part in parts:
         part.unshard()
     try:
@@ -100,21 +96,20 @@ def whole(policy: QwenVL) -> Iterator[QwenVL]:
             part.reshard()
 
 
-def passes(policy: QwenVL, batch: TrainBatch, budget: int, among: list[int] | None = None) -> Iterator[tuple[TrainBatch, list[int], slice]]:
+def passes(policy: QwenVL, batch: TrainBatch, budget: int, among: list[int] | None = None, *, apart: bool = True) -> Iterator[tuple[TrainBatch, list[int], slice]]:
     """The micro-batches of `TrainBatch.micro_batches`, for a forward and (with gradients) a backward each. What was in the gradients is forgotten first.
 
     Of a sharded policy, every rank gets as many as the rank that has most, and each holds a picture: a ghost fills in, which has no completion tokens and weighs nothing.
-    In float32 on a CPU each group goes alone and gradients add up in float64: so it makes no difference to their sum which rank has which group.
+    In float32 on a CPU each group goes alone (`apart`) and gradients add up in float64: so it makes no difference to their sum which rank has which group.
     """
-    learning, parts = torch.is_grad_enabled(), groups(policy)
-    sums = _sums(policy)
-    found = list(batch.micro_batches(budget, among, apart=sums == torch.float64))
+    learning, sums = torch.is_grad_enabled(), _sums(policy)
+    found = list(batch.micro_batches(budget, among, apart=apart and sums == torch.float64))
     if learning:
         policy.zero_grad(set_to_none=True)
         for parameter in policy.parameters():
             if sums == torch.float64 and parameter.requires_grad and not isinstance(parameter, DTensor):
                 parameter.grad_dtype, parameter.grad = None, torch.zeros_like(parameter, dtype=sums)
-    if not parts:
+    if not isinstance(policy, FSDPModule):
         yield from found
         return
     count = max(gathered([len(found)]))
@@ -132,9 +127,12 @@ def catch_up(policy: QwenVL) -> None:
     """Take part in what is left of a try that this rank broke off in a training pass: the rest of that pass and the passes behind it, with ghosts.
 
     The other ranks wait in the middle of a pass for this one's part of the weights. What comes of it is worth nothing, on any rank: all try again.
+    Raises torch.OutOfMemoryError where PyTorch cannot do that yet.
     """
-    if not groups(policy):
+    if not isinstance(policy, FSDPModule):
         return
+    if not hasattr(policy, "reset_iter_state"):
+        raise torch.OutOfMemoryError(f"PyTorch {torch.__version__} cannot take up a broken pass of a sharded policy; halve loss.micro_tokens and start again")
     counter, batch = policy.counter, TrainBatch([ghost(policy)], torch.zeros(1, 1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long))
     policy.reset_iter_state()
     counter.skip = counter.done
@@ -160,7 +158,7 @@ def ghost(policy: QwenVL) -> Prompt:
 
 def unsharded(policy: QwenVL, optimizer: Optimizer) -> tuple[QwenVL, SimpleNamespace]:
     """Policy and optimizer as one rank alone would hold them, on the CPU, to be saved. All ranks call it."""
-    if not groups(policy):
+    if not isinstance(policy, FSDPModule):
         return policy, optimizer
     with torch.device("meta"):
         plain = QwenVL(policy.config)

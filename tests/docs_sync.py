@@ -174,6 +174,21 @@ def sizes(_) -> str:
     return "| | built-in | Qwen2-VL-2B |\n|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
+def shards(_) -> str:
+    """Bytes a rank holds of a policy, its reference, gradients and moments, and what it gathers, in bfloat16; from the plan."""
+    from grpo import config, known, plan
+
+    def cells(name: str, ranks: int) -> tuple[str, str, str]:
+        found = plan.make_plan(config.load("visualthinker_sat", ["dtype=bfloat16"]), known.KNOWN[name], ranks=ranks)
+        sizes = {item.name: item.bytes for item in (*found.held, *found.stages[0].rollout, *found.stages[0].learning)}
+        held = sum(sizes[part] for part in ("weights", "optimizer", "reference", "gradients"))
+        gathered = (sizes.get("gathered policy", 0), sizes.get("gathered parts", 0) + sizes["bfloat16 copies"])
+        return tuple(f"{size / 2**30:.1f} GiB" for size in (held, *gathered))
+    rows = "".join(f"| {name.partition('/')[2]} | {ranks} | {' | '.join(cells(name, ranks))} |\n"
+                   for name in ("Qwen/Qwen2-VL-2B", "Qwen/Qwen2.5-VL-7B-Instruct") for ranks in (1, 8, 64))
+    return "| model | GPUs | held all the time | gathered to sample | copies and gathered parts while learning |\n|---|---|---|---|---|\n" + rows
+
+
 def adversarial(_) -> str:
     """Answers that fool checkers, with the verdict of every rule; tests/data/test_answers.py asserts each."""
     from tests.data.adversarial import CASES
@@ -200,7 +215,7 @@ def readme(heading: str) -> str:
     return re.search(rf"^## [^\n]*{heading}[^\n]*$.*?^(```\n.*?^```\n)", text, re.MULTILINE | re.DOTALL)[1]
 
 
-GENERATORS = {"settings": settings, "recipes": recipes, "mixture": mixture, "world": world, "documents": documents_shown, "sizes": sizes,
+GENERATORS = {"settings": settings, "recipes": recipes, "mixture": mixture, "world": world, "documents": documents_shown, "sizes": sizes, "shards": shards,
               "adversarial": adversarial, "readme": readme, "results": results}
 
 

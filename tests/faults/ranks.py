@@ -48,12 +48,12 @@ CLOSE = 1e-5                                  # of weights, relative to the larg
 QUIET = ["device=cpu", "save.keep=0"]
 SMALL = ["seed=1", "steps=2", "prompts=5", "group=3", "cap=10", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0", "eval.items=4", "save.every=0",
          "report.every=1", "limit=40"]
-DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0"]
+DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0", "loss.micro_tokens=100"]          # each document alone
 CROWDED = "out of memory on one rank"
 CASES = {"prompts that do not divide": [], "fewer prompts than ranks": ["prompts=2", "report.prompts=2", "eval.items=2"],
-         "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"], "groups cut by rows": ["loss.micro_tokens=80"],
+         "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"], "groups cut by rows": ["loss.micro_tokens=50"],
          "dynamic": ["sampling=dynamic", "loss.kl_coef=0", "rewards={format: 1, few.py:few: 1}", "max_rounds=3"], "vision frozen": ["freeze=[vision]"],
-         "llm frozen": ["freeze=[llm]"], "muon": ["optim.name=muon"], CROWDED: ["loss.micro_tokens=16384"], "imitation": DOCUMENTS, "imitation, fewer prompts than ranks":
+         "llm frozen": ["freeze=[llm]"], "muon": ["optim.name=muon"], "bfloat16": ["dtype=bfloat16", "loss.micro_tokens=80"], CROWDED: ["loss.micro_tokens=16384"], "imitation": DOCUMENTS, "imitation, fewer prompts than ranks":
          [*DOCUMENTS, "prompts=2", "sft.loss_on=prompt_and_answer"]}
 
 
@@ -84,8 +84,8 @@ def on_ranks(count: int, work, log: Path) -> list[int]:
 # ---- whole runs
 
 def crowd(rank: int, ranks: int) -> None:
-    """The last of several ranks is out of memory four times: before and in a forward pass, before and in a backward pass; each in another micro-batch."""
-    calls, forward, head, loss, learning = iter(range(10**9)), QwenVL.forward, QwenVL.logits, train.policy_loss, [False]
+    """The last of several ranks is out of memory four times: after a forward pass, deep in a backward pass, between the two, and before a forward pass."""
+    calls, forward, loss, learning = iter(range(10**9)), QwenVL.forward, train.policy_loss, [False]
 
     def full(*_):
         if learning[0] and (number := next(calls)) in (1, 5, 12, 21):
@@ -94,16 +94,13 @@ def crowd(rank: int, ranks: int) -> None:
     def run_forward(policy, prompts, tokens, length):
         learning[0] = torch.is_grad_enabled() and tokens.shape[1] > 1              # a ghost's group is one row when a rank catches up
         full()
+        handle = policy.model.layers[0].register_forward_hook(lambda block, given, out: (out[0].requires_grad and out[0].register_hook(full), None)[1])
         hidden = forward(policy, prompts, tokens, length)
+        handle.remove()
         full()
         return hidden
-
-    def broken(x):
-        x.register_hook(full)
-        return x
     if ranks > 1 and rank == ranks - 1:
         QwenVL.forward = run_forward
-        QwenVL.logits = lambda policy, hidden: head(policy, broken(hidden) if hidden.requires_grad else hidden)
         train.policy_loss = lambda *a, **how: (full(), loss(*a, **how))[1]
 
 
