@@ -170,17 +170,23 @@ def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None) -> tu
 
 
 def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
-    micro, parts = _micro_batch(load, cfg.loss.micro_tokens), parameters(model)
-    count = sum(_trained(parts, cfg.freeze).values())
+    (micro, several), parts = _micro_batch(load, cfg.loss.micro_tokens), parameters(model)
+    trained = _trained(parts, cfg.freeze)
     words, again = model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.said)
     kept = activations(model, replace(micro, patches=0) if "vision" in cfg.freeze else micro, size, cfg.recompute)      # a frozen tower keeps none
     copies = 0 if size == FLOAT else size * (parts.get("head", parts["embedding"]) + (_in_use(model) if cfg.recompute else parts["decoder"] + parts["vision"]))
-    return (Item("gradients", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
-            Item("activations (estimate)", kept, f"a micro-batch of {micro.asked + micro.said:,} tokens{again}"),
-            Item("bfloat16 copies", copies, f"of the matrices in use{again}" if copies else "none: products are in float32"),
-            Item("logits of a chunk", LOGITS_ALIVE * chunk * words * FLOAT, f"{chunk:,} tokens x {words:,} words, {LOGITS_ALIVE} times"))
+    beside = (Item("activations (estimate)", kept, f"a micro-batch of {micro.asked + micro.said:,} tokens{again}"),
+              Item("bfloat16 copies", copies, f"of the matrices in use{again}" if copies else "none: products are in float32"),
+              Item("logits of a chunk", LOGITS_ALIVE * chunk * words * FLOAT, f"{chunk:,} tokens x {words:,} words, {LOGITS_ALIVE} times"))
+    gradients, head, table = (FLOAT * count for count in (sum(trained.values()), trained.get("head", trained["embedding"]), trained["embedding"]))
+    why = f"{_count(sum(trained.values()))} x {FLOAT} bytes"
+    # The backward pass begins with the head, when all activations are there, and ends with the embedding, whose gradient is added to the head's, when one block's are.
+    last = table + kept // (model.num_hidden_layers + model.vision.depth) - total(beside)
+    if several:
+        return Item("gradients", gradients, why), *beside, Item("gradients of a part", max(head, table + last), "of head and embedding, beside the sum of the parts before")
+    return Item("gradients", max(head, gradients + last), f"of {why}, made while activations go: there is one micro-batch"), *beside
 
 
 def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
@@ -194,14 +200,16 @@ def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
     return forward * (1 + learning + (cfg.loss.kl_coef > 0) + (cfg.loss.updates > 1))          # rollout, reference, old policy
 
 
-def _micro_batch(load: Load, budget: int) -> Load:
-    """The largest micro-batch, as `TrainBatch.micro_batches` cuts them."""
+def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:
+    """The largest micro-batch, as `TrainBatch.micro_batches` cuts them, and whether there are several."""
     group = load.rows // load.prompts
     cost = load.prompt + group * load.cap
     if cost > budget:
-        return replace(load, prompts=1, rows=min(group, max(1, (budget - load.prompt) // load.cap)))
-    fit = min(load.prompts, budget // cost)
-    return replace(load, prompts=fit, rows=fit * group)
+        part = replace(load, prompts=1, rows=min(group, max(1, (budget - load.prompt) // load.cap)))
+    else:
+        fit = min(load.prompts, budget // cost)
+        part = replace(load, prompts=fit, rows=fit * group)
+    return part, part != load
 
 
 def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> int:
@@ -209,20 +217,23 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
 
     With recomputation: the input of each block, and the largest block whole. size: bytes of a number in matrix products.
     """
-    width, head, tokens, sums = model.hidden_size, model.head_size, load.asked + load.said, 2 * size if size == FLOAT else size
+    low, width, head = size < FLOAT, model.hidden_size, model.head_size
+    sums = size if low else 2 * FLOAT           # attention adds up in float64 on a CPU, in which alone products are in float32
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
-    # In a block: the inputs of both norms in float32 and after them; q, k, v flat and padded; attention's output; gate, up, their product.
-    token = 2 * width * (FLOAT + size) + size * (2 * queries + 4 * keys + 4 * model.intermediate_size) + sums * queries
-    # Beside each row's keys and values lie its prompt's. On a CPU, in which alone products are in float32, attention adds up in float64.
-    block = tokens * token + load.rows * (load.prompt + load.cap) * sums * 2 * keys
+    # In a block: both norms' inputs and what they divide, in float32; their outputs, under autocast once for each of q, k, v, gate, up; queries and attention's output
+    # as attention has them, the latter as the next product has it too; gate, its silu, up, their product.
+    token = 4 * width * FLOAT + (5 if low else 2) * width * size + queries * (2 * sums + size) + 4 * model.intermediate_size * size
+    # The prompt's keys and values, and beside each row's own the prompt's again.
+    block = (load.asked + load.said) * token + 2 * keys * sums * (load.asked + load.rows * (load.prompt + load.cap))
     mask = load.prompts * (load.prompt + load.cap) * sums * (queries // keys * load.cap)           # of a group and the R queries of a key head; all blocks share it
     v, patches = model.vision, load.prompts * load.patches
     vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + (4 if v.gated else 3) * v.intermediate_size))
     if recompute:
-        blocks = size * (model.num_hidden_layers * tokens * width + v.depth * patches * v.width) + max(block, vision_block)
+        blocks = FLOAT * (model.num_hidden_layers * (load.asked + load.said) * width + v.depth * patches * v.width)
+        blocks += max(block + 2 * size * (load.asked + load.said) * model.intermediate_size, vision_block)        # with the gradients of the widest two
     else:
-        blocks = model.num_hidden_layers * block + v.depth * vision_block
-    return blocks + mask + patches * v.patch_dim * FLOAT + load.said * width * (2 * FLOAT + size)
+        blocks = model.num_hidden_layers * block - load.asked * token + v.depth * vision_block      # the last block computes the completions alone
+    return blocks + mask + patches * v.patch_dim * FLOAT + 4 * load.said * width * FLOAT
 
 
 def _in_use(model: ModelConfig) -> int:

@@ -3,7 +3,7 @@
 Both streams run through the linear layers as one flat list of real tokens, prompts first; padded shapes exist only inside attention.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,42 @@ from models.layers import GatedMLP, RMSNorm, Rope, causal_attention, decode_atte
 from models.layers import inverse_frequencies, rope_from_angles
 from models.packing import Packing
 
+LIKE = 0.8  # completions at least so many times as long as the longest of a part belong to it
+
 
 @dataclass
 class Streams:
     """One forward's T tokens: `prompt_tokens` of the prompts (P, S), then those of the completions (P, G, C), none in a prefill.
 
-    mask: of `group_mask`. Everything here is computed once per forward and used by every block.
+    own: the completions' parts (`by_length`), in the order of their tokens, each with its mask of `group_mask`. Everything here is computed once per forward and
+    used by every block.
     """
 
     prompt: Packing
     prompt_tokens: int
-    own: Packing | None = None
-    mask: Tensor | None = None
+    own: list[tuple[Packing, Tensor]] = field(default_factory=list)
+
+
+def by_length(length: Tensor, longest: int) -> tuple[Packing, list[Packing]]:
+    """Completions in parts of like length, so that attention pads a short one to the longest of its part only. Linear layers see no padding anyway.
+
+    length (P, G) long; longest = C.  → all T tokens, in the order of the parts, as places in (P, G, C); and the parts, each of shape (P, its rows of a group, its longest).
+    """
+    (P, G), device = length.shape, length.device
+    length, row = length.sort(dim=1, descending=True, stable=True)
+    columns, parts, first = length.amax(0).tolist(), [], 0  # the longest first, in each group
+    for column in range(1, G + 1):
+        if column == G or columns[column] < LIKE * columns[first]:
+            parts.append(Packing.of(length[:, first:column], max(columns[first], 1)))
+            first = column
+    index, first = [], 0
+    for part in parts:
+        rows, most = part.shape[1:]
+        places = (torch.arange(P, device=device)[:, None] * G + row[:, first : first + rows])[..., None] * longest + torch.arange(most, device=device)
+        index.append(part.pack(places))
+        first += rows
+    index = torch.cat(index)
+    return Packing(None if len(parts) == 1 and len(index) == P * G * longest else index, (P, G, longest)), parts
 
 
 def text_rope(positions: Tensor, config: ModelConfig) -> Rope:
@@ -77,9 +101,12 @@ class Attention(nn.Module):
             q = self.query(x, rope)
             out.append(streams.prompt.pack(causal_attention(streams.prompt.pad(q[:n]), prompt_k, prompt_v)))
             q = q[n:]
-        if streams.own is not None:
-            pad = streams.own.pad
-            out.append(streams.own.pack(group_attention(pad(q), pad(k[n:]), pad(v[n:]), prompt_k, prompt_v, streams.mask)))
+        k, v = k[n:], v[n:]
+        for part, mask in streams.own:
+            tokens = part.tokens
+            own = (part.pad(x[:tokens]) for x in (q, k, v))
+            out.append(part.pack(group_attention(*own, prompt_k, prompt_v, mask)))
+            q, k, v = q[tokens:], k[tokens:], v[tokens:]
         return self.o_proj(torch.cat(out).flatten(1)), prompt_k, prompt_v
 
     def step(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:

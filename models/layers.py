@@ -139,7 +139,7 @@ def decode_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v
 
     The prompts' keys and values are in the dtype in which attention adds up. The W rows of a prompt and their R query heads are W·R queries of one product.
     """
-    (P, K, S, E), R = prompt_k.shape, q.shape[2]
+    (S, E), R = prompt_k.shape[2:], q.shape[2]
 
     def by_prompt(x: Tensor) -> Tensor:  # (B, K, R, ...) → (P, K, W·R, ...)
         return rows.pad(x).transpose(1, 2).flatten(2, 3)

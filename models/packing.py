@@ -13,6 +13,11 @@ class Packing:
     index: Tensor | None
     shape: tuple[int, ...]
 
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return torch.Size(self.shape).numel() if self.index is None else len(self.index)
+
     @classmethod
     def of(cls, length: Tensor, longest: int) -> "Packing":
         """length (...) long, real tokens at the front of each line of `longest` places."""

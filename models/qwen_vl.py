@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.cache import KVCache
 from models.config import ModelConfig
-from models.decoder import Decoder, Streams, text_rope
+from models.decoder import Decoder, Streams, by_length, text_rope
 from models.layers import attention_dtype, group_mask, wide
 from models.packing import Packing
 from models.vision import VisionTower
@@ -79,7 +79,7 @@ class QwenVL(nn.Module):
         """
         P, G, C = completions.shape
         length = torch.full((P, G), C, device=completions.device) if length is None else length
-        own = Packing.of(length, C)
+        own, parts = by_length(length, C)
         x, positions, prompt = self._prompts(prompts)
         inputs = torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
         places = prompts.next_position[:, None] - 1 + torch.arange(C, device=length.device)  # (P, C), the same on all three axes
@@ -87,7 +87,8 @@ class QwenVL(nn.Module):
         x = torch.cat((x, self.model.embed_tokens(own.pack(inputs))))
         rope = text_rope(torch.cat((positions, own_positions.expand(3, -1)), 1), self.config)
         repeat = self.config.num_attention_heads // self.config.num_key_value_heads
-        streams = Streams(prompt, positions.shape[1], own, group_mask(prompts.length - 1, prompt.shape[1], C, repeat, attention_dtype(x)))
+        masks = [group_mask(prompts.length - 1, prompt.shape[1], part.shape[2], repeat, attention_dtype(x)) for part in parts]
+        streams = Streams(prompt, positions.shape[1], list(zip(parts, masks)))
         for block in self.model.layers:
             x = self._run(block, x, rope, streams, block is self.model.layers[-1] and not whole)
         x = self.model.norm(x)

@@ -1,9 +1,10 @@
 """--plan says what is really there: parameters and caches to the byte, activations within a tenth."""
 
+import json
+import sys
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,20 +16,16 @@ from models import weights
 from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
 
+sys.path.insert(0, str(Path(__file__).parent))
+from plan_peak import prompts  # noqa: E402
+from tests.bench.timing import child  # noqa: E402
+
 TINY = ModelConfig.from_folder(BUILT_IN)
 GATED = ModelConfig("qwen2_5_vl", vocab_size=90, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
                     num_key_value_heads=2, mrope_section=(1, 1, 2),
                     image_token_id=80, video_token_id=81, vision_start_token_id=82, vision_end_token_id=83,
                     vision=VisionConfig(depth=2, width=32, num_heads=2, intermediate_size=56, hidden_size=48, gated=True, window_size=56,
                                         fullatt_block_indexes=(1,)))
-
-
-def prompts(model, count, length, side):
-    """`count` prompts of `length` tokens, each with one picture of side x side patches."""
-    picture = side * side // model.vision.spatial_merge_size**2
-    return [SimpleNamespace(uid=str(i), tokens=np.array([model.image_token_id] * picture + [10] * (length - picture)),
-                            patches=np.zeros((side * side, model.vision.patch_dim), np.float32),
-                            grid=np.array([[1, side, side]])) for i in range(count)]
 
 
 def named(items):
@@ -92,6 +89,22 @@ def test_activations_are_what_autograd_keeps(model, shape):
     # With recomputation the hooks see the blocks' inputs; the block being recomputed comes on top, at most a layer's share of the whole.
     layers = min(model.num_hidden_layers, model.vision.depth)
     assert inputs < planned[True] < inputs + 1.3 * whole / layers
+
+
+MIDDLE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8}
+LARGE = {"hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 10, "num_attention_heads": 20, "num_key_value_heads": 4, "vocab_size": 8192}
+
+
+@pytest.mark.parametrize("model, side, settings", [
+    ({}, 6, "prompts=8 group=8 cap=40 max_prompt=60"),
+    (MIDDLE, 12, "prompts=4 group=6 cap=60 max_prompt=100 loss.micro_tokens=1000 recompute=true"),
+    (MIDDLE | {"vocab_size": 50000}, 8, "prompts=1 group=2 cap=50 max_prompt=60 loss.logits_mib=10"),
+    (LARGE, 8, "prompts=2 group=4 cap=30 max_prompt=100 loss.micro_tokens=250")], ids=["built-in", "recomputed", "many words", "large, in two"])
+def test_the_peak_of_learning_is_what_a_process_grows_by(model, side, settings):
+    """1.5 to 100 million parameters, a picture in each prompt; a tenth is what --plan promises."""
+    case = json.dumps({"model": model, "side": side, "settings": settings.split()})
+    found = child(str(Path(__file__).parent / "plan_peak.py"), case)
+    assert found["planned"] == pytest.approx(found["grown"], rel=0.1)
 
 
 def test_micro_batches_are_cut_as_in_training():
@@ -159,7 +172,7 @@ def test_bfloat16_makes_no_copy_but_those_of_autocast():
 
 @pytest.mark.parametrize("part, kept", [("vision", lambda p: p["vision"]), ("llm", lambda p: p["embedding"] + p["decoder"])])
 def test_frozen_parts_need_no_gradients_and_no_moments(part, kept):
-    plans = [plan.make_plan(config.load("shapes", [f"freeze={freeze}"]), TINY) for freeze in ("[]", f"[{part}]")]
+    plans = [plan.make_plan(config.load("shapes", [f"freeze={freeze}", "loss.micro_tokens=1000"]), TINY) for freeze in ("[]", f"[{part}]")]
     parts = plan.parameters(TINY)
     for items, key, each in (("held", "optimizer", 8), ("learning", "gradients", 4)):
         full, frozen = (named(getattr(p, "held") if items == "held" else p.stages[0].learning)[key] for p in plans)

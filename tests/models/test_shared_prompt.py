@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import decoder
+from models.decoder import by_length
 from models.qwen_vl import PromptBatch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -127,6 +129,38 @@ def test_linear_layers_see_real_tokens_only(policy, rows):
     blocks = [sum(n for name, n in shapes.items() if name.startswith(f"model.layers.{number}.")) for number in range(len(policy.model.layers))]
     keys = sum(n for name, n in shapes.items() if name.startswith(f"model.layers.{len(blocks) - 1}.") and ("k_proj" in name or "v_proj" in name))
     assert products == 2 * (tower + merger + sum(blocks[:-1]) * (asked + said) + blocks[-1] * said + keys * asked)
+
+
+@pytest.mark.parametrize("length", [[[5, 5], [5, 5]], [[2, 9, 5], [9, 9, 1]], [[0, 3, 0], [0, 0, 0]], [[9], [1]]])
+def test_parts_of_like_length_hold_every_token_once(length):
+    length = torch.tensor(length)
+    whole, parts = by_length(length, 9)
+    places = torch.arange(length.numel() * 9)
+    flat = whole.pack(places.view(*length.shape, 9)) if whole.index is None else whole.index
+    real = (torch.arange(9) < length[..., None]).flatten()
+    assert sorted(flat.tolist()) == places[real].tolist() and sum(part.tokens for part in parts) == len(flat)
+    assert sum(part.shape[1] for part in parts) == length.shape[1]
+    row = flat.split([part.tokens for part in parts])
+    for part, tokens in zip(parts, row):
+        padded = part.pad(tokens + 1)                                                       # a row's tokens lie side by side, in order
+        for line in padded.flatten(0, 1):
+            real = line[line > 0]
+            assert torch.equal(line[:len(real)], real) and (len(real) < 2 or (real.diff() == 1).all()) and len({(int(x) - 1) // 9 for x in real}) <= 1
+        longest = int((padded > 0).sum(-1).max())
+        assert part.shape[2] == max(longest, 1) and (padded > 0).sum(-1).amax(0).min() >= 0.8 * longest
+
+
+def test_parts_change_nothing(rows, monkeypatch):
+    """Lengths far apart: attention in several parts gives what one part gives, in value and gradient."""
+    policy, (prompts, completions, _) = tiny_policy().double(), rows
+    prompts, length = in_double(prompts), torch.tensor([[9, 3, 1], [2, 2, 2], [1, 9, 4], [5, 8, 0]])
+    weight = torch.randn(*completions.shape, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert len(by_length(length, LONGEST)[1]) == 3
+    found = gradients(policy, prompts, completions, length, weight)
+    monkeypatch.setattr(decoder, "LIKE", 0.0)
+    assert len(by_length(length, LONGEST)[1]) == 1
+    for name, gradient in gradients(policy, prompts, completions, length, weight).items():
+        assert (found[name] - gradient).norm() <= 1e-12 * gradient.norm() > 0, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
