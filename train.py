@@ -54,7 +54,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
         advantage = distributed.together(drawn.reward, partial(group_advantages, scale=cfg.advantage))      # (P, G)
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
-        batch = TrainBatch(prompts, rollout.tokens, rollout.length, advantage.flatten())
+        batch = TrainBatch(prompts, rollout.tokens, rollout.length, advantage.flatten(), stretch=drawn.stretches(cfg.loss.stretches))
         tokens, completions = drawn.totals
         batch.weight = token_weights(batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap)     # (B, C)
         if run.reference is not None:

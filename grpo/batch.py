@@ -46,6 +46,7 @@ class TrainBatch:
 
     sources: the P prompts (uid, tokens, patches, grid).  prompts: the same, collated; set in micro-batches only.
     tokens (P, G, C) int64, length (P, G) int64 with the stop token counted, advantage (B,), and logp_old, logp_ref, weight (B, C), all float32.
+    stretch: the number of the stretch in which each prompt stands, for micro-batches that do not mix them.
     """
     sources: list
     tokens: Tensor
@@ -55,6 +56,7 @@ class TrainBatch:
     logp_old: Tensor | None = None
     logp_ref: Tensor | None = None
     prompts: PromptBatch | None = None
+    stretch: list[int] | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -78,19 +80,24 @@ class TrainBatch:
 
     def micro_batches(self, budget: int, among: list[int] | None = None, *, apart: bool = False) -> Iterator[tuple["TrainBatch", list[int], slice]]:
         """Split into parts of at most `budget` tokens (prompts once, completions, padding), groups of like length together.
-        A group over the budget is split by rows; a row over it goes alone. `among`: only these prompts. `apart`: no two groups together.
+        A group over the budget is split by rows; a row over it goes alone. `among`: only these prompts. `apart`: no two stretches together.
 
         Yields (part, its prompts' numbers, its rows). With weights fixed for the whole update, the parts' gradients add up to the whole one's exactly.
         """
-        groups, group = self.length.shape
+        among = list(range(len(self.sources)) if among is None else among)
+        if apart and self.stretch is not None:
+            for stretch in sorted({self.stretch[p] for p in among}):
+                yield from self.micro_batches(budget, [p for p in among if self.stretch[p] == stretch])
+            return
+        group = self.length.shape[1]
         longest = self.length.max(dim=1).values.tolist()
         waiting: list[int] = []
 
         def cost(prompts: list[int]) -> int:
             return len(prompts) * (max(len(self.sources[p].tokens) for p in prompts) + group * max(longest[p] for p in prompts))
 
-        for p in sorted(range(groups) if among is None else among, key=lambda p: -longest[p]):
-            if waiting and (apart or cost([*waiting, p]) > budget):
+        for p in sorted(among, key=lambda p: -longest[p]):
+            if waiting and cost([*waiting, p]) > budget:
                 yield self.select(waiting), waiting, slice(None)
                 waiting = []
             if cost([p]) > budget:

@@ -25,7 +25,7 @@ class Drawn:
     """What this rank asked and what it got: P prompts (there may be none) with a group of G scored completions each.
 
     texts: P lists of G.  reward and every part (P, G).  seconds: {phase: time it took}.  averaged: the groups that the loss is an average over (None: all).
-    places: where each group stands among those of all ranks.  rounds: rollouts that it took.  dropped, dropped_tokens: groups of them that were left out, and their
+    places: where each group stands among the `count` groups of all ranks.  rounds: rollouts that it took.  dropped, dropped_tokens: groups of them that were left out, and their
     tokens, prompts and completions.
     """
     examples: list
@@ -38,6 +38,7 @@ class Drawn:
     seconds: dict[str, float] = field(default_factory=dict)
     averaged: list[int] | None = None
     places: list[int] = field(default_factory=list)
+    count: int = 0
     rounds: int = 1
     dropped: int = 0
     dropped_tokens: int = 0
@@ -52,6 +53,10 @@ class Drawn:
         """(2,) int64: tokens and completions that the loss is an average over, of all ranks; at least 1, or it would be divided by 0."""
         length = self.rollout.length if self.averaged is None else self.rollout.length[self.averaged]
         return total(torch.tensor([length.sum(), length.numel()])).clamp(min=1)
+
+    def stretches(self, number: int) -> list[int]:
+        """In which of `number` stretches of all ranks' groups each group stands; 0: each in one of its own."""
+        return [place * number // self.count for place in self.places] if number else self.places
 
     def clock(self, start: float) -> dict[str, float]:
         """The moments at which the phases ended, had each of them been one stretch of time, the first from `start` on."""
@@ -85,8 +90,9 @@ class Drawn:
 def fixed(draw: Callable[[int], Drawn], rounds: int, enough: float) -> Drawn:
     """One round, and all of it."""
     drawn = draw(0)
-    before = sum(gathered([len(drawn.prompts)])[:rank()])
-    return replace(drawn, places=list(range(before, before + len(drawn.prompts))))
+    counts = gathered([len(drawn.prompts)])
+    before = sum(counts[:rank()])
+    return replace(drawn, places=list(range(before, before + len(drawn.prompts))), count=sum(counts))
 
 
 def dynamic(draw: Callable[[int], Drawn], rounds: int, enough: float) -> Drawn:
@@ -108,7 +114,7 @@ def dynamic(draw: Callable[[int], Drawn], rounds: int, enough: float) -> Drawn:
     everyone = gathered([[(group not in uneven, round, rank(), group) for group, round in enumerate(came)]])
     kept = sorted(entry for entries in everyone for entry in entries)[:share]
     mine = {group: place for place, (_, _, owner, group) in enumerate(kept) if owner == rank()}
-    return replace(drawn.keep(list(mine)), averaged=[at for at, group in enumerate(mine) if group in uneven], places=list(mine.values()), rounds=took)
+    return replace(drawn.keep(list(mine)), averaged=[at for at, group in enumerate(mine) if group in uneven], places=list(mine.values()), count=len(kept), rounds=took)
 
 
 SAMPLING = {"fixed": fixed, "dynamic": dynamic}

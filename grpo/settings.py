@@ -53,6 +53,8 @@ class Loss:
     """Optimizer updates per rollout. With 1 the ratio is 1, and its gradient is not."""
     micro_tokens: int = 16384
     """Most tokens (prompts once, completions, padding) in one forward. Changes memory and speed, never the gradient."""
+    stretches: int = 4
+    """In float32 on a CPU a step's groups are learned from in so many stretches: on a number of ranks that divides it a run is the same bit for bit. 0: each group alone, any number."""
     logits_mib: float | None = None
     """MiB of logits that exist at the same time (three to four times that is in use). null: 80 on a CPU, 512 on a GPU. Changes memory and speed, never the gradient."""
 
@@ -224,7 +226,7 @@ def check(config: Config) -> None:
     """Values that are of the right type and still make no sense. Raises ConfigError naming the key."""
     at_least = {"prompts": 1, "group": 1, "cap": 1, "max_prompt": 2, "steps": 0, "optim.warmup": 0, "optim.weight_decay": 0,
                 "optim.max_grad_norm": 0,
-                "loss.kl_coef": 0, "loss.clip_high": 0, "loss.updates": 1, "loss.micro_tokens": 1, "max_rounds": 1,
+                "loss.kl_coef": 0, "loss.clip_high": 0, "loss.updates": 1, "loss.micro_tokens": 1, "loss.stretches": 0, "max_rounds": 1,
                 "eval.every": 0, "eval.items": 0, "save.every": 0, "save.keep": 0, "report.every": 0, "report.prompts": 0,
                 "limit": 1, "slots": 1, "min_pixels": 1, "max_pixels": 1, "eval.cap": 1, "seed": 0}
     for key, least in at_least.items():

@@ -100,7 +100,7 @@ def passes(policy: QwenVL, batch: TrainBatch, budget: int, among: list[int] | No
     """The micro-batches of `TrainBatch.micro_batches`, for a forward and (with gradients) a backward each. What was in the gradients is forgotten first.
 
     Of a sharded policy, every rank gets as many as the rank that has most, and each holds a picture: a ghost fills in, which has no completion tokens and weighs nothing.
-    In float32 on a CPU each group goes alone (`apart`) and gradients add up in float64: so it makes no difference to their sum which rank has which group.
+    In float32 on a CPU no two stretches go together (`apart`) and gradients add up in float64: so it makes no difference to their sum which rank has which stretch.
     """
     learning, sums = torch.is_grad_enabled(), _sums(policy)
     found = list(batch.micro_batches(budget, among, apart=apart and sums == torch.float64))

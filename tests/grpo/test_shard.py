@@ -39,7 +39,7 @@ def batch(base):
     prompts = [chat.prompt(world[i] if i != 1 else replace(world[i], pictures=())) for i in range(3)]
     random = torch.Generator().manual_seed(2)
     length, tokens = torch.tensor([[5, 2], [3, 3], [1, 6]]), torch.randint(8, 120, (3, 2, 6), generator=random)
-    found = TrainBatch(prompts, tokens, length, torch.randn(6, generator=random))
+    found = TrainBatch(prompts, tokens, length, torch.randn(6, generator=random), stretch=[0, 1, 2])
     found.weight = token_weights(found.mask, "token", tokens=length.sum(), completions=6, cap=6)
     return found
 
@@ -76,7 +76,10 @@ def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
         norms = [float(clip_gradient(policy, 0.5)) for policy in (plain, cut)]
         assert norms[0] == pytest.approx(norms[1], rel=1e-6) and norms[0] > 0.5
         assert float(torch.stack([g.norm() for g in gradients(cut).values()]).norm()) == pytest.approx(0.5, rel=1e-5)
-        for optimizer in optimizers:
+    for _ in range(2):
+        for policy, optimizer in zip((plain, cut), optimizers):
+            learn(policy, batch)
+            clip_gradient(policy, 0.5)
             optimizer.step()
     saved, state = shard.unsharded(cut, optimizers[1])
     for (name, p), (_, q) in zip(plain.named_parameters(), saved.named_parameters()):
@@ -94,7 +97,9 @@ def test_one_process_is_not_sharded_and_pays_nothing(base, batch):
     with shard.whole(policy) as inside:
         assert inside is policy
     assert shard.unsharded(policy, None) == (policy, None)
-    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [[batch.sources[p]] for p in (2, 0, 1)]       # no ghosts
+    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [[source] for source in batch.sources]        # no ghosts
+    batch.stretch = [0, 0, 1]
+    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [batch.sources[:2], batch.sources[2:]]
 
 
 def test_gradients_add_up_in_float64_and_are_rounded_once(base, batch):
