@@ -5,7 +5,7 @@ Four comparisons, all in float32 on the CPU, with one thread a process; ranks ar
     run       the built-in recipe, the same global batch: every completion, token by token; every metric; the weights at the end
     gradient  of a batch on 1 and 2 ranks, with completions of unequal lengths and one rank without a picture
     resume    a run that goes on on other numbers of ranks (2, then 1, then 4), against an undisturbed one
-    cases     (--cases) two steps of a small policy in every way in which ranks may differ from each other (CASES), on 1 and on 3 ranks
+    cases     (--cases) two steps of a small policy in every way in which ranks may differ from each other (CASES), on 1 and on 3 ranks; and the gradient
     time      (--time N) seconds of N short runs with `python train.py` and as many with `torchrun --nproc-per-node 1`, in turns
 
 Processes are forked from one that has imported everything. Ends with a line of JSON; exit status 1 if tokens differ or weights part by more than 1e-5.
@@ -210,8 +210,10 @@ def cases(place: Path, names: list[str]) -> int:
         if name == CROWDED:
             found[name]["said"] = (place / f"case{number}on3.0").read_text().count("out of memory (rank 2)")
         print(f"{name}: {found[name]}", flush=True)
-    print(json.dumps(found))
-    return int(not all(row["tokens_identical"] and row["weights_max_relative"] <= CLOSE for row in found.values()))
+    apart = parted(gradient(1, place / "gradient1"), gradient(2, place / "gradient2"))
+    print(f"gradient on 1 and 2 ranks, one without a picture: {apart}", flush=True)
+    print(json.dumps({"gradient_max_relative": apart[0], "cases": found}))
+    return int(apart[0] > 1e-6 or not all(row["tokens_identical"] and row["weights_max_relative"] <= CLOSE for row in found.values()))
 
 
 # ---- time
