@@ -207,6 +207,7 @@ class Keeper:
             if step > max(self.last_saved, 0):
                 self.save(step)
             self.wait()
+            distributed.wait_for_all()          # or torchrun would end the others as soon as the first has left
             if self.world.main:
                 self.bar.close()
             raise Interrupted(number, step, self.cfg.steps, self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None)
