@@ -35,7 +35,7 @@ def write(tensors: dict[str, Tensor], copies: dict[str, Tensor], writer: "Parts"
         dcp.save(tensors, storage_writer=writer, planner=Copies(copies), process_group=group)
     except CheckpointException as failed:
         rank, (error, _) = min(failed.failures.items())
-        raise OSError(f"rank {rank}: {error}") if isinstance(error, (OSError, SafetensorError)) else error from failed
+        raise OSError(f"rank {rank}: {error}") if isinstance(error, OSError) else error from failed
     except RuntimeError as error:                               # of the communication itself; what goes wrong in a part comes as the above
         raise OSError(f"the ranks could not agree, perhaps because one has ended: {error}") from error
 
@@ -97,7 +97,10 @@ class Parts(StorageWriter):
         pieces = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
         where = {item.index.fqn: {OFFSETS: list(item.tensor_data.chunk.offsets)} for item in plan.items}
         done = Future()
-        done.set_result(self.part(pieces, {"format": "pt", WHERE: json.dumps(where)}))
+        try:
+            done.set_result(self.part(pieces, {"format": "pt", WHERE: json.dumps(where)}))
+        except SafetensorError as error:                        # which can't be sent to the other ranks
+            raise OSError(str(error)) from error
         return done
 
     def finish(self, metadata, results: list) -> None:

@@ -67,6 +67,24 @@ def test_training_goes_on_and_what_is_written_is_what_was(base, straight, tmp_pa
     same(out, straight)
 
 
+def test_one_is_written_at_a_time(base, straight, tmp_path, monkeypatch):
+    """The copy of the last one is not overwritten while it is being written, however long that takes."""
+    real, writing, most = checkpoint.write, [], []
+
+    def write(*args, **how):
+        writing.append(1)
+        most.append(len(writing))
+        time.sleep(0.3)
+        try:
+            return real(*args, **how)
+        finally:
+            writing.pop()
+    monkeypatch.setattr(checkpoint, "write", write)
+    assert train.main([*QUICK, f"model={base}", f"out={tmp_path / 'run'}"]) == 0
+    assert most == [1, 1, 1]
+    same(tmp_path / "run", straight)
+
+
 def test_the_line_of_a_step_is_on_the_disk_before_its_checkpoint_is_visible(base, tmp_path, monkeypatch):
     out, flush, replace, flushed, seen = tmp_path / "run", checkpoint.flush, os.replace, [], []
 
@@ -124,6 +142,15 @@ def test_a_run_that_ends_by_an_error_finishes_its_save(base, tmp_path, monkeypat
     assert "\ntrain.py: something else\n" in capsys.readouterr().err
     assert [path.name for path in complete(out)] == ["step_000002"] and newest(out)[1] == ""
     assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+
+
+def test_told_to_stop_and_the_disk_is_full(base, tmp_path, monkeypatch, capsys):
+    """It does not say that it has saved."""
+    at_step(monkeypatch, 3, lambda: (monkeypatch.setattr(checkpoint, "save_file", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left on device"))),
+                                     os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.3)))
+    assert train.main([*QUICK, "save.every=0", f"model={base}", f"out={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert "train.py: could not save step 3" in said and "saved in" not in said and complete(tmp_path / "run") == []
 
 
 @pytest.mark.parametrize("step, saved", [(3, ["step_000002", "step_000003"]), (2, ["step_000002"])], ids=["in the step after", "in the step that is saved"])

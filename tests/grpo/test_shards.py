@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from grpo import checkpoint, run
+from grpo import checkpoint, distributed, run
 from grpo.background import Background
 from grpo.checkpoint import CheckpointError, complete, load_optimizer, newest
 from grpo.optim import Optimizer
@@ -129,6 +130,8 @@ def test_the_folder_is_the_one_of_one_rank_but_for_the_optimizers_pieces(tmp_pat
     def work(rank):
         policy, optimizer = sharded(weights.load(alone))
         load_optimizer(alone, policy, optimizer)
+        shares = distributed.gathered([{name for name, p in weights.rank_copy(policy, rank, 2, lambda name, whole: whole).named_parameters() if not p.is_meta}])
+        assert all(shares) and not shares[0] & shares[1] and shares[0] | shares[1] == {name for name, _ in policy.named_parameters()}
         save(tmp_path / "two", 2, (policy, optimizer), base)
     assert together(2, work) == ["", ""]
     both, = complete(tmp_path / "two")
@@ -213,6 +216,7 @@ def test_damage_is_named_and_the_one_before_used(two_saved, tmp_path, name, harm
 
 WRITES = [(1, checkpoint, "save_file"), (1, checkpoint, "flush"), (1, checkpoint, "checksum"), (0, checkpoint.weights, "save"), (0, checkpoint, "write_state"), (0, checkpoint.os, "replace"),
           (0, checkpoint.shutil, "disk_usage")]
+FULL = "No space left on device"
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["", "in the background"])
@@ -226,7 +230,7 @@ def test_an_error_on_one_rank_is_raised_on_all_and_nothing_is_left(two_saved, tm
         for bad, place, name in WRITES:
             with monkeypatch.context() as patched:
                 if rank == bad:
-                    patched.setattr(place, name, lambda *args, **how: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+                    patched.setattr(place, name, lambda *args, **how: (_ for _ in ()).throw(SafetensorError(FULL) if name == "save_file" else OSError(28, FULL)))
                 with pytest.raises(CheckpointError, match=rf"step 3 .*rank {bad}: .*No space left on device.*out=DIR"):
                     save(folder, 3, pair, base, background=aside)
                     aside.wait()
