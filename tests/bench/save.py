@@ -1,9 +1,9 @@
-"""How long does training stop for a checkpoint?    python tests/bench/save.py [--rounds 3] [--steps 100] [--quick]
+"""How long does training stop for a checkpoint?    python tests/bench/save.py [--rounds 3] [--steps 20] [--quick]
 
 1. A policy of some 100 M parameters in float32 with AdamW's two moments (1.2 GB on the disk), saved in turns in the foreground and in the background: seconds for which
    `checkpoint.save` keeps the caller, seconds until the checkpoint is there, and how much slower a thread that multiplies matrices is meanwhile.
-2. The recipe shapes for some steps, saving every 50 (--steps 0: not), in the foreground and in the background: the seconds for which saving stopped it, as a share of
-   the whole run; and the processor's seconds that saving took, in either thread, as a share of all.
+2. The recipe shapes for some steps, saving every fifth (--steps 0: not), in the foreground and in the background: the seconds for which a save stopped it, and the
+   processor's seconds that a save took in either thread, as shares of fifty steps.
 
 Prints a table, and as the last line one JSON object. Takes 4 GB of disk for a while, below the temporary folder (TMPDIR).
 """
@@ -85,26 +85,29 @@ def saves(rounds: int, quick: bool) -> dict:
 
 
 def trained(out: Path, steps: int, background: bool) -> dict:
-    """The recipe without evaluation, saving every 50 steps, in this process. → {share of the clock: training stopped, share of the processor: all that saving took}"""
-    stopped, processor = [], []
+    """The recipe without evaluation, in this process. → {of fifty steps, the share of the clock that a save stopped them, the share of the processor that it took}"""
+    stopped, processor, ends = [], [], []
 
-    def timed(function, *clocks):
+    def timed(function, clock, found):
         def wrapped(*args, **how):
-            began = [(clock(), found) for clock, found in clocks]
+            began = clock()
             try:
                 return function(*args, **how)
             finally:
-                for (before, found), (clock, _) in zip(began, clocks):
-                    found.append(clock() - before)
+                found.append(clock() - began)
         return wrapped
 
-    clock, process = time.perf_counter(), time.process_time()
-    with mock.patch.object(Keeper, "save", timed(Keeper.save, (time.perf_counter, stopped))), mock.patch.object(Keeper, "wait", timed(Keeper.wait, (time.perf_counter, stopped))), \
-         mock.patch.object(checkpoint, "take", timed(checkpoint.take, (time.thread_time, processor))), \
-         mock.patch.object(checkpoint, "write", timed(checkpoint.write, (time.thread_time, processor))), contextlib.redirect_stdout(sys.stderr):
-        status = train.main(["shapes", f"steps={steps}", "save.every=50", f"save.background={background}".lower(), "eval.items=0", "report.every=0", f"out={out}"])
+    def finish(*args, real=Keeper.finish, **how):
+        ends.append((time.perf_counter(), time.process_time()))
+        return real(*args, **how)
+
+    with mock.patch.object(Keeper, "finish", finish), mock.patch.object(Keeper, "save", timed(Keeper.save, time.perf_counter, stopped)), \
+         mock.patch.object(checkpoint, "take", timed(checkpoint.take, time.thread_time, processor)), \
+         mock.patch.object(checkpoint, "write", timed(checkpoint.write, time.thread_time, processor)), contextlib.redirect_stdout(sys.stderr):
+        status = train.main(["shapes", f"steps={steps}", "save.every=5", f"save.background={background}".lower(), "eval.items=0", "report.every=0", f"out={out}"])
     assert status == 0
-    return {"stopped, share of the run": sum(stopped) / (time.perf_counter() - clock), "saving, share of the processor": sum(processor) / (time.process_time() - process)}
+    step, work = ((ends[-1][i] - ends[0][i]) / (len(ends) - 1) for i in (0, 1))             # with their saves
+    return {"seconds of a step": step, "seconds stopped by a save": median(stopped), "clock": median(stopped) / (50 * step), "processor": sum(processor) / len(stopped) / (50 * work)}
 
 
 def overhead(steps: int) -> dict:
@@ -114,16 +117,21 @@ def overhead(steps: int) -> dict:
     return {f"shapes, {manner}: {name}": round(value, 5) for manner, values in found.items() for name, value in values.items()}
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> dict:
+    """→ the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--quick", action="store_true", help="a small policy: does it run at all?")
-    args = parser.parse_args()
-    found = saves(args.rounds, args.quick) | (overhead(args.steps) if args.steps else {})
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="a small policy, one round, no recipe: does it run at all?")
+    args = parser.parse_args(arguments)
+    if args.quick:
+        args.rounds, args.steps = 1, 0
+    found = {"bench": "save", **saves(args.rounds, args.quick), **(overhead(args.steps) if args.steps else {})}
     for name, value in found.items():
-        print(f"{name:<50} {value:>12,}")
-    print(json.dumps({"bench": "save", **found, "about": about()}))
+        print(f"{name:<50} {value:>12}")
+    found["about"] = about()
+    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
