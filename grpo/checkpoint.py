@@ -6,7 +6,7 @@ checksum of every file, so that a damaged checkpoint is named instead of trained
 randomness of step n is a function of (seed, n), so {weights, optimizer, step} is all there is.
 
 Of several ranks, each writes its share of the files of weights, which are the same for any number of ranks, and its piece of the optimizer's state
-(optimizer-00002-of-00004.safetensors); any number of ranks reads them again (grpo/shards.py). All of it can happen in a thread while training goes on
+(optimizer-00002-of-00004.safetensors); any number of ranks reads them again (grpo/pieces.py). All of it can happen in a thread while training goes on
 (grpo/background.py). No paper has this; it is plumbing.
 """
 import hashlib
@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from grpo import shards
+from grpo import pieces
 from grpo.background import Background
 from grpo.optim import Optimizer
 from grpo.snapshot import Snapshot, take
@@ -58,7 +58,7 @@ def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group
             save.begin()
             save.finish([save.part(state.optimizer)])
         else:
-            shards.write(state.tensors, state.optimizer, shards.Parts(save.begin, save.part, save.finish), group)
+            pieces.write(state.tensors, state.optimizer, pieces.Parts(save.begin, save.part, save.finish), group)
     except (OSError, SafetensorError) as error:                       # safetensors reports a full disk as its own error
         if state.rank == 0:
             shutil.rmtree(save.aside, ignore_errors=True)
@@ -231,7 +231,7 @@ def load_optimizer(folder: Path, policy: nn.Module, optimizer: Optimizer) -> int
     try:
         step = int(json.loads((folder / "state.json").read_text())["step"])
         states = {name: (p, optimizer.blank_state(p)) for name, p in policy.named_parameters() if p.requires_grad and step}
-        shards.read(folder, {f"{name}/{key}": tensor for name, (_, state) in states.items() for key, tensor in state.items()})
+        pieces.read(folder, {f"{name}/{key}": tensor for name, (_, state) in states.items() for key, tensor in state.items()})
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"the optimizer's state in {folder} can't be used: {error}; remove that folder to go on from the one before") from error
     for p, state in states.values():

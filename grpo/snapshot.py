@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from grpo import shards
+from grpo import pieces
 from grpo.optim import Optimizer
 from models import weights
 
@@ -26,7 +26,7 @@ def take(policy: nn.Module, optimizer: Optimizer, memory: dict[str, Tensor] | No
 
     memory: copies are made there, and made there again the next time; page-locked, if they come from a GPU. None: what is on the CPU already is not copied.
     """
-    rank, ranks = shards.ranks()
+    rank, ranks = pieces.ranks()
 
     def onto_cpu(name: str, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()

@@ -94,11 +94,11 @@ class Parts(StorageWriter):
         return plans
 
     def write_data(self, plan, planner) -> Future:
-        pieces = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
+        mine = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
         where = {item.index.fqn: {OFFSETS: list(item.tensor_data.chunk.offsets)} for item in plan.items}
         done = Future()
         try:
-            done.set_result(self.part(pieces, {"format": "pt", WHERE: json.dumps(where)}))
+            done.set_result(self.part(mine, {"format": "pt", WHERE: json.dumps(where)}))
         except SafetensorError as error:                        # which can't be sent to the other ranks
             raise OSError(str(error)) from error
         return done
