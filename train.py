@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
         if flags.dry_run:
             print(keeper.describe())
             return 0
-        with distributed.precision(world, cfg.dtype), keeper.interrupts:
+        with distributed.precision(world, cfg.dtype), keeper:
             keeper.before()
             (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, keeper)
             keeper.after()

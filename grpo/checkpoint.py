@@ -3,21 +3,28 @@
 runs/<name>/checkpoints/step_000050/ is a Hugging Face folder (config, tokenizer, safetensors), so it loads in `transformers` and in evaluate.py as it is, with
 optimizer.safetensors and state.json beside it. It is written to step_000050.tmp, flushed to the disk, read back, and renamed. state.json holds the size and a
 checksum of every file, so that a damaged checkpoint is named instead of trained on, and the one before it is used. There is no generator state to save: the
-randomness of step n is a function of (seed, n), so {weights, optimizer, step} is all there is. No paper has this; it is plumbing.
+randomness of step n is a function of (seed, n), so {weights, optimizer, step} is all there is.
+
+Of several ranks, each writes its share of the files of weights, which are the same for any number of ranks, and its piece of the optimizer's state
+(optimizer-00002-of-00004.safetensors); any number of ranks reads them again (grpo/pieces.py). All of it can happen in a thread while training goes on
+(grpo/background.py). No paper has this; it is plumbing.
 """
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from grpo import pieces
+from grpo.background import Background
 from grpo.optim import Optimizer
+from grpo.snapshot import Snapshot, take
 from models import weights
 
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "preprocessor_config.json", "chat_template.json", "chat_template.jinja",
@@ -30,50 +37,90 @@ class CheckpointError(RuntimeError):
     """A checkpoint could not be written or read; the message says which, and what to do."""
 
 
-def save(run: Path, step: int, policy: nn.Module, optimizer: Optimizer, *, base: Path, keep: int) -> Path:
-    """Write run/checkpoints/step_NNNNNN, and when it is whole on the disk remove all but the newest `keep` (0: keep all). → the folder.
+def save(run: Path, step: int, policy: nn.Module, optimizer: Optimizer, *, base: Path, keep: int, background: Background | None = None) -> Path:
+    """Write run/checkpoints/step_NNNNNN, and when it is whole on the disk remove all but the newest `keep` (0: keep all). Every rank calls it. → the folder.
 
-    base: the folder whose tokenizer and processor files go along.  Raises CheckpointError (a full disk, say); older checkpoints are then as they were.
+    base: the folder whose tokenizer and processor files go along.  background: returns as soon as the state is copied, and has the rest done while training goes on.
+    Raises CheckpointError (a full disk, say), with a background that of the save before; older checkpoints are then as they were.
     """
-    folder = run / "checkpoints" / f"step_{step:06d}"
-    aside = folder.with_suffix(".tmp")
+    if background is None:
+        return write(run, step, take(policy, optimizer), base=base, keep=keep)
+    background.wait()                                                 # one at a time: the copy is still being written
+    background.start(partial(write, run, step, take(policy, optimizer, background.memory), base=base, keep=keep, group=background.group))
+    return run / "checkpoints" / f"step_{step:06d}"
+
+
+def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group=None) -> Path:
+    """What `save` does with the state, once taken.  group: the ranks' process group for it; None: the default one."""
+    save = Save(run, step, state, base)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        tidy(run)
-        side = [base / name for name in SIDE_FILES if (base / name).exists()]
-        needed, free = size(policy, optimizer) + sum(path.stat().st_size for path in side) + HEADERS, shutil.disk_usage(folder.parent).free
+        if state.ranks == 1:
+            save.begin()
+            save.finish([save.part(state.optimizer)])
+        else:
+            pieces.write(state.tensors, state.optimizer, pieces.Parts(save.begin, save.part, save.finish), group)
+    except (OSError, SafetensorError) as error:                       # safetensors reports a full disk as its own error
+        if state.rank == 0:
+            shutil.rmtree(save.aside, ignore_errors=True)
+        raise CheckpointError(f"could not save step {step} to {save.folder}: {error}. Free some space or choose another out=DIR; "
+                              "the same command then goes on from the last checkpoint.") from error
+    if state.rank == 0:
+        prune(save.folder, keep)
+    return save.folder
+
+
+class Save:
+    """The three parts of writing a checkpoint: rank 0 begins, every rank writes what is its own, rank 0 makes it visible. They raise OSError or SafetensorError."""
+
+    def __init__(self, run: Path, step: int, state: Snapshot, base: Path):
+        self.run, self.step, self.state = run, step, state
+        self.folder = run / "checkpoints" / f"step_{step:06d}"
+        self.aside = self.folder.with_suffix(".tmp")
+        self.side = [base / name for name in SIDE_FILES if (base / name).exists()]
+
+    def begin(self) -> None:
+        """Make a place for it, if there is room."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        tidy(self.run)
+        needed = self.state.bytes + sum(path.stat().st_size for path in self.side) + HEADERS * self.state.ranks
+        free = shutil.disk_usage(self.folder.parent).free
         if free < needed:
             raise OSError(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
-        aside.mkdir()
-        weights.save(policy, aside)
-        for path in side:
-            shutil.copyfile(path, aside / path.name)
-        save_file(optimizer_tensors(policy, optimizer), aside / "optimizer.safetensors")
-        write_state(aside, step)
-        for path in (*aside.iterdir(), aside, *(run / name for name in LOGS if (run / name).exists())):
+        self.aside.mkdir()
+
+    def part(self, optimizer: dict[str, Tensor], header: dict[str, str] | None = None) -> dict[str, dict]:
+        """Write what is this rank's: files of weights, its piece of the optimizer, and the side files if it is the first. → size and checksum of each, on the disk."""
+        rank, ranks = self.state.rank, self.state.ranks
+        if not self.aside.is_dir():
+            raise OSError(f"{self.aside}, made by rank 0, is not there; out=DIR has to be on a file system that all ranks share")
+        paths = weights.save(self.state.policy, self.aside)
+        if rank == 0:
+            paths += [Path(shutil.copyfile(path, self.aside / path.name)) for path in self.side]
+        paths.append(self.aside / ("optimizer.safetensors" if ranks == 1 else f"optimizer-{rank + 1:05}-of-{ranks:05}.safetensors"))
+        save_file(optimizer, paths[-1], header)
+        files = {path.name: {"bytes": path.stat().st_size, "blake2b": checksum(path)} for path in paths}
+        for path in paths:
             flush(path)
-        if wrong := damage(aside):
+        if wrong := unlike(self.aside, files):
             raise OSError(f"the disk does not give back what was written: {wrong}")
-        if folder.exists():                                           # a damaged one, or it would have been gone on from
-            remove(folder)
-        os.replace(aside, folder)
-        flush(folder.parent)
-    except (OSError, SafetensorError) as error:                       # safetensors reports a full disk as its own error
-        shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(f"could not save step {step} to {folder}: {error}. Free some space or choose another out=DIR; "
-                              "the same command then goes on from the last checkpoint.") from error
-    prune(folder, keep)
-    return folder
+        return files
+
+    def finish(self, parts: list[dict[str, dict]]) -> None:
+        """Write state.json and give the folder its name; the run's logs come first."""
+        write_state(self.aside, self.step, {name: file for part in parts for name, file in part.items()})
+        for path in (self.aside / "state.json", self.aside, *(self.run / name for name in LOGS if (self.run / name).exists())):
+            flush(path)
+        if wrong := damage(self.aside, lambda name: False):            # state.json; each rank has read its own files
+            raise OSError(f"the disk does not give back what was written: {wrong}")
+        if self.folder.exists():                                       # a damaged one, or it would have been gone on from
+            remove(self.folder)
+        os.replace(self.aside, self.folder)
+        flush(self.folder.parent)
 
 
-def size(policy: nn.Module, optimizer: Optimizer) -> int:
-    """The bytes of the tensors of a checkpoint."""
-    return sum(tensor.nbytes for tensor in (*policy.state_dict().values(), *(value for p in policy.parameters() for value in optimizer.state(p).values())))
-
-
-def write_state(folder: Path, step: int) -> None:
+def write_state(folder: Path, step: int, files: dict[str, dict]) -> None:
     """Write state.json: the step, the size and checksum of every other file, and a checksum of all that."""
-    state = {"step": step, "files": {path.name: {"bytes": path.stat().st_size, "blake2b": checksum(path)} for path in sorted(folder.iterdir())}}
+    state = {"step": step, "files": dict(sorted(files.items()))}
     (folder / "state.json").write_text(json.dumps(state | {"blake2b": signature(state)}, indent=1) + "\n")
 
 
@@ -160,10 +207,13 @@ def damage(folder: Path, wanted: Callable[[str], bool] = bool) -> str:
         return "state.json is missing"
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"state.json: {error}"
-    for name, written in state["files"].items():
+    return unlike(folder, {name: written for name, written in state["files"].items() if wanted(name)})
+
+
+def unlike(folder: Path, files: dict[str, dict]) -> str:
+    """What is wrong with the first file that has not the size and checksum given for it, "" if all have."""
+    for name, written in files.items():
         path = folder / name
-        if not wanted(name):
-            continue
         if not path.is_file():
             return f"{name} is missing"
         if (found := path.stat().st_size) != written["bytes"]:
@@ -173,29 +223,17 @@ def damage(folder: Path, wanted: Callable[[str], bool] = bool) -> str:
     return ""
 
 
-def optimizer_tensors(policy: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's state under the parameters' names, such as "model.norm.weight/exp_avg"."""
-    return {f"{name}/{key}": value.detach().cpu().contiguous() for name, p in policy.named_parameters() for key, value in optimizer.state(p).items()}
-
-
 def load_optimizer(folder: Path, policy: nn.Module, optimizer: Optimizer) -> int:
-    """Put the saved state into `optimizer`. → the step it was saved after. Raises CheckpointError where the files are damaged or of another model."""
+    """Put the saved state into `optimizer`, by however many ranks it was saved. Every rank calls it. → the step it was saved after.
+
+    Raises CheckpointError where the files are damaged or of another model.
+    """
     try:
         step = int(json.loads((folder / "state.json").read_text())["step"])
-        saved = load_file(folder / "optimizer.safetensors")
+        states = {name: (p, optimizer.blank_state(p)) for name, p in policy.named_parameters() if p.requires_grad and step}
+        pieces.read(folder, {f"{name}/{key}": tensor for name, (_, state) in states.items() for key, tensor in state.items()})
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error}); remove that folder to go on from the one before") from error
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in saved.items():
-        name, _, what = key.rpartition("/")
-        states.setdefault(name, {})[what] = value
-    for name, p in policy.named_parameters():
-        if p.requires_grad and step:
-            try:
-                optimizer.set_state(p, states.pop(name, {}))
-            except ValueError as error:
-                raise CheckpointError(f"{folder / 'optimizer.safetensors'}: {name}: {error}; remove that folder to go on from the one before") from error
-    if states:
-        raise CheckpointError(f"{folder / 'optimizer.safetensors'}: holds the state of {min(states)}, which is not trained; "
-                              "remove that folder to go on from the one before")
+        raise CheckpointError(f"the optimizer's state in {folder} can't be used: {error}; remove that folder to go on from the one before") from error
+    for p, state in states.values():
+        optimizer.set_state(p, state)
     return step

@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from grpo import checkpoint, distributed, guards, report, shard
+from grpo.background import Background
 from grpo.batch import TrainBatch
 from grpo.evaluation import answer_all, flat_scores, scores
 from grpo.files import write_whole
@@ -18,7 +19,10 @@ SHOWN_HELDOUT = 6               # held-out questions that the report follows thr
 
 
 class Keeper:
-    """Writes metrics.jsonl, samples.jsonl, checkpoints, summary.json, curves.png and report.html; shows a progress bar with what matters."""
+    """Writes metrics.jsonl, samples.jsonl, checkpoints, summary.json, curves.png and report.html; shows a progress bar with what matters.
+
+    A context: within it signals are heard, and nobody leaves it before a checkpoint that is being written is written.
+    """
 
     def __init__(self, cfg, run, world, started: float):
         self.cfg, self.run, self.world, self.started = cfg, run, world, started
@@ -30,6 +34,21 @@ class Keeper:
         self.nonfinite: list[str] = []                          # the uids of the one step whose update was skipped, of all ranks;
         self.skipped: list[str] = []                            # the same, in that step
         self.last_saved = run.step if checkpoint.complete(run.folder) else -1
+        self.background = Background() if cfg.save.background else None
+
+    def __enter__(self) -> "Keeper":
+        self.interrupts.__enter__()
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            self.wait()
+        except checkpoint.CheckpointError as error:
+            if kind is None:
+                raise
+            tqdm.write(str(error), file=sys.stderr)             # the run ends for another reason, which is said by who knows it
+        finally:
+            self.interrupts.__exit__()
 
     # ---- before and after
 
@@ -61,6 +80,7 @@ class Keeper:
         """Save, write summary, curves and report, and print the table of before and after."""
         if self.last_saved < self.cfg.steps:
             self.save(self.cfg.steps)
+        self.wait()
         if not self.world.main:
             return
         self.bar.close()
@@ -164,8 +184,10 @@ class Keeper:
         self.finish(step, row, {"nll": row["nll"], "grad": norm, "lr": lr})
 
     def finish(self, step: int, row: dict, shown: dict) -> None:
-        """Evaluate and save where it is time to, write the line, move the bar."""
+        """Evaluate and save where it is time to, write the line, move the bar. Raises CheckpointError if the last checkpoint could not be written."""
         cfg, last = self.cfg, step == self.cfg.steps
+        if self.background:
+            self.background.check()
         if cfg.eval.items and (last or (cfg.eval.every and step % cfg.eval.every == 0)):
             row |= self.evaluate(step, every_set=last)
             if self.world.main and "eval/accuracy" in row:
@@ -187,6 +209,8 @@ class Keeper:
         if number := self.interrupts.together():
             if step > max(self.last_saved, 0):
                 self.save(step)
+            self.wait()
+            distributed.wait_for_all()          # or torchrun would end the others as soon as the first has left
             if self.world.main:
                 self.bar.close()
             raise Interrupted(number, step, self.cfg.steps, self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None)
@@ -208,12 +232,14 @@ class Keeper:
             tqdm.write(line, file=sys.stderr)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint."""
-        policy, optimizer = shard.unsharded(self.run.policy, self.run.optimizer)
-        if self.world.main:
-            checkpoint.save(self.run.folder, step, policy, optimizer, base=self.run.base, keep=self.cfg.save.keep)
+        """Write a checkpoint, or begin to."""
+        checkpoint.save(self.run.folder, step, self.run.policy, self.run.optimizer, base=self.run.base, keep=self.cfg.save.keep, background=self.background)
         self.last_saved = step
-        distributed.wait_for_all()
+
+    def wait(self) -> None:
+        """Until every checkpoint is written. Raises CheckpointError if one could not be."""
+        if self.background:
+            self.background.wait()
 
     @staticmethod
     def timings(clock: dict[str, float]) -> dict[str, float]:

@@ -5,12 +5,11 @@ into the nearest orthogonal one; on the built-in base it learned to localise sev
 """
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from grpo.distributed import total
 
 PATCH_SCALE = 3.0       # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
-
 
 
 class Optimizer:
@@ -48,21 +47,19 @@ class Optimizer:
         """What is remembered of one parameter: name → tensor; empty before the first step."""
         return next((part.state[parameter] for part, _ in self.parts if parameter in part.state), {})
 
+    def blank_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What will be remembered of a parameter, all zero: like `state` in names, shapes, devices and sharding."""
+        if isinstance(self.owner(parameter), torch.optim.Muon):
+            return {"momentum_buffer": torch.zeros_like(parameter)}
+        return {"step": torch.zeros((), device=parameter.device), "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
     def set_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
-        """Put back what `state` gave. Raises ValueError for anything else."""
-        owner = next(part for part, _ in self.parts if any(parameter is p for group in part.param_groups for p in group["params"]))
-        shapes = {"momentum_buffer": parameter.shape} if isinstance(owner, torch.optim.Muon) else {
-            "step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-        if {key: value.shape for key, value in state.items()} != shapes:
-            raise ValueError(f"expected {', '.join(shapes)} of shape {tuple(parameter.shape)}, found { {key: tuple(v.shape) for key, v in state.items()} }")
-        owner.state[parameter] = {key: _as_held(value, parameter) for key, value in state.items()}
+        """Remember a `blank_state` that has been filled. The tensors are taken as they are, not copied."""
+        self.owner(parameter).state[parameter] = state
 
-
-def _as_held(value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A copy, never a memory-mapped file, on the parameter's device; of a sharded parameter's moments, this rank's part."""
-    if isinstance(parameter, DTensor) and value.dim():
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None)
-    return value.to(parameter.device, copy=True)
+    def owner(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """The one of PyTorch's optimizers that updates a parameter."""
+        return next(part for part, _ in self.parts if any(parameter is p for group in part.param_groups for p in group["params"]))
 
 
 def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:

@@ -273,7 +273,10 @@ def render(cfg: Config, plan: Plan, ranks: int = 1) -> str:
         lines += [f"  tokens                  {asked + said:>12,}  a step: {asked:,} of prompts, {said:,} of completions",
                   f"  patches                 {stage.patches:>12,}  a step, of pictures",
                   f"  work                    {_flops(stage.flops):>12}  a step; {_flops(stage.flops * steps)} over {steps:,} steps"]
-    return "\n".join([*lines, "", f"peak: {_bytes(plan.peak)}"]) + "\n"
+    lines += ["", f"peak: {_bytes(plan.peak)}"]
+    if cfg.save.background:
+        lines.append(f"and {_bytes(total(plan.held[:2]))} of the CPU's memory, for the copy of weights and optimizer that checkpoints are written from (save.background=false: none)")
+    return "\n".join(lines) + "\n"
 
 
 def _line(item: Item) -> str:

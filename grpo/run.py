@@ -56,7 +56,7 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
     revision, files: of a hub model, which is fetched once (`data/hub.py`); of a checkpoint, the files that have to be as they were written. Raises ValueError.
     """
     def wanted(name: str) -> bool:
-        return name != "optimizer.safetensors" and any(fnmatch(name, pattern) for pattern in files)
+        return not name.startswith("optimizer") and any(fnmatch(name, pattern) for pattern in files)
 
     if name == "tiny":
         return BUILT_IN

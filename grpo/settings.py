@@ -113,8 +113,10 @@ class Save:
 
     every: int = 50
     """Save each so many steps. 0: only at the end."""
-    keep: int = 1
-    """Checkpoints kept, the newest first. 0: all."""
+    keep: int = 2
+    """Checkpoints kept, the newest first. 0: all; 1: there is none to go back to, should the last one be damaged."""
+    background: bool = True
+    """Training goes on while a checkpoint is written, and stops only for a copy of weights and optimizer in the CPU's memory. false: it waits, without the copy."""
 
 
 @dataclass(frozen=True)

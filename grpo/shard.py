@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -24,7 +23,6 @@ from torch.distributed.tensor import DTensor
 from data.types import Prompt
 from grpo.batch import TrainBatch
 from grpo.distributed import World, gathered
-from grpo.optim import Optimizer
 from models.layers import exact
 from models.qwen_vl import QwenVL
 
@@ -154,23 +152,3 @@ def ghost(policy: QwenVL) -> Prompt:
     vision, side = policy.config.vision, policy.config.vision.spatial_merge_size
     return Prompt(uid="", text="", tokens=np.full(2, policy.config.image_token_id), patches=np.zeros((2 * side**2, vision.patch_dim), np.float32),
                   grid=np.array([[1, side, 2 * side]]))
-
-
-def unsharded(policy: QwenVL, optimizer: Optimizer) -> tuple[QwenVL, SimpleNamespace]:
-    """Policy and optimizer as one rank alone would hold them, on the CPU, to be saved. All ranks call it."""
-    if not isinstance(policy, FSDPModule):
-        return policy, optimizer
-    with torch.device("meta"):
-        plain = QwenVL(policy.config)
-    states = {}
-    for name, parameter in policy.named_parameters():
-        module, _, leaf = name.rpartition(".")
-        copy = nn.Parameter(full(parameter.detach()), requires_grad=False)
-        setattr(plain.get_submodule(module), leaf, copy)
-        states[copy] = {key: full(value) for key, value in optimizer.state(parameter).items()}
-    return plain, SimpleNamespace(state=states.__getitem__)
-
-
-def full(value: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be sharded, on the CPU. All ranks call it."""
-    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()

@@ -5,17 +5,20 @@
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from models.config import ModelConfig
 from models.qwen_vl import QwenVL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5e9
 # transformers' names since it nests the towers: in memory always, in some folders also on disk.
 RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -77,30 +80,56 @@ def init(config: ModelConfig, seed: int) -> QwenVL:
     return policy
 
 
-def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = 5e9) -> None:
-    """Write config.json and the weights under the hub's names; `transformers` and vLLM read it as it is. A tied head is written once.
+def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_BYTES) -> list[Path]:
+    """Write config.json and the weights under the hub's names; `transformers` and vLLM read it as it is. A tied head is written once. → what was written.
 
+    Files of tensors on the meta device are another rank's (`rank_copy`), and the first file's rank writes the index and config.json.
     max_shard_bytes: start another file before one grows beyond it (a larger tensor gets a file of its own).
     """
-    folder = Path(folder)
+    folder, written = Path(folder), []
     folder.mkdir(parents=True, exist_ok=True)
-    shards: list[dict[str, Tensor]] = [{}]
-    size, total = 0, 0
+    tensors, layout = policy.state_dict(), file_layout(policy, max_shard_bytes)
+    for number, (name, keys) in enumerate(layout.items()):
+        if tensors[keys[0]].is_meta:
+            continue
+        save_file({key: tensors[key].detach().cpu().contiguous() for key in keys}, folder / name, metadata={"format": "pt"})
+        written.append(folder / name)
+        if number == 0:
+            if len(layout) > 1:
+                where, total = {key: name for name, keys in layout.items() for key in keys}, sum(tensor.nbytes for tensor in tensors.values())
+                written.append(_write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where}))
+            dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
+            written.append(_write_json(folder / "config.json", {**policy.config.to_dict(), "torch_dtype": dtype}))
+    return written
+
+
+def file_layout(policy: QwenVL, max_shard_bytes: float = SHARD_BYTES) -> dict[str, list[str]]:
+    """{file: its tensors}, as `save` writes them. A function of the model alone: on any number of ranks the files are the same."""
+    shards, size = [[]], 0
     for name, tensor in policy.state_dict().items():
-        tensor = tensor.detach().cpu().contiguous()
         if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append({})
+            shards.append([])
             size = 0
-        shards[-1][name] = tensor
-        size, total = size + tensor.nbytes, total + tensor.nbytes
-    names = [SINGLE] if len(shards) == 1 else [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
-    for name, shard in zip(names, shards):
-        save_file(shard, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1:
-        where = {key: name for name, shard in zip(names, shards) for key in shard}
-        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-    dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
-    _write_json(folder / "config.json", {**policy.config.to_dict(), "torch_dtype": dtype})
+        shards[-1].append(name)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return {SINGLE: shards[0]}
+    return {f"model-{n + 1:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards)}
+
+
+def rank_copy(policy: QwenVL, rank: int, ranks: int, onto_cpu: Callable[[str, Tensor], Tensor], *, max_shard_bytes: float = SHARD_BYTES) -> QwenVL:
+    """The part of a policy that one of several ranks is to save: on the CPU the tensors of every `ranks`-th file from the rank-th on, the others on the meta device.
+
+    Sharded parameters are put together one after the other, so every rank has to call it.  onto_cpu: (name, whole tensor) → what the copy holds of it.
+    """
+    with torch.device("meta"):
+        copy = QwenVL(policy.config)
+    number = {key: n for n, keys in enumerate(file_layout(policy, max_shard_bytes).values()) for key in keys}
+    for name, tensor in policy.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        mine = number[name] % ranks == rank
+        _assign(copy, name, onto_cpu(name, whole) if mine else torch.empty(whole.shape, dtype=whole.dtype, device="meta"))
+    return copy
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -139,8 +168,9 @@ def _tensors(file: Path, index: dict[str, str]):
 def _assign(policy: QwenVL, name: str, tensor: Tensor) -> None:
     """Put a real parameter in the place of the meta one."""
     module, _, leaf = name.rpartition(".")
-    setattr(policy.get_submodule(module), leaf, torch.nn.Parameter(tensor))
+    setattr(policy.get_submodule(module), leaf, nn.Parameter(tensor))
 
 
-def _write_json(path: Path, values: dict) -> None:
+def _write_json(path: Path, values: dict) -> Path:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return path

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from torch.distributed.tensor import DTensor
+
 from data import tokenizer
 from data.chat import Chat
 from data.shapes import Shapes
@@ -45,3 +47,8 @@ def small_prompts(folder: Path, indices=(0, 1, 2, 3), **how) -> list:
     """Prompts of the built-in world; 0-3 ask one question of each kind, in words of different number."""
     chat, world = Chat(folder, template="shapes"), Shapes("train", 100, seed=5)
     return [chat.prompt(world[i], **how) for i in indices]
+
+
+def full(value: torch.Tensor) -> torch.Tensor:
+    """All of a tensor that may be sharded. All ranks call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value

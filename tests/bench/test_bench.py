@@ -5,10 +5,11 @@ import re
 import pytest
 import torch
 
-from tests.bench import logprobs, roofline, rollout, scaling, shared_prompt, step, timing
+from tests.bench import logprobs, roofline, rollout, save, scaling, shared_prompt, step, timing
 
 SCRIPTS = {"rollout": (rollout, "speedup"), "logprobs": (logprobs, "memory_saving"), "shared_prompt": (shared_prompt, "speedup"),
-           "scaling": (scaling, "prompt_traffic_growth"), "roofline": (roofline, "machine"), "step": (step, "not_arithmetic")}
+           "scaling": (scaling, "prompt_traffic_growth"), "roofline": (roofline, "machine"), "step": (step, "not_arithmetic"),
+           "save": (save, "background: stopped")}
 
 
 @pytest.fixture(autouse=True)

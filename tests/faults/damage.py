@@ -1,4 +1,4 @@
-"""Does damage ever go unnoticed?    python tests/faults/damage.py [--only WORD]
+"""Does damage ever go unnoticed?    python tests/faults/damage.py [--only WORD] [key=value ...]
 
 Damages one thing at a time in what a run reads (its checkpoints, its logs and settings, the model, pictures, rows, tables) and takes the disk away while it writes;
 then starts train.py, which has to do what is stated for that case (ENDS):
@@ -251,7 +251,9 @@ def main(arguments: list[str] | None = None) -> int:
     """→ exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("settings", nargs="*", help="of every run besides, such as save.background=false")
     asked = parser.parse_args(arguments)
+    SETTINGS.extend(asked.settings)
     results, failed, began = dict.fromkeys(ENDS, 0), [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="glimpse-damage-") as folder:
         root = Path(folder)

@@ -42,7 +42,7 @@ from grpo.objective import policy_loss, token_weights  # noqa: E402
 from grpo.run import BUILT_IN  # noqa: E402
 from models import weights  # noqa: E402
 from models.qwen_vl import QwenVL  # noqa: E402
-from small import small_folder  # noqa: E402
+from small import full, small_folder  # noqa: E402
 
 CLOSE = 1e-5                                  # of weights, relative to the largest of their tensor
 QUIET = ["device=cpu", "save.keep=0"]
@@ -182,7 +182,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
             logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=64)
             policy_loss(logp, None, None, part.advantage, part.weight)[0].backward()
         distributed.sum_gradients(policy)
-        found = {name: shard.full(p.grad).contiguous() for name, p in policy.named_parameters()}
+        found = {name: full(p.grad).contiguous() for name, p in policy.named_parameters()}
         if world.main:
             save_file(found, out)
         distributed.stop()

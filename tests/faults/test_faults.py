@@ -27,6 +27,7 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills.py forks"
 def test_killed_runs_are_the_runs_they_would_have_been():
     status, _, last = called("kills", "--kills", "4", "--seed", "2")
     assert status == 0 and last["kills"] == last["identical"] == 4 and last["most_steps_lost"] <= last["save_every"]
+    assert last["most_steps_lost_in_background"] <= 2 * last["save_every"]
 
 
 @needs_fork

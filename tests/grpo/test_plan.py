@@ -217,6 +217,15 @@ def test_the_table_loads_nothing_and_adds_up(monkeypatch):
     assert made.peak == max(plan.total(made.held) + plan.total(part) for stage in made.stages for part in (stage.rollout, stage.learning))
 
 
+def test_the_copy_that_checkpoints_are_written_from():
+    """Weights and two moments; Muon has one of most."""
+    weights, optimizer, _ = plan.make_plan(config.load("shapes", ["optim.name=adamw"]), TINY).held
+    assert optimizer.bytes == 2 * weights.bytes
+    said = plan.text(config.load("shapes", ["optim.name=adamw"])).splitlines()[-1]
+    assert said.startswith(f"and {plan._bytes(3 * weights.bytes)} of the CPU's memory, for the copy")
+    assert plan.text(config.load("shapes", ["save.background=false"])).splitlines()[-1].startswith("peak: ")
+
+
 def test_a_model_that_is_not_there():
     with pytest.raises(ValueError, match="no config.json"):
         plan.text(config.load("shapes", ["model=nowhere"]))
