@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from grpo import distributed
 from grpo.batch import TrainBatch
 from grpo.sft import imitate, totals
 from models import weights
@@ -29,6 +30,7 @@ def learn(policy, batch, loss_on, weighting="token", micro=10**6, chunk=1000):
     collate = partial(TrainBatch.collated, image_token=IMAGE, merge=2, device="cpu")
     loss, weight, logp = imitate(policy, batch, loss_on=loss_on, weighting=weighting, tokens=tokens, completions=documents, cap=9, micro_tokens=micro, chunk=chunk,
                                  collate=collate)
+    distributed.sum_gradients(policy)                                                   # which rounds them
     return float(loss), float(weight), logp, {name: p.grad.clone() for name, p in policy.named_parameters()}
 
 
