@@ -141,6 +141,8 @@ class Config:
     """auto: a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of matrix products; auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are float32 always."""
+    timeout: float = 600.0
+    """Of several ranks: seconds after which one that is silent, or that others wait for and that does not move, is taken for lost, named, and the run ended."""
 
     model: str = "tiny"
     """The base: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint), or a model of the hub (Qwen/Qwen2-VL-2B)."""
@@ -223,7 +225,7 @@ def check(config: Config) -> None:
         value = value_of(config, key)
         if value is not None and value < least:
             raise ConfigError(f"{key}: must be at least {least}, got {value}")
-    for key in ("temperature", "optim.lr", "optim.eps"):
+    for key in ("temperature", "optim.lr", "optim.eps", "timeout"):
         if value_of(config, key) <= 0:
             raise ConfigError(f"{key}: must be above 0, got {value_of(config, key)}")
     for key in ("optim.beta1", "optim.beta2", "loss.clip_low"):
