@@ -95,7 +95,7 @@ def test_any_command_line_is_a_configuration_or_a_config_error(arguments):
         assert str(error)
 
 
-PLAIN = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+PLAIN = st.recursive(st.sampled_from([math.inf, -math.inf, math.nan, "inf", "nan", "1e-6", "1e999"]) | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
                      max_leaves=5)
 
 
