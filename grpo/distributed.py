@@ -48,27 +48,27 @@ def start(device: str = "auto", timeout: float = 600.0) -> World:
         if beside > 1 or "OMP_NUM_THREADS" not in os.environ:           # torchrun sets it to 1 for several processes; else it is the person's
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
     if size > 1 and not dist.is_initialized():
-        store = {"store": fresh_store(rank, timeout), "rank": rank, "world_size": size} if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else {}
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo",      # gradients are on the GPU, counts on the CPU
-                                timeout=timedelta(seconds=PATIENCE * timeout), **store)
+        patience = timedelta(seconds=PATIENCE * timeout)
+        store = {"store": fresh_store(rank, patience), "rank": rank, "world_size": size} if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else {}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience, **store)       # gradients are on the GPU, counts on the CPU
         _watch = Watch(rank, size, timeout)
     return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
-def fresh_store(rank: int, timeout: float) -> dist.Store:
+def fresh_store(rank: int, timeout: timedelta) -> dist.Store:
     """A store of rank 0's own, where ranks find each other. torchrun's is shared by all starts of a run, and after a restart ranks would find in it the addresses of
     dead ones (pytorch/pytorch#135712); of this one only the port stands there, and where nobody listens at it, it is an old one. Raises OSError."""
-    host, seconds, until = os.environ["MASTER_ADDR"], timedelta(seconds=timeout), time.monotonic() + timeout
-    shared = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=seconds)
+    host, until = os.environ["MASTER_ADDR"], time.monotonic() + timeout.total_seconds()
+    shared = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
     if rank == 0:
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=seconds)
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
         shared.set("glimpse/port", str(store.port))
         return store
     while True:
         port = int(shared.get("glimpse/port"))
         try:
             socket.create_connection((host, port), 1).close()                   # asked here, because TCPStore would complain at length
-            return dist.TCPStore(host, port, is_master=False, timeout=seconds)
+            return dist.TCPStore(host, port, is_master=False, timeout=timeout)
         except OSError:
             if time.monotonic() > until:
                 raise
@@ -85,7 +85,7 @@ def stop(error: BaseException | None = None) -> None:
     """Leave the process group. error: what this rank ends with; the others are told. A second call does nothing."""
     global _watch
     if _watch is not None:
-        _watch.leave(" ".join(f"{type(error).__name__}: {error}".split()) if error else "done")
+        _watch.leave(error)
         _watch = None
     if dist.is_initialized():
         dist.destroy_process_group()

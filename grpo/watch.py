@@ -32,7 +32,7 @@ LOST = 75                   # exit status: sysexits' "temporary failure, try aga
 BEAT = 1.0                  # seconds between two words of a rank
 GRACE = 1.0                 # seconds in which a process may still end by itself, with a message of its own, before it ends for another's loss
 FAREWELL = 3.0              # seconds that a rank waits for the others to have heard its last words
-BROKEN = 10.0               # seconds from a broken connection until somebody must be known to be lost
+BROKEN = 10.0               # seconds from a broken connection in which somebody is found to be lost, or nobody is
 NAMED = 8                   # ranks named in a line, at most
 ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -109,22 +109,23 @@ class Watch:
 
     @contextlib.contextmanager
     def meeting(self, name: str) -> Iterator[None]:
-        """Around what waits for other ranks. A connection that breaks in it is somebody's death: this process then ends with a line that names the rank."""
+        """Around what waits for other ranks. A connection that breaks in it is somebody's death: the watch then ends this process with a line that names the rank."""
         number, outer, since = self.met
         self.met = number + 1, name, self.now()
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            time.sleep(BROKEN)                                      # for the thread to find out who
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()                            # NCCL returns before it has met anybody
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError):
+                time.sleep(BROKEN)                                  # here, where SIGTERM is only noted: torchrun sends it as soon as a rank has died
             raise
         finally:
             self.met = self.met[0], outer, since
 
-    def leave(self, words: str = "done") -> None:
-        """End the watch, and let the others know; or that this rank ended with an error, which are then `words`."""
-        self.left = words
+    def leave(self, error: BaseException | None) -> None:
+        """End the watch, and let the others know, and with which error."""
+        self.left = " ".join(f"{type(error).__name__}: {error}".split()) if error else "done"
         self.thread.join()
         self.ears.close()
 

@@ -1,7 +1,5 @@
 """A rank that dies, stops, hangs or raises: every other one names it and ends, in bounded time, with no torchrun around; and torchrun starts them again by itself."""
 
-import contextlib
-import json
 import os
 import re
 import signal
@@ -13,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from grpo.checkpoint import complete
 from grpo.watch import LOST
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+from restarts import left_behind, torchrun  # noqa: E402
+
 TIMEOUT = 5.0
 # Ranks that add numbers four times; something happens to the last one before the third time.
 SCRIPT = f"""
@@ -127,79 +127,26 @@ def test_ranks_that_end_together_say_nothing(tmp_path):
     assert [(status, said) for status, said, _ in ranks(tmp_path, 2)] == [(0, ""), (0, "")]
 
 
-# ---- torchrun's own restart
-
-QUICK = ["shapes", "seed=1", "steps=5", "prompts=2", "group=3", "cap=8", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0", "eval.items=2",
-         "eval.every=2", "save.every=2", "save.keep=0", "report.every=1", "report.prompts=1", "limit=40", "device=cpu"]
-# train.py; where it samples in some step, something happens to a rank, the first time that torchrun starts it.
-DISTURBED = """
-import os, signal, sys, time
-import train
-what, step, rank, place = sys.argv.pop(1).split()
-real, calls = train.generate, []
-def generate(*args, **how):
-    calls.append(1)
-    if len(calls) == int(step) and os.environ["RANK"] == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        if what == "kill":
-            time.sleep(1.2)                                     # a beat, so that the others know where it was
-            os.kill(os.getpid(), signal.SIGKILL)
-        open(place, "w").write(f"{os.getpid()}\\n")             # for who starves it
-    return real(*args, **how)
-if __name__ == "__main__":
-    train.generate = generate
-    sys.exit(train.main(sys.argv[1:]))
-"""
-
-
-def torchrun(base, tmp_path, event):
-    """A run on two ranks, to its end. → (the run folder, what it said)."""
-    (tmp_path / "script.py").write_text(DISTURBED)
-    out, place = tmp_path / "run", tmp_path / "pid"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3", str(tmp_path / "script.py"), f"{event} {place}"]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([*command, *QUICK, f"model={base}", f"out={out}"], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-    until, stops = time.time() + 240, 0
-    while process.poll() is None and time.time() < until:
-        time.sleep(0.05)
-        if event.startswith("starve") and place.exists() and (starved := place.read_text()).endswith("\n") and stops < 12:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(starved), signal.SIGSTOP)
-                time.sleep(0.5)
-                stops += 1
-                os.kill(int(starved), signal.SIGCONT)
-    said = (tmp_path / "log").read_text()
-    assert process.wait(5) == 0, said
-    assert stops > 3 or not event.startswith("starve"), said
-    return out, said
-
-
-def left_behind(out):
-    """What a run has to leave whether or not it was disturbed: lines of metrics without times, samples, files of the checkpoints."""
-    rows = [{k: v for k, v in json.loads(line).items() if k != "step_time" and not k.startswith("time/")} for line in (out / "metrics.jsonl").read_text().splitlines()]
-    files = {f"{folder.name}/{path.name}": path.read_bytes() for folder in complete(out) for path in folder.rglob("*") if path.is_file()}
-    assert len(rows) == 6 and min(files).startswith("step_000002/")
-    return rows, (out / "samples.jsonl").read_bytes(), files
-
+# ---- torchrun's own restart: restarts.py, which does more of it
 
 @pytest.fixture(scope="module")
 def straight(base, tmp_path_factory):
     """The undisturbed run."""
-    out, said = torchrun(base, tmp_path_factory.mktemp("straight"), "nothing 0 0")
-    assert "going on" not in said
+    out, said, _ = torchrun(base, tmp_path_factory.mktemp("straight"), "nothing", 0, 0)
+    assert said.endswith("exit status 0\n") and "going on" not in said, said
     return left_behind(out)
 
 
 @pytest.mark.timeout(500)
 def test_torchrun_goes_on_by_itself_after_a_rank_died(base, tmp_path, straight):
-    """Rank 0, which holds the metrics and the store, is killed in step 4; the checkpoint of step 2 is the last one."""
-    out, said = torchrun(base, tmp_path, "kill 4 0")
+    """Rank 0, which writes the metrics and holds the store, is killed in step 4; the checkpoint of step 2 is the last one."""
+    out, said, _ = torchrun(base, tmp_path, "kill", 4, 0)
     assert re.search(r"train.py: on rank 1: rank 0 is gone: its process ended without a word \(step 4, ", said), said
-    assert said.count("going on after step 2") == 1 and "connectFullMesh" not in said, said
+    assert said.endswith("exit status 0\n") and said.count("going on after step 2") == 1 and "connectFullMesh" not in said, said
     assert left_behind(out) == straight
 
 
 @pytest.mark.timeout(500)
 def test_a_rank_that_hardly_gets_a_processor_changes_nothing(base, tmp_path, straight):
-    """Stopped half a second for each twentieth that it runs, as long as the run lasts or twelve times."""
-    out, said = torchrun(base, tmp_path, "starve 2 1")
-    assert "going on" not in said and left_behind(out) == straight
+    out, said, _ = torchrun(base, tmp_path, "starve", 2, 1)
+    assert said.endswith("exit status 0\n") and "going on" not in said and left_behind(out) == straight, said
