@@ -6,7 +6,7 @@ tells all other ranks once a second that it is alive, which meeting (a sum, a ba
     is gone      nobody listens at its port: its process has ended without a word
     fails        it says so, in its last words
     is silent    no word for `timeout` seconds: stopped, or cut off
-    is stuck     alive, but another one has waited for it for `timeout` seconds, in which its main thread stayed at the same place in the code;
+    is stuck     alive, but another one that was in more meetings has waited for `timeout` seconds, in which its own main thread stayed at the same place in the code;
                  one that is slow and moves, in a long rollout or evaluation, is not stuck
 
 Who notices tells the others; each says the same line and ends with status LOST. Words travel by UDP: nothing in it blocks, and no process in the middle can die, so it
@@ -85,8 +85,8 @@ class Watch:
 
     def __init__(self, rank: int, size: int, timeout: float):
         self.rank, self.timeout, self.step = rank, timeout, "before the first step"
-        self.met = (0, "", 0.0)                                     # meetings begun; the one it is in; since when
-        self.place, self.stack, self.moves = "", 0, 0
+        self.met, self.name = (0, "", 0.0), ""                      # meetings begun, the one it is in, since when; the one begun last
+        self.place, self.stack, self.moves, self.moved = "", 0, 0, 0.0
         self.left = ""                                              # last words: "done", or an error
         self.lost: dict[int, str] = {}                              # rank → what is wrong with it
         self.due = 0.0                                              # when this process ends for that
@@ -111,11 +111,10 @@ class Watch:
     def meeting(self, name: str) -> Iterator[None]:
         """Around what waits for other ranks. A connection that breaks in it is somebody's death: the watch then ends this process with a line that names the rank."""
         number, outer, since = self.met
+        self.name = name
         self.met = number + 1, name, self.now()
         try:
             yield
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()                            # NCCL returns before it has met anybody
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError):
                 time.sleep(BROKEN)                                  # here, where SIGTERM is only noted: torchrun sends it as soon as a rank has died
@@ -155,7 +154,7 @@ class Watch:
             stack.append((frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name, frame.f_lasti))
             frame = frame.f_back
         if stack and (seen := hash(tuple(stack))) != self.stack:
-            self.stack, self.moves = seen, self.moves + 1
+            self.stack, self.moves, self.moved = seen, self.moves + 1, self.now()
             file, line, name, _ = next((found for found in stack if found[0].startswith(ROOT)), stack[0])
             self.place = f"{file.removeprefix(ROOT + os.sep)}, line {line} ({name})"
 
@@ -204,12 +203,12 @@ class Watch:
                 found[peer.rank] = f"is gone: its process ended without a word ({peer.where()})"
             elif peer.heard and now - peer.heard > self.timeout:
                 found[peer.rank] = f"has given no sign of life for {self.timeout:g} seconds ({peer.where()})"
-        if not found and at and now - since > self.timeout:
+        if not found and now - (since if at else self.moved) > self.timeout:      # it waits; also after a meeting: NCCL's end when the result is looked at
             still = [peer for peer in there if now - peer.moved > self.timeout]
-            for peer in still:
-                if peer.said and peer.said["meeting"] < number and not peer.said["at"]:
-                    found[peer.rank] = f"has not come to {at!r} and has not moved for {self.timeout:g} seconds ({peer.where()})"
-            if not found and len(still) == len(there):
+            behind = [peer for peer in still if peer.said and peer.said["meeting"] < number and not peer.said["at"]]
+            found = {peer.rank: f"has not come to {self.name!r} and has not moved for {self.timeout:g} seconds ({peer.where()})" for peer in behind}
+            ahead = [peer for peer in there if peer.said.get("meeting", 0) > number and not at]
+            if not found and not ahead and len(still) == len(there):
                 found = {peer.rank: f"has not moved for {self.timeout:g} seconds, nor has anybody else ({peer.where()})" for peer in still}
         if found:
             self.lose(found)

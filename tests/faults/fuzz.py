@@ -230,8 +230,10 @@ def several(what: str, one: Callable[[random.Random], tuple[str, str, float]], n
 def main(arguments: list[str] | None = None) -> int:
     """→ exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("answers", 100_000), ("pictures", 10_000), ("math", 0), ("seed", 0)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--answers", type=int, default=100_000)
+    parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--math", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
     asked, total = parser.parse_args(arguments), {}
     files, findings = some_pictures(), []
     work = {"answers": answer, "pictures": lambda chance: picture(chance, files), "math": by_math_verify}

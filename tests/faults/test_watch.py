@@ -48,6 +48,9 @@ def main(rank, size, *events):
                 for event in events:
                     print("now", time.time(), file=sys.stderr, flush=True)
                     happens(event)
+            if "device" in events and step == 2 and rank == 0:          # as on a GPU: the sum is ordered, and waited for somewhere else
+                with distributed.meeting("the sum of the gradients"): pass
+                time.sleep(1000)
             assert distributed.total(torch.ones(3)).tolist() == [size] * 3
         distributed.stop()
     except ValueError as error:
@@ -112,6 +115,13 @@ def test_a_rank_that_hangs_is_named_and_shows_where(tmp_path):
     found = ranks(tmp_path, 2, "hang")
     named(found, 1, r"has not come to 'a sum over all ranks' and has not moved for 5 seconds \(step 3, in .*script.py, line \d+ \(happens\)\)", TIMEOUT + 10, among=(0, 1))
     assert "time.sleep(1000)" in found[1][1]                                # the place, for whoever wrote it
+
+
+@pytest.mark.timeout(200)
+def test_a_rank_that_hangs_is_named_where_sums_are_waited_for_later(tmp_path):
+    """Neither is in a meeting, and neither moves; the one that was in fewer is behind."""
+    found = ranks(tmp_path, 2, "device", "hang")
+    named(found, 1, r"has not come to 'the sum of the gradients' and has not moved for 5 seconds \(step 3, ", TIMEOUT + 10, among=(0, 1))
 
 
 @pytest.mark.timeout(200)
