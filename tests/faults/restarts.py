@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
             if EVENTS[event] and re.search(rf"on rank {1 - rank}: rank {rank} .*{EVENTS[event]}", said):
                 named += 1
                 seconds.setdefault(event, []).append(round(took, 1))
-            print(f"{number} ({event}, rank {rank}, step {step}): {'identical' if same else 'differs'}, said after {took:.1f} s", flush=True)
+            print(f"{number} ({event}, rank {rank}, step {step}): {'identical' if same else 'differs'}{f', named after {took:.1f} s' if took == took else ''}", flush=True)
             if not same:
                 print(said)
     print(json.dumps({"times": asked.times, "identical": identical, "lost": lost, "named": named, "seconds_until_named": seconds, "timeout": TIMEOUT, "seed": asked.seed}))
