@@ -43,6 +43,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
 
     for step in range(run.step, cfg.steps):
         start = time.perf_counter()
+        distributed.announce(f"step {step + 1}")
         stage = stage_at(step, cfg.stages, cfg)                                     # group size, completion cap
         lr = lr_at(step, lr=cfg.optim.lr, warmup=cfg.optim.warmup, decay=cfg.optim.decay, steps=cfg.steps, lr_min=cfg.optim.lr_min)
         optimizer.set_lr(lr)
@@ -144,6 +145,7 @@ def train_sft(cfg, run, world, keeper) -> None:
 
     for step in range(run.step, cfg.steps):
         start = time.perf_counter()
+        distributed.announce(f"step {step + 1}")
         lr = lr_at(step, lr=cfg.optim.lr, warmup=cfg.optim.warmup, decay=cfg.optim.decay, steps=cfg.steps, lr_min=cfg.optim.lr_min)
         run.optimizer.set_lr(lr)
         examples, prompts, skipped = chosen_prompts(run, cfg, world, step)
@@ -169,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         if flags.plan:
             print(plan.text(cfg, flags.plan))
             return 0
-        world = distributed.start(cfg.device)
+        world = distributed.start(cfg.device, cfg.timeout)
         run = open_run(cfg, world)
         keeper = Keeper(cfg, run, world, started)
         if flags.dry_run:
@@ -186,7 +188,11 @@ def main(argv: list[str] | None = None) -> int:
         return told.status
     except (ValueError, OSError, NonFinite, checkpoint.CheckpointError) as error:
         print(f"\ntrain.py: {error}", file=sys.stderr)
+        distributed.stop(error)
         return 2
+    except BaseException as error:
+        distributed.stop(error)
+        raise
     finally:
         distributed.stop()
 

@@ -8,6 +8,7 @@ pictures are turned upright by their EXIF tag, and what would be read wrongly (1
 from __future__ import annotations
 
 import math
+import re
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -55,7 +56,8 @@ def _decoded(picture: bytes | Path, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadPicture(f"{name}: the picture ({where}) would unpack to too many pixels: {error}") from error
     except Exception as error:  # Pillow's decoders raise whatever their parser trips over: OSError, SyntaxError, struct.error …
-        raise BadPicture(f"{name}: the picture ({where}) cannot be read: {type(error).__name__}: {error}") from error
+        said = re.sub(r" ?<_io\.\w+ object at 0x[0-9a-f]+>", "", str(error))                # Pillow's name for bytes says nothing
+        raise BadPicture(f"{name}: the picture ({where}) cannot be read: {type(error).__name__}: {said}") from error
 
 
 def _check_size(image: Image.Image, name: str) -> None:

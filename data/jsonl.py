@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Iterator, Mapping, Sequence
 
@@ -124,11 +125,20 @@ def _pictures(row: Row) -> tuple[Path, ...]:
 
 
 def inside(row: Row, field: str, name: str, folders: Sequence[Path] = ()) -> Path:
-    """The picture file of that name in one of the folders (default: the file's own); nothing outside of them is ever opened. Raises BadRow."""
+    """The picture file of that name in one of the folders (default: the file's own); nothing outside of them is ever opened, by a link neither. Raises BadRow."""
     path = PurePosixPath(name.replace("\\", "/"))
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise row.bad(field, f"{name!r} leaves the folder of the file", "name pictures from there, as in images/1.png, or link them into it")
-    found = next((folder / path for folder in folders or [row.folder] if os.path.isfile(folder / path)), None)  # False too for an impossible name
-    if found is None:
+        raise row.bad(field, f"{name!r} leaves the folder of the file", "name pictures from there, as in images/1.png")
+    folder = next((folder for folder in folders or [row.folder] if os.path.isfile(folder / path)), None)  # False too for an impossible name
+    if folder is None:
         raise row.bad(field, f"no file {path} in {' or '.join(map(str, folders or [row.folder]))}", "put it there, or correct the name")
-    return found
+    if not (folder / path).resolve().is_relative_to(_ground(folder)):
+        raise row.bad(field, f"{name!r} is a link that leaves the folder {folder}", "copy the picture there; a hard link (cp -l) takes no space")
+    return folder / path
+
+
+@lru_cache(maxsize=64)
+def _ground(folder: Path) -> Path:
+    """Where the files of a folder may lie: in it; of a snapshot of the hub, which is made of links, in the cache of its repository."""
+    place = folder.resolve()
+    return next((above.parent for above in place.parents if above.name == "snapshots" and (above.parent / "blobs").is_dir()), place)

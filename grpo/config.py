@@ -146,7 +146,8 @@ def check_same_run(config: Config, folder: str | Path) -> None:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         return
-    changed = [d for d in differences(load(path), config) if not d.startswith(("out:", "save.", "report.", "recompute:", "device:", "loss.reference_on:"))]
+    changed = [d for d in differences(load(path), config)
+               if not d.startswith(("out:", "save.", "report.", "recompute:", "device:", "timeout:", "slots:", "cuda_graphs:", "loss.reference_on:"))]
     if changed:
         raise ConfigError(f"{folder} holds a run with other settings ({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}): "
                           "name another folder with out=DIR, or remove this one")

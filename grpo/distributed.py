@@ -4,13 +4,22 @@ Everything here is right for one process too, so the algorithm has no `if world_
 from all ranks is in the order in which one would have it. A loss is a sum with weights that were decided over all ranks (docs/06): so gradients are *summed*, never averaged.
 """
 import os
+import socket
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from grpo.watch import Watch
+
+PATIENCE = 20               # timeouts after which the process group itself gives up, whatever the watch has seen
+_watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,9 @@ class World:
         return items[first:end]
 
 
-def start(device: str = "auto") -> World:
-    """Join the process group that torchrun announces, if any. device: auto, cpu or cuda."""
+def start(device: str = "auto", timeout: float = 600.0) -> World:
+    """Join the process group that torchrun announces, if any. device: auto, cpu or cuda. timeout: seconds after which a rank that others wait for is lost (watch.py)."""
+    global _watch
     rank, size, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch sees no GPU here; use device=auto or device=cpu")
@@ -44,8 +54,31 @@ def start(device: str = "auto") -> World:
         if beside > 1 or "OMP_NUM_THREADS" not in os.environ:           # torchrun sets it to 1 for several processes; else it is the person's
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")      # gradients are on the GPU, counts on the CPU
+        patience = timedelta(seconds=PATIENCE * timeout)
+        store = {"store": fresh_store(rank, patience), "rank": rank, "world_size": size} if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else {}
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience, **store)       # gradients are on the GPU, counts on the CPU
+        _watch = Watch(rank, size, timeout)
     return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
+
+
+def fresh_store(rank: int, timeout: timedelta) -> dist.Store:
+    """A store of rank 0's own, where ranks find each other. torchrun's is shared by all starts of a run, and after a restart ranks would find in it the addresses of
+    dead ones (pytorch/pytorch#135712); of this one only the port stands there, and where nobody listens at it, it is an old one. Raises OSError."""
+    host, until = os.environ["MASTER_ADDR"], time.monotonic() + timeout.total_seconds()
+    shared = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+    if rank == 0:
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        shared.set("glimpse/port", str(store.port))
+        return store
+    while True:
+        port = int(shared.get("glimpse/port"))
+        try:
+            socket.create_connection((host, port), 1).close()                   # asked here, because TCPStore would complain at length
+            return dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def is_low(world: World, dtype: str) -> bool:
@@ -58,17 +91,33 @@ def precision(world: World, dtype: str) -> torch.autocast:
     return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=is_low(world, dtype), cache_enabled=False)     # a cached cast would outlive the update
 
 
-def stop() -> None:
-    """Leave the process group."""
+def stop(error: BaseException | None = None) -> None:
+    """Leave the process group. error: what this rank ends with; the others are told. A second call does nothing."""
+    global _watch
+    if _watch is not None:
+        _watch.leave(error)
+        _watch = None
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def announce(step: str) -> None:
+    """Where this rank is ("step 7"), for the others to say should it be lost."""
+    if _watch is not None:
+        _watch.step = step
+
+
+def meeting(name: str) -> AbstractContextManager:
+    """Around everything that waits for other ranks, by a name for people: so that a rank that does not come is named, instead of waited for. Nothing on one rank."""
+    return nullcontext() if _watch is None else _watch.meeting(name)
 
 
 def total(values: Tensor) -> Tensor:
     """Sum over ranks, elementwise."""
     if dist.is_initialized():
         values = values.clone()
-        dist.all_reduce(values)
+        with meeting("a sum over all ranks"):
+            dist.all_reduce(values)
     return values
 
 
@@ -82,7 +131,8 @@ def gathered(rows: list) -> list:
     if not dist.is_initialized():
         return rows
     lists: list = [None] * dist.get_world_size()
-    dist.all_gather_object(lists, rows)
+    with meeting("gathering small values"):
+        dist.all_gather_object(lists, rows)
     return [row for rank in lists for row in rank]
 
 
@@ -91,7 +141,8 @@ def together(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
     if not dist.is_initialized():
         return function(rows)
     everyone: list = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, rows)
+    with meeting("comparing rewards"):
+        dist.all_gather_object(everyone, rows)
     return function(torch.cat(everyone)).split([len(r) for r in everyone])[dist.get_rank()]
 
 
@@ -108,7 +159,8 @@ def sum_gradients(policy: nn.Module) -> None:
     found = [p.grad for p in here]
     if dist.is_initialized() and here:
         flat = torch.cat([g.flatten() for g in found])
-        dist.all_reduce(flat)
+        with meeting("the sum of the gradients"):
+            dist.all_reduce(flat)
         found = flat.split([g.numel() for g in found])
     for p, g in zip(here, found):
         p.grad = g.view_as(p).to(p.dtype)
@@ -117,4 +169,5 @@ def sum_gradients(policy: nn.Module) -> None:
 def wait_for_all() -> None:
     """Every rank reaches this line before any goes on."""
     if dist.is_initialized():
-        dist.barrier()
+        with meeting("waiting for all"):
+            dist.barrier()

@@ -149,6 +149,8 @@ class Config:
     """Of matrix products; auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are float32 always."""
     shard: Literal["auto", "always", "never"] = "auto"
     """Cut the policy and its optimizer over the ranks (FSDP2): docs/ranks.md. auto: with more than one rank, unless optim.name is muon."""
+    timeout: float = 600.0
+    """Of several ranks: seconds after which one that is silent, or that others wait for and that does not move, is taken for lost, named, and the run ended."""
 
     model: str = "tiny"
     """The base: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint), or a model of the hub (Qwen/Qwen2-VL-2B)."""
@@ -235,7 +237,7 @@ def check(config: Config) -> None:
         value = value_of(config, key)
         if value is not None and value < least:
             raise ConfigError(f"{key}: must be at least {least}, got {value}")
-    for key in ("temperature", "optim.lr", "optim.eps", "loss.logits_mib"):
+    for key in ("temperature", "optim.lr", "optim.eps", "loss.logits_mib", "timeout"):
         if value_of(config, key) is not None and value_of(config, key) <= 0:
             raise ConfigError(f"{key}: must be above 0, got {value_of(config, key)}")
     for key in ("optim.beta1", "optim.beta2", "loss.clip_low"):

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from data.types import Prompt
 from grpo.batch import TrainBatch
-from grpo.distributed import World, gathered
+from grpo.distributed import World, gathered, meeting
 from models.layers import exact
 from models.qwen_vl import QwenVL
 
@@ -54,7 +54,8 @@ class Counted:
         if self.counter.done <= self.counter.skip:
             output_tensor.zero_()
             return None
-        return self.collective(output_tensor, input_tensor, **how)
+        with meeting("the other ranks' part of a block"):
+            return self.collective(output_tensor, input_tensor, **how)
 
 
 def shard(policy: QwenVL, world: World, low: bool) -> None:

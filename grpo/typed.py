@@ -48,8 +48,11 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError."""
-    return yaml.load(text, StrictLoader)
+    """The value of a YAML text. Raises yaml.YAMLError, also for what only looks like a date or a number (2026-13-01), and for a thousand brackets."""
+    try:
+        return yaml.load(text, StrictLoader)
+    except (ValueError, RecursionError) as error:
+        raise yaml.YAMLError(str(error)) from error
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -202,7 +205,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

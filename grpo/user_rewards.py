@@ -29,6 +29,7 @@ from data.types import Example
 
 LOADING = 180.0                     # seconds that a file may take to load; what train.py imports is imported there too
 TIMEOUT = 10.0                      # seconds of one call, unless the function says otherwise
+TOLD = (signal.SIGTERM, signal.SIGINT)
 LARGEST = 3.4e38                    # of a float32, which rewards are
 
 
@@ -84,7 +85,11 @@ class UserReward:
         context = multiprocessing.get_context("spawn")                  # a fork would copy this process's threads' locks, and CUDA
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, str(self.path), self.function, os.getpid()), daemon=True)
-        self.process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)         # which it inherits, until it has learned to ignore them
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.timeout = self._answer(LOADING, "loading the file")
 
@@ -112,7 +117,9 @@ class UserReward:
 
 def serve(pipe, path: str, name: str, parent: int) -> None:
     """Load the function, send its timeout; then for every question received send {"value": number} or {"wrong": why}."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                        # Ctrl-C is for the run, which ends this process
+    for number in TOLD:                                                 # Ctrl-C and schedulers tell all processes; the run still needs this one for its step
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     try:
         function = load(path, name)

@@ -140,6 +140,9 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
             where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{index}: not an index of safetensors shards: {error!r}") from error
+        for name in where.values():
+            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(f"{index}: {name!r} is no safetensors file of this folder")
         return [folder / name for name in sorted(set(where.values()))], where
     if single.is_file():
         return [single], {}

@@ -170,8 +170,9 @@ SICK = {
 @pytest.mark.parametrize("kind", SICK)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bad_picture_is_a_named_error(kind):
-    with pytest.raises(BadPicture, match=r"^example 'q7', picture 2: the picture"):
+    with pytest.raises(BadPicture, match=r"^example 'q7', picture 2: the picture") as caught:
         open_picture(SICK[kind], name="example 'q7', picture 2")
+    assert "object at 0x" not in str(caught.value)
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")

@@ -49,6 +49,33 @@ def test_damage_notices_damage_that_goes_unnoticed():
     assert status == 1 and len(last["failed"]) == 4 and "FAILED: does not say" in said
 
 
+@needs_fork
+def test_answers_and_pictures_of_every_kind_are_read_or_refused():
+    status, said, last = called("fuzz", "--answers", "1000", "--pictures", "300")
+    assert status == 0 and last["findings"] == 0 and last["answers"]["tried"] == 1000 and last["pictures"]["tried"] == 300, said
+    assert last["answers"]["read"] > 20 and sum(count for kind, count in last["pictures"].items() if kind.startswith("refused")) > 100
+
+
+@needs_fork
+def test_fuzz_notices_another_error_a_long_wait_a_wrong_value_and_a_death():
+    """In that order, each once, in the processes that it forks."""
+    broken = """
+def first(real, harm):
+    calls = []
+    def wrapped(*args, **how):
+        calls.append(1)
+        return harm() if len(calls) == 1 else real(*args, **how)
+    return wrapped
+def spin():
+    start = fuzz.time.process_time()
+    while fuzz.time.process_time() < start + 1.1: pass
+""" + "{}"
+    for harm, words in (("fuzz.open_picture = first(fuzz.open_picture, lambda: 1 / 0)", "ZeroDivisionError"), ("fuzz.answers.parse = first(fuzz.answers.parse, spin)", "took 1.1"),
+                        ("fuzz.REWARDS['format'] = first(fuzz.REWARDS['format'], lambda: 2)", "format gave 2"), ("fuzz.read = first(fuzz.read, lambda: fuzz.os._exit(7))", "ended with 7")):
+        status, said, last = called("fuzz", "--answers", "3", "--pictures", "3", broken=broken.format(harm))
+        assert status == 1 and last["findings"] == 1 and words in said, said
+
+
 @pytest.mark.slow
 def test_every_kind_of_damage():
     status, said, last = called("damage")

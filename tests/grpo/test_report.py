@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
 from grpo import report
@@ -225,3 +226,58 @@ def test_a_browser_draws_it_and_hostile_text_does_nothing(tmp_path):
     assert main.count("<figure") == len(PANELS) - 1 and main.count('class="card"') == 1 and main.count('class="said"') == 5
     assert "⟨U+202E⟩evil" in main and "⟨U+0000⟩⟨U+001B⟩[31m" in main and "&lt;b&gt;bold&lt;/b&gt;" in main and "<b>bold" not in main
     assert 'class="t clipped"' in main and 'style="background: rgba(var(--more)' in main
+
+
+# ---- everything at once
+
+HUGE = (HOSTILE + "\udfff \ud800 \x7f\x85\u200b\u2066\u2029\ufffe" + "e" + "\u0301" * 50 + "]]>*/-->${alert(1)}`'\"\\") * 10_000                # 1.6 million characters
+
+
+@pytest.fixture(scope="module")
+def besieged(tmp_path_factory):
+    """A run in which every text that a recipe, a data set, a tokenizer or a policy brings is hostile and long: settings, names of rewards and tasks, tokens."""
+    folder = fake_run(tmp_path_factory.mktemp("besieged"), steps=8, size=2)
+    safe = HUGE.encode("utf-8", "replace").decode()
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree | {"recipe": safe, "model": safe, "task": safe, "rewards": {safe[:300]: 1.0}}, allow_unicode=True), encoding="utf-8")
+    Metrics(folder / "metrics.jsonl").write({"step": 9, "reward": 1.0, f"rewards/{HUGE[:300]}/mean": 0.5, f"eval/accuracy/{HUGE[:300]}": 0.5, "eval/accuracy": 0.5, "guard/kl": 1,
+                                             "guard/nonfinite": 1, "guard/nonfinite_uids": [HUGE]})
+    (folder / "summary.json").unlink()
+    line = question(0, "train", 9) | {"uid": HUGE, "question": HUGE, "task": HUGE, "choices": [HUGE, "b"], "answer": HUGE}
+    line["completions"] = [{"tokens": [HUGE[:300]] * 3000, "text": HUGE, "reward": 1.0, "parts": {HUGE[:300]: 1.0}, "advantage": 0.5, "weight": [0.1] * 3000, "logp": [-1.0] * 3000,
+                            "kl": [0.1] * 3000, "clipped": [False] * 3000, "stopped": True}]
+    Metrics(folder / "samples.jsonl").write(line)
+    Metrics(folder / "samples.jsonl").write(line | {"kind": "heldout"})
+    assert max(map(len, (folder / "samples.jsonl").read_bytes().splitlines())) > 1_000_000
+    report.write_report(folder)
+    return folder
+
+
+def test_hostile_text_in_every_place_stays_text(besieged):
+    raw = (besieged / "report.html").read_bytes()
+    page = Page(raw.decode("utf-8"))
+    assert len(raw) < 8_000_000 and page.elements.count("script") == 2 and page.elements.count("style") == 1
+    assert page.elements == Page((Path(report.PAGE) / "page.html").read_text("utf-8")).elements, "not one element more than the skeleton has"
+    data = page.texts["script"][0]
+    assert data.isascii() and data.isprintable() and not set("<>&") & set(data)
+    assert page.texts["title"][0].startswith("</script><script>document.title='owned'") and len(page.texts["title"][0]) < 200
+    assert json.loads(data)["moments"][-1]["groups"][-1]["question"].startswith(HUGE[:6000])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="draws the page in chromium, which is not installed")
+def test_a_browser_draws_that_too_and_nothing_runs(besieged, tmp_path):
+    drawn = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
+                            "--virtual-time-budget=5000", "--enable-logging=stderr", "--dump-dom", (besieged / "report.html").as_uri()],
+                           capture_output=True, text=True, timeout=200)
+    assert "CONSOLE" not in drawn.stderr, drawn.stderr
+    head, _, rest = drawn.stdout.partition("<main")
+    main = rest.partition("</main>")[0]
+    assert "<title>owned" not in head and "<title>&lt;/script&gt;" in head, head[:2000]
+    assert "⟨U+D800⟩" in main and "\u202e" not in main and "⟨U+2028⟩" in main and "⟨47 more marks⟩" in main and "more characters not shown" in main
+    found = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append((tag, dict(attributes)))
+    parser.feed(main)
+    assert not {"script", "iframe", "object", "embed", "link"} & {tag for tag, _ in found} and "<b>bold" not in main
+    assert not [(tag, name) for tag, attributes in found for name in attributes if name.startswith("on")]
+    assert {attributes["src"][:11] for _, attributes in found if "src" in attributes} == {"data:image/"}

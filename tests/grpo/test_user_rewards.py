@@ -1,6 +1,7 @@
 """A user's own reward function: what it is given, and that nothing it does can stop a run without a named error."""
 
 import os
+import signal
 import sys
 import time
 from types import MappingProxyType
@@ -87,6 +88,25 @@ def test_a_call_that_hangs_is_ended_with_its_process(moody, text):
 def test_a_process_that_dies_is_named(moody):
     with pytest.raises(RewardError, match=r"mine.py:moody': its process ended with exit code 3, at the question 't/7'"):
         moody("die", ASKED, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_tells_the_run_to_stop_does_not_end_its_rewards(moody, file, monkeypatch, number):
+    """A scheduler sends SIGTERM to every process, and the step under way still has to be scored. Also while the file is being loaded."""
+    assert moody("fine", ASKED, 1) == 0.5
+    os.kill(moody.process.pid, number)
+    time.sleep(0.1)
+    assert moody("fine", ASKED, 1) == 0.5 and moody.process.is_alive()
+    answer = UserReward._answer
+
+    def told_before_it_can_know(self, seconds, about):
+        os.kill(self.process.pid, number)
+        return answer(self, seconds, about)
+
+    monkeypatch.setattr(UserReward, "_answer", told_before_it_can_know)
+    early = UserReward(f"{file}:moody")
+    assert early.process.is_alive() and not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {number}
+    early.close()
 
 
 def test_a_process_does_not_outlive_its_run(monkeypatch):
