@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import multiprocessing
+import multiprocessing.util
 import numbers
 import os
 import signal
@@ -91,6 +92,8 @@ class UserReward:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
+        # At its own exit Python sends such processes SIGTERM and waits for them. This one ignores it, so it is ended before.
+        multiprocessing.util.Finalize(self, self.process.kill, exitpriority=0)
         self.timeout = self._answer(LOADING, "loading the file")
 
     def _answer(self, seconds: float, about: str) -> float:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -153,3 +155,11 @@ def test_numbers_are_numbers(value):
 def test_everything_else_is_not(value, words):
     with pytest.raises(ValueError, match=words):
         checked(value)
+
+
+def test_a_program_that_used_one_ends(tmp_path):
+    """Python waits for such processes at its own exit, and this one ignores the SIGTERM that would end it."""
+    (tmp_path / "mine.py").write_text("def paid(text, example, length):\n    return 1.0\n")
+    (tmp_path / "program.py").write_text("from grpo.user_rewards import UserReward\nif __name__ == '__main__':\n    reward = UserReward('mine.py:paid')\n    print('ready')\n")
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
