@@ -67,7 +67,7 @@ class Copies(dcp.DefaultSavePlanner):
     """Plans by the tensors that are given to `dcp.save`, and writes copies of this rank's pieces of them: the tensors themselves go on changing."""
 
     def __init__(self, copies: dict[str, Tensor]):
-        super().__init__()
+        super().__init__(dedup_save_to_lowest_rank=True)        # or which rank writes what all have would be left to Python's hashes, and files would differ from run to run
         self.copies = copies
 
     def resolve_data(self, write_item) -> Tensor:
@@ -94,11 +94,12 @@ class Parts(StorageWriter):
         return plans
 
     def write_data(self, plan, planner) -> Future:
-        mine = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
-        where = {item.index.fqn: {OFFSETS: list(item.tensor_data.chunk.offsets)} for item in plan.items}
+        items = sorted(plan.items, key=lambda item: item.index.fqn)
+        mine = {item.index.fqn: planner.resolve_data(item) for item in items}
+        where = {item.index.fqn: {OFFSETS: list(item.tensor_data.chunk.offsets)} for item in items}
         done = Future()
         try:
-            done.set_result(self.part(mine, {"format": "pt", WHERE: json.dumps(where)}))
+            done.set_result(self.part(mine, {WHERE: json.dumps(where)}))        # one entry: safetensors writes several in any order
         except SafetensorError as error:                        # which can't be sent to the other ranks
             raise OSError(str(error)) from error
         return done
