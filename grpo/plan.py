@@ -21,12 +21,14 @@ from grpo import known
 from grpo.config import Config
 from grpo.logprobs import chunk_of
 from grpo.plan_ranks import of_one_rank
+from grpo.plan_text import render, shown_bytes, shown_count
 from grpo.room import attention_size
 from grpo.run import model_folder
 from grpo.schedule import stage_at
 from models.config import ModelConfig, VisionConfig
 
 FLOAT = 4           # bytes
+SAMPLER = "bfloat16 policy"
 DOCUMENTS = 2       # of a prompt in imitation, as `data/documents.py` gives them
 LOGITS_ALIVE = 3    # float32 copies of a chunk's logits: as they are, over the temperature, and their log-softmax, which the gradient overwrites
 
@@ -125,7 +127,7 @@ def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None,
     pixels = cfg.max_pixels or max_pixels or 10**12
     patches = min(cfg.max_prompt * vision.spatial_merge_size**2, pixels // vision.patch_size**2)
     anchored = cfg.method == "grpo" and cfg.loss.kl_coef > 0
-    held = (Item("weights", FLOAT * count, f"{_count(count)} x {FLOAT} bytes"),
+    held = (Item("weights", FLOAT * count, f"{shown_count(count)} x {FLOAT} bytes"),
             _optimizer(cfg.optim.name, trained),
             _reference(cfg, count, size) if anchored else Item("reference", 0, "not loaded: there is no KL penalty"))
     stages, step, prompts = [], 0, -(-cfg.prompts // ranks)
@@ -134,7 +136,7 @@ def make_plan(cfg: Config, model: ModelConfig, *, max_pixels: int | None = None,
         end = max(cfg.steps, 1) if stage is cfg else min(stage.until, cfg.steps)
         group = stage.group if cfg.method == "grpo" else DOCUMENTS if cfg.task == "documents" else 1
         load = Load(prompts, cfg.max_prompt, patches, prompts * group, stage.cap)
-        stages.append(StagePlan(step, end - 1, group, stage.cap, _rollout(model, load, size, cfg.slots) if cfg.method == "grpo" else (),
+        stages.append(StagePlan(step, end - 1, group, stage.cap, _rollout(model, load, size, cfg.slots, count) if cfg.method == "grpo" else (),
                                 _learning(cfg, model, load, size), (load.asked, load.said), prompts * patches, _work(cfg, model, load)))
         step = end
     plan = Plan(parts, dtype, held, tuple(stages))
@@ -155,16 +157,17 @@ def _optimizer(name: str, trained: dict[str, int]) -> Item:
 
 def _reference(cfg: Config, count: int, size: int) -> Item:
     if cfg.loss.reference_on == "host":
-        return Item("reference", 0, f"the frozen base waits on the host; {_bytes(size * count)} while it scores, before there are gradients")
-    return Item("reference", size * count, f"the frozen base, {_count(count)} x {size} bytes")
+        return Item("reference", 0, f"the frozen base waits on the host; {shown_bytes(size * count)} while it scores, before there are gradients")
+    return Item("reference", size * count, f"the frozen base, {shown_count(count)} x {size} bytes")
 
 
-def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None) -> tuple[Item, ...]:
+def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None, count: int) -> tuple[Item, ...]:
     rows, numbers, words = min(slots or load.rows, load.rows), 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size, model.vocab_size
     exact = attention_size(size, "cpu")                         # only there products are in float32
     why = f"{rows:,} rows" + (f" at a time of {load.rows:,}" if rows < load.rows else "")
-    return (Item("KV cache, prompts", load.asked * numbers * exact, f"{load.prompts} prompts x {load.prompt:,} tokens x {_bytes(numbers * exact)}"),
-            Item("KV cache, completions", rows * load.cap * numbers * size, f"{why} x {load.cap:,} tokens x {_bytes(numbers * size)}"),
+    copies = () if size == FLOAT else (Item(SAMPLER, size * count, f"of all matrices, cast once for the rollout: {shown_count(count)} x {size} bytes"),)
+    return (*copies, Item("KV cache, prompts", load.asked * numbers * exact, f"{load.prompts} prompts x {load.prompt:,} tokens x {shown_bytes(numbers * exact)}"),
+            Item("KV cache, completions", rows * load.cap * numbers * size, f"{why} x {load.cap:,} tokens x {shown_bytes(numbers * size)}"),
             Item("masks", rows * (load.prompt + load.cap) * exact, f"{rows:,} rows x {load.prompt + load.cap:,} places"),
             Item("logits", 3 * rows * words * FLOAT, f"{rows:,} rows x {words:,} words, their softmax and its sums"))
 
@@ -181,7 +184,7 @@ def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[I
               Item("bfloat16 copies", copies, f"of the matrices in use{again}" if copies else "none: products are in float32"),
               Item("logits of a chunk", LOGITS_ALIVE * chunk * words * FLOAT, f"{chunk:,} tokens x {words:,} words, {LOGITS_ALIVE} times"))
     gradients, head, table = (FLOAT * count for count in (sum(trained.values()), trained.get("head", trained["embedding"]), trained["embedding"]))
-    why = f"{_count(sum(trained.values()))} x {FLOAT} bytes"
+    why = f"{shown_count(sum(trained.values()))} x {FLOAT} bytes"
     # The backward pass begins with the head, when all activations are there, and ends with the embedding, whose gradient is added to the head's, when one block's are.
     last = table + kept // (model.num_hidden_layers + model.vision.depth) - total(beside)
     if several:
@@ -251,50 +254,3 @@ def text(cfg: Config, ranks: int = 1) -> str:
     processor = folder.parent / "preprocessor_config.json" if folder.is_file() else folder / "preprocessor_config.json"
     pixels = json.loads(processor.read_text("utf-8")).get("max_pixels") if processor.is_file() else None
     return render(cfg, make_plan(cfg, model, max_pixels=pixels, ranks=ranks), ranks)
-
-
-def render(cfg: Config, plan: Plan, ranks: int = 1) -> str:
-    """The plan as a table."""
-    parts, who = ", ".join(f"{name} {_count(count)}" for name, count in plan.parameters.items()), f"one of {ranks} ranks" if ranks > 1 else "one process"
-    lines = [f"{cfg.recipe}: {cfg.method} on {cfg.model}, {cfg.steps:,} steps, {plan.dtype}, {who}. At most, and nothing was loaded:",
-             "", f"{_count(sum(plan.parameters.values()))} parameters: {parts}", "", "held all the time", *map(_line, plan.held)]
-    for stage in plan.stages:
-        if len(plan.stages) > 1:
-            lines += ["", f"steps {stage.first + 1:,} to {stage.last + 1:,}: group {stage.group}, cap {stage.cap:,}"]
-        if stage.rollout:
-            lines += ["", "while sampling", *map(_line, stage.rollout)]
-        lines += ["", "while learning", *map(_line, stage.learning), ""]
-        asked, said = stage.tokens
-        steps = stage.last - stage.first + 1
-        if stage.rollout:
-            lines.append(f"  decode steps            {stage.cap:>12,}  a rollout; {stage.cap * steps:,} over {steps:,} steps")
-        if stage.rollout and cfg.sampling == "dynamic":
-            lines.append(f"  rollouts                {cfg.max_rounds:>12,}  a step at most (sampling=dynamic); all other numbers are with one")
-        lines += [f"  tokens                  {asked + said:>12,}  a step: {asked:,} of prompts, {said:,} of completions",
-                  f"  patches                 {stage.patches:>12,}  a step, of pictures",
-                  f"  work                    {_flops(stage.flops):>12}  a step; {_flops(stage.flops * steps)} over {steps:,} steps"]
-    lines += ["", f"peak: {_bytes(plan.peak)}"]
-    if cfg.save.background:
-        lines.append(f"and {_bytes(total(plan.held[:2]))} of the CPU's memory, for the copy of weights and optimizer that checkpoints are written from (save.background=false: none)")
-    return "\n".join(lines) + "\n"
-
-
-def _line(item: Item) -> str:
-    return f"  {item.name:<24}{_bytes(item.bytes):>12}  {item.why}"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
-
-
-def _count(count: float) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
-
-
-def _flops(count: float) -> str:
-    power, unit = next((p, u) for p, u in ((15, "PFLOP"), (12, "TFLOP"), (9, "GFLOP"), (6, "MFLOP")) if count >= 10**p or p == 6)
-    return f"{count / 10**power:,.1f} {unit}"

@@ -22,8 +22,9 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
     """The `Plan` of one of `ranks` ranks, made of that of a process with as many prompts as it has."""
     parts, low = plan.parameters, plan.dtype == "bfloat16"
     count, root, size = sum(parts.values()), root_parameters(parts, model), 2 if low else FLOAT
-    item = plan.held[0]
-    sampling = replace(item, name="gathered policy", bytes=size * (count - root) + FLOAT * root, why=f"blocks x {size} bytes, embedding, merger and head x {FLOAT}")
+    item, head = plan.held[0], parts.get("head", parts["embedding"])
+    sampling = replace(item, name="gathered policy", bytes=size * (count - root) + FLOAT * root + (size * (root - parts["embedding"] + head * ("head" not in parts)) if low else 0),
+                       why=f"blocks x {size} bytes, embedding, merger and head x {FLOAT}" + (f" and once more x {size}" if low else ""))
     learning = replace(item, name="gathered parts", bytes=2 * FLOAT * root + 3 * size * largest_block(parts, model) + (0 if low else 2 * FLOAT * count),
                        why="embedding, merger, head, two blocks; gradients of these" + ("" if low else ", and all in float64, as on a CPU"))
 
@@ -31,5 +32,5 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
         if item.name == "bfloat16 copies" and low:
             return replace(item, bytes=size * root, why="of embedding, merger and head; blocks are gathered in bfloat16")
         return replace(item, bytes=-(-item.bytes // ranks), why=f"{item.why}; cut over {ranks} ranks") if item.name in CUT and item.bytes else item
-    stages = tuple(replace(stage, rollout=(*stage.rollout, sampling) if stage.rollout else (), learning=(*map(cut, stage.learning), learning)) for stage in plan.stages)
+    stages = tuple(replace(stage, rollout=(*(item for item in stage.rollout if item.name != "bfloat16 policy"), sampling) if stage.rollout else (), learning=(*map(cut, stage.learning), learning)) for stage in plan.stages)
     return replace(plan, held=tuple(map(cut, plan.held)), stages=stages)

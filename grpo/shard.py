@@ -10,7 +10,7 @@ as they take, run on a policy that was gathered before (`whole`). With one rank 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from models.layers import exact
 from models.qwen_vl import QwenVL
 
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")        # of which nobody here writes into
+EMBEDDING = "model.embed_tokens.weight"
 ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor       # renamed in PyTorch 2.13
 REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
@@ -76,19 +77,27 @@ def shard(policy: QwenVL, world: World, low: bool) -> None:
 
 @contextmanager
 def whole(policy: QwenVL) -> Iterator[QwenVL]:
-    """A plain policy with all weights, in the dtypes in which they are used, for as long as the context lasts. Inside, no rank waits for another."""
-    if not isinstance(policy, FSDPModule):
+    """A plain policy with all weights, in the dtypes in which they are used, for as long as the context lasts. Inside, no rank waits for another.
+
+    In bfloat16 its matrices are cast once, as a product would cast them for every token anew; the embedding stays as it is, and a tied head becomes a copy of it.
+    """
+    products = next((torch.get_autocast_dtype(device) for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)), None)
+    if not isinstance(policy, FSDPModule) and products is None:
         yield policy
         return
-    parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]            # the blocks and the root
+    parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]            # the blocks and the root; none of a policy that is not cut
     for part in parts:
         part.unshard()
     try:
         with torch.device("meta"):
-            plain = QwenVL(policy.config)
-        for name, parameter in policy.named_parameters():
+            plain = QwenVL(replace(policy.config, tie_word_embeddings=False))
+        named = dict(policy.named_parameters())
+        for name, parameter in {"lm_head.weight": named[EMBEDDING], **named}.items():
             module, _, leaf = name.rpartition(".")
-            setattr(plain.get_submodule(module), leaf, nn.Parameter(parameter.detach(), requires_grad=False))       # the gathered tensor, not a copy
+            used = parameter.detach()                                                             # the gathered tensor, not a copy
+            if products and parameter.dim() > 1 and name != EMBEDDING:
+                used = used.to(products)
+            setattr(plain.get_submodule(module), leaf, nn.Parameter(used, requires_grad=False))
         yield plain
     finally:
         for part in parts:

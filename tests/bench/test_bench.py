@@ -59,3 +59,13 @@ def test_what_is_kept_is_counted_once_and_without_the_parameters():
     layer = torch.nn.Linear(4, 4, bias=False)
     x = torch.ones(2, 4)
     assert timing.kept_for_backward(layer, lambda: layer(x) + layer(x)) == x.nbytes
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_in_small_sizes(capsys):
+    """On a CPU, without what needs a GPU; half a minute, because it starts train.py five times."""
+    from tests.bench import gpu
+    figures = gpu.main(["--quick"])["figures"]
+    assert not [name for name in figures if name.startswith("FAILED")], figures
+    assert figures["a resumed run ends as the straight one, bit for bit"] and figures["log-prob gap, float32, largest"] < 1e-4 and "step, plain, time/learn" in figures
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["bench"] == "gpu"

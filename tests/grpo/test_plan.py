@@ -222,7 +222,7 @@ def test_the_copy_that_checkpoints_are_written_from():
     weights, optimizer, _ = plan.make_plan(config.load("shapes", ["optim.name=adamw"]), TINY).held
     assert optimizer.bytes == 2 * weights.bytes
     said = plan.text(config.load("shapes", ["optim.name=adamw"])).splitlines()[-1]
-    assert said.startswith(f"and {plan._bytes(3 * weights.bytes)} of the CPU's memory, for the copy")
+    assert said.startswith(f"and {plan.shown_bytes(3 * weights.bytes)} of the CPU's memory, for the copy")
     assert plan.text(config.load("shapes", ["save.background=false"])).splitlines()[-1].startswith("peak: ")
 
 

@@ -11,11 +11,12 @@ from torch.distributed.tensor import DTensor
 from data.chat import Chat
 from data.shapes import Shapes
 from grpo import config, distributed, plan, shard
-from grpo.batch import TrainBatch
+from grpo.batch import TrainBatch, collate_prompts
 from grpo.distributed import World
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
 from grpo.optim import Optimizer, clip_gradient
+from grpo.rollout import generate
 from grpo.run import BUILT_IN
 from models import weights
 
@@ -113,6 +114,22 @@ def test_gradients_add_up_in_float64_and_are_rounded_once(base, batch):
         assert torch.equal(whole, sum(g[name].double() for g in apart).float()), name
 
 
+@torch.no_grad()
+def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
+    policy = weights.load(base)
+    chat, world = Chat(base, template="shapes"), Shapes("train", 100, seed=5)
+    prompts = collate_prompts([chat.prompt(world[i]) for i in range(3)], image_token=chat.image_token)
+    how = dict(group=4, cap=12, temperature=1.0, stop_ids=chat.stop_ids, address=(0, 0, [1, 2, 3]))
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with shard.whole(policy) as sampler:
+            dtypes = {name: p.dtype for name, p in sampler.named_parameters()}
+            once = generate(sampler, prompts, **how)
+        each = generate(policy, prompts, **how)
+    assert sampler is not policy and torch.equal(once.tokens, each.tokens) and torch.equal(once.logp, each.logp)
+    assert {p.dtype for p in policy.parameters()} == {torch.float32} and dtypes["model.embed_tokens.weight"] == dtypes["model.norm.weight"] == torch.float32
+    assert dtypes["lm_head.weight"] == dtypes["model.layers.0.mlp.up_proj.weight"] == dtypes["visual.blocks.0.attn.qkv.weight"] == torch.bfloat16
+
+
 def test_whole_gathers_and_puts_back(base, alone):
     plain, cut = weights.load(base), weights.load(base)
     shard.shard(cut, WORLD, low=True)
@@ -162,8 +179,9 @@ def test_the_plan_knows_what_is_gathered_and_held(alone):
     cfg = config.load("shapes", ["dtype=bfloat16"])
     shard.shard(policy, WORLD, low=True)
     items = {item.name: item for item in plan.make_plan(cfg, policy.config, ranks=4).stages[0].rollout}
-    with shard.whole(policy) as inside:
-        assert items["gathered policy"].bytes == pytest.approx(sum(p.nbytes for p in inside.parameters()), rel=0.01)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), shard.whole(policy) as inside:
+        there = {p.data_ptr(): p.nbytes for p in (*policy.parameters(), *inside.parameters())}
+        assert items["gathered policy"].bytes == pytest.approx(sum(there.values()), rel=0.01)
     held = {ranks: {item.name: item.bytes for item in plan.make_plan(cfg, policy.config, ranks=ranks).held} for ranks in (1, 4)}
     assert all(held[4][name] == -(-size // 4) for name, size in held[1].items()) and held[1]["weights"] == sum(p.numel() * 4 for p in policy.parameters())
     whole = config.load("shapes", ["dtype=bfloat16", "shard=never"])
