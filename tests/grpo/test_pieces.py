@@ -23,7 +23,7 @@ from grpo.optim import Optimizer
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from ranks import together  # noqa: E402
+from forked import together  # noqa: E402
 from small import small_folder, small_policy  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forked")
