@@ -17,7 +17,7 @@ import torch
 from grpo import checkpoint, config, distributed, plan, shard
 from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.dynamic import SAMPLING, Drawn
-from grpo.guards import NonFinite, fitting
+from grpo.guards import NonFinite, fitting, in_fewer_slots
 from grpo.interrupt import Interrupted
 from grpo.keep import Keeper
 from grpo.logprobs import chunk_of, completion_logprobs
@@ -100,9 +100,9 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
     padded = prompts and collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
     clock.append(time.perf_counter())
     with shard.whole(run.policy) as policy:
-        rollout = generate(policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
-                           address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]), slots=slots(policy, padded, stage.group, stage.cap, cfg.slots),
-                           recorded=cfg.cuda_graphs).to("cpu") if prompts else Rollout.none(stage.group)
+        write = partial(generate, policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
+                        address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]), recorded=cfg.cuda_graphs)
+        rollout = in_fewer_slots(lambda number: write(slots=number), slots(policy, padded, stage.group, stage.cap, cfg.slots)).to("cpu") if prompts else Rollout.none(stage.group)
     if not rollout.logp.isfinite().all():
         raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
     clock.append(time.perf_counter())

@@ -108,3 +108,17 @@ def fitting(work: Callable[[int], Result], budget: int, policy: torch.nn.Module,
         if rank() == 0:
             tqdm.write(f"out of memory (rank {', '.join(str(number) for number, _ in short)}): going on with loss.micro_tokens={budget}; the gradient is the same, "
                        "a step takes longer", file=sys.stderr)
+
+
+def in_fewer_slots(write: Callable[[int], Result], slots: int) -> Result:
+    """`write(slots)`, and where a GPU's memory does not last, with half as many slots, and so on: the same completions. Raises torch.OutOfMemoryError with one slot."""
+    while True:
+        try:
+            return write(slots)
+        except torch.OutOfMemoryError:
+            if slots == 1:
+                raise
+        slots //= 2                                         # here, not above: the exception holds on to the tensors of the try
+        gc.collect()
+        torch.cuda.empty_cache()
+        tqdm.write(f"out of memory (rank {rank()}) while sampling: trying again with slots={slots}; the completions are the same", file=sys.stderr)

@@ -203,3 +203,23 @@ def test_a_run_that_is_out_of_memory_learns_what_one_with_smaller_micro_batches_
     assert train.main([*argv, "loss.micro_tokens=1024", f"out={tmp_path / 'crowded'}"]) == 0
     assert capsys.readouterr().err.count("out of memory") == 2                       # 512, then 256, and no more in the second step
     assert files_of(tmp_path / "crowded", 2) == files_of(tmp_path / "small", 2)
+
+
+def test_out_of_memory_while_sampling_draws_the_same_in_fewer_slots(base, tmp_path, monkeypatch, capsys):
+    asked, real = [], train.generate
+
+    def tight(*args, slots, **how):
+        asked.append(slots)
+        if slots > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return real(*args, slots=slots, **how)
+    how = ["shapes", f"model={base}", "steps=2", "prompts=3", "group=4", "cap=8", "eval.items=0", "save.every=0", "report.every=0", "limit=40", "rewards={length: 1000}"]
+    assert train.main([*how, f"out={tmp_path / 'straight'}"]) == 0
+    monkeypatch.setattr(train, "generate", tight)
+    assert train.main([*how, f"out={tmp_path / 'tight'}"]) == 0
+    assert asked == [12, 6, 3] * 2 and "trying again with slots=3" in capsys.readouterr().err
+    weights = [(tmp_path / name / "checkpoints" / "step_000002" / "model.safetensors").read_bytes() for name in ("straight", "tight")]
+    assert weights[0] == weights[1]
+    monkeypatch.setattr(train, "generate", lambda *args, slots, **how: tight(*args, slots=99, **how))
+    with pytest.raises(torch.OutOfMemoryError):
+        train.main([*how, f"out={tmp_path / 'full'}"])
