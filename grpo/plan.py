@@ -20,7 +20,7 @@ from data import hub
 from grpo import known
 from grpo.config import Config
 from grpo.logprobs import chunk_of
-from grpo.plan_ranks import of_one_rank
+from grpo.plan_ranks import SAMPLER, of_one_rank
 from grpo.plan_text import render, shown_bytes, shown_count
 from grpo.room import attention_size
 from grpo.run import model_folder
@@ -28,7 +28,6 @@ from grpo.schedule import stage_at
 from models.config import ModelConfig, VisionConfig
 
 FLOAT = 4           # bytes
-SAMPLER = "bfloat16 policy"
 DOCUMENTS = 2       # of a prompt in imitation, as `data/documents.py` gives them
 LOGITS_ALIVE = 3    # float32 copies of a chunk's logits: as they are, over the temperature, and their log-softmax, which the gradient overwrites
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from models.config import ModelConfig
 
 FLOAT = 4           # bytes
+SAMPLER = "bfloat16 policy"       # of one process, cast once for a rollout; of a policy that is cut, part of what is gathered
 CUT = ("weights", "optimizer", "reference", "gradients")
 
 
@@ -32,5 +33,5 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
         if item.name == "bfloat16 copies" and low:
             return replace(item, bytes=size * root, why="of embedding, merger and head; blocks are gathered in bfloat16")
         return replace(item, bytes=-(-item.bytes // ranks), why=f"{item.why}; cut over {ranks} ranks") if item.name in CUT and item.bytes else item
-    stages = tuple(replace(stage, rollout=(*(item for item in stage.rollout if item.name != "bfloat16 policy"), sampling) if stage.rollout else (), learning=(*map(cut, stage.learning), learning)) for stage in plan.stages)
+    stages = tuple(replace(stage, rollout=(*(item for item in stage.rollout if item.name != SAMPLER), sampling) if stage.rollout else (), learning=(*map(cut, stage.learning), learning)) for stage in plan.stages)
     return replace(plan, held=tuple(map(cut, plan.held)), stages=stages)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+import train  # noqa: E402
 from grpo import report  # noqa: E402
 from small import small_folder  # noqa: E402
 
@@ -14,6 +15,18 @@ from small import small_folder  # noqa: E402
 def base(tmp_path_factory):
     """A small random policy's folder."""
     return small_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def run_once(tmp_path_factory):
+    """A run that all tests of a module compare theirs with: run_once(*arguments of train.py) → its folder. Curves are not drawn."""
+    def run(*arguments):
+        out = tmp_path_factory.mktemp("runs") / "straight"
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(report, "write_curves", lambda folder: [])
+            assert train.main([*arguments, f"out={out}"]) == 0
+        return out
+    return run
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from grpo.rollout import generate  # noqa: E402
 from grpo.run import BUILT_IN  # noqa: E402
 from grpo.sampling import uid_hash  # noqa: E402
 from models import cache, layers, weights  # noqa: E402
-from tests.bench.timing import finish, parser, ratio, take_turns  # noqa: E402
+from tests.bench.timing import finish, ratio, sized, take_turns  # noqa: E402
 
 NEVER = -1      # a stop id that no token has
 
@@ -87,12 +87,7 @@ def contest(policy, peer: Peer, prompts, uids: list[int], group: int, cap: int, 
 
 def main(argv: list[str] | None = None) -> dict:
     """Measure and print."""
-    options = parser(__doc__, rounds=5)
-    options.add_argument("--prompts", type=int, default=16)
-    options.add_argument("--group", type=int, default=12)
-    options.add_argument("--cap", type=int, default=40)
-    args = options.parse_args(argv)
-    P, G, C, rounds = (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
+    args, (P, G, C, rounds) = sized(__doc__, 5, argv)
     policy, chat, world = weights.load(BUILT_IN), Chat(BUILT_IN, template="shapes"), Shapes("train", 1000)
     sources = [chat.prompt(world[i]) for i in range(P)]
     prompts = collate_prompts(sources, image_token=chat.image_token)

@@ -28,7 +28,7 @@ from grpo.distributed import World  # noqa: E402
 from grpo.keep import Keeper  # noqa: E402
 from grpo.rewards import score  # noqa: E402
 from grpo.run import BUILT_IN, open_run  # noqa: E402
-from tests.bench.timing import CLOCKS, finish, parser, ratio  # noqa: E402
+from tests.bench.timing import CLOCKS, finish, ratio, sized  # noqa: E402
 
 LR = 1e-7
 CHAT = ("{% for message in messages %}{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
@@ -112,12 +112,7 @@ def seen(lines: list[dict]) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> dict:
     """Measure and print."""
-    options = parser(__doc__, rounds=7)
-    options.add_argument("--prompts", type=int, default=16)
-    options.add_argument("--group", type=int, default=12)
-    options.add_argument("--cap", type=int, default=40)
-    args = options.parse_args(argv)
-    P, G, C, rounds = (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
+    args, (P, G, C, rounds) = sized(__doc__, 7, argv)
     try:
         import trl
     except ImportError:

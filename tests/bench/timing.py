@@ -33,6 +33,15 @@ def parser(doc: str, rounds: int) -> argparse.ArgumentParser:
     return made
 
 
+def sized(doc: str, rounds: int, argv: list[str] | None) -> tuple[argparse.Namespace, tuple[int, int, int, int]]:
+    """The options, with the sizes of a rollout among them. → (them, (prompts, group, cap, rounds), small ones with --quick)."""
+    options = parser(doc, rounds)
+    for name, default in (("--prompts", 16), ("--group", 12), ("--cap", 40)):
+        options.add_argument(name, type=int, default=default)
+    args = options.parse_args(argv)
+    return args, (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
+
+
 def take_turns(works: dict[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, list[float]]:
     """Run each work once untimed, then `rounds` times in turns, every second round in reversed order. → seconds of each, by a clock of CLOCKS."""
     now = CLOCKS[clock]

@@ -9,7 +9,7 @@ import time
 import pytest
 
 import train
-from grpo import checkpoint, report
+from grpo import checkpoint
 from grpo.checkpoint import complete, newest
 
 QUICK = ["shapes", "seed=1", "steps=5", "prompts=2", "group=3", "cap=8", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0", "eval.items=0",
@@ -18,13 +18,9 @@ pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture(scope="module")
-def straight(base, tmp_path_factory):
+def straight(base, run_once):
     """In the foreground."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(report, "write_curves", lambda folder: [])
-        out = tmp_path_factory.mktemp("runs") / "straight"
-        assert train.main([*QUICK, "save.background=false", f"model={base}", f"out={out}"]) == 0
-    return out
+    return run_once(*QUICK, "save.background=false", f"model={base}")
 
 
 def same(a, b):

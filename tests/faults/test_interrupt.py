@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
-from grpo import interrupt, report
+from grpo import interrupt
 from grpo.checkpoint import complete
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,12 +39,8 @@ pytestmark = pytest.mark.usefixtures("in_process")
 
 
 @pytest.fixture(scope="module")
-def straight(base, tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(report, "write_curves", lambda folder: [])
-        out = tmp_path_factory.mktemp("runs") / "straight"
-        assert train.main([*QUICK, f"model={base}", f"out={out}"]) == 0
-    return out
+def straight(base, run_once):
+    return run_once(*QUICK, f"model={base}")
 
 
 def told(monkeypatch, number, *steps):
