@@ -101,6 +101,11 @@ class Keeper:
 
     def evaluate(self, step: int, every_set: bool = False) -> dict:
         """Greedy accuracy on the held-out questions, as metrics. every_set: also the other sets, and the policy sampled at temperature 1."""
+        with shard.whole(self.run.policy) as policy:                            # gathered once for all sets
+            return self.evaluate_plain(policy, step, every_set)
+
+    def evaluate_plain(self, policy, step: int, every_set: bool) -> dict:
+        """`evaluate`, of a policy that has all its weights."""
         cfg, run = self.cfg, self.run
         found = {}
         for name, items in run.heldout.items():
@@ -108,9 +113,8 @@ class Keeper:
                 continue
             prefix = "eval/" if name == "heldout" else f"eval/{name}/"
             for kind, temperature in (("", 0.0), *((("sampled/", 1.0),) if every_set and name == "heldout" else ())):
-                with shard.whole(run.policy) as policy:
-                    answers = answer_all(policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind,
-                                         share=(self.world.rank, self.world.size))
+                answers = answer_all(policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind,
+                                     share=(self.world.rank, self.world.size))
                 if answers:
                     found |= {f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()}
                 if not kind and name == "heldout" and self.world.main:

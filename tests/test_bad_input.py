@@ -19,7 +19,7 @@ import train
 from data import sources
 from data.shapes import Shapes
 from data.types import Example
-from grpo import checkpoint, objective, report
+from grpo import checkpoint, objective
 from grpo import metrics as metrics_file
 from grpo.checkpoint import complete
 from models import weights
@@ -251,13 +251,9 @@ def test_a_recipe_with_an_unknown_key(base, tmp_path, capsys):
 # ---- the run folder
 
 @pytest.fixture(scope="module")
-def done(base, tmp_path_factory):
+def done(base, run_once):
     """A run of two steps."""
-    out = tmp_path_factory.mktemp("runs") / "done"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(report, "write_curves", lambda folder: [])
-        assert train.main([*QUICK, f"model={base}", f"out={out}", "steps=2"]) == 0
-    return out
+    return run_once(*QUICK, f"model={base}", "steps=2")
 
 
 @pytest.fixture
