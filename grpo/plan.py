@@ -165,7 +165,9 @@ def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None, count
     exact = attention_size(size, "cpu")                         # only there products are in float32
     why = f"{rows:,} rows" + (f" at a time of {load.rows:,}" if rows < load.rows else "")
     copies = () if size == FLOAT else (Item(SAMPLER, size * count, f"of all matrices, cast once for the rollout: {shown_count(count)} x {size} bytes"),)
-    return (*copies, Item("KV cache, prompts", load.asked * numbers * exact, f"{load.prompts} prompts x {load.prompt:,} tokens x {shown_bytes(numbers * exact)}"),
+    qkv = model.num_hidden_layers * (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_size * (model.hidden_size + 1)
+    return (*copies, Item("weights of q, k, v", size * qkv, f"once more, joined for decoding: {shown_count(qkv)} x {size} bytes"),
+            Item("KV cache, prompts", load.asked * numbers * exact, f"{load.prompts} prompts x {load.prompt:,} tokens x {shown_bytes(numbers * exact)}"),
             Item("KV cache, completions", rows * load.cap * numbers * size, f"{why} x {load.cap:,} tokens x {shown_bytes(numbers * size)}"),
             Item("masks", rows * (load.prompt + load.cap) * exact, f"{rows:,} rows x {load.prompt + load.cap:,} places"),
             Item("logits", 3 * rows * words * FLOAT, f"{rows:,} rows x {words:,} words, their softmax and its sums"))

@@ -49,7 +49,7 @@ class Slots:
     """The rows being written, one to a slot, and all that was written so far.
 
     row, last (slots,) int64, alive (slots,) bool: which row is in a slot, the token it drew last, whether it goes on.
-    tokens, logp, chance (B, C + 1): what stopped rows draw goes to the last place, which is cut off in the end.  length (B,) int64, stopped (B,) bool.
+    tokens, logp, chance (B, C + 1): what stopped rows draw goes to the last place, which is cut off in the end.
     """
     cache: KVCache
     row: Tensor
@@ -58,22 +58,32 @@ class Slots:
     chance: Tensor
     tokens: Tensor
     logp: Tensor
-    length: Tensor
-    stopped: Tensor
 
     def draw(self, policy, stops: Tensor, banned: Tensor, temperature: float) -> None:
         """One more token in every slot. All of it in place, in shapes that are known before, and nothing waits for the device: so it can be recorded and compiled."""
+        self.choose(policy.logits(policy.step(self.last, self.cache)), stops, banned, temperature)
+
+    def choose(self, logits: Tensor, stops: Tensor, banned: Tensor, temperature: float) -> None:
+        """The token of every slot for which the cache has just grown, from its logits (slots, V)."""
         cap = self.tokens.shape[1] - 1
-        place = torch.where(self.alive, self.cache.filled, cap)
-        logits = policy.logits(policy.step(self.last, self.cache)).index_fill_(-1, banned, torch.finfo(torch.float32).min)
+        place = torch.where(self.alive, self.cache.filled - 1, cap)
+        if len(banned):
+            logits.index_fill_(-1, banned, torch.finfo(torch.float32).min)
         drawn, logp = sample(logits, self.chance[self.row, place], temperature)              # (slots,)
         self.tokens[self.row, place], self.logp[self.row, place] = drawn, logp
-        ended = torch.isin(drawn, stops) & self.alive
-        self.length[self.row] += self.alive
-        self.stopped[self.row] |= ended
-        self.alive &= ~ended & (self.cache.filled < cap)
+        self.alive &= ~torch.isin(drawn, stops) & (self.cache.filled < cap)
         self.cache.filled *= self.alive                                                      # who has stopped writes at the first place, and never runs out of room
         self.last.copy_(drawn)
+
+    def written(self, shape: tuple[int, int], stops: Tensor) -> Rollout:
+        """All that was drawn, for P prompts of G rows: shape (P, G). A row ends with its first stop token, or with the cap."""
+        with torch.inference_mode(False):               # tensors that autograd may keep, unlike those made here
+            tokens, logp = self.tokens[:, :-1].clone(), self.logp[:, :-1].clone()
+            ends = torch.isin(tokens, stops)
+            stopped = ends.any(1)
+            length = torch.where(stopped, ends.long().argmax(1) + 1, tokens.shape[1])
+            longest = int(length.max())
+            return Rollout(*(x.view(*shape, *x.shape[1:]) for x in (tokens[:, :longest], length, stopped, logp[:, :longest])))
 
     def begin(self, slots: Tensor, row: Tensor, prompt: Tensor, first: Tensor) -> None:
         """Give `slots` (n,) to other rows: `row`, completions of `prompt`, which begin with the prompts' last tokens `first`, all (n,)."""
@@ -86,7 +96,7 @@ class Slots:
         self.row, self.last, self.alive = self.row[kept], self.last[kept], self.alive[kept]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(policy, prompts, *, group: int, cap: int, temperature: float, stop_ids: Sequence[int], address: tuple[int, int, Sequence[int]],
              banned: Sequence[int] = (), slots: int | None = None, recorded: bool = False) -> Rollout:
     """Let the policy complete each prompt `group` times, at most `cap` tokens each.
@@ -95,17 +105,23 @@ def generate(policy, prompts, *, group: int, cap: int, temperature: float, stop_
     address: (seed, step, uid of each prompt as an integer); the same address gives the same completions.  banned: ids that may not be drawn.
     slots: rows decoded at the same time, at most (None: all).  recorded: draw by CUDA graphs (grpo/graphs.py).
     """
-    device, count = prompts.tokens.device, len(prompts.tokens) * group                       # B rows in all
-    cache = policy.prefill(prompts, group, cap, slots)
-    row = torch.arange(len(cache.filled), device=device)
-    rows = Slots(cache, row, last=prompts.last[row // group], alive=torch.ones_like(row, dtype=torch.bool),   # the fork: the prompt's last token, once per row
-                 chance=uniforms(*address, group, cap + 1).to(device).flatten(0, 1), tokens=row.new_zeros(count, cap + 1),
-                 logp=torch.zeros(count, cap + 1, device=device), length=row.new_zeros(count), stopped=torch.zeros(count, dtype=torch.bool, device=device))
-    waiting, fewest = len(row), FEWEST[0] + FEWEST[1] * torch.get_num_threads()              # the first row without a slot
-    draw = partial(rows.draw, policy, torch.tensor(list(stop_ids), device=device), torch.tensor(list(banned), dtype=torch.long, device=device), temperature)
-    run = Repeat(draw, recorded)
+    device, P = prompts.tokens.device, len(prompts.tokens)
+    count, fewest = P * group, FEWEST[0] + FEWEST[1] * torch.get_num_threads()               # B rows in all
+    waiting = min(count, slots or count)                                                     # the first row without a slot
+    # The first input of a row is its prompt's last token (the fork), so that step is the same for a whole group: it is done for as many rows as make `fewest`.
+    once = min(group, -(-fewest // P)) if P * -(-fewest // P) <= waiting else group
+    cache = policy.prefill(prompts, once, cap, waiting)
+    hidden = policy.step(prompts.last.repeat_interleave(once)[:len(cache.filled)], cache)
+    row = torch.arange(waiting, device=device)
+    if once < group:
+        cache.spread(row // group * once)
+        hidden = hidden[row // group * once]
+    rows = Slots(cache, row, last=torch.zeros_like(row), alive=torch.ones_like(row, dtype=torch.bool), chance=uniforms(*address, group, cap + 1).to(device).flatten(0, 1),
+                 tokens=row.new_zeros(count, cap + 1), logp=torch.zeros(count, cap + 1, device=device))
+    stops, forbidden = (torch.tensor(list(ids), dtype=torch.long, device=device) for ids in (stop_ids, banned))
+    rows.choose(policy.logits(hidden), stops, forbidden, temperature)
+    run = Repeat(partial(rows.draw, policy, stops, forbidden, temperature), recorded)
     while True:
-        run(cache.reach(LOOK.get(device.type, 16), run.multiple), cache.span)
         living, free = int(rows.alive.sum()), (~rows.alive).nonzero().flatten()[:count - waiting]
         if len(free):
             new = torch.arange(waiting, waiting + len(free), device=device)
@@ -117,6 +133,5 @@ def generate(policy, prompts, *, group: int, cap: int, temperature: float, stop_
         elif (most := max(living, min(fewest, len(rows.row)))) <= CLOSE_AT * len(rows.row):
             rows.close(most)
             run.forget()
-    shape, longest = (len(prompts.tokens), group), int(rows.length.max())
-    tokens, logp = (x[:, :longest].view(*shape, longest) for x in (rows.tokens, rows.logp))
-    return Rollout(tokens, rows.length.view(shape), rows.stopped.view(shape), logp)
+        run(cache.reach(LOOK.get(device.type, 16), run.multiple), cache.span)
+    return rows.written((P, group), stops)

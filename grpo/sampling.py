@@ -28,7 +28,8 @@ def log_distribution(logits: Tensor, temperature: float) -> Tensor:
 
     Rollouts draw from it and the loss scores with it: the very same function, so the policy that samples is the policy that learns.
     """
-    return torch.log_softmax(logits.float() / temperature, dim=-1)
+    logits = logits.float()
+    return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)  # the division by 1 would be one more (..., V)
 
 
 def sample(logits: Tensor, u: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,7 @@ def sample(logits: Tensor, u: Tensor | None, temperature: float) -> tuple[Tensor
     # (their entry becomes 0, which no u >= 0 is below), and u is measured against the largest sum reached instead of against 1.
     cumulative = p.cumsum(dim=-1) * (p > 0)
     threshold = u.unsqueeze(-1) * cumulative.amax(dim=-1, keepdim=True)  # < the maximum, because u <= 1 - 2^-24
-    tokens = (cumulative > threshold).to(torch.uint8).argmax(dim=-1)  # argmax returns the first
+    tokens = (cumulative > threshold).view(torch.uint8).argmax(dim=-1)  # argmax returns the first
     return tokens, _at(logp, tokens)
 
 

@@ -1,50 +1,59 @@
 """Keys and values during a rollout: each prompt's once, each row's own in a slot, which another row gets when that one is done."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from models.layers import Rope, exact
-from models.packing import Packing
+from models.packing import Lines
 
 
 @dataclass
 class KVCache:
     """What `prefill` returns and `step` appends to. P prompts of S tokens, B slots of `capacity` tokens; one row, a completion, is written in each slot.
 
+    joined: of each layer the weights and biases of q, k and v as one product takes them.
     prompt_k, prompt_v: of each layer (P, K, S, E), once per prompt, in the dtype in which attention adds up.  own_k, own_v: of each layer (B, K, capacity, E).
     prompt (B,) long: whose completion is in the slot.  filled (B,) long: its tokens so far, of which the first is the prompt's last.
-    span: a step reads so many places of each slot, for the `left` steps that `reach` made room for.  packing: the slots, prompt by prompt, for what they share.
+    span: a step reads so many places of each slot, for the `left` steps that `reach` made room for.
+    lines: the slots, prompt by prompt, for what they share.  first (B, K) long: the first place of each slot and head among all of them.
     seen (P, S) and bias (B, S + capacity): 0 where a row may look, the lowest number at padding and at places not written yet.
-    start (P,) long: the position of a row's first token.  rope: cosine and sine of each position, (positions, 1, E).
+    start (P,) long: the position of a row's first token.  rope: cosine and sine of each position, (positions, 2, E).
     """
 
+    joined: list[tuple[Tensor, Tensor]]
     prompt_k: list[Tensor]
     prompt_v: list[Tensor]
     own_k: list[Tensor]
     own_v: list[Tensor]
     prompt: Tensor
     filled: Tensor
-    packing: Packing
     seen: Tensor
     bias: Tensor
     start: Tensor
-    rope: Rope
+    rope: Tensor
     span: int = 0
     left: int = 0
+    lines: Lines = field(init=False)
+    first: Tensor = field(init=False)
 
     @classmethod
-    def empty(cls, keys: list[tuple[Tensor, Tensor]], prompt: Tensor, capacity: int, length: Tensor, start: Tensor, rope: Rope) -> "KVCache":
-        """Slots for rows of the prompts `prompt` (B,). keys: of each layer (P, S, K, E) twice; length (P,) long, tokens of each prompt in them."""
+    def empty(cls, keys: list[tuple[Tensor, Tensor]], prompt: Tensor, capacity: int, length: Tensor, start: Tensor, rope: Rope,
+              joined: list[tuple[Tensor, Tensor]]) -> "KVCache":
+        """Slots for rows of the prompts `prompt` (B,). keys: of each layer (P, S, K, E) twice; length (P,) long, tokens of each prompt in them.
+
+        rope: cosine and sine of each position, (positions, 1, E).
+        """
         (P, S, K, E), layers = keys[0][0].shape, range(len(keys))
         # Zeros, because a row may be shorter than the span: what is there counts 0 times, which for a NaN in fresh memory would be NaN.
         own_k, own_v = ([keys[layer][0].new_zeros(len(prompt), K, capacity, E) for layer in layers] for _ in "kv")
         prompt_k, prompt_v = ([exact(each[which]).transpose(1, 2).contiguous() for each in keys] for which in (0, 1))
         low = torch.finfo(prompt_k[0].dtype).min
         seen = prompt_k[0].new_zeros(P, S).masked_fill(torch.arange(S, device=length.device) >= length[:, None], low)
-        cache = cls(prompt_k, prompt_v, own_k, own_v, prompt.clone(), torch.zeros_like(prompt), Packing.lines(prompt, P), seen,
-                    seen.new_empty(len(prompt), S + capacity), start, rope)
+        cache = cls(joined, prompt_k, prompt_v, own_k, own_v, prompt.clone(), torch.zeros_like(prompt), seen, seen.new_empty(len(prompt), S + capacity), start,
+                    torch.cat(rope, -2))
+        cache._line_up()
         cache._forget(slice(None))
         return cache
 
@@ -57,7 +66,21 @@ class KVCache:
         """New rows in some slots: completions of the prompts `prompt`, as many as `slots` (n,)."""
         self.prompt[slots], self.filled[slots] = prompt, 0
         self._forget(slots)
-        self.packing = Packing.lines(self.prompt, len(self.seen))
+        self._line_up()
+
+    def spread(self, slot: Tensor) -> None:
+        """Go on with as many slots as `slot` (n,) long has numbers: each stands where the slot of that number stood."""
+        for own in (self.own_k, self.own_v):
+            for layer, x in enumerate(own):
+                own[layer] = x.new_zeros(len(slot), *x.shape[1:])
+                own[layer][:, :, : self.span] = x[slot, :, : self.span]
+        self.prompt, self.filled, self.bias = self.prompt[slot], self.filled[slot], self.bias[slot]
+        self._line_up()
+
+    def _line_up(self) -> None:
+        B, K, capacity, _ = self.own_k[0].shape
+        self.lines = Lines.of(self.prompt, len(self.seen), K)
+        self.first = torch.arange(0, B * K * capacity, capacity, device=self.prompt.device).view(B, K)
 
     def _forget(self, slots: Tensor | slice) -> None:
         S = self.seen.shape[1]
@@ -86,9 +109,8 @@ class KVCache:
         self.left -= 1
         S, position = self.seen.shape[1], self.start[self.prompt] + self.filled
         self.bias.scatter_(1, (S + self.filled)[:, None], 0.0)
-        B, K, capacity, _ = self.own_k[0].shape
-        place = torch.arange(B * K, device=position.device) * capacity + self.filled.repeat_interleave(K, output_size=B * K)
-        return (self.rope[0][position], self.rope[1][position]), self.bias[:, None, None, :S + self.span], place
+        rope = self.rope[position]
+        return (rope[:, :1], rope[:, 1:]), self.bias[:, None, None, :S + self.span], (self.first + self.filled[:, None]).flatten()
 
     def write(self, layer: int, k: Tensor, v: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """Put the keys and values (B, K, E) of a layer's new tokens in their places. → those of all own tokens, (B, K, span, E)."""
@@ -115,5 +137,5 @@ class KVCache:
         if len(prompts) < len(self.seen):
             self.prompt_k, self.prompt_v = ([x[prompts] for x in xs] for xs in (self.prompt_k, self.prompt_v))
             self.seen, self.start = self.seen[prompts], self.start[prompts]
-        self.packing = Packing.lines(self.prompt, len(self.seen))
+        self._line_up()
         return slot

@@ -4,14 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.packing import Packing
+from models.packing import Lines
 
 Rope = tuple[Tensor, Tensor]  # cosine and signed sine, float32, broadcastable to (..., heads, E)
 
 
 def wide(x: Tensor) -> Tensor:
     """x in float32, or in float64 if it is (tests run in float64)."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def exact(x: Tensor) -> Tensor:
@@ -131,23 +131,17 @@ def group_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v:
     return out.view(P, G, K, H // K, C, E).permute(0, 1, 4, 2, 3, 5).reshape(P, G, C, H, E)
 
 
-def decode_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, rows: Packing, bias: Tensor) -> Tensor:
+def decode_attention(q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, lines: Lines, bias: Tensor) -> Tensor:
     """One new token per row attends to its prompt, which is read once for all of its rows, and to its own tokens so far.
 
     q (B, K, R, E), R = H / K query heads per key head; k, v (B, K, n, E), own tokens with the new one; prompt_k, prompt_v (P, K, S, E);
-    rows: where each row stands among those of its prompt, (P, W); bias (B, 1, 1, S + n): 0, or the lowest number where nothing is.  → (B, K, R, E).
+    lines: of the rows of each prompt; bias (B, 1, 1, S + n): 0, or the lowest number where nothing is.  → (B, K, R, E).
 
     The prompts' keys and values are in the dtype in which attention adds up. The W rows of a prompt and their R query heads are W·R queries of one product.
     """
-    (S, E), R = prompt_k.shape[2:], q.shape[2]
-
-    def by_prompt(x: Tensor) -> Tensor:  # (B, K, R, ...) → (P, K, W·R, ...)
-        return rows.pad(x).transpose(1, 2).flatten(2, 3)
-
-    def by_row(x: Tensor) -> Tensor:  # and back
-        return rows.pack(x.unflatten(2, (-1, R)).transpose(1, 2))
-
-    dtype, q, k, v = q.dtype, exact(q) * E**-0.5, exact(k), exact(v)
-    score = torch.cat((by_row(by_prompt(q) @ prompt_k.transpose(-1, -2)), q @ k.transpose(-1, -2)), -1)  # (B, K, R, S + n)
-    weight = wide(score.add_(bias)).softmax(-1).to(v.dtype)
-    return (by_row(by_prompt(weight[..., :S]) @ prompt_v) + weight[..., S:] @ v).to(dtype)
+    shape, dtype, (R, E), S = q.shape, q.dtype, q.shape[2:], prompt_k.shape[2]
+    q, k, v, prompt_k, prompt_v = (x.flatten(0, 1) for x in (exact(q) * E**-0.5, exact(k), exact(v), prompt_k, prompt_v))
+    score = torch.cat((lines.apart(lines.together(q) @ prompt_k.mT, R), q @ k.mT), -1)  # (B·K, R, S + n)
+    weight = wide(score.view(*shape[:3], -1).add_(bias)).softmax(-1).to(v.dtype).flatten(0, 1)
+    of_prompt = lines.apart(lines.together(weight)[..., :S] @ prompt_v, R)
+    return of_prompt.baddbmm_(weight[..., S:], v).to(dtype).view(shape)

@@ -25,18 +25,6 @@ class Packing:
         index = mask.flatten().nonzero()[:, 0]
         return cls(None if len(index) == mask.numel() else index, tuple(mask.shape))
 
-    @classmethod
-    def lines(cls, line: Tensor, count: int) -> "Packing":
-        """T things in any order, each in one of `count` lines: line (T,) long. A line is as long as the fullest of them."""
-        order = line.argsort(stable=True)
-        each = line.bincount(minlength=count)  # (count,)
-        longest = max(int(each.max()), 1)
-        member = torch.empty_like(line)
-        member[order] = torch.arange(len(line), device=line.device) - (each.cumsum(0) - each)[line[order]]
-        index = line * longest + member
-        whole = len(line) == count * longest and bool((index == torch.arange(len(line), device=line.device)).all())
-        return cls(None if whole else index, (count, longest))
-
     def pack(self, x: Tensor) -> Tensor:
         """(*shape, ...) → (T, ...)."""
         x = x.flatten(0, len(self.shape) - 1)
@@ -48,3 +36,37 @@ class Packing:
             places = torch.Size(self.shape).numel()
             x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.index, x)
         return x.view(*self.shape, *x.shape[1:])
+
+
+@dataclass
+class Lines:
+    """B rows of P prompts, with K heads each, head by head and prompt by prompt: P·K lines of W places, W the most rows of a prompt.
+
+    into (P·K·W,) long: which of the B·K heads of rows is at each place; at a place that nobody has, any.  back (B·K,) long: the place of each.
+    """
+
+    into: Tensor
+    back: Tensor
+    count: int
+
+    @classmethod
+    def of(cls, prompt: Tensor, prompts: int, heads: int) -> "Lines":
+        """prompt (B,) long: whose each row is, in any order."""
+        rows, device = len(prompt), prompt.device
+        each, order = prompt.bincount(minlength=prompts), prompt.argsort(stable=True)
+        member = torch.empty_like(prompt)
+        member[order] = torch.arange(rows, device=device) - (each.cumsum(0) - each)[prompt[order]]
+        head = torch.arange(heads, device=device)
+        places = max(int(each.max()), 1)
+        back = ((prompt[:, None] * heads + head) * places + member[:, None]).flatten()
+        into = back.new_zeros(prompts * heads * places)
+        into[back] = torch.arange(rows * heads, device=device)
+        return cls(into, back, prompts * heads)
+
+    def together(self, x: Tensor) -> Tensor:
+        """(B·K, n, E) → (P·K, W·n, E)."""
+        return x.flatten(1).index_select(0, self.into).view(self.count, -1, x.shape[-1])
+
+    def apart(self, x: Tensor, n: int) -> Tensor:
+        """(P·K, W·n, E) → (B·K, n, E)."""
+        return x.view(len(self.into), -1).index_select(0, self.back).view(len(self.back), n, -1)

@@ -51,7 +51,8 @@ class PromptBatch:
 @cache
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Token ids on a device, sent there once: a copy for every token would make it wait."""
-    return torch.tensor(ids, device=device)
+    with torch.inference_mode(False):  # whoever asks first may be a rollout, and what is made there is no good for gradients
+        return torch.tensor(ids, device=device)
 
 
 class QwenVL(nn.Module):
@@ -112,7 +113,8 @@ class QwenVL(nn.Module):
         start = prompts.next_position - 1
         places = torch.arange(int(start.max()) + capacity, device=x.device)
         rows = torch.arange(min(slots or len(start) * group, len(start) * group), device=x.device)
-        return KVCache.empty(keys, rows // group, capacity, prompts.length - 1, start, text_rope(places.expand(3, -1), self.config))
+        return KVCache.empty(keys, rows // group, capacity, prompts.length - 1, start, text_rope(places.expand(3, -1), self.config),
+                             [block.self_attn.joined() for block in self.model.layers])
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """One more token for every slot. tokens (B,) long → hidden (B, D) that predicts the next ones; the rows grow by one.

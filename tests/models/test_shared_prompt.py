@@ -218,7 +218,7 @@ def test_closing_slots_changes_nothing(policy, rows):
             kept = cache.keep(torch.isin(row, torch.tensor(plan[c])), len(plan[c]))
             row = row[kept]
             assert sorted(row.tolist()) == plan[c] and cache.capacity == LONGEST and len(cache.own_k[0]) == len(row)
-            assert len(cache.prompt_k[0]) == len({r // GROUP for r in plan[c]}) == cache.packing.shape[0]
+            assert len(cache.prompt_k[0]) == len({r // GROUP for r in plan[c]}) == cache.lines.count // policy.config.num_key_value_heads
         close(policy.step(inputs[row, c], cache), forward[row, c])
     assert c > 5
 
