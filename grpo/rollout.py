@@ -96,6 +96,22 @@ class Slots:
         self.row, self.last, self.alive = self.row[kept], self.last[kept], self.alive[kept]
 
 
+def first_step(policy, prompts, group: int, cap: int, slots: int, fewest: int) -> tuple[KVCache, Tensor]:
+    """Read the prompts and take the first step of the rows that get a slot. → the cache, and hidden states (slots, D) that predict their first tokens.
+
+    That step's input is the prompt's last token (the fork), so it is the same for all rows of a prompt: it is taken for as many as make `fewest`, and the others get a copy.
+    """
+    each = -(-fewest // len(prompts.tokens))                                                 # rows of a prompt
+    if each >= group or each * len(prompts.tokens) > slots:
+        cache = policy.prefill(prompts, group, cap, slots)
+        return cache, policy.step(prompts.last.repeat_interleave(group)[:slots], cache)
+    cache = policy.prefill(prompts, each, cap)
+    hidden = policy.step(prompts.last.repeat_interleave(each), cache)
+    source = torch.arange(slots, device=hidden.device) // group * each
+    cache.spread(source)
+    return cache, hidden[source]
+
+
 @torch.inference_mode()
 def generate(policy, prompts, *, group: int, cap: int, temperature: float, stop_ids: Sequence[int], address: tuple[int, int, Sequence[int]],
              banned: Sequence[int] = (), slots: int | None = None, recorded: bool = False) -> Rollout:
@@ -108,14 +124,8 @@ def generate(policy, prompts, *, group: int, cap: int, temperature: float, stop_
     device, P = prompts.tokens.device, len(prompts.tokens)
     count, fewest = P * group, FEWEST[0] + FEWEST[1] * torch.get_num_threads()               # B rows in all
     waiting = min(count, slots or count)                                                     # the first row without a slot
-    # The first input of a row is its prompt's last token (the fork), so that step is the same for a whole group: it is done for as many rows as make `fewest`.
-    once = min(group, -(-fewest // P)) if P * -(-fewest // P) <= waiting else group
-    cache = policy.prefill(prompts, once, cap, waiting)
-    hidden = policy.step(prompts.last.repeat_interleave(once)[:len(cache.filled)], cache)
+    cache, hidden = first_step(policy, prompts, group, cap, waiting, fewest)
     row = torch.arange(waiting, device=device)
-    if once < group:
-        cache.spread(row // group * once)
-        hidden = hidden[row // group * once]
     rows = Slots(cache, row, last=torch.zeros_like(row), alive=torch.ones_like(row, dtype=torch.bool), chance=uniforms(*address, group, cap + 1).to(device).flatten(0, 1),
                  tokens=row.new_zeros(count, cap + 1), logp=torch.zeros(count, cap + 1, device=device))
     stops, forbidden = (torch.tensor(list(ids), dtype=torch.long, device=device) for ids in (stop_ids, banned))
