@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat  # noqa: E402
@@ -23,7 +22,7 @@ from grpo.run import BUILT_IN  # noqa: E402
 from models import weights  # noqa: E402
 from tests.bench.scaling import traffic  # noqa: E402
 from tests.bench.shared_prompt import Group, learn, random_policy, text_prompts  # noqa: E402
-from tests.bench.timing import finish, parser, take_turns  # noqa: E402
+from tests.bench.timing import finish, operations, parser, take_turns  # noqa: E402
 
 
 def machine(side: int, megabytes: int, rounds: int, clock: str) -> dict[str, float]:
@@ -35,13 +34,6 @@ def machine(side: int, megabytes: int, rounds: int, clock: str) -> dict[str, flo
     seconds = take_turns({"float32": lambda: a @ b, "float64": lambda: c @ d, "copy": lambda: target.copy_(source)}, 3 * rounds, clock)
     work = {"float32": 2 * side**3, "float64": 2 * side**3, "copy": 2 * source.nbytes}
     return {name: work[name] / min(times) for name, times in seconds.items()}          # what it reaches: the best turn
-
-
-def operations(work) -> int:
-    """Floating-point operations of the products and attentions of a work."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def read_by_rollout(policy, work, steps: int) -> int:
@@ -73,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict:
     for name, (policy, prompts, G, C) in cases(args.quick).items():
         rollout = partial(generate, policy, prompts, group=G, cap=C, temperature=1.0, stop_ids=[-1], address=(0, 0, list(range(len(prompts.tokens)))))
         train = partial(learn, policy, Group(prompts, rollout().tokens, torch.full((len(prompts.tokens), G), C)))
-        flops, moved = {"rollout": operations(rollout), "training": operations(train)}, read_by_rollout(policy, rollout, C)
+        flops, moved = {"rollout": sum(operations(rollout)), "training": sum(operations(train))}, read_by_rollout(policy, rollout, C)
         seconds = {what: median(times) for what, times in take_turns({"rollout": rollout, "training": train}, rounds, args.clock).items()}
         bound = {"rollout": max(flops["rollout"] / can["float32"], moved / can["copy"]), "training": flops["training"] / can["float32"]}
         for what in seconds:

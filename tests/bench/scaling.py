@@ -3,7 +3,8 @@
 A random policy (D = 256, four blocks), float32 on the CPU. One thing grows at a time: the group while decoding and while training, the prompt's
 length while prefilling and while training, the completions' length, the model. The exponent is the slope of log seconds over log x, by least
 squares; x is what the cost should be linear in: tokens, decode steps, or parameters. Below 1: fixed costs are shared. Above 1: attention, which is
-quadratic in a length.
+quadratic in a length. So beside it stands the exponent of the work itself: floating-point operations, those of attention counted twice, because they
+are in float64, which takes twice as long. Where the two exponents agree, the time grows as the work does.
 
 While decoding, the bytes of keys and values that attention is handed are counted where it is called: the prompt's part must not grow with the group.
 Prints a table; the last line is one JSON object.
@@ -20,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models import decoder  # noqa: E402
 from tests.bench.shared_prompt import both, learn, random_policy, text_prompts  # noqa: E402
-from tests.bench.timing import finish, parser, take_turns  # noqa: E402
+from tests.bench.timing import finish, operations, parser, take_turns  # noqa: E402
 
 FIXED = 16          # decode steps of a turn
 
@@ -93,12 +94,13 @@ def main(argv: list[str] | None = None) -> dict:
         f"training, cap (G 8, S {S})": ("tokens", {C: (S + 8 * C, train(S, 8, C)) for C in caps}),
         "training, width (G 8, S 150, C 64)": ("parameters", {w: (sizes(models[w]), train(150, 8, 64, models[w])) for w in widths}),
     }
-    rows, found = [], {"rounds": args.rounds, "exponents": {}}
+    rows, found = [], {"rounds": args.rounds, "exponents": {}, "of_the_work": {}}
     for name, (unit, works) in plan.items():
         times = take_turns({str(value): work for value, (_, work) in works.items()}, 1 if args.quick else args.rounds, args.clock)
         x, seconds = [x for x, _ in works.values()], [median(times[str(value)]) for value in works]
-        found["exponents"][name.partition(" (")[0]] = exponent(x, seconds)
-        rows.append([name, unit, f"{x[0]:,} – {x[-1]:,}", f"{seconds[0]:.3f} – {seconds[-1]:.3f}", exponent(x, seconds)])
+        short, flops = name.partition(" (")[0], [linear + 2 * attention for linear, attention in (operations(work) for _, work in works.values())]
+        found["exponents"][short], found["of_the_work"][short] = exponent(x, seconds), exponent(x, flops)
+        rows.append([name, unit, f"{x[0]:,} – {x[-1]:,}", f"{seconds[0]:.3f} – {seconds[-1]:.3f}", exponent(x, seconds), exponent(x, flops)])
     read = {}
     for G in groups:
         with traffic() as read[G]:
@@ -109,8 +111,8 @@ def main(argv: list[str] | None = None) -> dict:
     found["repeated_would_be"] = last / first
     for part in ("prompt", "own"):
         low, high = read[first][part], read[last][part]
-        rows.append([f"{part} keys and values read, G {first} – {last}", "bytes", f"{low:,} – {high:,}", "", high / low])
-    return finish("scaling", ["what grows", "x", "x from – to", "seconds from – to", "exponent, or growth"], rows, found, args)
+        rows.append([f"{part} keys and values read, G {first} – {last}", "bytes", f"{low:,} – {high:,}", "", high / low, ""])
+    return finish("scaling", ["what grows", "x", "x from – to", "seconds from – to", "exponent, or growth", "exponent of the work"], rows, found, args)
 
 
 if __name__ == "__main__":

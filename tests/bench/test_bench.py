@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.bench import logprobs, roofline, rollout, save, scaling, shared_prompt, step, timing
 
@@ -53,6 +54,19 @@ def test_turns_and_figures(monkeypatch):
     assert order == ["a", "b", "a", "b", "b", "a"] and seconds == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
     assert timing.ratio([4.0, 9.0, 100.0], [2.0, 3.0, 1.0]) == 3.0
     assert scaling.exponent([1, 2, 4], [3, 12, 48]) == 2.0
+
+
+def test_operations_are_counted_in_attention_too():
+    P, heads, n, E = 2, 3, 8, 16
+    q, k, v = (torch.randn(P, heads, n, E, requires_grad=True) for _ in "qkv")
+    one = 2 * P * heads * n * n * E                                                         # a product of n queries and n keys
+    assert timing.operations(lambda: F.scaled_dot_product_attention(q, k, v)) == (0, 2 * one)
+    assert timing.operations(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)) == (0, one)
+    assert timing.operations(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward()) == (0, (2 + 5) * one)
+    x, w = torch.randn(5, 4), torch.randn(6, 4)
+    assert timing.operations(lambda: F.linear(x, w)) == (2 * 5 * 6 * 4, 0)
+    a, b = torch.randn(3, 5, 4), torch.randn(3, 4, 6)
+    assert timing.operations(lambda: (a @ b).baddbmm_(a, b)) == (0, 2 * 2 * 3 * 5 * 6 * 4)
 
 
 def test_what_is_kept_is_counted_once_and_without_the_parameters():

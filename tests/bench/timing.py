@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench.about import about
 
@@ -59,6 +60,27 @@ def take_turns(works: dict[str, Callable[[], object]], rounds: int, clock: str =
 def ratio(slow: list[float], fast: list[float]) -> float:
     """How many times longer the first takes: the median over the rounds."""
     return round(median(a / b for a, b in zip(slow, fast, strict=True)), 3)
+
+
+def attended(q: torch.Size, k: torch.Size, causal: bool) -> int:
+    """Operations of one product of attention: as many multiplications and additions as queries see keys, times the size of a head. q (..., queries, E), k (..., keys, E)."""
+    return 2 * q.numel() * k[-2] // (2 if causal else 1)
+
+
+# Kernels whose operations PyTorch's counter does not know, from the shapes of what they are given.
+UNKNOWN = {
+    torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a.numel() * b[-1],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, dropout=0.0, causal=False, **_: 2 * attended(q, k, causal),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, out, lse, dropout, causal, **_: 5 * attended(q, k, causal)}
+
+
+def operations(work: Callable[[], object]) -> tuple[int, int]:
+    """Floating-point operations of a work, counted by PyTorch where they run: of its linear layers, and of attention (batched products are attention's alone)."""
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter:
+        work()
+    count = {str(kernel): flops for kernel, flops in counter.get_flop_counts()["Global"].items()}
+    attention = sum(flops for kernel, flops in count.items() if "attention" in kernel or "bmm" in kernel)
+    return sum(count.values()) - attention, attention
 
 
 def resident(what: str) -> int:
