@@ -3,7 +3,7 @@
 The built-in model in both: the same folder, prompts, pictures and dtype, temperature 1, no top-k and no top-p, the placeholders banned.
 First both decode greedily, and must give the same tokens. Then they sample in turns: *stopping*, as in training, where the tokens counted are
 those up to each row's stop; and *full*, no token stops a row, so that both draw exactly P x G x cap tokens. transformers runs with its dynamic and
-with its static cache; the speedup is over the faster of the two. *float32* is what ours would take if attention did not add up in float64, which no
+with its static cache; the speedup is over the faster of the two. All of it with as many threads as PyTorch takes, and with one. *float32* is what ours would take if attention did not add up in float64, which no
 run does: the price of log-probs that equal those of the training forward. Prints tokens a second; the last line is one JSON object.
 """
 import sys
@@ -97,17 +97,23 @@ def main(argv: list[str] | None = None) -> dict:
     same = bool((greedy == peer(1, C, [], greedy=True)).all())
     assert same, "greedy completions differ: this would compare two different policies"
 
-    rows, found = [], {"prompts": P, "group": G, "cap": C, "rounds": rounds, "greedy_equal": same}
-    for kind, stops in (("stopping", stop_ids), ("full", [])):
-        turns = contest(policy, peer, prompts, uids, G, C, stops, rounds, args.clock)
-        each = {name: [s / n for n, s in zip(*turn, strict=True)] for name, turn in turns.items()}                  # seconds a token, by round
-        best = min(("dynamic", "static"), key=lambda name: median(each[name]))
-        for name, (tokens, seconds) in turns.items():
-            rows.append([f"{kind}, {name}", median(tokens), median(seconds), 1 / median(each[name]), ratio(each[name], each["glimpse"])])
-        found[kind] = {"tokens_per_second": {name: round(1 / median(each[name])) for name in each}, "speedup_dynamic": ratio(each["dynamic"], each["glimpse"]),
-                       "speedup_static": ratio(each["static"], each["glimpse"]), "float32": ratio(each["float32"], each["glimpse"]), "speedup": ratio(each[best], each["glimpse"])}
+    rows, found, most = [], {"prompts": P, "group": G, "cap": C, "rounds": rounds, "greedy_equal": same}, torch.get_num_threads()
+    for threads in sorted({most, 1}, reverse=True):
+        torch.set_num_threads(threads)
+        of_these = found if threads == most else found.setdefault("one_thread", {})
+        for kind, stops in (("stopping", stop_ids), ("full", [])):
+            turns = contest(policy, peer, prompts, uids, G, C, stops, rounds, args.clock)
+            each = {name: [s / n for n, s in zip(*turn, strict=True)] for name, turn in turns.items()}              # seconds a token, by round
+            best = min(("dynamic", "static"), key=lambda name: median(each[name]))
+            for name, (tokens, seconds) in turns.items():
+                rows.append([f"{kind}, {name}", threads, median(tokens), median(seconds), 1 / median(each[name]), ratio(each[name], each["glimpse"])])
+            of_these[kind] = {"tokens_per_second": {name: round(1 / median(each[name])) for name in each}, "speedup_dynamic": ratio(each["dynamic"], each["glimpse"]),
+                              "speedup_static": ratio(each["static"], each["glimpse"]), "float32": ratio(each["float32"], each["glimpse"]),
+                              "speedup": ratio(each[best], each["glimpse"])}
+    torch.set_num_threads(most)
+    found.setdefault("one_thread", {kind: found[kind] for kind in ("stopping", "full")})
     found["speedup"] = found["stopping"]["speedup"]           # of a rollout as training has it; `full` is beside it
-    return finish("rollout", ["", "tokens", "seconds", "tokens/s", "times Glimpse's time"], rows, found, args)
+    return finish("rollout", ["", "threads", "tokens", "seconds", "tokens/s", "times Glimpse's time"], rows, found, args)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ TARGETS = (
     ("rollout", "built-in model, 16 prompts × 12, cap 40: rollout tokens/s against transformers' generate with the faster of its caches; every row 40 tokens",
      ("full", "speedup"), _over(4)),
     ("rollout", "the same, rows that stop as in training", ("stopping", "speedup"), _over(4)),
+    ("rollout", "the same, rows that stop as in training, both on one thread", ("one_thread", "stopping", "speedup"), _over(4)),
     ("step", "the same model and sizes: a whole GRPO step against TRL's GRPOTrainer", ("speedup",), _over(5)),
     ("step", "share of that step that is not rollout, forward or backward", ("not_arithmetic",), _share(0.15)),
     ("shared_prompt", "shared prompt, S = 600, G = 8, C = 250, a 64 M parameter policy: forward and backward against repeated", ("speedup",), _over(2.2)),
