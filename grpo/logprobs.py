@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from grpo.sampling import log_distribution
 
-LOGITS_MIB = {"cpu": 80.0, "cuda": 512.0}  # of a chunk, where no setting says it: a GPU needs more tokens for a product to be worth reading the head
+LOGITS_MIB = {"cpu": 115.0, "cuda": 512.0}  # of a chunk, where no setting says it: a GPU needs more tokens for a product to be worth reading the head
 LOWEST = torch.finfo(torch.float32).min / 2  # a log-prob below is that of a banned word, whose logit is a constant
 
 
@@ -37,7 +37,7 @@ def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tup
             .logits(hidden (..., D), head) -> (..., V) float32, linear in both, or the lowest number for words that can't be drawn
     batch   .prompts, .tokens (P, G, C) long, .length (P, G) long, .mask (B, C) bool with B = P*G
     temperature  > 0, the one the tokens were sampled at (greedy evaluation is scored at 1)
-    chunk   tokens per application of the vocabulary head (`chunk_of`); about 3 * chunk * V floats are alive at once
+    chunk   tokens per application of the vocabulary head (`chunk_of`); about 2 * chunk * V floats are alive at once
 
     -> logp (B, C) float32 of each completion token, with gradient if the policy has one; entropy (B, C) float32 in nats, detached.
     Both are 0 outside the mask. The result does not depend on chunk.

@@ -29,7 +29,7 @@ from models.config import ModelConfig, VisionConfig
 
 FLOAT = 4           # bytes
 DOCUMENTS = 2       # of a prompt in imitation, as `data/documents.py` gives them
-LOGITS_ALIVE = 3    # float32 copies of a chunk's logits: as they are, over the temperature, and their log-softmax, which the gradient overwrites
+LOGITS_ALIVE = 2    # float32 copies of a chunk's logits: as they are and their log-softmax, which the gradient overwrites
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ def log_distribution(logits: Tensor, temperature: float) -> Tensor:
     Rollouts draw from it and the loss scores with it: the very same function, so the policy that samples is the policy that learns.
     """
     logits = logits.float()
-    return torch.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)  # the division by 1 would be one more (..., V)
+    if temperature != 1:
+        logits = logits / temperature  # not a division by 1: it would be one more (..., V)
+    return torch.log_softmax(logits, dim=-1)
 
 
 def sample(logits: Tensor, u: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ class Loss:
     stretches: int = 4
     """In float32 on a CPU a step's groups are learned from in so many stretches: on a number of ranks that divides it a run is the same bit for bit. 0: each group alone, any number."""
     logits_mib: float | None = None
-    """MiB of logits that exist at the same time (three to four times that is in use). null: 80 on a CPU, 512 on a GPU. Changes memory and speed, never the gradient."""
+    """MiB of logits that exist at the same time (twice that is in use). null: 115 on a CPU, 512 on a GPU. Changes memory and speed, never the gradient."""
 
 
 @dataclass(frozen=True)

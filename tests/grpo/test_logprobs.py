@@ -234,7 +234,7 @@ def test_the_backward_pass_makes_one_gradient_of_the_head(dtype, most):
 
 
 def test_a_chunk_is_as_many_tokens_as_its_bytes_hold():
-    assert chunk_of(151936, 75, "cpu") == chunk_of(151936, None, "cpu") == 128 and chunk_of(151936, None, "cuda") == 880
+    assert chunk_of(151936, 111.3, "cpu") == chunk_of(151936, None, "cpu") == 192 and chunk_of(151936, None, "cuda") == 880
     assert chunk_of(151936, 0.01, "cpu") == 1 and chunk_of(151936, 9, "cpu") == 15 and chunk_of(128, 1, "cpu") == 2048
 
 
