@@ -2,9 +2,9 @@
 
 A (tokens, V) tensor of float32 logits is the largest thing a naive trainer makes: 594 MiB for 1,024 tokens of a 151,936-word vocabulary.
 Three habits avoid it: hidden states of completion tokens only (never the prompt's, never padding's), the vocabulary head applied to a chunk
-of tokens at a time, and each chunk *recomputed* in the backward pass. The last one is what counts: chunks alone save nothing, since
-autograd keeps them all. The backward pass is written out (Eq. 8), because autograd would make a gradient of the whole head, V * D numbers,
-for every chunk before it adds it to the others; here each chunk adds to the one sum that is needed in any case.
+of tokens at a time, and all of it *recomputed* in the backward pass. The last one is what counts: chunks alone save nothing, since autograd
+keeps them all. The backward pass is written out (Eq. 8) and takes blocks of words, each for all tokens: chunk by chunk, autograd would make a
+gradient of the whole head, V * D numbers, again and again; block by block, each word's is written once.
 
 The price is a fourth matrix product beside full logits' three. It can't be spared where the head is trained and the loss stands by itself: the
 head's gradient needs each token's slope of the loss, and that is known only after all log-probs are.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -37,7 +38,7 @@ def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tup
             .logits(hidden (..., D), head) -> (..., V) float32, linear in both, or the lowest number for words that can't be drawn
     batch   .prompts, .tokens (P, G, C) long, .length (P, G) long, .mask (B, C) bool with B = P*G
     temperature  > 0, the one the tokens were sampled at (greedy evaluation is scored at 1)
-    chunk   tokens per application of the vocabulary head (`chunk_of`); about 2 * chunk * V floats are alive at once
+    chunk   tokens per application of the vocabulary head (`chunk_of`); about 2 * chunk * V floats are alive at once, 3 at a temperature that is not 1
 
     -> logp (B, C) float32 of each completion token, with gradient if the policy has one; entropy (B, C) float32 in nats, detached.
     Both are 0 outside the mask. The result does not depend on chunk.
@@ -58,43 +59,51 @@ def masked_logprobs(policy, hidden: Tensor, tokens: Tensor, mask: Tensor, *, tem
 
 
 class _Score(torch.autograd.Function):
-    """hidden (T, D), head (V, D), tokens (T,) -> log-prob of each token and entropy of its distribution, (T,) float32. One chunk's (c, V) exists at a time."""
+    """hidden (T, D), head (V, D), tokens (T,) -> log-prob of each token and entropy of its distribution, (T,) float32.
+
+    Forward, one chunk's (c, V) exists at a time. Backward, the logits are computed again for all tokens and a block of words at a time, as many numbers:
+    so the head is read once, and each word's gradient is written once.
+    """
 
     @staticmethod
     def forward(ctx, hidden, head, tokens, logits_of, temperature, chunk):
         device = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype  # of the matrix products
-        ctx.logits_of, ctx.temperature, ctx.chunk = logits_of, temperature, chunk
+        ctx.temperature, ctx.chunk = temperature, chunk
         rows, weight = hidden.to(ctx.dtype), head.to(ctx.dtype)  # once for all chunks
-        logp, entropy = (torch.zeros(len(tokens), device=hidden.device) for _ in range(2))
-        kept = []
+        logp, entropy, normaliser = (torch.zeros(len(tokens), device=hidden.device) for _ in range(3))
+        banned = torch.zeros(len(head), dtype=torch.bool, device=head.device)
         for part in _parts(len(tokens), chunk):
-            all_logp = log_distribution(logits_of(rows[part], weight), temperature)  # (c, V)
+            logits = logits_of(rows[part], weight)  # (c, V)
+            banned = logits[0] < LOWEST
+            some = torch.where(banned[tokens[part]], banned.long().argmin(), tokens[part])[:, None]  # a word whose logit is one: the chosen, if it is
+            scaled = logits.gather(-1, some) / temperature
+            all_logp = log_distribution(logits, temperature)
+            del logits
             logp[part] = all_logp.gather(-1, tokens[part, None]).squeeze(-1)
+            normaliser[part] = (scaled - all_logp.gather(-1, some)).squeeze(-1)
             probability = all_logp.exp()
             entropy[part] = torch.special.entr(probability, out=probability).sum(dim=-1)  # entr(0) = 0, where -p * log(p) would be NaN
-            if len(tokens) <= chunk:
-                kept.append(all_logp)  # a single chunk would be recomputed the moment it was freed
             del all_logp, probability  # before the next chunk's are made
-        ctx.save_for_backward(hidden, head, tokens, *kept)
+        ctx.save_for_backward(hidden, head, tokens, normaliser, banned)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream, _):
-        hidden, head, tokens, *kept = ctx.saved_tensors
-        rows, weight = hidden.to(ctx.dtype), head.to(ctx.dtype)
-        of_hidden, of_head = (torch.zeros_like(x) if needed else None for x, needed in zip((hidden, head), ctx.needs_input_grad))
+        hidden, head, tokens, normaliser, banned = ctx.saved_tensors
+        rows, slope = hidden.to(ctx.dtype), upstream / ctx.temperature
+        of_hidden = torch.zeros_like(hidden, dtype=torch.promote_types(hidden.dtype, torch.float32)) if ctx.needs_input_grad[0] else None  # a sum over blocks
+        of_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):  # dtypes are explicit here
-            for part in _parts(len(tokens), ctx.chunk):
-                all_logp = kept[0].clone() if kept else log_distribution(ctx.logits_of(rows[part], weight), ctx.temperature)
-                slope = _logit_slope(all_logp, tokens[part, None], upstream[part, None], ctx.temperature).to(ctx.dtype)
+            for words in _parts(len(head), -(-ctx.chunk * len(head) // max(len(tokens), 1))):
+                weight = head[words].to(ctx.dtype)
+                of_logits = _logit_slope(F.linear(rows, weight).float(), words.start, tokens, slope, normaliser, banned[words], ctx.temperature).to(ctx.dtype)
                 if of_hidden is not None:
-                    of_hidden[part] = slope @ weight
+                    of_hidden += of_logits @ weight
                 if of_head is not None:
-                    _add_product(of_head, slope.T, rows[part])
-                del all_logp, slope  # before the next chunk's are made
+                    of_head[words] = of_logits.T @ rows
         return of_hidden, of_head, None, None, None, None
 
 
@@ -103,20 +112,15 @@ def _parts(count: int, chunk: int) -> Iterator[slice]:
 
 
 # [Eq. 8]
-def _logit_slope(logp: Tensor, tokens: Tensor, upstream: Tensor, temperature: float) -> Tensor:
-    """Gradient of the loss in the logits: upstream · (1[this is the chosen word] - probability) / temperature.
+def _logit_slope(logits: Tensor, first: int, tokens: Tensor, slope: Tensor, normaliser: Tensor, banned: Tensor, temperature: float) -> Tensor:
+    """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability), slope being the loss's gradient in the log-prob over the temperature.
 
-    logp (c, V) of all words, which the result overwrites; tokens (c, 1), the chosen ones; upstream (c, 1), the loss's gradient in their log-probs. → (c, V).
+    logits (T, w) of w words from number `first` on, which the result overwrites; tokens (T,), the chosen ones; slope (T,); normaliser (T,), log of the sum over all
+    words of exp(logit / temperature); banned (w,) bool, whose logits are constants. → (T, w).
     """
-    of_chosen = torch.where(logp.gather(-1, tokens) > LOWEST, upstream / temperature, 0.0)
-    return logp.exp_().mul_(-upstream / temperature).scatter_add_(-1, tokens, of_chosen)
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total (V, D) += a (V, c) @ b (c, D), in place. Where total is of more digits than the products, a few words at a time: no second (V, D)."""
-    if total.dtype == a.dtype:
-        total.addmm_(a, b)
-        return
-    words = max(1, a.numel() // b.shape[1])
-    for some, of_some in zip(total.split(words), a.split(words)):
-        some.add_(of_some @ b)
+    of_logits = logits.div_(temperature).sub_(normaliser[:, None]).exp_().mul_(-slope[:, None])
+    place = tokens - first
+    here = (place >= 0) & (place < logits.shape[1])
+    of_logits.scatter_add_(1, place.clamp(0, logits.shape[1] - 1)[:, None], torch.where(here, slope, 0.0)[:, None])
+    of_logits[:, banned] = 0.0
+    return of_logits

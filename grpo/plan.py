@@ -29,7 +29,6 @@ from models.config import ModelConfig, VisionConfig
 
 FLOAT = 4           # bytes
 DOCUMENTS = 2       # of a prompt in imitation, as `data/documents.py` gives them
-LOGITS_ALIVE = 2    # float32 copies of a chunk's logits: as they are and their log-softmax, which the gradient overwrites
 
 
 @dataclass(frozen=True)
@@ -179,11 +178,12 @@ def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[I
     words, again = model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.said)
+    alive = 2 + (cfg.temperature != 1)          # float32 copies of a chunk's logits: as they are, over the temperature, and their log-softmax
     kept = activations(model, replace(micro, patches=0) if "vision" in cfg.freeze else micro, size, cfg.recompute)      # a frozen tower keeps none
     copies = 0 if size == FLOAT else size * (parts.get("head", parts["embedding"]) + (_in_use(model) if cfg.recompute else parts["decoder"] + parts["vision"]))
     beside = (Item("activations (estimate)", kept, f"a micro-batch of {micro.asked + micro.said:,} tokens{again}"),
               Item("bfloat16 copies", copies, f"of the matrices in use{again}" if copies else "none: products are in float32"),
-              Item("logits of a chunk", LOGITS_ALIVE * chunk * words * FLOAT, f"{chunk:,} tokens x {words:,} words, {LOGITS_ALIVE} times"))
+              Item("logits of a chunk", alive * chunk * words * FLOAT, f"{chunk:,} tokens x {words:,} words, {alive} times"))
     gradients, head, table = (FLOAT * count for count in (sum(trained.values()), trained.get("head", trained["embedding"]), trained["embedding"]))
     why = f"{shown_count(sum(trained.values()))} x {FLOAT} bytes"
     # The backward pass begins with the head, when all activations are there, and ends with the embedding, whose gradient is added to the head's, when one block's are.

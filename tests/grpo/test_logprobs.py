@@ -56,7 +56,7 @@ def plain(policy, batch, temperature):
 @pytest.mark.parametrize("chunk", [1, 7, 26, 27, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_equal_to_the_plain_form_in_value_and_gradient(chunk, temperature):
-    """26 tokens, so chunks of 1, a ragged 7, exactly all, and more than all. 1e-6: float32 sums of 31 terms."""
+    """26 tokens, so chunks of 1, a ragged 7, exactly all, and more than all. 1e-6: float32 sums of 31 terms; the gradients are up to 11 large and 4e-6 from those in float64."""
     policy, batch = ToyPolicy(), make_batch()
     g = torch.Generator().manual_seed(2)
     upstream = torch.randn(batch.mask.shape, generator=g)
@@ -66,7 +66,7 @@ def test_equal_to_the_plain_form_in_value_and_gradient(chunk, temperature):
     torch.testing.assert_close(logp, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found_entropy, entropy, rtol=1e-5, atol=1e-6)
     for found, wanted in zip(torch.autograd.grad((logp * upstream).sum(), policy.parameters()), gradients):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=4e-6)
         assert wanted.abs().max() > 0.1
 
 
@@ -85,7 +85,7 @@ def test_the_slope_of_a_banned_word_is_zero(chunk):
     batch.tokens[0, 0, 2] = 30
     expected, found = both_gradients(policy, batch, chunk, list(policy.parameters()), temperature=1.0)
     for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=4e-6)
     assert not found[1][30].any()
 
 
@@ -93,7 +93,7 @@ def test_a_tied_head_adds_to_the_embeddings_gradient():
     policy, batch = ToyPolicy(), make_batch()
     policy.head.weight = policy.embed.weight
     (expected,), (found,) = both_gradients(policy, batch, 4, [policy.embed.weight])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=4e-6)
     policy.head.weight = nn.Parameter(policy.embed.weight.detach().clone())
     assert (both_gradients(policy, batch, 4, [policy.embed.weight])[1][0] - found).norm() > 0.1 * found.norm()      # the head's share is not nothing
 
@@ -131,7 +131,7 @@ def test_products_in_bfloat16_and_sums_in_float32(chunk):
     with torch.autocast("cpu", torch.bfloat16):
         found = torch.autograd.grad((logp * upstream).sum(), policy.parameters())
     for ours, true in zip(found, exact):
-        torch.testing.assert_close(ours, true, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, true, rtol=1e-5, atol=4e-6)
 
 
 def test_zero_outside_the_mask_and_nothing_scored_there():
@@ -203,8 +203,7 @@ def kept_bytes(chunk, vocab=4000, cap=40):
 def test_chunks_are_recomputed_not_kept():
     """160 tokens x 4,000 words are 2.4 MiB of logits. Chunks that autograd keeps would save nothing, which is the bug this pins."""
     logits = 160 * 4000 * 4
-    assert kept_bytes(chunk=1000) > 0.9 * logits  # one chunk holds them all ...
-    assert kept_bytes(chunk=20) < 0.1 * logits    # ... eight hold none of them
+    assert max(kept_bytes(chunk=1000), kept_bytes(chunk=20)) < 0.1 * logits
 
 
 class Large(TorchDispatchMode):
@@ -222,15 +221,15 @@ class Large(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("dtype, most", [(torch.float32, 1), (torch.bfloat16, 2)])
-def test_the_backward_pass_makes_one_gradient_of_the_head(dtype, most):
-    """Eighty chunks, one (V, D) sum, which is the gradient itself; in bfloat16 also the head in that dtype. Autograd would make one per chunk and add them."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_backward_pass_makes_one_gradient_of_the_head(dtype):
+    """Eighty chunks, one (V, D) result, which is the gradient itself. Autograd would make one per chunk and add them."""
     policy, batch = ToyPolicy(4000), make_batch(torch.full((2, 2), 40), 40, 4000)
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16, cache_enabled=False):
         logp, _ = completion_logprobs(policy, batch, temperature=0.9, chunk=2)
     with Large(4000 * D) as large:
         torch.autograd.grad(logp.sum(), policy.head.weight)
-    assert len(large.seen) == most, large.seen
+    assert len(large.seen) == 1, large.seen
 
 
 def test_a_chunk_is_as_many_tokens_as_its_bytes_hold():
