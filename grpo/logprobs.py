@@ -3,8 +3,8 @@
 A (tokens, V) tensor of float32 logits is the largest thing a naive trainer makes: 594 MiB for 1,024 tokens of a 151,936-word vocabulary.
 Three habits avoid it: hidden states of completion tokens only (never the prompt's, never padding's), the vocabulary head applied to a chunk
 of tokens at a time, and all of it *recomputed* in the backward pass. The last one is what counts: chunks alone save nothing, since autograd
-keeps them all. The backward pass is written out (Eq. 8) and takes blocks of words, each for all tokens: chunk by chunk, autograd would make a
-gradient of the whole head, V * D numbers, again and again; block by block, each word's is written once.
+keeps them all. The backward pass is written out (Eq. 8) and takes blocks of words, each for many tokens: chunk by chunk, autograd would make a
+gradient of the whole head, V * D numbers, again and again; block by block, it is written in place.
 
 The price is a fourth matrix product beside full logits' three. It can't be spared where the head is trained and the loss stands by itself: the
 head's gradient needs each token's slope of the loss, and that is known only after all log-probs are.
@@ -13,6 +13,7 @@ head's gradient needs each token's slope of the loss, and that is known only aft
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from grpo.sampling import log_distribution
 
 LOGITS_MIB = {"cpu": 115.0, "cuda": 512.0}  # of a chunk, where no setting says it: a GPU needs more tokens for a product to be worth reading the head
+SPAN = 2048  # tokens that go through a block of words together, at most; so a block is as large whatever else is in the batch, and a token's gradient the same
 LOWEST = torch.finfo(torch.float32).min / 2  # a log-prob below is that of a banned word, whose logit is a constant
 
 
@@ -61,8 +63,8 @@ def masked_logprobs(policy, hidden: Tensor, tokens: Tensor, mask: Tensor, *, tem
 class _Score(torch.autograd.Function):
     """hidden (T, D), head (V, D), tokens (T,) -> log-prob of each token and entropy of its distribution, (T,) float32.
 
-    Forward, one chunk's (c, V) exists at a time. Backward, the logits are computed again for all tokens and a block of words at a time, as many numbers:
-    so the head is read once, and each word's gradient is written once.
+    Forward, one chunk's (c, V) exists at a time. Backward, the logits are computed again (unless one chunk was all) for SPAN tokens and a block of words at a time,
+    as many numbers: so the head is read, and its gradient written, once for so many tokens.
     """
 
     @staticmethod
@@ -71,8 +73,9 @@ class _Score(torch.autograd.Function):
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype  # of the matrix products
         ctx.temperature, ctx.chunk = temperature, chunk
         rows, weight = hidden.to(ctx.dtype), head.to(ctx.dtype)  # once for all chunks
-        logp, entropy, normaliser = (torch.zeros(len(tokens), device=hidden.device) for _ in range(3))
-        banned = torch.zeros(len(head), dtype=torch.bool, device=head.device)
+        logp, entropy = (torch.zeros(len(tokens), device=hidden.device) for _ in range(2))
+        normaliser = logp.double()
+        banned, kept = torch.zeros(len(head), dtype=torch.bool, device=head.device), []
         for part in _parts(len(tokens), chunk):
             logits = logits_of(rows[part], weight)  # (c, V)
             banned = logits[0] < LOWEST
@@ -81,29 +84,36 @@ class _Score(torch.autograd.Function):
             all_logp = log_distribution(logits, temperature)
             del logits
             logp[part] = all_logp.gather(-1, tokens[part, None]).squeeze(-1)
-            normaliser[part] = (scaled - all_logp.gather(-1, some)).squeeze(-1)
+            normaliser[part] = (scaled.double() - all_logp.gather(-1, some)).squeeze(-1)
             probability = all_logp.exp()
             entropy[part] = torch.special.entr(probability, out=probability).sum(dim=-1)  # entr(0) = 0, where -p * log(p) would be NaN
+            if len(tokens) <= chunk:
+                kept.append(all_logp)  # a single chunk would be recomputed the moment it was freed
             del all_logp, probability  # before the next chunk's are made
-        ctx.save_for_backward(hidden, head, tokens, normaliser, banned)
+        ctx.save_for_backward(hidden, head, tokens, normaliser, banned, *kept)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream, _):
-        hidden, head, tokens, normaliser, banned = ctx.saved_tensors
+        hidden, head, tokens, normaliser, banned, *kept = ctx.saved_tensors
         rows, slope = hidden.to(ctx.dtype), upstream / ctx.temperature
-        of_hidden = torch.zeros_like(hidden, dtype=torch.promote_types(hidden.dtype, torch.float32)) if ctx.needs_input_grad[0] else None  # a sum over blocks
-        of_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
+        of_hidden, of_head = (torch.zeros_like(x) if needed else None for x, needed in zip((hidden, head), ctx.needs_input_grad))
+        block = len(head) if kept else max(1, ctx.chunk * len(head) // SPAN)
         with torch.autocast(hidden.device.type, enabled=False):  # dtypes are explicit here
-            for words in _parts(len(head), -(-ctx.chunk * len(head) // max(len(tokens), 1))):
+            for part, words in product(_parts(len(tokens), len(tokens) if kept else SPAN), _parts(len(head), block)):
                 weight = head[words].to(ctx.dtype)
-                of_logits = _logit_slope(F.linear(rows, weight).float(), words.start, tokens, slope, normaliser, banned[words], ctx.temperature).to(ctx.dtype)
+                if kept:  # log-probs are logits whose exponentials add up to 1
+                    of_logits = _logit_slope(kept[0].clone(), 0, tokens, slope, torch.zeros_like(normaliser), banned, 1.0)
+                else:
+                    logits = F.linear(rows[part], weight).float()
+                    of_logits = _logit_slope(logits, words.start, tokens[part], slope[part], normaliser[part], banned[words], ctx.temperature)
+                of_logits = of_logits.to(ctx.dtype)
                 if of_hidden is not None:
-                    of_hidden += of_logits @ weight
+                    of_hidden[part] += of_logits @ weight
                 if of_head is not None:
-                    of_head[words] = of_logits.T @ rows
+                    of_head[words] += of_logits.T @ rows[part]
         return of_hidden, of_head, None, None, None, None
 
 
@@ -116,9 +126,11 @@ def _logit_slope(logits: Tensor, first: int, tokens: Tensor, slope: Tensor, norm
     """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability), slope being the loss's gradient in the log-prob over the temperature.
 
     logits (T, w) of w words from number `first` on, which the result overwrites; tokens (T,), the chosen ones; slope (T,); normaliser (T,), log of the sum over all
-    words of exp(logit / temperature); banned (w,) bool, whose logits are constants. → (T, w).
+    words of exp(logit / temperature), float64; banned (w,) bool, whose logits are constants. → (T, w).
     """
-    of_logits = logits.div_(temperature).sub_(normaliser[:, None]).exp_().mul_(-slope[:, None])
+    near = normaliser.float()
+    rest = (near - normaliser).exp().float()  # what rounding it takes from each probability: 1e-6 of a token's, for all words in one direction
+    of_logits = (logits if temperature == 1 else logits.div_(temperature)).sub_(near[:, None]).exp_().mul_((-slope * rest)[:, None])
     place = tokens - first
     here = (place >= 0) & (place < logits.shape[1])
     of_logits.scatter_add_(1, place.clamp(0, logits.shape[1] - 1)[:, None], torch.where(here, slope, 0.0)[:, None])
