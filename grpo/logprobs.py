@@ -99,7 +99,8 @@ class _Score(torch.autograd.Function):
     def backward(ctx, upstream, _):
         hidden, head, tokens, normaliser, banned, *kept = ctx.saved_tensors
         rows, slope = hidden.to(ctx.dtype), upstream / ctx.temperature
-        of_hidden, of_head = (torch.zeros_like(x) if needed else None for x, needed in zip((hidden, head), ctx.needs_input_grad))
+        of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        of_head = (torch.empty_like if len(tokens) else torch.zeros_like)(head) if ctx.needs_input_grad[1] else None  # the first span writes it
         block = len(head) if kept else max(1, ctx.chunk * len(head) // SPAN)
         with torch.autocast(hidden.device.type, enabled=False):  # dtypes are explicit here
             for part, words in product(_parts(len(tokens), len(tokens) if kept else SPAN), _parts(len(head), block)):
@@ -113,7 +114,8 @@ class _Score(torch.autograd.Function):
                 if of_hidden is not None:
                     of_hidden[part] += of_logits @ weight
                 if of_head is not None:
-                    of_head[words] += of_logits.T @ rows[part]
+                    of_words = of_logits.T @ rows[part]
+                    of_head[words] = of_words if part.start == 0 else of_head[words] + of_words
         return of_hidden, of_head, None, None, None, None
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from grpo import logprobs
 from grpo.logprobs import chunk_of, completion_logprobs
 from grpo.sampling import sample
 
@@ -87,6 +88,30 @@ def test_the_slope_of_a_banned_word_is_zero(chunk):
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=4e-6)
     assert not found[1][30].any()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_spans_of_tokens_add_up(chunk, monkeypatch):
+    """26 tokens in spans of 5: the first writes the head's gradient, the others add to it."""
+    monkeypatch.setattr(logprobs, "SPAN", 5)
+    policy, batch = ToyPolicy(impossible=[0, 30]), make_batch()
+    expected, found = both_gradients(policy, batch, chunk, list(policy.parameters()))
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=4e-6)
+
+
+def test_a_tokens_gradient_does_not_depend_on_the_batch():
+    """The hidden state's gradient of a row is the same bit for bit with more rows beside it: blocks of words are as large."""
+    policy = ToyPolicy(4000)
+    g = torch.Generator().manual_seed(3)
+    hidden, tokens, upstream = torch.randn(64, D, generator=g), torch.randint(4000, (64,), generator=g), torch.randn(64, generator=g)
+
+    def gradient(count):
+        rows = hidden[:count].clone().requires_grad_()
+        logp, _ = logprobs.masked_logprobs(policy, rows, tokens[:count], torch.ones(count, dtype=torch.bool), temperature=0.8, chunk=8)
+        return torch.autograd.grad((logp * upstream[:count]).sum(), rows)[0]
+
+    torch.testing.assert_close(gradient(64)[:32], gradient(32), rtol=0, atol=0)
 
 
 def test_a_tied_head_adds_to_the_embeddings_gradient():
