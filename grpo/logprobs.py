@@ -24,7 +24,7 @@ from grpo.sampling import log_distribution
 
 LOGITS_MIB = {"cpu": 115.0, "cuda": 512.0}  # of a chunk, where no setting says it: a GPU needs more tokens for a product to be worth reading the head
 SPAN = 2048  # tokens that go through a block of words together, at most; so a block is as large whatever else is in the batch, and a token's gradient the same
-LOWEST = torch.finfo(torch.float32).min / 2  # a log-prob below is that of a banned word, whose logit is a constant
+LOWEST = torch.finfo(torch.float32).min / 2  # a logit below is that of a banned word, a constant
 
 
 def chunk_of(vocabulary: int, mib: float | None, device: str) -> int:
