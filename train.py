@@ -1,12 +1,15 @@
 """GRPO, top to bottom:  sample → score → compare → learn → keep.    python train.py --help
 
-    Show the policy P pictures with questions. Let it answer each G times. Score the answers by rule. Compare each with its own group. Make what did better
-    than its group more likely, what did worse less likely, without moving far from the old policy or the frozen reference.
+    Show the policy P pictures with questions. Let it answer each G times. Score the answers by rule. Compare
+    each with its own group. Make what did better than its group more likely, what did worse less likely,
+    without moving far from the old policy or the frozen reference.
 
-How this departs from the paper: the objective's defaults are the paper's; the log-probs are divided by the sampling temperature (the policy in the loss is the one
-that sampled), groups whose completions all earned the same are left out where no KL penalty needs them, and the normaliser is one number for the whole update.
+How this departs from the paper: the objective's defaults are the paper's; the log-probs are divided by the
+sampling temperature (the policy in the loss is the one that sampled), groups whose completions all earned the
+same are left out where no KL penalty needs them, and the normaliser is one number for the whole update.
 `method: sft` (imitation, grpo/sft.py) shares everything but steps 1-3.
 """
+
 import math
 import sys
 import time
@@ -36,82 +39,163 @@ from grpo.sft import encode_documents, imitate, totals
 def train_grpo(cfg, run, world, keeper) -> None:
     """Learn from rewards, from step run.step to cfg.steps."""
     policy, chat, optimizer, micro_tokens = run.policy, run.chat, run.optimizer, cfg.loss.micro_tokens
-    chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type)          # tokens whose logits exist at the same time
+    # tokens whose logits exist at the same time
+    chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type)
 
     def collate(part: TrainBatch) -> TrainBatch:
-        return part.collated(image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device)
+        return part.collated(
+            image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device
+        )
 
     for step in range(run.step, cfg.steps):
         start = time.perf_counter()
         distributed.announce(f"step {step + 1}")
-        stage = stage_at(step, cfg.stages, cfg)                                     # group size, completion cap
-        lr = lr_at(step, lr=cfg.optim.lr, warmup=cfg.optim.warmup, decay=cfg.optim.decay, steps=cfg.steps, lr_min=cfg.optim.lr_min)
+        # group size, completion cap
+        stage = stage_at(step, cfg.stages, cfg)
+        lr = lr_at(
+            step,
+            lr=cfg.optim.lr,
+            warmup=cfg.optim.warmup,
+            decay=cfg.optim.decay,
+            steps=cfg.steps,
+            lr_min=cfg.optim.lr_min,
+        )
         optimizer.set_lr(lr)
 
-        # 1  Sample: G completions for each of P prompts from the current policy                                                    docs/03, Eq. 1
-        # 2  Score each completion by rule (both in `sample_and_score`), compare it with its own group                           docs/04-05, Eq. 2-3
-        drawn = SAMPLING[cfg.sampling](partial(sample_and_score, run, cfg, world, step, stage), cfg.max_rounds, cfg.enough)
+        # 1  Sample: G completions for each of P prompts from the current policy
+        # docs/03, Eq. 1 2  Score each completion by rule (both in `sample_and_score`), compare it with its
+        # own group                           docs/04-05, Eq. 2-3
+        drawn = SAMPLING[cfg.sampling](
+            partial(sample_and_score, run, cfg, world, step, stage), cfg.max_rounds, cfg.enough
+        )
         prompts, rollout, clock = drawn.prompts, drawn.rollout, drawn.clock(start)
-        advantage = distributed.together(drawn.reward, partial(group_advantages, scale=cfg.advantage))      # (P, G)
+        advantage = distributed.together(
+            drawn.reward, partial(group_advantages, scale=cfg.advantage)
+        )  # (P, G)
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
-        batch = TrainBatch(prompts, rollout.tokens, rollout.length, advantage.flatten(), stretch=drawn.stretches(cfg.loss.stretches))
+        batch = TrainBatch(
+            prompts,
+            rollout.tokens,
+            rollout.length,
+            advantage.flatten(),
+            stretch=drawn.stretches(cfg.loss.stretches),
+        )
         tokens, completions = drawn.totals
-        batch.weight = token_weights(batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap)     # (B, C)
+        batch.weight = token_weights(
+            batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap
+        )  # (B, C)
         if run.reference is not None:
             with lent(run.reference, world.device) as reference:
-                batch.logp_ref = scored(reference, batch, cfg, collate, chunk)                  # (B, C)
+                batch.logp_ref = scored(reference, batch, cfg, collate, chunk)  # (B, C)
         if cfg.loss.updates > 1:
-            batch.logp_old = scored(policy, batch, cfg, collate, chunk)                              # (B, C); with one update the ratio is 1, its gradient is not
+            # (B, C); with one update the ratio is 1, its gradient is not
+            batch.logp_old = scored(policy, batch, cfg, collate, chunk)
         clock["reference"] = time.perf_counter()
 
-        # 4  Learn: clipped surrogate and KL penalty                                                                              docs/06, Eq. 4-7
-        teaching = learnable(batch) if run.reference is None else list(range(len(prompts)))     # groups that all earned the same pull nowhere
+        # 4  Learn: clipped surrogate and KL penalty
+        # docs/06, Eq. 4-7 groups that all earned the same pull nowhere
+        teaching = learnable(batch) if run.reference is None else list(range(len(prompts)))
         for update in range(cfg.loss.updates):
+
             def learn(micro_tokens: int):
                 stats, entropy_sum, logp_now = LossStats.zero(), 0.0, torch.zeros(batch.mask.shape)
                 for part, at, rows in shard.passes(policy, batch, micro_tokens, teaching):
                     part = collate(part)
-                    logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=chunk)       # (b, c)
-                    loss, part_stats = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, clip_low=cfg.loss.clip_low,
-                                                   clip_high=cfg.loss.clip_high, kl_coef=cfg.loss.kl_coef, kl=cfg.loss.kl, surrogate=cfg.loss.surrogate)
+                    logp, entropy = completion_logprobs(
+                        policy, part, temperature=cfg.temperature, chunk=chunk
+                    )  # (b, c)
+                    loss, part_stats = policy_loss(
+                        logp,
+                        part.logp_old,
+                        part.logp_ref,
+                        part.advantage,
+                        part.weight,
+                        clip_low=cfg.loss.clip_low,
+                        clip_high=cfg.loss.clip_high,
+                        kl_coef=cfg.loss.kl_coef,
+                        kl=cfg.loss.kl,
+                        surrogate=cfg.loss.surrogate,
+                    )
                     loss.backward()
                     stats, entropy_sum = stats + part_stats.to("cpu"), entropy_sum + float(entropy.sum())
                     batch.put_back(logp_now, logp.detach(), at, rows)
                 return stats, entropy_sum, logp_now
-            (stats, entropy_sum, logp_now), micro_tokens = fitting(learn, micro_tokens, policy)          # out of memory: smaller micro-batches, the same gradient
-            norm = step_optimizer(policy, optimizer, stats.loss, cfg.optim.max_grad_norm, prompts, step, keeper.skip)
+
+            # out of memory: smaller micro-batches, the same gradient
+            (stats, entropy_sum, logp_now), micro_tokens = fitting(learn, micro_tokens, policy)
+            norm = step_optimizer(
+                policy, optimizer, stats.loss, cfg.optim.max_grad_norm, prompts, step, keeper.skip
+            )
             if update == 0:
-                first_logp = logp_now                                                           # the policy that sampled, as the training forward sees it
+                # the policy that sampled, as the training forward sees it
+                first_logp = logp_now
         clock["learn"] = time.perf_counter()
 
-        # 5  Keep: metrics, report, evaluation, checkpoint                                                                        docs/metrics
+        # 5  Keep: metrics, report, evaluation, checkpoint
+        # docs/metrics
         shown = drawn.reward, drawn.parts, drawn.texts, drawn.examples
-        keeper.grpo_step(step + 1, rollout, batch, completion_rows(rollout, *shown), places=drawn.places, logp=first_logp, teaching=teaching, entropy=entropy_sum, stats=stats,
-                         norm=norm, lr=lr, skipped=drawn.skipped, clock=clock, shown=shown, drawn=(drawn.rounds, drawn.dropped, drawn.dropped_tokens))
+        keeper.grpo_step(
+            step + 1,
+            rollout,
+            batch,
+            completion_rows(rollout, *shown),
+            places=drawn.places,
+            logp=first_logp,
+            teaching=teaching,
+            entropy=entropy_sum,
+            stats=stats,
+            norm=norm,
+            lr=lr,
+            skipped=drawn.skipped,
+            clock=clock,
+            shown=shown,
+            drawn=(drawn.rounds, drawn.dropped, drawn.dropped_tokens),
+        )
 
 
 def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn:
     """What this rank asks in a round of a step, and what it gets; it may be nothing. Raises NonFinite."""
     clock = [time.perf_counter()]
 
-    # 1  Sample: G completions for each of P prompts from the current policy                                                    docs/03, Eq. 1
+    # 1  Sample: G completions for each of P prompts from the current policy
+    # docs/03, Eq. 1
     examples, prompts, skipped = chosen_prompts(run, cfg, world, step, round)
-    padded = prompts and collate_prompts(prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size).to(world.device)
+    padded = prompts and collate_prompts(
+        prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size
+    ).to(world.device)
     clock.append(time.perf_counter())
     with shard.whole(run.policy) as policy:
-        write = partial(generate, policy, padded, group=stage.group, cap=stage.cap, temperature=cfg.temperature, stop_ids=run.chat.stop_ids,
-                        address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]), recorded=cfg.cuda_graphs)
-        rollout = in_fewer_slots(lambda number: write(slots=number), slots(policy, padded, stage.group, stage.cap, cfg.slots)).to("cpu") if prompts else Rollout.none(stage.group)
+        write = partial(
+            generate,
+            policy,
+            padded,
+            group=stage.group,
+            cap=stage.cap,
+            temperature=cfg.temperature,
+            stop_ids=run.chat.stop_ids,
+            address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]),
+            recorded=cfg.cuda_graphs,
+        )
+        rollout = (
+            in_fewer_slots(
+                lambda number: write(slots=number), slots(policy, padded, stage.group, stage.cap, cfg.slots)
+            ).to("cpu")
+            if prompts
+            else Rollout.none(stage.group)
+        )
     if not rollout.logp.isfinite().all():
         raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
     clock.append(time.perf_counter())
 
-    # 2  Score each completion by rule                                                                                           docs/04, Eq. 2
+    # 2  Score each completion by rule
+    # docs/04, Eq. 2
     texts = run.chat.texts(rollout.tokens, rollout.length)
-    reward, parts = score(texts, examples, cfg.rewards, rollout.length, stage.cap)              # (P, G)
+    reward, parts = score(texts, examples, cfg.rewards, rollout.length, stage.cap)  # (P, G)
     clock.append(time.perf_counter())
-    seconds = {name: after - before for name, before, after in zip(("prompts", "rollout", "score"), clock, clock[1:])}
+    seconds = {
+        name: after - before for name, before, after in zip(("prompts", "rollout", "score"), clock, clock[1:])
+    }
     return Drawn(examples, prompts, rollout, texts, reward, parts, skipped, seconds)
 
 
@@ -120,12 +204,18 @@ def scored(policy, batch: TrainBatch, cfg, collate, chunk: int) -> torch.Tensor:
     """The completions' log-probs under a policy that is not being trained. → (B, C) on the CPU."""
     logp = torch.zeros(batch.mask.shape)
     for part, at, rows in shard.passes(policy, batch, cfg.loss.micro_tokens):
-        batch.put_back(logp, completion_logprobs(policy, collate(part), temperature=cfg.temperature, chunk=chunk)[0], at, rows)
+        batch.put_back(
+            logp,
+            completion_logprobs(policy, collate(part), temperature=cfg.temperature, chunk=chunk)[0],
+            at,
+            rows,
+        )
     return logp
 
 
 def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step: int, skip) -> float:
-    """Sum the ranks' gradients, clip, step. → the gradient's norm before clipping. Where loss or norm is not finite, `skip` either raises or lets the update pass."""
+    """Sum the ranks' gradients, clip, step. → the gradient's norm before clipping. Where loss or norm is
+    not finite, `skip` either raises or lets the update pass."""
     distributed.sum_gradients(policy)
     norm, loss = float(clip_gradient(policy, max_grad_norm or float("inf"))), float(distributed.total(loss))
     if math.isfinite(loss) and math.isfinite(norm):
@@ -137,27 +227,63 @@ def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step:
 
 
 def train_sft(cfg, run, world, keeper) -> None:
-    """Imitate documents: the examples' `extra["documents"]`, or the bare answer, as the template writes one, where there are none."""
+    """Imitate documents: the examples' `extra["documents"]`, or the bare answer, as the template writes
+    one, where there are none."""
     policy, chat, micro_tokens = run.policy, run.chat, cfg.loss.micro_tokens
 
     def collate(part: TrainBatch) -> TrainBatch:
-        return part.collated(image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device)
+        return part.collated(
+            image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device
+        )
 
     for step in range(run.step, cfg.steps):
         start = time.perf_counter()
         distributed.announce(f"step {step + 1}")
-        lr = lr_at(step, lr=cfg.optim.lr, warmup=cfg.optim.warmup, decay=cfg.optim.decay, steps=cfg.steps, lr_min=cfg.optim.lr_min)
+        lr = lr_at(
+            step,
+            lr=cfg.optim.lr,
+            warmup=cfg.optim.warmup,
+            decay=cfg.optim.decay,
+            steps=cfg.steps,
+            lr_min=cfg.optim.lr_min,
+        )
         run.optimizer.set_lr(lr)
         examples, prompts, skipped = chosen_prompts(run, cfg, world, step)
-        documents, length = encode_documents(chat, [e.extra.get("documents") or (chat.bare(e.answer),) for e in examples], cfg.cap)
+        documents, length = encode_documents(
+            chat, [e.extra.get("documents") or (chat.bare(e.answer),) for e in examples], cfg.cap
+        )
         batch = TrainBatch(prompts, documents, length)
         tokens, completions = distributed.total(totals(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
-        learn = partial(imitate, policy, batch, loss_on=cfg.sft.loss_on, weighting=cfg.loss.weighting, tokens=tokens, completions=completions, cap=cfg.cap,
-                        chunk=chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type), collate=collate)
-        (loss, weight, logp), micro_tokens = fitting(lambda most: learn(micro_tokens=most), micro_tokens, policy)
-        norm = step_optimizer(policy, run.optimizer, loss, cfg.optim.max_grad_norm, prompts, step, keeper.skip)
-        keeper.sft_step(step + 1, loss=loss, weight=weight, batch=batch, logp=logp, examples=examples, norm=norm, lr=lr, skipped=skipped,
-                         seconds=time.perf_counter() - start)
+        learn = partial(
+            imitate,
+            policy,
+            batch,
+            loss_on=cfg.sft.loss_on,
+            weighting=cfg.loss.weighting,
+            tokens=tokens,
+            completions=completions,
+            cap=cfg.cap,
+            chunk=chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type),
+            collate=collate,
+        )
+        (loss, weight, logp), micro_tokens = fitting(
+            lambda most: learn(micro_tokens=most), micro_tokens, policy
+        )
+        norm = step_optimizer(
+            policy, run.optimizer, loss, cfg.optim.max_grad_norm, prompts, step, keeper.skip
+        )
+        keeper.sft_step(
+            step + 1,
+            loss=loss,
+            weight=weight,
+            batch=batch,
+            logp=logp,
+            examples=examples,
+            norm=norm,
+            lr=lr,
+            skipped=skipped,
+            seconds=time.perf_counter() - start,
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,1 +1,2 @@
-"""From files to token ids and pixels: examples, pictures, prompts, answers. No `torch.nn`, nothing of `models/` or `grpo/`."""
+"""From files to token ids and pixels: examples, pictures, prompts, answers. No `torch.nn`, nothing of
+`models/` or `grpo/`."""

@@ -1,6 +1,8 @@
-"""`python -m data.check PATH`: every row of a file of questions that cannot be used, by number and field, and what to do about it.
+"""`python -m data.check PATH`: every row of a file of questions that cannot be used, by number and field, and
+what to do about it.
 
-Each row is made into an example and each of its pictures is opened, as in training; only here nothing stops or is skipped unseen.
+Each row is made into an example and each of its pictures is opened, as in training; only here nothing stops
+or is skipped unseen.
 """
 
 from __future__ import annotations
@@ -30,14 +32,25 @@ def problems(examples: Rows) -> Iterator[str]:
             yield f"{error}{'' if getattr(error, 'remedy', '') else '; correct it, or leave the row out'}"
             continue
         first = seen.setdefault(example.uid, where)
-        yield "" if first is where else f"{where}: uid: {example.uid!r} is also that of {first}; give each row its own"
+        yield (
+            ""
+            if first is where
+            else f"{where}: uid: {example.uid!r} is also that of {first}; give each row its own"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
     """→ exit status: 0 if every row can be used, 1 if one cannot, 2 if the files cannot be read."""
     parser = argparse.ArgumentParser("python -m data.check", description=__doc__)
-    parser.add_argument("path", metavar="PATH", help="a file, a folder, or a dataset of the hub (owner/name, owner/name:file)")
-    parser.add_argument("--task", default="jsonl", choices=LAYOUTS, help="whose layout it has (default jsonl, your own data's)")
+    parser.add_argument(
+        "path", metavar="PATH", help="a file, a folder, or a dataset of the hub (owner/name, owner/name:file)"
+    )
+    parser.add_argument(
+        "--task",
+        default="jsonl",
+        choices=LAYOUTS,
+        help="whose layout it has (default jsonl, your own data's)",
+    )
     args = parser.parse_args(argv)
     bad = 0
     try:
@@ -50,8 +63,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"data.check: {error}", file=sys.stderr)
         return 2
     rows, published = sum(map(len, examples.shards)), LAYOUTS[args.task].rows
-    print(f"{len(examples.shards)} files, {rows} rows, {len(examples)} of them questions of {args.task}, {bad} of these bad"
-          + (f"; the published benchmark has {published} rows" if published not in (None, rows) else ""))
+    print(
+        (
+            f"{len(examples.shards)} files, {rows} rows, {len(examples)} of them questions of {args.task}, "
+            f"{bad} of these bad"
+        )
+        + (f"; the published benchmark has {published} rows" if published not in (None, rows) else "")
+    )
     return 1 if bad or not len(examples) else 0
 
 

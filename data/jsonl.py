@@ -1,6 +1,8 @@
-"""A file of one JSON object a line, found by line when one is asked for; and our own schema for questions and pictures of one's own.
+"""A file of one JSON object a line, found by line when one is asked for; and our own schema for questions and
+pictures of one's own.
 
-    {"question": "Which is nearer?", "choices": ["the cup", "the jug"], "answer": "the cup", "pictures": ["a.jpg", "b.jpg"]}
+    {"question": "Which is nearer?", "choices": ["the cup", "the jug"], "answer": "the cup", "pictures":
+    ["a.jpg", "b.jpg"]}
 
 `docs/data.md` has the schema, `python -m data.check FILE` names every line that does not follow it.
 """
@@ -27,19 +29,30 @@ KINDS = ("text", "number")
 
 
 class JsonlShard:
-    """One file: `row(n)` is the object on its n-th line that is not empty. Only the places of the lines are held in memory.
+    """One file: `row(n)` is the object on its n-th line that is not empty. Only the places of the lines are
+    held in memory.
 
-    `pictures` are the fields that name pictures; what they say tells the halves of a file apart (`keys`). Raises BadSource naming the file.
+    `pictures` are the fields that name pictures; what they say tells the halves of a file apart (`keys`).
+    Raises BadSource naming the file.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str], pictures: Sequence[Sequence[str]]) -> None:
-        self.path, self._columns, self._pictures = path, columns, [name for names in pictures for name in names]
+    def __init__(
+        self, path: Path, columns: Sequence[str], optional: Sequence[str], pictures: Sequence[Sequence[str]]
+    ) -> None:
+        self.path, self._columns, self._pictures = (
+            path,
+            columns,
+            [name for names in pictures for name in names],
+        )
         starts, lines, start = [], [], 0
         try:
             with open(path, "rb") as file:
                 for number, line in enumerate(file, 1):
                     if number == 1 and line.startswith(b"PAR1"):
-                        raise BadSource(f"{path}: is a parquet file, and this task reads JSON lines; name the task whose layout it has")
+                        raise BadSource(
+                            f"{path}: is a parquet file, and this task reads JSON lines; name the task "
+                            "whose layout it has"
+                        )
                     if line.strip():
                         starts.append(start)
                         lines.append(number)
@@ -60,15 +73,27 @@ class JsonlShard:
         """The object on a line. Raises BadRow."""
         self._file.seek(self._starts[number])
         try:
-            values = json.loads(self._file.readline().decode("utf-8-sig"))    # some editors put a mark before the first line
+            # some editors put a mark before the first line
+            values = json.loads(self._file.readline().decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise BadRow(self.where(number), "", f"is not JSON: {error}", "write one object a line, in UTF-8") from error
+            raise BadRow(
+                self.where(number), "", f"is not JSON: {error}", "write one object a line, in UTF-8"
+            ) from error
         if not isinstance(values, dict):
-            raise BadRow(self.where(number), "", f"holds a {type(values).__name__}, not an object", 'write {"question": …}')
+            raise BadRow(
+                self.where(number),
+                "",
+                f"holds a {type(values).__name__}, not an object",
+                'write {"question": …}',
+            )
         missing = [name for name in self._columns if name not in values]
         if missing:
-            near = difflib.get_close_matches(missing[0], [name for name in values if name not in self._columns], n=1)
-            raise BadRow(self.where(number), missing[0], "is missing", f"rename {near[0]!r}" if near else "add it")
+            near = difflib.get_close_matches(
+                missing[0], [name for name in values if name not in self._columns], n=1
+            )
+            raise BadRow(
+                self.where(number), missing[0], "is missing", f"rename {near[0]!r}" if near else "add it"
+            )
         return values
 
     def shown(self, values: Mapping[str, Any], where: str) -> tuple[Path, ...]:
@@ -76,7 +101,8 @@ class JsonlShard:
         return ()
 
     def keys(self) -> Iterator[bytes]:
-        """For each line a digest of the names of its pictures; of the whole line where it has none or cannot be read."""
+        """For each line a digest of the names of its pictures; of the whole line where it has none or
+        cannot be read."""
         for number in range(len(self)):
             try:
                 values = self.row(number)
@@ -91,30 +117,52 @@ def own_example(row: Row) -> Example:
     unknown = [name for name in row.values if name not in FIELDS]
     if unknown:
         near = difflib.get_close_matches(unknown[0], FIELDS, n=1)
-        raise row.bad(unknown[0], "is no field", f"{f'did you mean {near[0]!r}? ' if near else ''}the source's own facts go into \"extra\"")
+        raise row.bad(
+            unknown[0],
+            "is no field",
+            f'{f"did you mean {near[0]!r}? " if near else ""}the source\'s own facts go into "extra"',
+        )
     question, choices = row.text("question"), row.texts("choices", missing=())
     answer = row.values["answer"]
     if type(answer) in (int, float) and math.isfinite(answer):
         answer = repr(answer)
     elif not isinstance(answer, str):
-        raise row.bad("answer", f"holds {answer if isinstance(answer, float) else type(answer).__name__}, not text or a number",
-                      "write the answer, or the text of the right choice")
+        raise row.bad(
+            "answer",
+            f"holds {answer if isinstance(answer, float) else type(answer).__name__}, not text or a number",
+            "write the answer, or the text of the right choice",
+        )
     else:
         answer = row.text("answer")
     if choices and answer not in choices:
-        lettered = answer.strip("() ").upper() in LETTERS[:len(choices)] and len(answer.strip("() ")) == 1
-        raise row.bad("answer", f"{answer!r} is not one of the choices {list(choices)}",
-                      f"write the choice's text{', not its letter' if lettered else ', to the letter'}")
+        lettered = answer.strip("() ").upper() in LETTERS[: len(choices)] and len(answer.strip("() ")) == 1
+        raise row.bad(
+            "answer",
+            f"{answer!r} is not one of the choices {list(choices)}",
+            f"write the choice's text{', not its letter' if lettered else ', to the letter'}",
+        )
     kind = row.text("kind", missing="text")
     if kind not in KINDS or (choices and kind != "text"):
         raise row.bad("kind", f"is {kind!r}", f"write {' or '.join(KINDS)}, and nothing beside choices")
     if kind == "number" and answers.parse(answer) is None:
-        raise row.bad("kind", f"is 'number', and the answer {answer!r} is none", "write it as one number, or leave kind out")
+        raise row.bad(
+            "kind",
+            f"is 'number', and the answer {answer!r} is none",
+            "write it as one number, or leave kind out",
+        )
     extra = row.values.get("extra", {})
     if not isinstance(extra, dict):
         raise row.bad("extra", f"holds {type(extra).__name__}, not an object", 'write {"key": value}')
-    return Example(uid=row.text("uid", missing=row.uid), question=question, choices=choices, answer=answer, task=row.text("task", missing=""),
-                   pictures=_pictures(row), extra=extra | {"kind": kind}, wording=row.text("wording", missing=""))
+    return Example(
+        uid=row.text("uid", missing=row.uid),
+        question=question,
+        choices=choices,
+        answer=answer,
+        task=row.text("task", missing=""),
+        pictures=_pictures(row),
+        extra=extra | {"kind": kind},
+        wording=row.text("wording", missing=""),
+    )
 
 
 def _pictures(row: Row) -> tuple[Path, ...]:
@@ -125,20 +173,40 @@ def _pictures(row: Row) -> tuple[Path, ...]:
 
 
 def inside(row: Row, field: str, name: str, folders: Sequence[Path] = ()) -> Path:
-    """The picture file of that name in one of the folders (default: the file's own); nothing outside of them is ever opened, by a link neither. Raises BadRow."""
+    """The picture file of that name in one of the folders (default: the file's own); nothing outside of
+    them is ever opened, by a link neither. Raises BadRow."""
     path = PurePosixPath(name.replace("\\", "/"))
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise row.bad(field, f"{name!r} leaves the folder of the file", "name pictures from there, as in images/1.png")
-    folder = next((folder for folder in folders or [row.folder] if os.path.isfile(folder / path)), None)  # False too for an impossible name
+        raise row.bad(
+            field, f"{name!r} leaves the folder of the file", "name pictures from there, as in images/1.png"
+        )
+    # False too for an impossible name
+    folder = next((folder for folder in folders or [row.folder] if os.path.isfile(folder / path)), None)
     if folder is None:
-        raise row.bad(field, f"no file {path} in {' or '.join(map(str, folders or [row.folder]))}", "put it there, or correct the name")
+        raise row.bad(
+            field,
+            f"no file {path} in {' or '.join(map(str, folders or [row.folder]))}",
+            "put it there, or correct the name",
+        )
     if not (folder / path).resolve().is_relative_to(_ground(folder)):
-        raise row.bad(field, f"{name!r} is a link that leaves the folder {folder}", "copy the picture there; a hard link (cp -l) takes no space")
+        raise row.bad(
+            field,
+            f"{name!r} is a link that leaves the folder {folder}",
+            "copy the picture there; a hard link (cp -l) takes no space",
+        )
     return folder / path
 
 
 @lru_cache(maxsize=64)
 def _ground(folder: Path) -> Path:
-    """Where the files of a folder may lie: in it; of a snapshot of the hub, which is made of links, in the cache of its repository."""
+    """Where the files of a folder may lie: in it; of a snapshot of the hub, which is made of links, in the
+    cache of its repository."""
     place = folder.resolve()
-    return next((above.parent for above in place.parents if above.name == "snapshots" and (above.parent / "blobs").is_dir()), place)
+    return next(
+        (
+            above.parent
+            for above in place.parents
+            if above.name == "snapshots" and (above.parent / "blobs").is_dir()
+        ),
+        place,
+    )

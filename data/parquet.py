@@ -1,7 +1,9 @@
-"""A parquet file of pictures, read a row group at a time when a row of it is asked for: memory does not grow with the file.
+"""A parquet file of pictures, read a row group at a time when a row of it is asked for: memory does not grow
+with the file.
 
-The hub's own files have row groups of a few megabytes, and the last few are kept. Where a writer has put a whole file into one group, the
-group is unpacked once into a temporary file (`TMPDIR` says where), because parquet can only be read from a group's beginning.
+The hub's own files have row groups of a few megabytes, and the last few are kept. Where a writer has put a
+whole file into one group, the group is unpacked once into a temporary file (`TMPDIR` says where), because
+parquet can only be read from a group's beginning.
 """
 
 from __future__ import annotations
@@ -17,17 +19,22 @@ import numpy as np
 
 from data.types import BadRow, BadSource
 
-HELD = 128 << 20        # bytes of row groups kept in memory
-LARGE = 64 << 20        # bytes of a row group (unpacked) from which it goes to a temporary file
-ROWS = 16               # rows read at a time where a whole file is gone through
-BUFFER = 1 << 20        # without a buffer, or with its pre_buffer, pyarrow reads a column of a row group in one piece
+# bytes of row groups kept in memory
+HELD = 128 << 20
+# bytes of a row group (unpacked) from which it goes to a temporary file
+LARGE = 64 << 20
+# rows read at a time where a whole file is gone through
+ROWS = 16
+# without a buffer, or with its pre_buffer, pyarrow reads a column of a row group in one piece
+BUFFER = 1 << 20
 
 
 class _Held:
     """The row groups used last, of all files together, up to HELD bytes; always at least one."""
 
     def __init__(self) -> None:
-        self.tables: OrderedDict[tuple[int, int], Any] = OrderedDict()      # (file, row group) → table, least recently used first
+        # (file, row group) → table, least recently used first
+        self.tables: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self.bytes = 0
 
     def get(self, key: tuple[int, int], read: Callable[[], Any]) -> Any:
@@ -47,11 +54,13 @@ _held, _number = _Held(), count()
 class ParquetShard:
     """One file: `row(n)` is a dict of the light columns and, of the picture columns, of their bytes.
 
-    `columns` must be there, `optional` may be; of `pictures`, alternative sets of columns, the first that is all there is taken. Raises
-    BadSource naming file and column.
+    `columns` must be there, `optional` may be; of `pictures`, alternative sets of columns, the first that is
+    all there is taken. Raises BadSource naming file and column.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str], pictures: Sequence[Sequence[str]]) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[str], optional: Sequence[str], pictures: Sequence[Sequence[str]]
+    ) -> None:
         pyarrow = _pyarrow(path)
         if not path.is_file():
             raise BadSource(f"{path}: no such file")
@@ -68,7 +77,9 @@ class ParquetShard:
         if missing:
             raise BadSource(f"{path}: no column {', '.join(missing)}; it has {', '.join(there)}")
         self._columns = [*columns, *(name for name in optional if name in there), *self.pictures]
-        groups = [self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)]
+        groups = [
+            self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)
+        ]
         self._starts = np.cumsum([0, *groups])
         self._number = next(_number)
         self._unpacked: dict[int, _Unpacked] = {}
@@ -90,12 +101,20 @@ class ParquetShard:
             raise BadSource(f"{self.where(number)}: cannot be read as parquet: {error}") from error
 
     def shown(self, values: Mapping[str, Any], where: str) -> tuple[bytes, ...]:
-        """The pictures in a row's values. Raises BadRow for one without bytes, and where there is none at all."""
+        """The pictures in a row's values. Raises BadRow for one without bytes, and where there is none at
+        all."""
         found = []
-        for column, picture in ((column, picture) for column in self.pictures for picture in _several(values[column])):
+        for column, picture in (
+            (column, picture) for column in self.pictures for picture in _several(values[column])
+        ):
             data = _bytes(picture)
             if not data:
-                raise BadRow(where, column, "holds no picture bytes", "embed the pictures in the file, or leave the row out")
+                raise BadRow(
+                    where,
+                    column,
+                    "holds no picture bytes",
+                    "embed the pictures in the file, or leave the row out",
+                )
             found.append(data)
         if not found:
             raise BadRow(where, ", ".join(self.pictures), "no picture", "leave the row out")
@@ -112,7 +131,10 @@ class ParquetShard:
     def counts(self) -> Iterator[int]:
         """For each row how many pictures it has; of a struct only the small field `path` is read."""
         names = [self._file.schema.column(number).path for number in range(len(self._file.schema))]
-        light = [next((name for name in names if name.startswith(f"{column}.") and name.endswith(".path")), column) for column in self.pictures]
+        light = [
+            next((name for name in names if name.startswith(f"{column}.") and name.endswith(".path")), column)
+            for column in self.pictures
+        ]
         for values in self._scan(light):
             yield sum(len(_several(values[column])) for column in self.pictures)
 
@@ -130,11 +152,15 @@ class ParquetShard:
         if self._file.metadata.row_group(group).total_byte_size > LARGE:
             self._unpacked[group] = _Unpacked(self._file, group, self._columns)
             return self._unpacked[group]
-        return _held.get((self._number, group), lambda: self._file.read_row_group(group, columns=self._columns, use_threads=False))
+        return _held.get(
+            (self._number, group),
+            lambda: self._file.read_row_group(group, columns=self._columns, use_threads=False),
+        )
 
 
 class _Unpacked:
-    """A row group in a temporary file without a name, which is gone when the program ends. `slice` reads the few rows around one."""
+    """A row group in a temporary file without a name, which is gone when the program ends. `slice` reads
+    the few rows around one."""
 
     def __init__(self, file: Any, group: int, columns: Sequence[str]) -> None:
         import pyarrow
@@ -152,7 +178,8 @@ class _Unpacked:
         self._starts = np.array(starts)
 
     def slice(self, number: int, rows: int) -> Any:
-        """`rows` rows from `number` on; one is what is asked for, and more may end at the batch they begin in."""
+        """`rows` rows from `number` on; one is what is asked for, and more may end at the batch they begin
+        in."""
         batch = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._reader.get_batch(batch).slice(number - int(self._starts[batch]), rows)
 
@@ -173,5 +200,7 @@ def _pyarrow(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise BadSource(f"{path}: reading parquet needs pyarrow, an optional extra: pip install pyarrow") from error
+        raise BadSource(
+            f"{path}: reading parquet needs pyarrow, an optional extra: pip install pyarrow"
+        ) from error
     return pyarrow

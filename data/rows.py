@@ -1,8 +1,10 @@
-"""From the rows of files to examples, one by one: what a source must say about its files (`Layout`), and the sequence it gives (`Rows`).
+"""From the rows of files to examples, one by one: what a source must say about its files (`Layout`), and the
+sequence it gives (`Rows`).
 
-Opening reads names and counts, never pictures, except where a file must be cut into a training and a held-out part: that is done by the
-content of the pictures, so that no picture is on both sides, and needs one pass over the file. A bad row raises BadRow when asked for:
-a run skips it, counts it and names it, `python -m data.check` lists them all.
+Opening reads names and counts, never pictures, except where a file must be cut into a training and a held-out
+part: that is done by the content of the pictures, so that no picture is on both sides, and needs one pass
+over the file. A bad row raises BadRow when asked for: a run skips it, counts it and names it, `python -m
+data.check` lists them all.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ from data.types import BadExample, BadRow, BadSource, Example, Picture
 class Row:
     """One row as an adapter gets it.
 
-    `uid` is for sources that have none of their own, `seed` for what is drawn, as an order of choices. `folder` is the file's own,
-    `beside` the one that pictures were said to be in.
+    `uid` is for sources that have none of their own, `seed` for what is drawn, as an order of choices.
+    `folder` is the file's own, `beside` the one that pictures were said to be in.
     """
 
     values: Mapping[str, Any]
@@ -46,7 +48,11 @@ class Row:
         if value is None and missing is not None:
             return missing
         if not isinstance(value, str):
-            raise self.bad(name, f"holds {type(value).__name__}, not text", "write text in quotes" if value is not None else "fill it")
+            raise self.bad(
+                name,
+                f"holds {type(value).__name__}, not text",
+                "write text in quotes" if value is not None else "fill it",
+            )
         return self._encodable(name, value)
 
     def texts(self, name: str, missing: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -55,7 +61,11 @@ class Row:
         if value is None and missing is not None:
             return missing
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            held = type(value).__name__ if not isinstance(value, list) else "a list of " + ", ".join(sorted({type(x).__name__ for x in value}))
+            held = (
+                type(value).__name__
+                if not isinstance(value, list)
+                else "a list of " + ", ".join(sorted({type(x).__name__ for x in value}))
+            )
             raise self.bad(name, f"holds {held}, not a list of texts", 'write ["…", "…"]')
         return tuple(self._encodable(name, item) for item in value)
 
@@ -64,7 +74,9 @@ class Row:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise self.bad(name, f"holds half a character, {value[error.start]!r}", "write the whole one") from error
+            raise self.bad(
+                name, f"holds half a character, {value[error.start]!r}", "write the whole one"
+            ) from error
         return value
 
 
@@ -72,10 +84,11 @@ class Row:
 class Layout:
     """How the files of a source look.
 
-    shard: what reads one file.  example: one row's adapter.  files: for a folder or an id of the hub, alternatives of file patterns by split
-    ("all" and "train"; "heldout" only where the source has a file of its own for it).  columns, optional: of the light values.  pictures:
-    alternatives of picture columns.  aside: one row in so many is held out, by its pictures.  single: only rows with one picture.  first:
-    the first so many rows are for training, the later ones held out.  rows: how many "all" has as published.
+    shard: what reads one file.  example: one row's adapter.  files: for a folder or an id of the hub,
+    alternatives of file patterns by split ("all" and "train"; "heldout" only where the source has a file of
+    its own for it).  columns, optional: of the light values.  pictures: alternatives of picture columns.
+    aside: one row in so many is held out, by its pictures.  single: only rows with one picture.  first: the
+    first so many rows are for training, the later ones held out.  rows: how many "all" has as published.
     """
 
     shard: Callable[..., Any]
@@ -88,15 +101,21 @@ class Layout:
     single: bool = False
     first: int | None = None
     rows: int | None = None
-    also: tuple[str, ...] = ()  # files of a dataset of the hub that its rows name
-    beside: bool = False        # data may end in ",FOLDER": where the pictures are, if not beside the file
+    # files of a dataset of the hub that its rows name
+    also: tuple[str, ...] = ()
+    # data may end in ",FOLDER": where the pictures are, if not beside the file
+    beside: bool = False
 
 
 class Rows(Sequence):
-    """Examples that are made when asked for. `examples[i]` raises BadExample (BadRow, BadPicture) naming file and row; a slice is lazy too."""
+    """Examples that are made when asked for. `examples[i]` raises BadExample (BadRow, BadPicture) naming
+    file and row; a slice is lazy too."""
 
-    def __init__(self, layout: Layout, shards: list[Any], index: np.ndarray, seed: int, beside: Path | None = None) -> None:
-        self.layout, self.shards, self.index, self.seed, self.beside = layout, shards, index, seed, beside  # index (n, 2): shard, row
+    def __init__(
+        self, layout: Layout, shards: list[Any], index: np.ndarray, seed: int, beside: Path | None = None
+    ) -> None:
+        # index (n, 2): shard, row
+        self.layout, self.shards, self.index, self.seed, self.beside = (layout, shards, index, seed, beside)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -115,11 +134,21 @@ class Rows(Sequence):
         where = shard.where(row)
         values = shard.row(row)
         try:
-            return self.layout.example(Row(values, where, uid=f"{shard.path.stem}/{row}", folder=shard.path.parent,
-                                           pictures=shard.shown(values, where), seed=self.seed, beside=self.beside))
+            return self.layout.example(
+                Row(
+                    values,
+                    where,
+                    uid=f"{shard.path.stem}/{row}",
+                    folder=shard.path.parent,
+                    pictures=shard.shown(values, where),
+                    seed=self.seed,
+                    beside=self.beside,
+                )
+            )
         except BadRow:
             raise
-        except BadExample as error:                 # what Example itself finds wrong knows no file
+        except BadExample as error:
+            # what Example itself finds wrong knows no file
             raise BadRow(where, "", str(error)) from error
 
     def where(self, place: int) -> str:
@@ -147,30 +176,48 @@ def open_rows(layout: Layout, data: str | Path, split: str, limit: int | None, s
 
 
 def _files(layout: Layout, data: str | Path, split: str) -> tuple[list[Path], bool]:
-    """The files of a split, and whether they must be cut: they need not be where a folder has a file of its own for each part."""
+    """The files of a split, and whether they must be cut: they need not be where a folder has a file of
+    its own for each part."""
     named = hub.parts_of(data)
     whole = Path(data).is_dir() or (named is not None and not named[2] and not Path(data).exists())
     if split != "all" and whole and "heldout" in layout.files:
         try:
-            own = {part: hub.resolve(data, layout.files[part], also=layout.also) for part in ("train", "heldout")}
-            own["train"] = [file for file in own["train"] if file not in own["heldout"]]        # "*.jsonl" is any file, that one too
+            own = {
+                part: hub.resolve(data, layout.files[part], also=layout.also) for part in ("train", "heldout")
+            }
+            # "*.jsonl" is any file, that one too
+            own["train"] = [file for file in own["train"] if file not in own["heldout"]]
             if not own["train"]:
                 raise BadSource(f"{data}: there is {own['heldout'][0].name}, and no file to train on")
             return own[split], False
         except hub.NoMatch:
             pass
-    return hub.resolve(data, layout.files["all" if split == "all" else "train"], also=layout.also), split != "all"
+    return hub.resolve(
+        data, layout.files["all" if split == "all" else "train"], also=layout.also
+    ), split != "all"
 
 
 def _of_split(layout: Layout, shards: list[Any], split: str) -> Iterator[tuple[int, int]]:
-    """The places (shard, row) of a split, in the order of the files; of their pictures no more is read than that needs."""
+    """The places (shard, row) of a split, in the order of the files; of their pictures no more is read
+    than that needs."""
     before = 0
     for number, shard in enumerate(shards):
         counts = shard.counts() if layout.single else None
         keys = shard.keys() if split != "all" and layout.first is None else None
-        bar = tqdm(range(len(shard)), desc=f"{shard.path.name}: which rows are {split}", unit="row", disable=None if keys else True, leave=False, delay=3)
+        bar = tqdm(
+            range(len(shard)),
+            desc=f"{shard.path.name}: which rows are {split}",
+            unit="row",
+            disable=None if keys else True,
+            leave=False,
+            delay=3,
+        )
         for row in bar:
-            held = next(keys)[0] % layout.aside == layout.aside - 1 if keys else layout.first is not None and before + row >= layout.first
+            held = (
+                next(keys)[0] % layout.aside == layout.aside - 1
+                if keys
+                else layout.first is not None and before + row >= layout.first
+            )
             single = counts is None or next(counts) == 1
             if single and (split == "all" or held == (split == "heldout")):
                 yield number, row

@@ -1,16 +1,21 @@
 """The built-in world: small pictures of coloured shapes and questions about where, how many, how near.
 
-The questions follow the four tasks of CV-Bench and SAT's static templates: *Relation* (left/right, above/below), *Count*, *Depth* (which of two is nearer to
-the camera) and *Distance* (which of two is nearer to a third). Nothing is read from disk: item `i` of a split is a pure function of (split, seed, i).
+The questions follow the four tasks of CV-Bench and SAT's static templates: *Relation* (left/right,
+above/below), *Count*, *Depth* (which of two is nearer to the camera) and *Distance* (which of two is nearer
+to a third). Nothing is read from disk: item `i` of a split is a pure function of (split, seed, i).
 
-What a picture means. An object has a colour that no other has, a shape, a place (x, y) on a 6 x 6 grid, a little off the centre of its cell, and a size 1-3. All
-objects are "really" of one size, so a larger one is nearer and is painted over those behind it. The background shades from left to right in red and from top to bottom
-in blue; it is the frame that a horizon or a floor gives in a photograph. (The vision tower of Qwen2-VL knows relative places only.) Every answer follows from
+What a picture means. An object has a colour that no other has, a shape, a place (x, y) on a 6 x 6 grid, a
+little off the centre of its cell, and a size 1-3. All objects are "really" of one size, so a larger one is
+nearer and is painted over those behind it. The background shades from left to right in red and from top to
+bottom in blue; it is the frame that a horizon or a floor gives in a photograph. (The vision tower of Qwen2-VL
+knows relative places only.) Every answer follows from
 the geometry by a margin: two cells, one size, or two cells of distance, so no question is a matter of taste.
 
-Splits. `train`, `heldout` and `pairs` share no scene: a scene belongs to a split by a hash of its layout. The colour-shape pairs of UNSEEN_PAIRS occur in no
-scene of `train` and `heldout`, and every question of `pairs` asks for at least one of them. `caption` scenes, which carry no question, may hold any pair.
+Splits. `train`, `heldout` and `pairs` share no scene: a scene belongs to a split by a hash of its layout. The
+colour-shape pairs of UNSEEN_PAIRS occur in no scene of `train` and `heldout`, and every question of `pairs`
+asks for at least one of them. `caption` scenes, which carry no question, may hold any pair.
 """
+
 import hashlib
 import random
 from collections.abc import Sequence
@@ -26,19 +31,32 @@ from data.types import Example
 TASKS = ("Relation", "Count", "Depth", "Distance")
 CHANCE = {"Relation": 1 / 2, "Count": 1 / 4, "Depth": 1 / 2, "Distance": 1 / 2}
 SPLITS = ("train", "heldout", "pairs", "caption")
-COLORS = {"red": (240, 20, 20), "green": (20, 200, 40), "blue": (20, 40, 240), "yellow": (250, 230, 20), "purple": (200, 20, 220), "white": (255, 255, 255)}
+COLORS = {
+    "red": (240, 20, 20),
+    "green": (20, 200, 40),
+    "blue": (20, 40, 240),
+    "yellow": (250, 230, 20),
+    "purple": (200, 20, 220),
+    "white": (255, 255, 255),
+}
 SHAPES = ("circle", "square", "triangle", "star")
 UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circle"), ("yellow", "square")})
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
-SIDE, CELL, GRID = 84, 14, 6            # pixels, pixels a cell (the patch of Qwen2-VL: what a vision tower of 1 M parameters resolves soon), cells a side
+# pixels, pixels a cell (the patch of Qwen2-VL: what a vision tower of 1 M parameters resolves soon), cells a
+# side
+SIDE, CELL, GRID = (84, 14, 6)
 SIZES = 3
-RADII = {1: 3.2, 2: 5.4, 3: 8.4}        # pixels
-OUTLINE = (0, 0, 0)                     # whatever the colour, the outline shows size and shape: without it neither was learned in the time
+# pixels
+RADII = {1: 3.2, 2: 5.4, 3: 8.4}
+# whatever the colour, the outline shows size and shape: without it neither was learned in the time
+OUTLINE = (0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `x`, `y` in cells 0-5, `size` 1-3 (3 is nearest), `dx`, `dy` pixels off the centre of its cell."""
+    """One object: `x`, `y` in cells 0-5, `size` 1-3 (3 is nearest), `dx`, `dy` pixels off the centre of
+    its cell."""
+
     color: str
     shape: str
     x: int
@@ -78,6 +96,7 @@ def gap(a: Thing, b: Thing) -> int:
 
 # ---- drawing
 
+
 def _background() -> np.ndarray:
     ramp = np.linspace(50, 205, SIDE)
     red, blue = np.meshgrid(ramp, ramp)
@@ -93,15 +112,19 @@ def draw(scene: Scene) -> Image.Image:
     pen = ImageDraw.Draw(picture)
     for thing in sorted(scene, key=lambda t: t.size):
         (cx, cy), r, fill = thing.center, thing.radius, COLORS[thing.color]
-        if thing.shape == "circle":                                     # a ring: a disc looked like a square for too long
+        # a ring: a disc looked like a square for too long
+        if thing.shape == "circle":
             pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill, outline=OUTLINE)
             pen.ellipse((cx - 0.6 * r, cy - 0.6 * r, cx + 0.6 * r, cy + 0.6 * r), fill=OUTLINE)
         elif thing.shape == "square":
             s = 0.88 * r
             pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill, outline=OUTLINE)
         elif thing.shape == "triangle":
-            pen.polygon([(cx, cy - r), (cx + r, cy + 0.9 * r), (cx - r, cy + 0.9 * r)], fill=fill, outline=OUTLINE)
-        else:                                                           # a star of four straight rays, too slim for an outline
+            pen.polygon(
+                [(cx, cy - r), (cx + r, cy + 0.9 * r), (cx - r, cy + 0.9 * r)], fill=fill, outline=OUTLINE
+            )
+        else:
+            # a star of four straight rays, too slim for an outline
             w = 0.3 * r
             pen.rectangle((cx - r, cy - w, cx + r, cy + w), fill=fill)
             pen.rectangle((cx - w, cy - r, cx + w, cy + r), fill=fill)
@@ -110,6 +133,7 @@ def draw(scene: Scene) -> Image.Image:
 
 # ---- scenes
 
+
 def _apart(a: Thing, b: Thing) -> bool:
     """Neither hides more than about a third of the other, so both can be named from the picture."""
     big, small = max(a.radius, b.radius), min(a.radius, b.radius)
@@ -117,12 +141,21 @@ def _apart(a: Thing, b: Thing) -> bool:
 
 
 def scatter(rng: random.Random, pairs: Sequence[tuple[str, str]]) -> Scene:
-    """Place one object for each (colour, shape) where none hides another. → the scene, in the order of `pairs`."""
+    """Place one object for each (colour, shape) where none hides another. → the scene, in the order of
+    `pairs`."""
     while True:
         scene: list[Thing] = []
         for color, shape in pairs:
             for _ in range(30):
-                thing = Thing(color, shape, rng.randrange(GRID), rng.randrange(GRID), rng.randint(1, SIZES), rng.randint(-1, 1), rng.randint(-1, 1))
+                thing = Thing(
+                    color,
+                    shape,
+                    rng.randrange(GRID),
+                    rng.randrange(GRID),
+                    rng.randint(1, SIZES),
+                    rng.randint(-1, 1),
+                    rng.randint(-1, 1),
+                )
                 if all(_apart(thing, other) for other in scene):
                     scene.append(thing)
                     break
@@ -141,12 +174,15 @@ def in_order(scene: Scene) -> Scene:
 
 
 def split_of(scene: Scene) -> str:
-    """The one split whose questions may use this scene: a hash of the layout decides, so that splits cannot share one."""
+    """The one split whose questions may use this scene: a hash of the layout decides, so that splits
+    cannot share one."""
     layout = sorted((t.color, t.shape, t.x, t.y, t.size) for t in scene)
     return "train" if hashlib.blake2b(repr(layout).encode(), digest_size=2).digest()[0] % 4 else "heldout"
 
 
-def _distinct(rng: random.Random, pairs: Sequence[tuple[str, str]], count: int, first: tuple[str, str] | None) -> list[tuple[str, str]]:
+def _distinct(
+    rng: random.Random, pairs: Sequence[tuple[str, str]], count: int, first: tuple[str, str] | None
+) -> list[tuple[str, str]]:
     """`count` pairs that differ in colour and in shape, so that either word of a name tells them apart."""
     while True:
         chosen = ([first] if first else []) + rng.sample(pairs, count - (first is not None))
@@ -154,14 +190,17 @@ def _distinct(rng: random.Random, pairs: Sequence[tuple[str, str]], count: int, 
             return chosen
 
 
-def _others(rng: random.Random, named: Sequence[tuple[str, str]], pairs: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+def _others(
+    rng: random.Random, named: Sequence[tuple[str, str]], pairs: Sequence[tuple[str, str]], count: int
+) -> list[tuple[str, str]]:
     """`count` further pairs, of colours that are not taken."""
     colors = rng.sample([c for c in COLORS if c not in {color for color, _ in named}], count)
     return [rng.choice([p for p in pairs if p[0] == color]) for color in colors]
 
 
 def _touching(scene: Scene) -> Scene:
-    """The same with the second object beside the first, so that the nearer one hides a part of the other; unchanged where there is no room."""
+    """The same with the second object beside the first, so that the nearer one hides a part of the other;
+    unchanged where there is no room."""
     a, b, *others = scene
     side = 1 if a.x < GRID - 1 else -1
     a, b = replace(a, dx=2 * side), replace(b, x=a.x + side, y=a.y, dx=-2 * side, dy=a.dy)
@@ -169,7 +208,9 @@ def _touching(scene: Scene) -> Scene:
     return (a, b, *others) if free else scene
 
 
-# ---- questions: each returns (scene, question, choices in their natural order, index of the right one, what the question is about)
+# ---- questions: each returns (scene, question, choices in their natural order, index of the right one, what
+# the question is about)
+
 
 def _relation(rng, pairs, first, turn):
     axis = turn % 2
@@ -182,7 +223,13 @@ def _relation(rng, pairs, first, turn):
             break
     words = (("left", "right"), ("above", "below"))[axis]
     where = ("left or right of", "above or below")[axis]
-    return scene, f"Is the {a.name} {where} the {b.name}?", words, int(step < 0), {"axis": "xy"[axis], "named": (a, b)}
+    return (
+        scene,
+        f"Is the {a.name} {where} the {b.name}?",
+        words,
+        int(step < 0),
+        {"axis": "xy"[axis], "named": (a, b)},
+    )
 
 
 def _depth(rng, pairs, first, turn):
@@ -194,7 +241,13 @@ def _depth(rng, pairs, first, turn):
         a, b = scene[:2]
         if a.size != b.size and (b.size > a.size) == bool(turn % 2):
             break
-    return scene, f"Which is nearer to the camera, the {a.name} or the {b.name}?", (a.name, b.name), turn % 2, {"named": (a, b)}
+    return (
+        scene,
+        f"Which is nearer to the camera, the {a.name} or the {b.name}?",
+        (a.name, b.name),
+        turn % 2,
+        {"named": (a, b)},
+    )
 
 
 def _distance(rng, pairs, first, turn):
@@ -205,7 +258,13 @@ def _distance(rng, pairs, first, turn):
         exact = hypot(x.x - a.x, x.y - a.y) - hypot(x.x - b.x, x.y - b.y)
         if abs(exact) >= 2 and (exact > 0) == bool(turn % 2):
             break
-    return scene, f"Which is nearer to the {x.name}, the {a.name} or the {b.name}?", (a.name, b.name), turn % 2, {"named": (x, a, b)}
+    return (
+        scene,
+        f"Which is nearer to the {x.name}, the {a.name} or the {b.name}?",
+        (a.name, b.name),
+        turn % 2,
+        {"named": (x, a, b)},
+    )
 
 
 def _count(rng, pairs, first, turn):
@@ -214,7 +273,13 @@ def _count(rng, pairs, first, turn):
     alike = [p for p in pairs if p[1] == shape and p != first]
     named = ([first] if first else []) + rng.sample(alike, count - (first is not None))
     scene = scatter(rng, named + _others(rng, named, [p for p in pairs if p[1] != shape], rng.randint(1, 2)))
-    return scene, f"How many {shape}s are there?", ("1", "2", "3", "4"), count - 1, {"named": in_order(scene), "shape": shape}
+    return (
+        scene,
+        f"How many {shape}s are there?",
+        ("1", "2", "3", "4"),
+        count - 1,
+        {"named": in_order(scene), "shape": shape},
+    )
 
 
 QUESTIONS = {"Relation": _relation, "Count": _count, "Depth": _depth, "Distance": _distance}
@@ -223,8 +288,9 @@ QUESTIONS = {"Relation": _relation, "Count": _count, "Depth": _depth, "Distance"
 def item(split: str, seed: int, index: int) -> tuple[Scene, Example]:
     """Item `index` of a split, with its scene.
 
-    The task turns with the index, and so do the right answer and the letter it stands behind: within any 4 x 16 consecutive items both are balanced, so
-    "always (A)" earns chance. Raises KeyError for an unknown split.
+    The task turns with the index, and so do the right answer and the letter it stands behind: within any 4 x
+    16 consecutive items both are balanced, so "always (A)" earns chance. Raises KeyError for an unknown
+    split.
     """
     home = {"train": "train", "heldout": "heldout", "pairs": "heldout"}[split]
     rng = random.Random(f"{split}/{seed}/{index}")
@@ -232,15 +298,24 @@ def item(split: str, seed: int, index: int) -> tuple[Scene, Example]:
     seen = [p for p in PAIRS if p not in UNSEEN_PAIRS]
     while True:
         first = rng.choice(sorted(UNSEEN_PAIRS)) if split == "pairs" else None
-        scene, question, choices, right, about = QUESTIONS[task](rng, PAIRS if split == "pairs" else seen, first, turn)
+        scene, question, choices, right, about = QUESTIONS[task](
+            rng, PAIRS if split == "pairs" else seen, first, turn
+        )
         if split_of(scene) == home:
             break
     answer, slot = choices[right], turn // 4 % len(choices)
     shuffled = [c for c in choices if c != answer]
     rng.shuffle(shuffled)
     shuffled.insert(slot, answer)
-    return scene, Example(uid=f"shapes/{split}/{seed}/{index}", question=question, choices=tuple(shuffled), answer=answer, task=task,
-                          pictures=(partial(draw, scene),), extra=about)
+    return scene, Example(
+        uid=f"shapes/{split}/{seed}/{index}",
+        question=question,
+        choices=tuple(shuffled),
+        answer=answer,
+        task=task,
+        pictures=(partial(draw, scene),),
+        extra=about,
+    )
 
 
 class Shapes(Sequence):

@@ -1,8 +1,10 @@
-"""Where examples come from: one function a source, `(path, split, limit, seed) -> Sequence[Example]`, in one table.
+"""Where examples come from: one function a source, `(path, split, limit, seed) -> Sequence[Example]`, in one
+table.
 
-`limit` keeps the first so many examples, None as many as there are. `seed` decides what is drawn: the built-in world's examples, the order
-of SAT's options. What is held out is the same whatever the run's seed, so that runs can be compared. What is read from files is lazy:
-`examples[i]` reads a row, and raises BadExample if it is a bad one. `docs/data.md` says what each source reads.
+`limit` keeps the first so many examples, None as many as there are. `seed` decides what is drawn: the
+built-in world's examples, the order of SAT's options. What is held out is the same whatever the run's seed,
+so that runs can be compared. What is read from files is lazy: `examples[i]` reads a row, and raises
+BadExample if it is a bad one. `docs/data.md` says what each source reads.
 """
 
 from __future__ import annotations
@@ -20,12 +22,16 @@ from data.rows import Layout, open_rows
 from data.types import BadExample, BadSource, Example
 
 
-def open_source(name: str, path: str | Path | None, *, limit: int | None, seed: int,
-                items: int) -> tuple[Sequence[Example], dict[str, list[Example]]]:
-    """A task's training examples (at most `limit`) and its held-out sets by name (`items` of each, the unusable named). Raises BadSource."""
+def open_source(
+    name: str, path: str | Path | None, *, limit: int | None, seed: int, items: int
+) -> tuple[Sequence[Example], dict[str, list[Example]]]:
+    """A task's training examples (at most `limit`) and its held-out sets by name (`items` of each, the
+    unusable named). Raises BadSource."""
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
-        raise BadSource(f"no task {name!r}{f'; did you mean {near[0]!r}?' if near else ''} There are {', '.join(SOURCES)}")
+        raise BadSource(
+            f"no task {name!r}{f'; did you mean {near[0]!r}?' if near else ''} There are {', '.join(SOURCES)}"
+        )
     examples = SOURCES[name](path, "train", limit, seed)
     if not len(examples):
         raise BadSource(f"the task {name!r} gives no training example (data: {path}, limit: {limit})")
@@ -44,7 +50,8 @@ def usable(examples: Sequence[Example]) -> list[Example]:
 
 
 def shapes(path: str | Path | None, split: str, limit: int | None, seed: int) -> Sequence[Example]:
-    """Questions about the built-in world (`data/shapes.py`): splits train, heldout and pairs (of colours and shapes never trained on)."""
+    """Questions about the built-in world (`data/shapes.py`): splits train, heldout and pairs (of colours
+    and shapes never trained on)."""
     from data.shapes import Shapes
 
     _check("shapes", path, split, file=False)
@@ -52,7 +59,8 @@ def shapes(path: str | Path | None, split: str, limit: int | None, seed: int) ->
 
 
 def documents(path: str | Path | None, split: str, limit: int | None, seed: int) -> Sequence[Example]:
-    """What the built-in base model has read (`data/documents.py`), to imitate; its held-out sets are those of `shapes`."""
+    """What the built-in base model has read (`data/documents.py`), to imitate; its held-out sets are those
+    of `shapes`."""
     from data.documents import Documents
 
     _check("documents", path, split, file=False)
@@ -61,26 +69,55 @@ def documents(path: str | Path | None, split: str, limit: int | None, seed: int)
     return Documents(seed=seed, **({} if limit is None else {"count": limit}))
 
 
-def rows(name: str, path: str | Path | None, split: str, limit: int | None, seed: int = 0) -> Sequence[Example]:
-    """A source that reads files: a file, a folder, or an id of the hub (`owner/name`, `owner/name:file`). Raises BadSource."""
+def rows(
+    name: str, path: str | Path | None, split: str, limit: int | None, seed: int = 0
+) -> Sequence[Example]:
+    """A source that reads files: a file, a folder, or an id of the hub (`owner/name`, `owner/name:file`).
+    Raises BadSource."""
     _check(name, path, split, file=True)
     return open_rows(LAYOUTS[name], path, split, limit, seed)
 
 
 LAYOUTS: dict[str, Layout] = {
-    "sat": training.SAT, "sat_paper": training.SAT_PAPER, "geometry3k": training.GEOMETRY3K, "geoqa": training.GEOQA, "clevr": training.CLEVR,
-    "vision_r1": training.VISION_R1, "jsonl": training.JSONL,
-    "blink": benchmarks.BLINK, "cvbench": benchmarks.CVBENCH, "mathvista": benchmarks.MATHVISTA, "vsr": benchmarks.VSR}
+    "sat": training.SAT,
+    "sat_paper": training.SAT_PAPER,
+    "geometry3k": training.GEOMETRY3K,
+    "geoqa": training.GEOQA,
+    "clevr": training.CLEVR,
+    "vision_r1": training.VISION_R1,
+    "jsonl": training.JSONL,
+    "blink": benchmarks.BLINK,
+    "cvbench": benchmarks.CVBENCH,
+    "mathvista": benchmarks.MATHVISTA,
+    "vsr": benchmarks.VSR,
+}
 SOURCES: dict[str, Callable[[Any, str, Any, int], Sequence[Example]]] = {
-    "shapes": shapes, "documents": documents, **{name: partial(rows, name) for name in LAYOUTS}}
-SPLITS = {"shapes": ("train", "heldout", "pairs"), "documents": ("train", "heldout", "pairs"), **dict.fromkeys(LAYOUTS, ("train", "heldout", "all"))}
-HELDOUT = {"shapes": ("heldout", "pairs"), "documents": ("heldout", "pairs"), **dict.fromkeys(LAYOUTS, ("heldout",))}  # what a run watches
+    "shapes": shapes,
+    "documents": documents,
+    **{name: partial(rows, name) for name in LAYOUTS},
+}
+SPLITS = {
+    "shapes": ("train", "heldout", "pairs"),
+    "documents": ("train", "heldout", "pairs"),
+    **dict.fromkeys(LAYOUTS, ("train", "heldout", "all")),
+}
+# what a run watches
+HELDOUT = {
+    "shapes": ("heldout", "pairs"),
+    "documents": ("heldout", "pairs"),
+    **dict.fromkeys(LAYOUTS, ("heldout",)),
+}
 
 
 def _check(name: str, path: str | Path | None, split: str, *, file: bool) -> None:
     if split not in SPLITS[name]:
         raise BadSource(f"the task {name!r} has no split {split!r}; it has {', '.join(SPLITS[name])}")
     if file and path is None:
-        raise BadSource(f"the task {name!r} reads files: give data=FILE, data=FOLDER or data=OWNER/NAME, a dataset of the hub")
+        raise BadSource(
+            f"the task {name!r} reads files: give data=FILE, data=FOLDER or data=OWNER/NAME, a dataset "
+            "of the hub"
+        )
     if not file and path is not None:
-        raise BadSource(f"the task {name!r} draws its pictures and reads no file, but data is {path}; leave it out")
+        raise BadSource(
+            f"the task {name!r} draws its pictures and reads no file, but data is {path}; leave it out"
+        )

@@ -1,6 +1,7 @@
 """What a source gives (`Example`) and what a model takes (`Prompt`).
 
-Everything that can be wrong with one example is a `BadExample` that names it, so that a run may skip it, count it and say which it was.
+Everything that can be wrong with one example is a `BadExample` that names it, so that a run may skip it,
+count it and say which it was.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ class BadExample(ValueError):
 
 
 class BadPicture(BadExample):
-    """A picture cannot be used: corrupt, empty, too large, too narrow, or of a kind that would lose its values."""
+    """A picture cannot be used: corrupt, empty, too large, too narrow, or of a kind that would lose its
+    values."""
 
 
 class BadRow(BadExample):
-    """One row of a file is no example. `where` is its file and number, `field` what is wrong with it, `remedy` what to do ("" if nothing)."""
+    """One row of a file is no example. `where` is its file and number, `field` what is wrong with it,
+    `remedy` what to do ("" if nothing)."""
 
     def __init__(self, where: str, field: str, reason: str, remedy: str = "") -> None:
         super().__init__(f"{where}: {f'{field}: ' if field else ''}{reason}{f'; {remedy}' if remedy else ''}")
@@ -35,20 +38,22 @@ class BadRow(BadExample):
 
 
 class BadSource(ValueError):
-    """A source is unknown, or its file is missing, unreadable or not of its layout; the message names file and column."""
+    """A source is unknown, or its file is missing, unreadable or not of its layout; the message names file
+    and column."""
 
 
 class PromptTooLong(BadExample):
-    """A prompt has more tokens than the limit. Prompts are never cut: a cut would separate pictures from their placeholders."""
+    """A prompt has more tokens than the limit. Prompts are never cut: a cut would separate pictures from
+    their placeholders."""
 
 
 @dataclass(frozen=True)
 class Example:
     """One question about zero or more pictures.
 
-    `answer` is the text of the right choice, or free text where `choices` is empty. `extra` is for the source's own facts
-    (a scene's geometry, a dataset's row) and is never shown to a model. `wording` is for sources that word question and choices in their
-    own way. Raises BadExample.
+    `answer` is the text of the right choice, or free text where `choices` is empty. `extra` is for the
+    source's own facts (a scene's geometry, a dataset's row) and is never shown to a model. `wording` is for
+    sources that word question and choices in their own way. Raises BadExample.
     """
 
     uid: str
@@ -88,7 +93,8 @@ class Example:
 
     @property
     def asked(self) -> str:
-        """What the model is asked: the question and, below it, its choices as CV-Bench and BLINK word them; or the source's own wording."""
+        """What the model is asked: the question and, below it, its choices as CV-Bench and BLINK word
+        them; or the source's own wording."""
         if self.wording or not self.choices:
             return self.wording or self.question
         return f"{self.question}\n{listed(self.choices)}"
@@ -109,6 +115,9 @@ class Prompt:
 
     uid: str
     text: str
-    tokens: np.ndarray   # (S,) int64, a picture's placeholder repeated once per merged patch
-    patches: np.ndarray  # (N, 3 * temporal * patch * patch) float32
-    grid: np.ndarray     # (I, 3) int64: patches along time, height and width of each picture
+    # (S,) int64, a picture's placeholder repeated once per merged patch
+    tokens: np.ndarray
+    # (N, 3 * temporal * patch * patch) float32
+    patches: np.ndarray
+    # (I, 3) int64: patches along time, height and width of each picture
+    grid: np.ndarray

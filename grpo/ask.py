@@ -9,13 +9,28 @@ from data.types import Example
 from grpo.evaluation import Answer, answer_all
 from grpo.protocols import Reading, strict
 
-UNKNOWN = "?"           # the right answer of a question that somebody really asks
+# the right answer of a question that somebody really asks
+UNKNOWN = "?"
 
 
-def ask(policy, chat, pictures: Sequence[Path], question: str, choices: Sequence[str] = (), *, cap: int, samples: int = 0,
-        temperature: float = 1.0, seed: int = 0, read: Callable[[str, Example], Reading] = strict) -> list[Answer]:
-    """The answers to one question: a greedy one, or so many samples. Raises ValueError where it cannot be asked (BadExample: a picture, the length)."""
-    example = Example("ask", question, tuple(choices), choices[0] if choices else UNKNOWN, pictures=tuple(pictures))
+def ask(
+    policy,
+    chat,
+    pictures: Sequence[Path],
+    question: str,
+    choices: Sequence[str] = (),
+    *,
+    cap: int,
+    samples: int = 0,
+    temperature: float = 1.0,
+    seed: int = 0,
+    read: Callable[[str, Example], Reading] = strict,
+) -> list[Answer]:
+    """The answers to one question: a greedy one, or so many samples. Raises ValueError where it cannot be
+    asked (BadExample: a picture, the length)."""
+    example = Example(
+        "ask", question, tuple(choices), choices[0] if choices else UNKNOWN, pictures=tuple(pictures)
+    )
     how = {"samples": samples, "temperature": temperature} if samples else {}
     answers = answer_all(policy, chat, [example], cap=cap, seed=seed, read=read, **how)
     if not answers:
@@ -24,7 +39,8 @@ def ask(policy, chat, pictures: Sequence[Path], question: str, choices: Sequence
 
 
 def told(answers: Sequence[Answer]) -> str:
-    """The answers as text: each with its reasoning, as it was written, and below it what was read as the answer."""
+    """The answers as text: each with its reasoning, as it was written, and below it what was read as the
+    answer."""
     said = []
     for number, answer in enumerate(answers, 1):
         heading = f"--- {number} of {len(answers)}\n" if len(answers) > 1 else ""

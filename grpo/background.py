@@ -1,8 +1,10 @@
 """Writing while training goes on: one thread, one piece of work at a time.
 
-The thread of every rank writes its part, and they agree with each other over a process group of their own: collectives of two threads on one group would mix. What goes
-wrong is raised in the training thread, on all ranks after the same step.
+The thread of every rank writes its part, and they agree with each other over a process group of their own:
+collectives of two threads on one group would mix. What goes wrong is raised in the training thread, on all
+ranks after the same step.
 """
+
 import threading
 from collections.abc import Callable
 
@@ -13,16 +15,19 @@ from grpo import distributed
 
 
 class Background:
-    """Does one piece of work at a time beside the caller's own. Every rank makes one, and calls its methods at the same points."""
+    """Does one piece of work at a time beside the caller's own. Every rank makes one, and calls its
+    methods at the same points."""
 
     def __init__(self) -> None:
-        self.memory: dict[str, Tensor] = {}                     # where the work's copies are, from one save to the next
+        # where the work's copies are, from one save to the next
+        self.memory: dict[str, Tensor] = {}
         self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
     def start(self, work: Callable[[], object]) -> None:
         """Begin; `wait` comes first if there is work under way."""
+
         def run() -> None:
             try:
                 work()

@@ -1,8 +1,11 @@
 """Ranks: who this process is, and the few sums that a step needs from all of them.
 
-Everything here is right for one process too, so the algorithm has no `if world_size > 1`. Each rank takes its stretch of the global batch (`share`), so what is gathered
-from all ranks is in the order in which one would have it. A loss is a sum with weights that were decided over all ranks (docs/06): so gradients are *summed*, never averaged.
+Everything here is right for one process too, so the algorithm has no `if world_size > 1`. Each rank takes its
+stretch of the global batch (`share`), so what is gathered from all ranks is in the order in which one would
+have it. A loss is a sum with weights that were decided over all ranks (docs/06): so gradients are *summed*,
+never averaged.
 """
+
 import os
 import socket
 import time
@@ -18,13 +21,15 @@ from torch.distributed.tensor import DTensor
 
 from grpo.watch import Watch
 
-PATIENCE = 20               # timeouts after which the process group itself gives up, whatever the watch has seen
+# timeouts after which the process group itself gives up, whatever the watch has seen
+PATIENCE = 20
 _watch: Watch | None = None
 
 
 @dataclass(frozen=True)
 class World:
     """This process among all of them."""
+
     rank: int
     size: int
     device: torch.device
@@ -35,15 +40,19 @@ class World:
         return self.rank == 0
 
     def share(self, items: list) -> list:
-        """This rank's stretch of what all ranks share; some ranks have none where there are fewer items than ranks."""
+        """This rank's stretch of what all ranks share; some ranks have none where there are fewer items
+        than ranks."""
         first, end = (-(-rank * len(items) // self.size) for rank in (self.rank, self.rank + 1))
         return items[first:end]
 
 
 def start(device: str = "auto", timeout: float = 600.0) -> World:
-    """Join the process group that torchrun announces, if any. device: auto, cpu or cuda. timeout: seconds after which a rank that others wait for is lost (watch.py)."""
+    """Join the process group that torchrun announces, if any. device: auto, cpu or cuda. timeout: seconds
+    after which a rank that others wait for is lost (watch.py)."""
     global _watch
-    rank, size, local = (int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, size, local = (
+        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch sees no GPU here; use device=auto or device=cpu")
     cuda = device != "cpu" and torch.cuda.is_available()
@@ -51,19 +60,26 @@ def start(device: str = "auto", timeout: float = 600.0) -> World:
         torch.cuda.set_device(local)
     else:
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if beside > 1 or "OMP_NUM_THREADS" not in os.environ:           # torchrun sets it to 1 for several processes; else it is the person's
+        # torchrun sets it to 1 for several processes; else it is the person's
+        if beside > 1 or "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
     if size > 1 and not dist.is_initialized():
         patience = timedelta(seconds=PATIENCE * timeout)
-        store = {"store": fresh_store(rank, patience), "rank": rank, "world_size": size} if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else {}
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience, **store)       # gradients are on the GPU, counts on the CPU
+        store = (
+            {"store": fresh_store(rank, patience), "rank": rank, "world_size": size}
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            else {}
+        )
+        # gradients are on the GPU, counts on the CPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience, **store)
         _watch = Watch(rank, size, timeout)
     return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
 def fresh_store(rank: int, timeout: timedelta) -> dist.Store:
-    """A store of rank 0's own, where ranks find each other. torchrun's is shared by all starts of a run, and after a restart ranks would find in it the addresses of
-    dead ones (pytorch/pytorch#135712); of this one only the port stands there, and where nobody listens at it, it is an old one. Raises OSError."""
+    """A store of rank 0's own, where ranks find each other. torchrun's is shared by all starts of a run,
+    and after a restart ranks would find in it the addresses of dead ones (pytorch/pytorch#135712); of this
+    one only the port stands there, and where nobody listens at it, it is an old one. Raises OSError."""
     host, until = os.environ["MASTER_ADDR"], time.monotonic() + timeout.total_seconds()
     shared = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
     if rank == 0:
@@ -73,7 +89,8 @@ def fresh_store(rank: int, timeout: timedelta) -> dist.Store:
     while True:
         port = int(shared.get("glimpse/port"))
         try:
-            socket.create_connection((host, port), 1).close()                   # asked here, because TCPStore would complain at length
+            # asked here, because TCPStore would complain at length
+            socket.create_connection((host, port), 1).close()
             return dist.TCPStore(host, port, is_master=False, timeout=timeout)
         except OSError:
             if time.monotonic() > until:
@@ -87,12 +104,17 @@ def is_low(world: World, dtype: str) -> bool:
 
 
 def precision(world: World, dtype: str) -> torch.autocast:
-    """A context in which matrix products run as `is_low` says. Weights, norms, log-probs, loss and optimizer stay in float32."""
-    return torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=is_low(world, dtype), cache_enabled=False)     # a cached cast would outlive the update
+    """A context in which matrix products run as `is_low` says. Weights, norms, log-probs, loss and
+    optimizer stay in float32."""
+    # a cached cast would outlive the update
+    return torch.autocast(
+        world.device.type, dtype=torch.bfloat16, enabled=is_low(world, dtype), cache_enabled=False
+    )
 
 
 def stop(error: BaseException | None = None) -> None:
-    """Leave the process group. error: what this rank ends with; the others are told. A second call does nothing."""
+    """Leave the process group. error: what this rank ends with; the others are told. A second call does
+    nothing."""
     global _watch
     if _watch is not None:
         _watch.leave(error)
@@ -108,7 +130,8 @@ def announce(step: str) -> None:
 
 
 def meeting(name: str) -> AbstractContextManager:
-    """Around everything that waits for other ranks, by a name for people: so that a rank that does not come is named, instead of waited for. Nothing on one rank."""
+    """Around everything that waits for other ranks, by a name for people: so that a rank that does not
+    come is named, instead of waited for. Nothing on one rank."""
     return nullcontext() if _watch is None else _watch.meeting(name)
 
 
@@ -147,7 +170,8 @@ def together(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def sum_gradients(policy: nn.Module) -> None:
-    """Add the gradients of all ranks, in one message, and round them to the parameters' dtype. Those of sharded matrices are both already (grpo/shard.py).
+    """Add the gradients of all ranks, in one message, and round them to the parameters' dtype. Those of
+    sharded matrices are both already (grpo/shard.py).
 
     A parameter that nothing reached has gradient 0, so the optimizer treats it alike on any number of ranks.
     """

@@ -1,13 +1,18 @@
-"""Repeating a piece of work: as it is, or recorded once as a CUDA graph and replayed, which spares the GPU from waiting for Python between kernels.
+"""Repeating a piece of work: as it is, or recorded once as a CUDA graph and replayed, which spares the GPU
+from waiting for Python between kernels.
 
-Decoding a token is a few hundred small kernels, each launched from Python; a graph launches them all at once. It replays the same kernels on the same addresses, so
-the work must be done in place (`grpo/rollout.py:Slots.draw`), and it is recorded anew when slots are closed or a place is read that the recording does not reach.
+Decoding a token is a few hundred small kernels, each launched from Python; a graph launches them all at once.
+It replays the same kernels on the same addresses, so the work must be done in place
+(`grpo/rollout.py:Slots.draw`), and it is recorded anew when slots are closed or a place is read that the
+recording does not reach.
 """
+
 from collections.abc import Callable
 
 import torch
 
-READS = 128         # places: decoding reads a multiple of so many, so that one recording serves as many tokens
+# places: decoding reads a multiple of so many, so that one recording serves as many tokens
+READS = 128
 
 
 class Repeat:
@@ -24,13 +29,15 @@ class Repeat:
             if graph:
                 graph.replay()
                 continue
-            self.work()                                     # the first time with these shapes prepares what a recording may not
+            # the first time with these shapes prepares what a recording may not
+            self.work()
             if self.multiple > 1 and left:
                 self.graphs[key] = self._record()
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):                       # nothing is done here, only written down
+        # nothing is done here, only written down
+        with torch.cuda.graph(graph):
             self.work()
         return graph
 

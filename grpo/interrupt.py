@@ -1,10 +1,13 @@
 """SIGTERM and SIGINT: finish the step, save, leave. A second one stops at once.
 
-Cluster schedulers send SIGTERM some time before they kill, a person sends SIGINT with Ctrl-C. Either way the step under way is finished (with its evaluation, if it
-has one), a checkpoint is saved, and the process ends with 128 + signal, as shells have it, so that nobody takes the run for a finished one. All ranks leave after the
-same step, also where only one of them was told. Python would handle a signal only between two of its own instructions, and a rank that waits for the others may not
-come to the next one; so a thread listens, and a second signal works always. No paper has this; it is plumbing.
+Cluster schedulers send SIGTERM some time before they kill, a person sends SIGINT with Ctrl-C. Either way the
+step under way is finished (with its evaluation, if it has one), a checkpoint is saved, and the process ends
+with 128 + signal, as shells have it, so that nobody takes the run for a finished one. All ranks leave after
+the same step, also where only one of them was told. Python would handle a signal only between two of its own
+instructions, and a rank that waits for the others may not come to the next one; so a thread listens, and a
+second signal works always. No paper has this; it is plumbing.
 """
+
 import os
 import signal
 import socket
@@ -16,20 +19,27 @@ from pathlib import Path
 from grpo import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAME = 2.0          # seconds: torchrun and the scheduler may both send what was meant once
+# seconds: torchrun and the scheduler may both send what was meant once
+SAME = 2.0
 
 
 class Interrupted(Exception):
-    """The run was told to stop, and has stopped where it can go on. status: what the process should end with."""
+    """The run was told to stop, and has stopped where it can go on. status: what the process should end
+    with."""
 
     def __init__(self, number: int, step: int, steps: int, saved: Path | None):
-        where = f"saved in {saved}; the same command goes on from there" if saved else "nothing was learned yet, so nothing is saved; the same command starts anew"
+        where = (
+            f"saved in {saved}; the same command goes on from there"
+            if saved
+            else "nothing was learned yet, so nothing is saved; the same command starts anew"
+        )
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step} of {steps}: {where}")
         self.status = 128 + number
 
 
 class Interrupts:
-    """A context in which the first SIGTERM or SIGINT is noted, and announced, and a later one ends the process."""
+    """A context in which the first SIGTERM or SIGINT is noted, and announced, and a later one ends the
+    process."""
 
     def __init__(self, show: bool = True):
         """show: announce the first one on the terminal."""
@@ -38,7 +48,8 @@ class Interrupts:
     def __enter__(self) -> "Interrupts":
         self.ears, self.mouth = socket.socketpair()
         self.mouth.setblocking(False)
-        self.before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}       # Python's part; what is done is done in `listen`
+        # Python's part; what is done is done in `listen`
+        self.before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
         self.woken = signal.set_wakeup_fd(self.mouth.fileno(), warn_on_full_buffer=False)
         self.thread = threading.Thread(target=self.listen, name="interrupts", daemon=True)
         self.thread.start()
@@ -48,7 +59,8 @@ class Interrupts:
         signal.set_wakeup_fd(self.woken)
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        self.mouth.shutdown(socket.SHUT_RDWR)       # which ends the thread, whoever else has inherited the socket
+        # which ends the thread, whoever else has inherited the socket
+        self.mouth.shutdown(socket.SHUT_RDWR)
         self.mouth.close()
         self.thread.join()
         self.ears.close()
@@ -62,10 +74,16 @@ class Interrupts:
             if not self.first:
                 self.first, self.at = number, time.monotonic()
                 if self.show:
-                    print(f"\n{signal.Signals(number).name}: finishing this step, then saving; once more to stop at once", file=sys.stderr, flush=True)
+                    print(
+                        f"\n{signal.Signals(number).name}: finishing this step, then saving; once more "
+                        "to stop at once",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             elif time.monotonic() - self.at > SAME:
                 os._exit(128 + number)
 
     def together(self) -> int:
-        """The signal that any rank has heard, 0 if none has. Every rank calls it after the same step and gets the same."""
+        """The signal that any rank has heard, 0 if none has. Every rank calls it after the same step and
+        gets the same."""
         return max(distributed.gathered([self.first]))

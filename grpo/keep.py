@@ -1,4 +1,6 @@
-"""Step 5 of the loop: what is kept of a step (metrics, the report's samples, evaluations, checkpoints), and what the person sees."""
+"""Step 5 of the loop: what is kept of a step (metrics, the report's samples, evaluations, checkpoints),
+and what the person sees."""
+
 import json
 import sys
 import time
@@ -15,24 +17,32 @@ from grpo.files import write_whole
 from grpo.interrupt import Interrupted, Interrupts
 from grpo.record import question_line, shown_groups, step_metrics
 
-SHOWN_HELDOUT = 6               # held-out questions that the report follows through the run
+# held-out questions that the report follows through the run
+SHOWN_HELDOUT = 6
 
 
 class Keeper:
-    """Writes metrics.jsonl, samples.jsonl, checkpoints, summary.json, curves.png and report.html; shows a progress bar with what matters.
+    """Writes metrics.jsonl, samples.jsonl, checkpoints, summary.json, curves.png and report.html; shows a
+    progress bar with what matters.
 
-    A context: within it signals are heard, and nobody leaves it before a checkpoint that is being written is written.
+    A context: within it signals are heard, and nobody leaves it before a checkpoint that is being written is
+    written.
     """
 
     def __init__(self, cfg, run, world, started: float):
         self.cfg, self.run, self.world, self.started = cfg, run, world, started
         self.bar = None
         self.interrupts = Interrupts(show=world.main)
-        self.tokens = 0         # prompt and completion tokens so far, of all ranks
-        self.recent: deque = deque(maxlen=guards.LONGEST)       # the last lines of metrics, for the guards
-        self.warned: set[str] = set()                           # guards that have spoken
-        self.nonfinite: list[str] = []                          # the uids of the one step whose update was skipped, of all ranks;
-        self.skipped: list[str] = []                            # the same, in that step
+        # prompt and completion tokens so far, of all ranks
+        self.tokens = 0
+        # the last lines of metrics, for the guards
+        self.recent: deque = deque(maxlen=guards.LONGEST)
+        # guards that have spoken
+        self.warned: set[str] = set()
+        # the uids of the one step whose update was skipped, of all ranks;
+        self.nonfinite: list[str] = []
+        # the same, in that step
+        self.skipped: list[str] = []
         self.last_saved = run.step if checkpoint.complete(run.folder) else -1
         self.background = Background() if cfg.save.background else None
 
@@ -46,7 +56,8 @@ class Keeper:
         except checkpoint.CheckpointError as error:
             if kind is None:
                 raise
-            tqdm.write(str(error), file=sys.stderr)             # the run ends for another reason, which is said by who knows it
+            # the run ends for another reason, which is said by who knows it
+            tqdm.write(str(error), file=sys.stderr)
         finally:
             self.interrupts.__exit__()
 
@@ -57,8 +68,13 @@ class Keeper:
         cfg, run = self.cfg, self.run
         size = sum(p.numel() for p in run.policy.parameters())
         sets = ", ".join(f"{name}: {len(items)}" for name, items in run.heldout.items())
-        return (f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters) · {len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})\n"
-                f"{self.world.size} x {self.world.device} · {cfg.prompts} prompts{f' x {cfg.group}' if cfg.method == 'grpo' else ''} · {cfg.steps} steps · writes to {run.folder}")
+        return (
+            f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters) · "
+            f"{len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})\n"
+            f"{self.world.size} x {self.world.device} · {cfg.prompts} "
+            f"prompts{f' x {cfg.group}' if cfg.method == 'grpo' else ''} · {cfg.steps} steps · writes to "
+            f"{run.folder}"
+        )
 
     def before(self) -> None:
         """Say what begins, and evaluate the base unless an earlier start of this run did."""
@@ -67,13 +83,23 @@ class Keeper:
         self.tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0)
         self.recent.extend(row for row in rows if "reward" in row)
         self.warned = {warning["name"] for warning in guards.warnings(rows)}
-        self.nonfinite = distributed.gathered([uid for row in rows for uid in row.get("guard/nonfinite_uids", ())])        # rank 0 read them
+        # rank 0 read them
+        self.nonfinite = distributed.gathered(
+            [uid for row in rows for uid in row.get("guard/nonfinite_uids", ())]
+        )
         if self.world.main:
             print(self.describe() + (f"\ngoing on after step {run.step}" if run.step else ""), flush=True)
         if cfg.eval.items and not run.step:
             run.metrics.write({"step": 0} | self.evaluate(0, every_set=True))
         if self.world.main:
-            self.bar = tqdm(total=cfg.steps, initial=run.step, unit="step", desc=cfg.recipe, smoothing=0.1, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=cfg.steps,
+                initial=run.step,
+                unit="step",
+                desc=cfg.recipe,
+                smoothing=0.1,
+                dynamic_ncols=True,
+            )
         self.leave_if_told(run.step)
 
     def after(self) -> None:
@@ -87,21 +113,37 @@ class Keeper:
         folder = self.run.folder
         evaluated = [row for row in report.read_metrics(folder) if "eval/accuracy" in row]
         if evaluated:
-            base, final = ({key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")} for row in (evaluated[0], evaluated[-1]))
-            summary = {"base": base, "final": final, "steps": self.cfg.steps, "seconds": round(time.perf_counter() - self.started, 1)}
-            summary |= {"resumed_after": self.run.step} if self.run.step else {}            # then `seconds` are those of the last start only
+            base, final = (
+                {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
+                for row in (evaluated[0], evaluated[-1])
+            )
+            summary = {
+                "base": base,
+                "final": final,
+                "steps": self.cfg.steps,
+                "seconds": round(time.perf_counter() - self.started, 1),
+            }
+            # then `seconds` are those of the last start only
+            summary |= {"resumed_after": self.run.step} if self.run.step else {}
             if self.run.step < self.cfg.steps or not (folder / "summary.json").exists():
                 write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
             print("\n" + before_after(base, final) + "\n")
-        for path in (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl", checkpoint.complete(folder)[-1]):
+        for path in (
+            *report.write_curves(folder),
+            *report.write_report(folder),
+            folder / "metrics.jsonl",
+            checkpoint.complete(folder)[-1],
+        ):
             print(f"  {path}")
         print(f"{time.perf_counter() - self.started:.0f} seconds")
 
     # ---- evaluation
 
     def evaluate(self, step: int, every_set: bool = False) -> dict:
-        """Greedy accuracy on the held-out questions, as metrics. every_set: also the other sets, and the policy sampled at temperature 1."""
-        with shard.whole(self.run.policy) as policy:                            # gathered once for all sets
+        """Greedy accuracy on the held-out questions, as metrics. every_set: also the other sets, and the
+        policy sampled at temperature 1."""
+        # gathered once for all sets
+        with shard.whole(self.run.policy) as policy:
             return self.evaluate_plain(policy, step, every_set)
 
     def evaluate_plain(self, policy, step: int, every_set: bool) -> dict:
@@ -112,11 +154,24 @@ class Keeper:
             if name != "heldout" and not every_set:
                 continue
             prefix = "eval/" if name == "heldout" else f"eval/{name}/"
-            for kind, temperature in (("", 0.0), *((("sampled/", 1.0),) if every_set and name == "heldout" else ())):
-                answers = answer_all(policy, run.chat, items, cap=cfg.eval.cap or cfg.cap, temperature=temperature, seed=cfg.seed, blind=cfg.blind,
-                                     share=(self.world.rank, self.world.size))
+            for kind, temperature in (
+                ("", 0.0),
+                *((("sampled/", 1.0),) if every_set and name == "heldout" else ()),
+            ):
+                answers = answer_all(
+                    policy,
+                    run.chat,
+                    items,
+                    cap=cfg.eval.cap or cfg.cap,
+                    temperature=temperature,
+                    seed=cfg.seed,
+                    blind=cfg.blind,
+                    share=(self.world.rank, self.world.size),
+                )
                 if answers:
-                    found |= {f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()}
+                    found |= {
+                        f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()
+                    }
                 if not kind and name == "heldout" and self.world.main:
                     self.show_heldout(step, items, answers)
         return found
@@ -126,44 +181,131 @@ class Keeper:
         by_uid = {group[0].uid: group[0] for group in answers}
         for example in items[:SHOWN_HELDOUT]:
             if (answer := by_uid.get(example.uid)) is not None:
-                self.run.samples.write(question_line("heldout", step, example) | {"completions": [
-                    {"text": answer.text, "tokens": [self.run.chat.piece(t) for t in answer.tokens], "reward": float(answer.correct) + float(answer.well_formed),
-                     "parts": {"accuracy": float(answer.correct), "format": float(answer.well_formed)}, "stopped": answer.stopped}]})
+                self.run.samples.write(
+                    question_line("heldout", step, example)
+                    | {
+                        "completions": [
+                            {
+                                "text": answer.text,
+                                "tokens": [self.run.chat.piece(t) for t in answer.tokens],
+                                "reward": float(answer.correct) + float(answer.well_formed),
+                                "parts": {
+                                    "accuracy": float(answer.correct),
+                                    "format": float(answer.well_formed),
+                                },
+                                "stopped": answer.stopped,
+                            }
+                        ]
+                    }
+                )
 
     # ---- steps
 
-    def grpo_step(self, step: int, rollout, batch: TrainBatch, rows, *, logp, teaching, entropy, stats, norm, lr, skipped, clock, shown,
-                  places=(), drawn=(1, 0, 0)) -> None:
-        """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts' completions under the policy that sampled, by the training forward.
+    def grpo_step(
+        self,
+        step: int,
+        rollout,
+        batch: TrainBatch,
+        rows,
+        *,
+        logp,
+        teaching,
+        entropy,
+        stats,
+        norm,
+        lr,
+        skipped,
+        clock,
+        shown,
+        places=(),
+        drawn=(1, 0, 0),
+    ) -> None:
+        """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts'
+        completions under the policy that sampled, by the training forward.
 
-        places: where each group stands among those of all ranks.  drawn: the rollouts that the step needed, the groups that this rank left out of them, and those
-        groups' tokens (grpo/dynamic.py).
+        places: where each group stands among those of all ranks.  drawn: the rollouts that the step needed,
+        the groups that this rank left out of them, and those groups' tokens (grpo/dynamic.py).
         """
         gap = (rollout.logp.flatten(0, 1) - logp).abs().view(*rollout.tokens.shape)[teaching]
         taught = int(rollout.length[teaching].sum())
-        sums = distributed.total(torch.tensor([entropy, float(gap.sum()), taught, int(rollout.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped, *drawn[1:]]))
+        sums = distributed.total(
+            torch.tensor(
+                [
+                    entropy,
+                    float(gap.sum()),
+                    taught,
+                    int(rollout.length.sum()),
+                    sum(len(p.tokens) for p in batch.sources),
+                    skipped,
+                    *drawn[1:],
+                ]
+            )
+        )
         gap_max = max(distributed.gathered([float(gap.max()) if taught else 0.0]))
         stats, tokens = type(stats)(*distributed.total(stats.vector())), max(float(sums[2]), 1.0)
         groups = distributed.gathered(rows)
         self.tokens += int(sums[3] + sums[4] + sums[7])
-        entropy = float(sums[0]) / tokens if sums[2] else float("nan")          # without a token to train on there is none, which is not 0
-        row = {"step": step} | step_metrics(groups) | {"entropy": entropy} | stats.averages() | {
-            "grad_norm": norm, "learning_rate": lr, "num_tokens": self.tokens, "frac_skipped": float(sums[5]) / (float(sums[5]) + len(groups)),
-            "sampling/logp_gap_mean": float(sums[1]) / tokens, "sampling/logp_gap_max": gap_max,
-            "sampling/rounds": drawn[0], "sampling/frac_resampled": float(sums[6]) / (float(sums[6]) + len(groups))}
+        # without a token to train on there is none, which is not 0
+        entropy = float(sums[0]) / tokens if sums[2] else float("nan")
+        row = (
+            {"step": step}
+            | step_metrics(groups)
+            | {"entropy": entropy}
+            | stats.averages()
+            | {
+                "grad_norm": norm,
+                "learning_rate": lr,
+                "num_tokens": self.tokens,
+                "frac_skipped": float(sums[5]) / (float(sums[5]) + len(groups)),
+                "sampling/logp_gap_mean": float(sums[1]) / tokens,
+                "sampling/logp_gap_max": gap_max,
+                "sampling/rounds": drawn[0],
+                "sampling/frac_resampled": float(sums[6]) / (float(sums[6]) + len(groups)),
+            }
+        )
         row |= self.timings(clock) | self.guarded(step, row)
         if self.cfg.report.every and ((step - 1) % self.cfg.report.every == 0 or step == self.cfg.steps):
             reward, parts, texts, examples = shown
             loss, most = self.cfg.loss, self.cfg.report.prompts
-            lines = shown_groups(step, batch, logp, rollout, reward, parts, texts, examples, self.run.chat.piece, prompts=most,
-                                 loss={"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": loss.surrogate, "kl": loss.kl})
-            for _, line in sorted(distributed.gathered(list(zip(places, lines))), key=lambda pair: pair[0])[:most]:
+            lines = shown_groups(
+                step,
+                batch,
+                logp,
+                rollout,
+                reward,
+                parts,
+                texts,
+                examples,
+                self.run.chat.piece,
+                prompts=most,
+                loss={
+                    "clip_low": loss.clip_low,
+                    "clip_high": loss.clip_high,
+                    "surrogate": loss.surrogate,
+                    "kl": loss.kl,
+                },
+            )
+            for _, line in sorted(distributed.gathered(list(zip(places, lines))), key=lambda pair: pair[0])[
+                :most
+            ]:
                 self.run.samples.write(line)
-        self.finish(step, row, {"reward": row["reward"], "acc": row["accuracy"], "format": row.get("rewards/format/mean"), "len": row["completions/mean_length"],
-                                "cut": row["completions/clipped_ratio"], "gap": row["sampling/logp_gap_max"], "loss": row["loss"]})
+        self.finish(
+            step,
+            row,
+            {
+                "reward": row["reward"],
+                "acc": row["accuracy"],
+                "format": row.get("rewards/format/mean"),
+                "len": row["completions/mean_length"],
+                "cut": row["completions/clipped_ratio"],
+                "gap": row["sampling/logp_gap_max"],
+                "loss": row["loss"],
+            },
+        )
 
     def guarded(self, step: int, row: dict) -> dict:
-        """What the guards find in the last steps, this one among them, as metrics; the first time that one holds, it is said."""
+        """What the guards find in the last steps, this one among them, as metrics; the first time that one
+        holds, it is said."""
         self.recent.append(row)
         found = guards.check(list(self.recent))
         for name, holds in found.items():
@@ -172,30 +314,54 @@ class Keeper:
                 self.say(f"step {step}: {guards.GUARDS[name].says}")
         return {f"guard/{name}": int(holds) for name, holds in found.items()}
 
-    def sft_step(self, step: int, *, loss, weight, batch: TrainBatch, logp, examples, norm, lr, skipped, seconds) -> None:
+    def sft_step(
+        self, step: int, *, loss, weight, batch: TrainBatch, logp, examples, norm, lr, skipped, seconds
+    ) -> None:
         """Keep a step of imitation. loss, weight: this rank's share of them."""
         weighted = distributed.total(torch.stack([loss, weight]))
-        sums = distributed.total(torch.tensor([int(batch.length.sum()), sum(len(p.tokens) for p in batch.sources), skipped, float(logp.sum())]))
+        sums = distributed.total(
+            torch.tensor(
+                [
+                    int(batch.length.sum()),
+                    sum(len(p.tokens) for p in batch.sources),
+                    skipped,
+                    float(logp.sum()),
+                ]
+            )
+        )
         self.tokens += int(sums[0] + sums[1])
-        row = {"step": step, "loss": float(weighted[0] / weighted[1]), "nll": -float(sums[3] / sums[0]), "grad_norm": norm, "learning_rate": lr,
-               "num_tokens": self.tokens, "skipped": int(sums[2])}
+        row = {
+            "step": step,
+            "loss": float(weighted[0] / weighted[1]),
+            "nll": -float(sums[3] / sums[0]),
+            "grad_norm": norm,
+            "learning_rate": lr,
+            "num_tokens": self.tokens,
+            "skipped": int(sums[2]),
+        }
         per_task: dict[str, list] = {}
         groups = zip(examples, logp.view(*batch.tokens.shape), batch.mask.view(*batch.tokens.shape))
-        for task, nll in distributed.gathered([(example.task, -float(logps.sum() / mask.sum())) for example, logps, mask in groups]):
+        for task, nll in distributed.gathered(
+            [(example.task, -float(logps.sum() / mask.sum())) for example, logps, mask in groups]
+        ):
             per_task.setdefault(task, []).append(nll)
         row |= {f"nll/{task}": sum(values) / len(values) for task, values in sorted(per_task.items()) if task}
         row["step_time"] = seconds
         self.finish(step, row, {"nll": row["nll"], "grad": norm, "lr": lr})
 
     def finish(self, step: int, row: dict, shown: dict) -> None:
-        """Evaluate and save where it is time to, write the line, move the bar. Raises CheckpointError if the last checkpoint could not be written."""
+        """Evaluate and save where it is time to, write the line, move the bar. Raises CheckpointError if
+        the last checkpoint could not be written."""
         cfg, last = self.cfg, step == self.cfg.steps
         if self.background:
             self.background.check()
         if cfg.eval.items and (last or (cfg.eval.every and step % cfg.eval.every == 0)):
             row |= self.evaluate(step, every_set=last)
             if self.world.main and "eval/accuracy" in row:
-                self.bar.write(f"step {step}: held-out accuracy {row['eval/accuracy']:.3f}, format {row['eval/format']:.3f}, mean length {row['eval/mean_length']:.1f}")
+                self.bar.write(
+                    f"step {step}: held-out accuracy {row['eval/accuracy']:.3f}, format "
+                    f"{row['eval/format']:.3f}, mean length {row['eval/mean_length']:.1f}"
+                )
         row["guard/nonfinite"] = int(bool(self.skipped))
         if self.skipped:
             row["guard/nonfinite_uids"], self.skipped = self.skipped, []
@@ -203,7 +369,10 @@ class Keeper:
         if cfg.save.every and step % cfg.save.every == 0:
             self.save(step)
         if self.world.main:
-            self.bar.set_postfix_str("  ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None), refresh=False)
+            self.bar.set_postfix_str(
+                "  ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None),
+                refresh=False,
+            )
             self.bar.update()
         if not last:
             self.leave_if_told(step)
@@ -214,13 +383,20 @@ class Keeper:
             if step > max(self.last_saved, 0):
                 self.save(step)
             self.wait()
-            distributed.wait_for_all()          # or torchrun would end the others as soon as the first has left
+            # or torchrun would end the others as soon as the first has left
+            distributed.wait_for_all()
             if self.world.main:
                 self.bar.close()
-            raise Interrupted(number, step, self.cfg.steps, self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None)
+            raise Interrupted(
+                number,
+                step,
+                self.cfg.steps,
+                self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None,
+            )
 
     def skip(self, step: int, what: str, prompts) -> None:
-        """A loss or gradient of the step after `step` is not finite, on every rank: let one update of a run pass, and keep its prompts' uids.
+        """A loss or gradient of the step after `step` is not finite, on every rank: let one update of a run
+        pass, and keep its prompts' uids.
 
         Raises guards.NonFinite the second time, and at the first step of all, where it is no accident.
         """
@@ -237,7 +413,15 @@ class Keeper:
 
     def save(self, step: int) -> None:
         """Write a checkpoint, or begin to."""
-        checkpoint.save(self.run.folder, step, self.run.policy, self.run.optimizer, base=self.run.base, keep=self.cfg.save.keep, background=self.background)
+        checkpoint.save(
+            self.run.folder,
+            step,
+            self.run.policy,
+            self.run.optimizer,
+            base=self.run.base,
+            keep=self.cfg.save.keep,
+            background=self.background,
+        )
         self.last_saved = step
 
     def wait(self) -> None:
@@ -249,14 +433,23 @@ class Keeper:
     def timings(clock: dict[str, float]) -> dict[str, float]:
         """Seconds of each phase, from the moments at which the phases ended."""
         names, moments = list(clock), list(clock.values())
-        return {"step_time": moments[-1] - moments[0]} | {f"time/{name}": after - before for name, before, after in zip(names[1:], moments, moments[1:])}
+        return {"step_time": moments[-1] - moments[0]} | {
+            f"time/{name}": after - before for name, before, after in zip(names[1:], moments, moments[1:])
+        }
 
 
 def before_after(base: dict, final: dict) -> str:
     """The table that a run ends with: what it could do before, and what it can do now."""
-    rows = [("accuracy, held out", "accuracy"), *((f"  {key.partition('/')[2]}", key) for key in final if key.startswith("accuracy/")),
-            ("accuracy, unseen pairs", "pairs/accuracy"), ("accuracy, sampled", "sampled/accuracy"), ("format, sampled", "sampled/format"),
-            ("mean length, sampled", "sampled/mean_length"), ("looks first, sampled", "sampled/looking"), ("looks again, sampled", "sampled/self_correction")]
+    rows = [
+        ("accuracy, held out", "accuracy"),
+        *((f"  {key.partition('/')[2]}", key) for key in final if key.startswith("accuracy/")),
+        ("accuracy, unseen pairs", "pairs/accuracy"),
+        ("accuracy, sampled", "sampled/accuracy"),
+        ("format, sampled", "sampled/format"),
+        ("mean length, sampled", "sampled/mean_length"),
+        ("looks first, sampled", "sampled/looking"),
+        ("looks again, sampled", "sampled/self_correction"),
+    ]
     lines = [f"{'':<24} {'before':>8} {'after':>8}"]
     for label, key in rows:
         if key in base and key in final:

@@ -1,13 +1,16 @@
 """Log-probabilities and entropy of completions, without ever holding their logits.
 
-A (tokens, V) tensor of float32 logits is the largest thing a naive trainer makes: 594 MiB for 1,024 tokens of a 151,936-word vocabulary.
-Three habits avoid it: hidden states of completion tokens only (never the prompt's, never padding's), the vocabulary head applied to a chunk
-of tokens at a time, and all of it *recomputed* in the backward pass. The last one is what counts: chunks alone save nothing, since autograd
-keeps them all. The backward pass is written out (Eq. 8) and takes blocks of words, each for many tokens: chunk by chunk, autograd would make a
+A (tokens, V) tensor of float32 logits is the largest thing a naive trainer makes: 594 MiB for 1,024 tokens of
+a 151,936-word vocabulary.
+Three habits avoid it: hidden states of completion tokens only (never the prompt's, never padding's), the
+vocabulary head applied to a chunk of tokens at a time, and all of it *recomputed* in the backward pass. The
+last one is what counts: chunks alone save nothing, since autograd keeps them all. The backward pass is
+written out (Eq. 8) and takes blocks of words, each for many tokens: chunk by chunk, autograd would make a
 gradient of the whole head, V * D numbers, again and again; block by block, it is written in place.
 
-The price is a fourth matrix product beside full logits' three. It can't be spared where the head is trained and the loss stands by itself: the
-head's gradient needs each token's slope of the loss, and that is known only after all log-probs are.
+The price is a fourth matrix product beside full logits' three. It can't be spared where the head is trained
+and the loss stands by itself: the head's gradient needs each token's slope of the loss, and that is known
+only after all log-probs are.
 """
 
 from __future__ import annotations
@@ -22,74 +25,101 @@ from torch.autograd.function import once_differentiable
 
 from grpo.sampling import log_distribution
 
-LOGITS_MIB = {"cpu": 115.0, "cuda": 512.0}  # of a chunk, where no setting says it: a GPU needs more tokens for a product to be worth reading the head
-SPAN = 2048  # tokens that go through a block of words together, at most; so a block is as large whatever else is in the batch, and a token's gradient the same
-LOWEST = torch.finfo(torch.float32).min / 2  # a logit below is that of a banned word, a constant
+# of a chunk, where no setting says it: a GPU needs more tokens for a product to be worth reading the head
+LOGITS_MIB = {"cpu": 115.0, "cuda": 512.0}
+# tokens that go through a block of words together, at most; so a block is as large whatever else is in the
+# batch, and a token's gradient the same
+SPAN = 2048
+# a logit below is that of a banned word, a constant
+LOWEST = torch.finfo(torch.float32).min / 2
 
 
 def chunk_of(vocabulary: int, mib: float | None, device: str) -> int:
-    """How many tokens' float32 logits take `mib` MiB (None: as LOGITS_MIB says for a device, "cpu" or "cuda"); at least one, and of more than 16 a multiple of 16."""
+    """How many tokens' float32 logits take `mib` MiB (None: as LOGITS_MIB says for a device, "cpu" or
+    "cuda"); at least one, and of more than 16 a multiple of 16."""
     tokens = max(1, int((LOGITS_MIB[device] if mib is None else mib) * 2**20 / (4 * vocabulary)))
-    return tokens - tokens % 16 if tokens > 16 else tokens  # products of other sizes take a tenth longer
+    # products of other sizes take a tenth longer
+    return tokens - tokens % 16 if tokens > 16 else tokens
 
 
 def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
     """Score the completions of a batch under a policy.
 
-    policy  callable (prompts, tokens (P, G, C), length (P, G)) -> hidden (P, G, C, D), with .head_weight (V, D) and
-            .logits(hidden (..., D), head) -> (..., V) float32, linear in both, or the lowest number for words that can't be drawn
+    policy  callable (prompts, tokens (P, G, C), length (P, G)) -> hidden (P, G, C, D), with .head_weight (V,
+    D) and
+            .logits(hidden (..., D), head) -> (..., V) float32, linear in both, or the lowest number for words
+            that can't be drawn
     batch   .prompts, .tokens (P, G, C) long, .length (P, G) long, .mask (B, C) bool with B = P*G
     temperature  > 0, the one the tokens were sampled at (greedy evaluation is scored at 1)
-    chunk   tokens per application of the vocabulary head (`chunk_of`); about 2 * chunk * V floats are alive at once, 3 at a temperature that is not 1
+    chunk   tokens per application of the vocabulary head (`chunk_of`); about 2 * chunk * V floats are alive
+    at once, 3 at a temperature that is not 1
 
-    -> logp (B, C) float32 of each completion token, with gradient if the policy has one; entropy (B, C) float32 in nats, detached.
-    Both are 0 outside the mask. The result does not depend on chunk.
+    -> logp (B, C) float32 of each completion token, with gradient if the policy has one; entropy (B, C)
+    float32 in nats, detached. Both are 0 outside the mask. The result does not depend on chunk.
     """
     if temperature <= 0 or chunk < 1:
-        raise ValueError(f"completion_logprobs: temperature {temperature} and chunk {chunk} must both be positive.")
+        raise ValueError(
+            f"completion_logprobs: temperature {temperature} and chunk {chunk} must both be positive."
+        )
     mask = batch.mask
     hidden = policy(batch.prompts, batch.tokens, batch.length)  # (P, G, C, D)
     hidden = hidden.reshape(*mask.shape, -1)  # (B, C, D)
-    return masked_logprobs(policy, hidden, batch.tokens.reshape(mask.shape), mask, temperature=temperature, chunk=chunk)
+    return masked_logprobs(
+        policy, hidden, batch.tokens.reshape(mask.shape), mask, temperature=temperature, chunk=chunk
+    )
 
 
-def masked_logprobs(policy, hidden: Tensor, tokens: Tensor, mask: Tensor, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropy of `tokens` (...), which `hidden` (..., D) predicts, where `mask` (...) holds; 0 elsewhere. → two tensors (...)."""
-    logp, entropy = _Score.apply(hidden[mask], policy.head_weight, tokens[mask], policy.logits, temperature, chunk)  # (T,): real tokens only
+def masked_logprobs(
+    policy, hidden: Tensor, tokens: Tensor, mask: Tensor, *, temperature: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropy of `tokens` (...), which `hidden` (..., D) predicts, where `mask` (...) holds;
+    0 elsewhere. → two tensors (...)."""
+    # (T,): real tokens only
+    logp, entropy = _Score.apply(
+        hidden[mask], policy.head_weight, tokens[mask], policy.logits, temperature, chunk
+    )
     empty = torch.zeros(mask.shape, device=logp.device)
     return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 
 
 class _Score(torch.autograd.Function):
-    """hidden (T, D), head (V, D), tokens (T,) -> log-prob of each token and entropy of its distribution, (T,) float32.
+    """hidden (T, D), head (V, D), tokens (T,) -> log-prob of each token and entropy of its distribution, (T,)
+    float32.
 
-    Forward, one chunk's (c, V) exists at a time. Backward, the logits are computed again (unless one chunk was all) for SPAN tokens and a block of words at a time,
+    Forward, one chunk's (c, V) exists at a time. Backward, the logits are computed again (unless one chunk
+    was all) for SPAN tokens and a block of words at a time,
     as many numbers: so the head is read, and its gradient written, once for so many tokens.
     """
 
     @staticmethod
     def forward(ctx, hidden, head, tokens, logits_of, temperature, chunk):
         device = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype  # of the matrix products
+        # of the matrix products
+        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
         ctx.temperature, ctx.chunk = temperature, chunk
-        rows, weight = hidden.to(ctx.dtype), head.to(ctx.dtype)  # once for all chunks
+        # once for all chunks
+        rows, weight = hidden.to(ctx.dtype), head.to(ctx.dtype)
         logp, entropy = (torch.zeros(len(tokens), device=hidden.device) for _ in range(2))
         normaliser = logp.double()
         banned, kept = torch.zeros(len(head), dtype=torch.bool, device=head.device), []
         for part in _parts(len(tokens), chunk):
             logits = logits_of(rows[part], weight)  # (c, V)
             banned = logits[0] < LOWEST
-            some = torch.where(banned[tokens[part]], banned.long().argmin(), tokens[part])[:, None]  # a word whose logit is one: the chosen, if it is
+            # a word whose logit is one: the chosen, if it is
+            some = torch.where(banned[tokens[part]], banned.long().argmin(), tokens[part])[:, None]
             scaled = logits.gather(-1, some) / temperature
             all_logp = log_distribution(logits, temperature)
             del logits
             logp[part] = all_logp.gather(-1, tokens[part, None]).squeeze(-1)
             normaliser[part] = (scaled.double() - all_logp.gather(-1, some)).squeeze(-1)
             probability = all_logp.exp()
-            entropy[part] = torch.special.entr(probability, out=probability).sum(dim=-1)  # entr(0) = 0, where -p * log(p) would be NaN
+            # entr(0) = 0, where -p * log(p) would be NaN
+            entropy[part] = torch.special.entr(probability, out=probability).sum(dim=-1)
             if len(tokens) <= chunk:
-                kept.append(all_logp)  # a single chunk would be recomputed the moment it was freed
-            del all_logp, probability  # before the next chunk's are made
+                # a single chunk would be recomputed the moment it was freed
+                kept.append(all_logp)
+            # before the next chunk's are made
+            del all_logp, probability
         ctx.save_for_backward(hidden, head, tokens, normaliser, banned, *kept)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
@@ -100,16 +130,33 @@ class _Score(torch.autograd.Function):
         hidden, head, tokens, normaliser, banned, *kept = ctx.saved_tensors
         rows, slope = hidden.to(ctx.dtype), upstream / ctx.temperature
         of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        of_head = (torch.empty_like if len(tokens) else torch.zeros_like)(head) if ctx.needs_input_grad[1] else None  # the first span writes it
+        # the first span writes it
+        of_head = (
+            (torch.empty_like if len(tokens) else torch.zeros_like)(head) if ctx.needs_input_grad[1] else None
+        )
         block = len(head) if kept else max(1, ctx.chunk * len(head) // SPAN)
-        with torch.autocast(hidden.device.type, enabled=False):  # dtypes are explicit here
-            for part, words in product(_parts(len(tokens), len(tokens) if kept else SPAN), _parts(len(head), block)):
+        # dtypes are explicit here
+        with torch.autocast(hidden.device.type, enabled=False):
+            for part, words in product(
+                _parts(len(tokens), len(tokens) if kept else SPAN), _parts(len(head), block)
+            ):
                 weight = head[words].to(ctx.dtype)
-                if kept:  # log-probs are logits whose exponentials add up to 1
-                    of_logits = _logit_slope(kept[0].clone(), 0, tokens, slope, torch.zeros_like(normaliser), banned, 1.0)
+                # log-probs are logits whose exponentials add up to 1
+                if kept:
+                    of_logits = _logit_slope(
+                        kept[0].clone(), 0, tokens, slope, torch.zeros_like(normaliser), banned, 1.0
+                    )
                 else:
                     logits = F.linear(rows[part], weight).float()
-                    of_logits = _logit_slope(logits, words.start, tokens[part], slope[part], normaliser[part], banned[words], ctx.temperature)
+                    of_logits = _logit_slope(
+                        logits,
+                        words.start,
+                        tokens[part],
+                        slope[part],
+                        normaliser[part],
+                        banned[words],
+                        ctx.temperature,
+                    )
                 of_logits = of_logits.to(ctx.dtype)
                 if of_hidden is not None:
                     of_hidden[part] += of_logits @ weight
@@ -124,17 +171,35 @@ def _parts(count: int, chunk: int) -> Iterator[slice]:
 
 
 # [Eq. 8]
-def _logit_slope(logits: Tensor, first: int, tokens: Tensor, slope: Tensor, normaliser: Tensor, banned: Tensor, temperature: float) -> Tensor:
-    """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability), slope being the loss's gradient in the log-prob over the temperature.
+def _logit_slope(
+    logits: Tensor,
+    first: int,
+    tokens: Tensor,
+    slope: Tensor,
+    normaliser: Tensor,
+    banned: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability),
+    slope being the loss's gradient in the log-prob over the temperature.
 
-    logits (T, w) of w words from number `first` on, which the result overwrites; tokens (T,), the chosen ones; slope (T,); normaliser (T,), log of the sum over all
-    words of exp(logit / temperature), float64; banned (w,) bool, whose logits are constants. → (T, w).
+    logits (T, w) of w words from number `first` on, which the result overwrites; tokens (T,), the chosen
+    ones; slope (T,); normaliser (T,), log of the sum over all words of exp(logit / temperature), float64;
+    banned (w,) bool, whose logits are constants. → (T, w).
     """
     near = normaliser.float()
-    rest = (near - normaliser).exp().float()  # what rounding it takes from each probability: 1e-6 of a token's, for all words in one direction
-    of_logits = (logits if temperature == 1 else logits.div_(temperature)).sub_(near[:, None]).exp_().mul_((-slope * rest)[:, None])
+    # what rounding it takes from each probability: 1e-6 of a token's, for all words in one direction
+    rest = (near - normaliser).exp().float()
+    of_logits = (
+        (logits if temperature == 1 else logits.div_(temperature))
+        .sub_(near[:, None])
+        .exp_()
+        .mul_((-slope * rest)[:, None])
+    )
     place = tokens - first
     here = (place >= 0) & (place < logits.shape[1])
-    of_logits.scatter_add_(1, place.clamp(0, logits.shape[1] - 1)[:, None], torch.where(here, slope, 0.0)[:, None])
+    of_logits.scatter_add_(
+        1, place.clamp(0, logits.shape[1] - 1)[:, None], torch.where(here, slope, 0.0)[:, None]
+    )
     of_logits[:, banned] = 0.0
     return of_logits

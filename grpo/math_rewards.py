@@ -1,7 +1,9 @@
-"""`math-verify` as a second opinion, only where a recipe asks for it by name (`accuracy_math_verify`, `accuracy_paper_math_verify`), and in the protocol `paper`.
+"""`math-verify` as a second opinion, only where a recipe asks for it by name (`accuracy_math_verify`,
+`accuracy_paper_math_verify`), and in the protocol `paper`.
 
-It hands text to sympy, which can take for ever ("9^9^9^9"), so it runs as a user's reward does, in a process that can be ended (`grpo/user_rewards.py`). The paper
-called it in the training process and pinned version 0.5.2. Needs the extra `math`.
+It hands text to sympy, which can take for ever ("9^9^9^9"), so it runs as a user's reward does, in a process
+that can be ended (`grpo/user_rewards.py`). The paper called it in the training process and pinned version
+0.5.2. Needs the extra `math`.
 """
 
 import logging
@@ -9,8 +11,12 @@ import logging
 from data.choices import extract
 from grpo.protocols import NOTHING, RIGHT, WRONG, spellings
 
-LONGEST = 50_000                    # characters of a completion that are looked at; a longer one is wrong, because its search for a number takes minutes
-PARSING, COMPARING = 5, 5           # seconds each, math-verify's defaults; its timer is a signal, which a long product of large numbers doesn't hear
+# characters of a completion that are looked at; a longer one is wrong, because its search for a number takes
+# minutes
+LONGEST = 50_000
+# seconds each, math-verify's defaults; its timer is a signal, which a long product of large numbers doesn't
+# hear
+PARSING, COMPARING = (5, 5)
 
 
 def answer(text, example, length) -> float:
@@ -19,23 +25,37 @@ def answer(text, example, length) -> float:
 
 
 def paper(text, example, length) -> float:
-    """1 if math-verify finds the right answer anywhere: VisualThinker-R1-Zero compares the whole completion with the tagged answer, in this order."""
+    """1 if math-verify finds the right answer anywhere: VisualThinker-R1-Zero compares the whole
+    completion with the tagged answer, in this order."""
     return float(len(text) <= LONGEST and _verify(text, f"<answer>{example.answer}</answer>"))
 
 
 def verdict(text, example, length) -> float:
-    """NOTHING, WRONG or RIGHT: LaTeX, an expression or one of the strings in `text`, against the right answer's spellings, as VisualThinker-R1-Zero's evaluation does."""
+    """NOTHING, WRONG or RIGHT: LaTeX, an expression or one of the strings in `text`, against the right
+    answer's spellings, as VisualThinker-R1-Zero's evaluation does."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
 
     strings, gold = spellings(example)
-    found = parse(text, [LatexExtractionConfig(), ExprExtractionConfig(), StringExtractionConfig(strings=strings)], parsing_timeout=PARSING)
-    return (RIGHT if verify(gold=gold, target=found, timeout_seconds=COMPARING) else WRONG) if found else NOTHING
+    found = parse(
+        text,
+        [LatexExtractionConfig(), ExprExtractionConfig(), StringExtractionConfig(strings=strings)],
+        parsing_timeout=PARSING,
+    )
+    return (
+        (RIGHT if verify(gold=gold, target=found, timeout_seconds=COMPARING) else WRONG) if found else NOTHING
+    )
 
 
 def _verify(first: str, second: str) -> bool:
     from math_verify import parse, verify
 
-    return bool(verify(parse(first, parsing_timeout=PARSING), parse(second, parsing_timeout=PARSING), timeout_seconds=COMPARING))
+    return bool(
+        verify(
+            parse(first, parsing_timeout=PARSING),
+            parse(second, parsing_timeout=PARSING),
+            timeout_seconds=COMPARING,
+        )
+    )
 
 
 def _formula(text: str) -> str:
@@ -43,6 +63,8 @@ def _formula(text: str) -> str:
     return f"${text}$" if "\\" in text and "$" not in text else text
 
 
-logging.getLogger("math_verify").setLevel(logging.CRITICAL)         # it prints the whole text of what it gives up
+# it prints the whole text of what it gives up
+logging.getLogger("math_verify").setLevel(logging.CRITICAL)
 answer.timeout = paper.timeout = verdict.timeout = 2 * PARSING + COMPARING + 5.0
-_verify("$\\frac{3}{2}$", "1.5")    # its grammars are built at the first use, which may take as long as a timeout allows
+# its grammars are built at the first use, which may take as long as a timeout allows
+_verify("$\\frac{3}{2}$", "1.5")

@@ -1,9 +1,11 @@
 """How a benchmark is asked and scored: one named object a protocol, all of them in this file.
 
-`strict` is ours and the default: the reward's own parser, every question alike in the total. The others repeat what somebody published, so that
-their numbers can be compared with ours: `paper` (VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval), `cambrian` and `blink` (the official
-scores of CV-Bench and BLINK), `mathvista` (the official comparison of MathVista, with a rule where it asks GPT-4 to find the answer). A protocol says which templates
-ask, how an answer is read out of a completion and compared, how the total is made, and the cap. None of them asks twice.
+`strict` is ours and the default: the reward's own parser, every question alike in the total. The others
+repeat what somebody published, so that
+their numbers can be compared with ours: `paper` (VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval),
+`cambrian` and `blink` (the official scores of CV-Bench and BLINK), `mathvista` (the official comparison of
+MathVista, with a rule where it asks GPT-4 to find the answer). A protocol says which templates ask, how an
+answer is read out of a completion and compared, how the total is made, and the cap. None of them asks twice.
 """
 
 from __future__ import annotations
@@ -24,19 +26,28 @@ from data.types import LETTERS, Example
 from grpo.statistics import wilson
 from grpo.user_rewards import RewardError, open_reward
 
-LONGEST = 20_000      # characters of a completion that `paper` looks at; what is longer is unread
-CAP = 1024            # VisualThinker-R1-Zero's max_new_tokens in evaluation, and BLINK's
-WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}      # CV-Bench: mean of 2D (mean of its two sources) and 3D
+# characters of a completion that `paper` looks at; what is longer is unread
+LONGEST = 20_000
+# VisualThinker-R1-Zero's max_new_tokens in evaluation, and BLINK's
+CAP = 1024
+# CV-Bench: mean of 2D (mean of its two sources) and 3D
+WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
 
 VERDICT = Path(__file__).with_name("math_rewards.py")
-NOTHING, WRONG, RIGHT = 0.0, 1.0, 2.0      # what it says
+# what it says
+NOTHING, WRONG, RIGHT = 0.0, 1.0, 2.0
 
-PAIRS = {"base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"}, "instruct": {"reasoning": "chatml_eval", "direct": "chatml_direct"}}
-"""The templates that ask a base and an instruct model, with and without reasoning: VisualThinker's evaluation, to the letter."""
+PAIRS = {
+    "base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"},
+    "instruct": {"reasoning": "chatml_eval", "direct": "chatml_direct"},
+}
+"""The templates that ask a base and an instruct model, with and without reasoning: VisualThinker's
+evaluation, to the letter."""
 
 
 class Reading(NamedTuple):
-    """What a completion says: the answer (None: none could be read, and `why`), its letter if it is a choice, and whether it is right."""
+    """What a completion says: the answer (None: none could be read, and `why`), its letter if it is a
+    choice, and whether it is right."""
 
     answer: str | None
     letter: str | None
@@ -46,18 +57,22 @@ class Reading(NamedTuple):
 
 # ---- reading an answer
 
+
 def strict(text: str, example: Example, direct: bool = False) -> Reading:
-    """The reward's own parser. A direct prompt asks for no tag: there the first line that says something is the answer, and all of it."""
+    """The reward's own parser. A direct prompt asks for no tag: there the first line that says something
+    is the answer, and all of it."""
     said = _spoken(text) if direct else text
     found = read(said, example)
     return Reading(found.answer, found.letter, found.why, is_right(said, example))
 
 
 def paper(text: str, example: Example, direct: bool = False) -> Reading:
-    """VisualThinker's: the first tag on one line, else the whole completion; in it math_verify's last letter, choice or number.
+    """VisualThinker's: the first tag on one line, else the whole completion; in it math_verify's last letter,
+    choice or number.
 
-    Right if that is one of the gold answer's spellings: its text, its letter, the letter in brackets. So "A or B" is right where A is, and the article
-    of "it is a cat" is read as (A). Without the extra math-verify its rule for letters and choices stands in for it, and formulas are not read.
+    Right if that is one of the gold answer's spellings: its text, its letter, the letter in brackets. So "A
+    or B" is right where A is, and the article of "it is a cat" is read as (A). Without the extra math-verify
+    its rule for letters and choices stands in for it, and formulas are not read.
     """
     if len(text) > LONGEST:
         return Reading(None, None, "answer too long", False)
@@ -74,21 +89,29 @@ def paper(text: str, example: Example, direct: bool = False) -> Reading:
 
 
 def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
-    """The answer as `strict` finds it, compared as MathVista's evaluation does: the nearest choice; whole numbers; decimals, rounded as asked."""
+    """The answer as `strict` finds it, compared as MathVista's evaluation does: the nearest choice; whole
+    numbers; decimals, rounded as asked."""
     found = extract(said := _spoken(text) if direct else text, ())
     if found.answer is None:
         return Reading(None, None, found.why, False)
     if example.choices:
-        answer = extract(said, example.choices).answer or min(example.choices, key=partial(_distance, found.answer[:200]))
+        answer = extract(said, example.choices).answer or min(
+            example.choices, key=partial(_distance, found.answer[:200])
+        )
         return Reading(answer, LETTERS[example.choices.index(answer)], "", answer == example.answer)
     kind = example.extra.get("answer_type", "text")
     if kind not in ("integer", "float"):
-        return Reading(found.answer, None, "", "".join(found.answer.split()) == "".join(example.answer.split()))
+        return Reading(
+            found.answer, None, "", "".join(found.answer.split()) == "".join(example.answer.split())
+        )
     number = numbers.parse(found.answer)
     if number is None:
         return Reading(None, None, "not a number", False)
     places = int(float(example.extra.get("precision") or 0))
-    value, gold = (int(x) if kind == "integer" else round(float(x), places) for x in (number.value, float(example.answer)))
+    value, gold = (
+        int(x) if kind == "integer" else round(float(x), places)
+        for x in (number.value, float(example.answer))
+    )
     return Reading(str(value), None, "", value == gold)
 
 
@@ -100,10 +123,11 @@ def _spoken(text: str) -> str:
 
 
 def _tagged(text: str) -> str:
-    """`<answer>\\s*(.*?)\\s*</answer>`, the first on one line, or everything; without the regular expression, which is quadratic."""
+    """`<answer>\\s*(.*?)\\s*</answer>`, the first on one line, or everything; without the regular
+    expression, which is quadratic."""
     start = text.find(ANSWER)
     while start >= 0 and (end := text.find(END_ANSWER, start)) >= 0:
-        inside = text[start + len(ANSWER):end].strip()
+        inside = text[start + len(ANSWER) : end].strip()
         if "\n" not in inside:
             return inside
         start = text.find(ANSWER, start + 1)
@@ -116,19 +140,29 @@ def _letter(answer: str, choices: Sequence[str]) -> str | None:
     lower = [choice.lower() for choice in choices]
     if answer.lower() in lower:
         return LETTERS[lower.index(answer.lower())]
-    return plain if len(plain) == 1 and plain in LETTERS[:len(choices)] else None
+    return plain if len(plain) == 1 and plain in LETTERS[: len(choices)] else None
 
 
 def spellings(example: Example) -> tuple[tuple[str, ...], list[str]]:
     """The strings that VisualThinker's evaluation looks for, and those of them that are right."""
     gold = [example.answer.lower(), example.answer]
     if example.letter:
-        gold += [spelt for letter in (example.letter, example.letter.lower()) for spelt in (letter, f"({letter})")]
-    return tuple(dict.fromkeys([*(spelling % letter for letter in "ABCDEFabcdef" for spelling in ("%s", "(%s)")), *example.choices])), gold
+        gold += [
+            spelt for letter in (example.letter, example.letter.lower()) for spelt in (letter, f"({letter})")
+        ]
+    return tuple(
+        dict.fromkeys(
+            [
+                *(spelling % letter for letter in "ABCDEFabcdef" for spelling in ("%s", "(%s)")),
+                *example.choices,
+            ]
+        )
+    ), gold
 
 
 def _verified(short: str, example: Example) -> float:
-    """The verdict of the extra math-verify: NOTHING, WRONG or RIGHT. It may take for ever; then it is ended, and is taken to have read nothing."""
+    """The verdict of the extra math-verify: NOTHING, WRONG or RIGHT. It may take for ever; then it is
+    ended, and is taken to have read nothing."""
     reward = open_reward(f"{VERDICT}:verdict")
     try:
         return reward(short, example, None)
@@ -137,9 +171,12 @@ def _verified(short: str, example: Example) -> float:
 
 
 def _last_string(short: str, strings: tuple[str, ...]) -> str | None:
-    """Without it: the same search for one of `strings` as a word, the last one of the first pattern that finds any."""
+    """Without it: the same search for one of `strings` as a word, the last one of the first pattern that
+    finds any."""
     for pattern in _patterns(strings):
-        if found := max(pattern.finditer(short), key=lambda match: (match.end(), -match.start()), default=None):
+        if found := max(
+            pattern.finditer(short), key=lambda match: (match.end(), -match.start()), default=None
+        ):
             return found["said"]
     return None
 
@@ -148,8 +185,17 @@ def _last_string(short: str, strings: tuple[str, ...]) -> str | None:
 def _patterns(strings: tuple[str, ...]) -> list[re.Pattern[str]]:
     said = "(?P<said>" + "|".join(map(re.escape, strings)) + ")"
     word = rf"(?:\*\*)?{said}(?:\*\*)?(?:[.,:\s]|$)"
-    return [re.compile(pattern) for pattern in (rf"(?i:final answer is):?\s*{said}\.?\s?I hope", rf"(?i:final answer.{{0,100}}?)\s+is:?\s*{said}",
-                                                rf"(?i:answer):.{{0,50}}?(?:^|\s){word}", rf"(?i:answer).{{0,50}}?(?:^|\s){word}", f"^{word}", rf"(?:^|\s){word}")]
+    return [
+        re.compile(pattern)
+        for pattern in (
+            rf"(?i:final answer is):?\s*{said}\.?\s?I hope",
+            rf"(?i:final answer.{{0,100}}?)\s+is:?\s*{said}",
+            rf"(?i:answer):.{{0,50}}?(?:^|\s){word}",
+            rf"(?i:answer).{{0,50}}?(?:^|\s){word}",
+            f"^{word}",
+            rf"(?:^|\s){word}",
+        )
+    ]
 
 
 def _distance(a: str, b: str) -> int:
@@ -175,8 +221,10 @@ def math_verify() -> str | None:
 
 # ---- making a total
 
+
 class Mark(NamedTuple):
-    """What a total is made of: a question's task and the source of its picture, and the share of its completions that are right."""
+    """What a total is made of: a question's task and the source of its picture, and the share of its
+    completions that are right."""
 
     task: str
     source: str | None
@@ -190,28 +238,46 @@ def micro(marks: Sequence[Mark]) -> dict[str, Any]:
 
 
 def source_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
-    """CV-Bench's official score: ((ADE20K + COCO) / 2 + Omni3D) / 2, of the accuracies by source. Raises ValueError where a source is missing."""
+    """CV-Bench's official score: ((ADE20K + COCO) / 2 + Omni3D) / 2, of the accuracies by source. Raises
+    ValueError where a source is missing."""
     found = {name: [mark for mark in marks if mark.source == name] for name in WEIGHTS}
     if missing := [name for name in WEIGHTS if not found[name]]:
-        raise ValueError(f"the source-averaged total needs questions of {', '.join(WEIGHTS)}, and there are none of {', '.join(missing)}; "
-                         "it is for --task cvbench, all of it")
+        raise ValueError(
+            f"the source-averaged total needs questions of {', '.join(WEIGHTS)}, and there are none of "
+            f"{', '.join(missing)}; "
+            "it is for --task cvbench, all of it"
+        )
     return _weighted({name: (float(weight), micro(found[name])) for name, weight in WEIGHTS.items()})
 
 
 def task_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
     """BLINK's official score: the mean of the accuracies of its subtasks, however many questions each has."""
     tasks = dict.fromkeys(mark.task for mark in marks)
-    return _weighted({task: (1 / len(tasks), micro([mark for mark in marks if mark.task == task])) for task in tasks})
+    return _weighted(
+        {task: (1 / len(tasks), micro([mark for mark in marks if mark.task == task])) for task in tasks}
+    )
 
 
 def _weighted(parts: Mapping[str, tuple[float, dict[str, Any]]]) -> dict[str, Any]:
-    """A weighted mean of totals, with an interval put together from theirs (MOVER: Zou and Donner, Statistics in Medicine 27:1693, 2008)."""
+    """A weighted mean of totals, with an interval put together from theirs (MOVER: Zou and Donner,
+    Statistics in Medicine 27:1693, 2008)."""
     value = sum(weight * part["value"] for weight, part in parts.values())
-    low, high = (sqrt(sum((weight * (part["value"] - part["interval"][end])) ** 2 for weight, part in parts.values())) for end in (0, 1))
-    return {"value": value, "interval": [value - low, value + high], "parts": {name: part["value"] for name, (_, part) in parts.items()}}
+    low, high = (
+        sqrt(sum((weight * (part["value"] - part["interval"][end])) ** 2 for weight, part in parts.values()))
+        for end in (0, 1)
+    )
+    return {
+        "value": value,
+        "interval": [value - low, value + high],
+        "parts": {name: part["value"] for name, (_, part) in parts.items()},
+    }
 
 
-TOTALS: dict[str, Callable[[Sequence[Mark]], dict[str, Any]]] = {"micro": micro, "source_averaged": source_averaged, "task_averaged": task_averaged}
+TOTALS: dict[str, Callable[[Sequence[Mark]], dict[str, Any]]] = {
+    "micro": micro,
+    "source_averaged": source_averaged,
+    "task_averaged": task_averaged,
+}
 
 
 def rounded(share: float) -> str:
@@ -220,19 +286,22 @@ def rounded(share: float) -> str:
 
 
 def truncated(share: float) -> str:
-    """0.59476 → 59.47: cut after two decimals, as VisualThinker prints its tables. (A hair is added: 0.29 is a little less than 29 %.)"""
+    """0.59476 → 59.47: cut after two decimals, as VisualThinker prints its tables. (A hair is added: 0.29
+    is a little less than 29 %.)"""
     return f"{floor(10_000 * share + 1e-6) / 100:.2f}"
 
 
 # ---- the protocols
 
+
 @dataclass(frozen=True)
 class Protocol:
     """How a benchmark is asked and scored.
 
-    read: (completion, example, direct) → Reading.  total: a name in TOTALS.  cap: longest completion, tokens.  templates: {"base" | "instruct":
-    {"reasoning" | "direct": a template}}.  max_pixels: larger pictures are scaled down (None: as the model's processor says).  as_trained: a
-    checkpoint of a run is asked with the run's template, cap and limits, not with these.  shown: how an accuracy is printed.
+    read: (completion, example, direct) → Reading.  total: a name in TOTALS.  cap: longest completion, tokens.
+    templates: {"base" | "instruct": {"reasoning" | "direct": a template}}.  max_pixels: larger pictures are
+    scaled down (None: as the model's processor says).  as_trained: a checkpoint of a run is asked with the
+    run's template, cap and limits, not with these.  shown: how an accuracy is printed.
     """
 
     name: str
@@ -249,19 +318,52 @@ class Protocol:
         """What compares the answers, for the record."""
         if self.read is not paper:
             return f"our rule ({self.read.__name__})"
-        return f"math-verify {math_verify()}" if math_verify() else "our rule for letters and choices (math-verify is not installed)"
+        return (
+            f"math-verify {math_verify()}"
+            if math_verify()
+            else "our rule for letters and choices (math-verify is not installed)"
+        )
 
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
-    Protocol("strict", "the reward's parser, every question alike; a run's checkpoint is asked as the run was", as_trained=True),
-    Protocol("paper", "VisualThinker-R1-Zero's: its extraction and list of right answers, every question alike, percentages cut after two decimals",
-             read=paper, shown=truncated),
-    Protocol("cambrian", "strict reading, and CV-Bench's official total: the mean of 2D and 3D, 2D being the mean of its two sources",
-             total="source_averaged"),
-    Protocol("blink", "strict reading, and BLINK's official total: the mean of its subtasks", total="task_averaged"),
-    Protocol("mathvista", "strict reading, MathVista's comparison: the nearest choice, whole numbers, decimals rounded as the question asks", read=mathvista))}
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            "strict",
+            "the reward's parser, every question alike; a run's checkpoint is asked as the run was",
+            as_trained=True,
+        ),
+        Protocol(
+            "paper",
+            "VisualThinker-R1-Zero's: its extraction and list of right answers, every question alike, "
+            "percentages cut after two decimals",
+            read=paper,
+            shown=truncated,
+        ),
+        Protocol(
+            "cambrian",
+            "strict reading, and CV-Bench's official total: the mean of 2D and 3D, 2D being the mean of "
+            "its two sources",
+            total="source_averaged",
+        ),
+        Protocol(
+            "blink",
+            "strict reading, and BLINK's official total: the mean of its subtasks",
+            total="task_averaged",
+        ),
+        Protocol(
+            "mathvista",
+            "strict reading, MathVista's comparison: the nearest choice, whole numbers, decimals "
+            "rounded as the question asks",
+            read=mathvista,
+        ),
+    )
+}
 
 
 def family(template: str) -> str | None:
-    """Whom a template asks: "instruct" if it writes turns, else "base"; None for the built-in world's, which has no direct form."""
-    return None if template == "shapes" else "instruct" if "<|im_start|>" in TEMPLATES[template].text else "base"
+    """Whom a template asks: "instruct" if it writes turns, else "base"; None for the built-in world's,
+    which has no direct form."""
+    return (
+        None if template == "shapes" else "instruct" if "<|im_start|>" in TEMPLATES[template].text else "base"
+    )

@@ -1,11 +1,12 @@
 """report.html: one page, without a network or a server, on which a person sees what a run learned and why.
 
-The curves; before and after; the same held-out questions answered again and again while the policy learns; and groups of completions with
-every token coloured by its gradient weight. The page is `grpo/page/`: skeleton, style and scripts, put into one file with the data as JSON.
+The curves; before and after; the same held-out questions answered again and again while the policy learns;
+and groups of completions with every token coloured by its gradient weight. The page is `grpo/page/`:
+skeleton, style and scripts, put into one file with the data as JSON.
 
-What models and data sets say is hostile until shown to be text. Three walls: the JSON is escaped so that no string can leave its
-<script> element; the scripts create text nodes only, never markup; and the page's Content-Security-Policy runs only scripts whose hash
-was taken here and loads nothing from anywhere.
+What models and data sets say is hostile until shown to be text. Three walls: the JSON is escaped so that no
+string can leave its <script> element; the scripts create text nodes only, never markup; and the page's
+Content-Security-Policy runs only scripts whose hash was taken here and loads nothing from anywhere.
 """
 
 from __future__ import annotations
@@ -38,24 +39,41 @@ def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
 
 
 def write_report(run_folder: str | Path) -> list[Path]:
-    """config.yaml, metrics.jsonl, summary.json and samples.jsonl of a run folder -> report.html in it; returns the paths written.
+    """config.yaml, metrics.jsonl, summary.json and samples.jsonl of a run folder -> report.html in it;
+    returns the paths written.
 
     Files that are missing leave gaps. Raises ValueError if one is broken.
     """
     folder = Path(run_folder)
     run = collect(folder)
-    script = "\n".join((PAGE / name).read_text("utf-8") for name in ("dom.js", "charts.js", "questions.js", "page.js"))
+    script = "\n".join(
+        (PAGE / name).read_text("utf-8") for name in ("dom.js", "charts.js", "questions.js", "page.js")
+    )
     style = (PAGE / "style.css").read_text("utf-8")
-    policy = f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
-    parts = {"POLICY": policy, "TITLE": _html(f"{run['name']} · Glimpse"), "STYLE": style, "DATA": embedded(run), "SCRIPT": script}
-    page = re.sub(r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->", lambda match: parts[match[1]], (PAGE / "page.html").read_text("utf-8"))
+    policy = (
+        f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}"
+    )
+    parts = {
+        "POLICY": policy,
+        "TITLE": _html(f"{run['name']} · Glimpse"),
+        "STYLE": style,
+        "DATA": embedded(run),
+        "SCRIPT": script,
+    }
+    page = re.sub(
+        r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->",
+        lambda match: parts[match[1]],
+        (PAGE / "page.html").read_text("utf-8"),
+    )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8", newline="\n")
     return [path]
 
 
 def embedded(data: Any) -> str:
-    """JSON that is safe inside <script>: pure ASCII without `<`, `>` or `&`, so neither </script> nor <!-- nor a control character."""
+    """JSON that is safe inside <script>: pure ASCII without `<`, `>` or `&`, so neither </script> nor <!--
+    nor a control character."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return re.sub(r"[<>&\x7f]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -67,9 +85,18 @@ def collect(folder: Path) -> dict[str, Any]:
     rows = read_metrics(folder)
     shown = read(folder / "samples.jsonl")
     settings = _settings(config, path)
-    return {"name": _cut(str(settings.get("recipe") or folder.resolve().name), 80), "config": _cut(config, 60_000), "settings": settings,
-            "summary": _summary(folder, rows), "step": max((row["step"] for row in rows), default=0), "charts": _rounded(charts(rows)),
-            "warnings": guards.warnings(rows), "reflection": _rounded(_reflection(rows)), "questions": _questions(shown), "moments": _moments(shown)}
+    return {
+        "name": _cut(str(settings.get("recipe") or folder.resolve().name), 80),
+        "config": _cut(config, 60_000),
+        "settings": settings,
+        "summary": _summary(folder, rows),
+        "step": max((row["step"] for row in rows), default=0),
+        "charts": _rounded(charts(rows)),
+        "warnings": guards.warnings(rows),
+        "reflection": _rounded(_reflection(rows)),
+        "questions": _questions(shown),
+        "moments": _moments(shown),
+    }
 
 
 def _settings(config: str, path: Path) -> dict[str, Any]:
@@ -77,37 +104,70 @@ def _settings(config: str, path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(config) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: not YAML: {error}") from None
-    wanted = ("recipe", "method", "model", "task", "steps", "prompts", "group", "cap", "seed", "temperature", "blind", "rewards")
-    return {key: _cut(tree[key], 200) if isinstance(tree[key], str) else tree[key] for key in wanted if key in tree}
+    wanted = (
+        "recipe",
+        "method",
+        "model",
+        "task",
+        "steps",
+        "prompts",
+        "group",
+        "cap",
+        "seed",
+        "temperature",
+        "blind",
+        "rewards",
+    )
+    return {
+        key: _cut(tree[key], 200) if isinstance(tree[key], str) else tree[key]
+        for key in wanted
+        if key in tree
+    }
 
 
 def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{"base": {name: number}, "final": {...}, "seconds", "finished"}; of a run that has not finished, its first and last evaluations."""
+    """{"base": {name: number}, "final": {...}, "seconds", "finished"}; of a run that has not finished, its
+    first and last evaluations."""
     path = folder / "summary.json"
     if path.exists():
         try:
             raw = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: not JSON: {error}") from None
-        return {"base": _numbers(raw.get("base", {})), "final": _numbers(raw.get("final", {})), "seconds": raw.get("seconds"),
-                "finished": True}
-    evaluations = [{key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows]
+        return {
+            "base": _numbers(raw.get("base", {})),
+            "final": _numbers(raw.get("final", {})),
+            "seconds": raw.get("seconds"),
+            "finished": True,
+        }
+    evaluations = [
+        {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows
+    ]
     evaluations = [_numbers(found) for found in evaluations if found] or [{}]
     return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": False}
 
 
 def _reflection(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """By keyword list and by third of the run: how often completions reflected, and what that went with; only where any did."""
+    """By keyword list and by third of the run: how often completions reflected, and what that went with;
+    only where any did."""
     steps = [row for row in rows if "completions/count" in row]
     third = -(-len(steps) // 3)
     found = []
     for name, title in (("visualthinker", "VisualThinker’s list"), ("vlaa", "VLAA’s list")):
-        parts = [steps[at:at + third] for at in range(0, len(steps), third)] if len(steps) >= 6 else [steps]
+        parts = [steps[at : at + third] for at in range(0, len(steps), third)] if len(steps) >= 6 else [steps]
         for part in [*parts, steps] if len(parts) > 1 else parts:
             if (pooled := aha.pooled(part, name)) and pooled["share"]:
                 gain = pooled.pop("gain")
-                found.append({"list": title, "words": [word.replace("*", "…") for word in aha.LISTS[name]], "from": part[0]["step"], "to": part[-1]["step"],
-                              **pooled, "gain": gain and [gain.mean, gain.low, gain.high, gain.groups]})
+                found.append(
+                    {
+                        "list": title,
+                        "words": [word.replace("*", "…") for word in aha.LISTS[name]],
+                        "from": part[0]["step"],
+                        "to": part[-1]["step"],
+                        **pooled,
+                        "gain": gain and [gain.mean, gain.low, gain.high, gain.groups],
+                    }
+                )
     return found
 
 
@@ -139,24 +199,40 @@ def _moments(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for group in shown:
         if group.get("kind") == "train":
             by_step.setdefault(group["step"], []).append(group)
-    return [{"step": step, "groups": [_asked(group) | {"completions": [_completion(c) for c in group.get("completions", [])]}
-                                      for group in by_step[step][:MOST_GROUPS]]}
-            for step in _spread(sorted(by_step), MOST_STEPS)]
+    return [
+        {
+            "step": step,
+            "groups": [
+                _asked(group) | {"completions": [_completion(c) for c in group.get("completions", [])]}
+                for group in by_step[step][:MOST_GROUPS]
+            ],
+        }
+        for step in _spread(sorted(by_step), MOST_STEPS)
+    ]
 
 
 def _asked(group: Mapping[str, Any]) -> dict[str, Any]:
     picture = group.get("picture")
     safe = isinstance(picture, str) and PICTURE.fullmatch(picture) is not None
-    return {"uid": _cut(group.get("uid", ""), 200), "question": _cut(group.get("question", ""), MOST_TEXT),
-            "task": _cut(group.get("task", ""), 80),
-            "choices": [_cut(choice, 500) for choice in group.get("choices", [])], "answer": _cut(group.get("answer", ""), 500),
-            "picture": picture if safe else None}
+    return {
+        "uid": _cut(group.get("uid", ""), 200),
+        "question": _cut(group.get("question", ""), MOST_TEXT),
+        "task": _cut(group.get("task", ""), 80),
+        "choices": [_cut(choice, 500) for choice in group.get("choices", [])],
+        "answer": _cut(group.get("answer", ""), 500),
+        "picture": picture if safe else None,
+    }
 
 
 def _completion(completion: Mapping[str, Any]) -> dict[str, Any]:
     tokens = [_cut(token, 200) for token in completion.get("tokens", [])[:MOST_TOKENS]]
-    kept = {"tokens": tokens, "length": len(completion.get("tokens", [])), "text": _cut(completion.get("text", ""), MOST_TEXT),
-            "stopped": bool(completion.get("stopped", True)), "clipped": [bool(c) for c in completion.get("clipped", [])[:MOST_TOKENS]]}
+    kept = {
+        "tokens": tokens,
+        "length": len(completion.get("tokens", [])),
+        "text": _cut(completion.get("text", ""), MOST_TEXT),
+        "stopped": bool(completion.get("stopped", True)),
+        "clipped": [bool(c) for c in completion.get("clipped", [])[:MOST_TOKENS]],
+    }
     for name in ("reward", "parts", "advantage"):
         kept[name] = _rounded(completion.get(name))
     for name in ("weight", "logp", "kl"):
@@ -172,7 +248,8 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Four significant digits are all that a page shows, and keep it small. What is not finite becomes null."""
+    """Four significant digits are all that a page shows, and keep it small. What is not finite becomes
+    null."""
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,8 +1,9 @@
 """What an evaluation that is killed has written so far, so that the same command goes on.
 
-Completions are appended to a file beside --json as they come, one line a question: who wrote them is a hash of everything that changes a
-completion (model, prompt, sampling, question). Tokens and text are kept, not scores: they are read anew, so that a resumed evaluation counts
-exactly as an uninterrupted one. The file is removed when the result is written.
+Completions are appended to a file beside --json as they come, one line a question: who wrote them is a hash
+of everything that changes a completion (model, prompt, sampling, question). Tokens and text are kept, not
+scores: they are read anew, so that a resumed evaluation counts exactly as an uninterrupted one. The file is
+removed when the result is written.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any, NamedTuple
 from data.types import Example
 from grpo.files import append_line
 
-BLOCK, BLOCKS = 4096, 64      # of a file of weights, so much is looked at: gigabytes need not be read to tell two checkpoints apart
+# of a file of weights, so much is looked at: gigabytes need not be read to tell two checkpoints apart
+BLOCK, BLOCKS = (4096, 64)
 
 
 class Written(NamedTuple):
-    """A completion: its text (the template's opening included), its tokens, and whether it stopped before the cap."""
+    """A completion: its text (the template's opening included), its tokens, and whether it stopped before
+    the cap."""
 
     text: str
     tokens: tuple[int, ...]
@@ -40,7 +43,8 @@ class Kept:
 
 
 class Log:
-    """The file of an evaluation that is under way. `asked`: all that was asked for, plain values; what changes nothing is left out.
+    """The file of an evaluation that is under way. `asked`: all that was asked for, plain values; what
+    changes nothing is left out.
 
     Raises ValueError if the file is of an evaluation that asked for something else, or is none of ours.
     """
@@ -48,7 +52,8 @@ class Log:
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
         self.path, self.rows = path, {}
         head = json.loads(json.dumps(asked, default=str))
-        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []        # a line without its end was torn by a kill
+        # a line without its end was torn by a kill
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         whole = sum(len(line) + 1 for line in lines)
         for number, line in enumerate(lines):
             try:
@@ -56,9 +61,14 @@ class Log:
                 if number == 0:
                     self._same(row["evaluation"], head)
                 else:
-                    self.rows[row["asked"]] = [Written(text, tuple(tokens), stopped) for text, tokens, stopped in row["completions"]]
+                    self.rows[row["asked"]] = [
+                        Written(text, tuple(tokens), stopped) for text, tokens, stopped in row["completions"]
+                    ]
             except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(f"{path}, line {number + 1}: not written by an evaluation; remove the file, or write elsewhere with --json") from error
+                raise ValueError(
+                    f"{path}, line {number + 1}: not written by an evaluation; remove the file, or write "
+                    "elsewhere with --json"
+                ) from error
         if path.exists():
             os.truncate(path, whole)
         self.resumed = len(self.rows)
@@ -66,14 +76,22 @@ class Log:
             self._append({"evaluation": head})
 
     def of(self, **how: Any) -> "Kept":
-        """The completions that were asked for in one way: by the same model with the same prompt, sampling and limits."""
+        """The completions that were asked for in one way: by the same model with the same prompt, sampling
+        and limits."""
         return _Pass(self, how)
 
     def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         before, now = _flat(before), _flat(now)
-        if other := [f"{key}: {before.get(key)} there, {now.get(key)} now" for key in (before | now) if before.get(key) != now.get(key)]:
-            raise ValueError(f"{self.path}: an interrupted evaluation that was asked differently ({'; '.join(other[:3])}); "
-                             "finish it with its own command, remove the file, or write elsewhere with --json")
+        if other := [
+            f"{key}: {before.get(key)} there, {now.get(key)} now"
+            for key in (before | now)
+            if before.get(key) != now.get(key)
+        ]:
+            raise ValueError(
+                f"{self.path}: an interrupted evaluation that was asked differently "
+                f"({'; '.join(other[:3])}); "
+                "finish it with its own command, remove the file, or write elsewhere with --json"
+            )
 
     def _append(self, row: Mapping[str, Any]) -> None:
         append_line(self.path, (json.dumps(row) + "\n").encode("ascii"))
@@ -93,12 +111,14 @@ class _Pass(Kept):
             self.log._append({"asked": key, "uid": example.uid, "completions": rows})
 
     def _key(self, number: int, example: Example) -> str:
-        said = json.dumps([self.how, number, example.uid, example.asked, example.choices])      # a uid alone may be there twice
+        # a uid alone may be there twice
+        said = json.dumps([self.how, number, example.uid, example.asked, example.choices])
         return hashlib.sha256(said.encode("ascii")).hexdigest()[:24]
 
 
 def weights_digest(folder: Path) -> str:
-    """A hash of the weights in a model folder: of their names, their sizes and BLOCKS pieces of each file. Enough to tell checkpoints apart."""
+    """A hash of the weights in a model folder: of their names, their sizes and BLOCKS pieces of each file.
+    Enough to tell checkpoints apart."""
     found = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]:
         size = path.stat().st_size

@@ -1,8 +1,9 @@
 """Choosing the next token: a distribution, a uniform number, an inverse CDF. Pure.
 
-How we depart from everyone else: randomness is *addressed*, not consumed. The uniform number of a token is a hash of where the token
-stands (seed, step, prompt, completion, position), so no generator has a state. A completion does not depend on what shares its batch, on
-the order, on the number of ranks, or on whether the run was interrupted.
+How we depart from everyone else: randomness is *addressed*, not consumed. The uniform number of a token is a
+hash of where the token stands (seed, step, prompt, completion, position), so no generator has a state. A
+completion does not depend on what shares its batch, on the order, on the number of ranks, or on whether the
+run was interrupted.
 """
 
 from __future__ import annotations
@@ -26,31 +27,38 @@ _STEP, _MUL1, _MUL2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5
 def log_distribution(logits: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature), in float32: the policy.  (..., V) -> (..., V).
 
-    Rollouts draw from it and the loss scores with it: the very same function, so the policy that samples is the policy that learns.
+    Rollouts draw from it and the loss scores with it: the very same function, so the policy that samples is
+    the policy that learns.
     """
     logits = logits.float()
     if temperature != 1:
-        logits = logits / temperature  # not a division by 1: it would be one more (..., V)
+        # not a division by 1: it would be one more (..., V)
+        logits = logits / temperature
     return torch.log_softmax(logits, dim=-1)
 
 
 def sample(logits: Tensor, u: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
     """One token per distribution: the first whose cumulative probability exceeds u.
 
-    logits (..., V), u (...) float32 in [0, 1), temperature >= 0 -> tokens (...) long, logp (...) float32 under `log_distribution`.
-    temperature 0 is greedy: the likeliest token, u is not used (None is fine), logp is reported at temperature 1.
-    A token of probability 0 is never returned, whatever u and the rounding of the cumulative sum.
+    logits (..., V), u (...) float32 in [0, 1), temperature >= 0 -> tokens (...) long, logp (...) float32
+    under `log_distribution`.
+    temperature 0 is greedy: the likeliest token, u is not used (None is fine), logp is reported at
+    temperature 1. A token of probability 0 is never returned, whatever u and the rounding of the cumulative
+    sum.
     """
     if temperature == 0:
         tokens = logits.argmax(dim=-1)
         return tokens, _at(log_distribution(logits, 1.0), tokens)
     logp = log_distribution(logits, temperature)
     p = logp.exp()
-    # The sum of float32 probabilities is only nearly 1, and a parallel scan is only nearly monotone. So: impossible tokens leave the race
-    # (their entry becomes 0, which no u >= 0 is below), and u is measured against the largest sum reached instead of against 1.
+    # The sum of float32 probabilities is only nearly 1, and a parallel scan is only nearly monotone. So:
+    # impossible tokens leave the race (their entry becomes 0, which no u >= 0 is below), and u is measured
+    # against the largest sum reached instead of against 1.
     cumulative = p.cumsum(dim=-1) * (p > 0)
-    threshold = u.unsqueeze(-1) * cumulative.amax(dim=-1, keepdim=True)  # < the maximum, because u <= 1 - 2^-24
-    tokens = (cumulative > threshold).view(torch.uint8).argmax(dim=-1)  # argmax returns the first
+    # < the maximum, because u <= 1 - 2^-24
+    threshold = u.unsqueeze(-1) * cumulative.amax(dim=-1, keepdim=True)
+    # argmax returns the first
+    tokens = (cumulative > threshold).view(torch.uint8).argmax(dim=-1)
     return tokens, _at(logp, tokens)
 
 
@@ -61,28 +69,33 @@ def _at(values: Tensor, tokens: Tensor) -> Tensor:
 def uniforms(seed: int, step: int, uids: list[int], group: int, cap: int, *, device="cpu") -> Tensor:
     """The uniform number of every token that a step may sample.  -> (P, group, cap) float32, 0 < u < 1.
 
-    uids: one 64-bit integer per prompt (`uid_hash`). Equal uids within a step get equal numbers, hence equal completions.
-    u[p, g, t] depends on (seed, step, uids[p], g, t) and on nothing else: not on P, group, cap or the order of the prompts.
+    uids: one 64-bit integer per prompt (`uid_hash`). Equal uids within a step get equal numbers, hence equal
+    completions. u[p, g, t] depends on (seed, step, uids[p], g, t) and on nothing else: not on P, group, cap
+    or the order of the prompts.
     """
     uid = torch.tensor([_signed(u) for u in uids], dtype=torch.int64)[:, None, None]
     g = torch.arange(group, dtype=torch.int64)[None, :, None]
     t = torch.arange(cap, dtype=torch.int64)[None, None, :]
     state = torch.zeros(1, 1, 1, dtype=torch.int64)
-    for word in (_signed(seed), _signed(step), uid, g, t):  # absorb one coordinate at a time
+    # absorb one coordinate at a time
+    for word in (_signed(seed), _signed(step), uid, g, t):
         state = _mix((state ^ word) + _STEP)
-    u = _shift(state, 40).float() * 2.0**-24  # the top 24 bits: all that a float32 in [0, 1) can hold evenly
-    # One token in 16 million would get u = 0, and with it the first word of the vocabulary that isn't quite impossible, be its
-    # probability 1e-30. So the first cell, [0, 2^-24), is represented by its middle.
+    # the top 24 bits: all that a float32 in [0, 1) can hold evenly
+    u = _shift(state, 40).float() * 2.0**-24
+    # One token in 16 million would get u = 0, and with it the first word of the vocabulary that isn't quite
+    # impossible, be its probability 1e-30. So the first cell, [0, 2^-24), is represented by its middle.
     return u.clamp(min=2.0**-25).to(device)
 
 
 def uid_hash(uid: str) -> int:
-    """A stable signed 64-bit integer for a name (blake2b; Python's own hash() changes from process to process)."""
+    """A stable signed 64-bit integer for a name (blake2b; Python's own hash() changes from process to
+    process)."""
     return int.from_bytes(hashlib.blake2b(uid.encode("utf-8"), digest_size=8).digest(), "little", signed=True)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser: a bijection of 64 bits in which every input bit moves every output bit (int64 products wrap)."""
+    """splitmix64's finaliser: a bijection of 64 bits in which every input bit moves every output bit
+    (int64 products wrap)."""
     x = (x ^ _shift(x, 30)) * _MUL1
     x = (x ^ _shift(x, 27)) * _MUL2
     return x ^ _shift(x, 31)

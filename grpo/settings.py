@@ -1,7 +1,8 @@
 """Every setting of a run, as one tree of dataclasses: the names, the types, the defaults, and what they mean.
 
-A field is followed by its help, which is also what `--help` prints and what the tables of the docs are generated from.
-The defaults of the objective are the paper's (VisualThinker-R1-Zero, GRPO); recipes say how they depart from them.
+A field is followed by its help, which is also what `--help` prints and what the tables of the docs are
+generated from. The defaults of the objective are the paper's (VisualThinker-R1-Zero, GRPO); recipes say how
+they depart from them.
 Configuration stops at the entry points: functions elsewhere take values, never a Config.
 """
 
@@ -14,8 +15,17 @@ from typing import Any, Literal
 
 from grpo.typed import ConfigError, leaves
 
-HEADINGS = {"recipe": "The run", "model": "The policy", "task": "The questions", "prompts": "Rollouts", "rewards": "Rewards and advantages",
-            "loss": "The objective", "sft": "Imitation", "optim": "The optimizer", "eval": "Evaluation, checkpoints, report"}
+HEADINGS = {
+    "recipe": "The run",
+    "model": "The policy",
+    "task": "The questions",
+    "prompts": "Rollouts",
+    "rewards": "Rewards and advantages",
+    "loss": "The objective",
+    "sft": "Imitation",
+    "optim": "The optimizer",
+    "eval": "Evaluation, checkpoints, report",
+}
 """The field that each heading stands above, in help and docs."""
 
 
@@ -36,27 +46,34 @@ class Loss:
     """The objective: docs/06."""
 
     weighting: Literal["token", "completion", "constant"] = "completion"
-    """What a token weighs. token: all alike (DAPO); completion: all completions alike (the GRPO paper); constant: 1/cap (Dr. GRPO)."""
+    """What a token weighs. token: all alike (DAPO); completion: all completions alike (the GRPO paper);
+    constant: 1/cap (Dr. GRPO)."""
     surrogate: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
-    """clip: PPO's ratio per token; gspo: one ratio per completion; cispo: the ratio is clipped, the gradient is not; reinforce: no ratio (GPG)."""
+    """clip: PPO's ratio per token; gspo: one ratio per completion; cispo: the ratio is clipped, the
+    gradient is not; reinforce: no ratio (GPG)."""
     clip_low: float = 0.2
     """The ratio is clipped below 1 - clip_low."""
     clip_high: float = 0.2
     """The ratio is clipped above 1 + clip_high (0.28 is DAPO's clip-higher)."""
     kl: Literal["k1", "k2", "k3", "k3_is"] = "k3"
-    """Estimator of the KL to the reference. k3: the GRPO paper's; k3_is: k3 times the ratio, unbiased in its gradient as well."""
+    """Estimator of the KL to the reference. k3: the GRPO paper's; k3_is: k3 times the ratio, unbiased in
+    its gradient as well."""
     kl_coef: float = 0.04
     """Weight of the KL penalty. 0: no reference model is loaded."""
     reference_on: Literal["device", "host"] = "device"
-    """Where the reference is kept. host: in the machine's memory, and copied to the GPU for its pass in each step."""
+    """Where the reference is kept. host: in the machine's memory, and copied to the GPU for its pass in
+    each step."""
     updates: int = 1
     """Optimizer updates per rollout. With 1 the ratio is 1, and its gradient is not."""
     micro_tokens: int = 16384
-    """Most tokens (prompts once, completions, padding) in one forward. Changes memory and speed, never the gradient."""
+    """Most tokens (prompts once, completions, padding) in one forward. Changes memory and speed, never the
+    gradient."""
     stretches: int = 4
-    """In float32 on a CPU a step's groups are learned from in so many stretches: on a number of ranks that divides it a run is the same bit for bit. 0: each group alone, any number."""
+    """In float32 on a CPU a step's groups are learned from in so many stretches: on a number of ranks that
+    divides it a run is the same bit for bit. 0: each group alone, any number."""
     logits_mib: float | None = None
-    """MiB of logits that exist at the same time (twice that is in use). null: 115 on a CPU, 512 on a GPU. Changes memory and speed, never the gradient."""
+    """MiB of logits that exist at the same time (twice that is in use). null: 115 on a CPU, 512 on a GPU.
+    Changes memory and speed, never the gradient."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +81,8 @@ class Imitation:
     """What `method: sft` learns from a document."""
 
     loss_on: Literal["answer", "prompt_and_answer"] = "answer"
-    """Which tokens count. prompt_and_answer: also the prompt's words (not its pictures), as the paper's SFT baseline was trained."""
+    """Which tokens count. prompt_and_answer: also the prompt's words (not its pictures), as the paper's
+    SFT baseline was trained."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +90,8 @@ class Optim:
     """The optimizer and its learning rate."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """adamw: as in the papers; muon: orthogonal updates for the matrices, AdamW for the rest (training from random weights)."""
+    """adamw: as in the papers; muon: orthogonal updates for the matrices, AdamW for the rest (training
+    from random weights)."""
     lr: float = 1e-6
     """Peak learning rate."""
     warmup: int = 0
@@ -114,9 +133,11 @@ class Save:
     every: int = 50
     """Save each so many steps. 0: only at the end."""
     keep: int = 2
-    """Checkpoints kept, the newest first. 0: all; 1: there is none to go back to, should the last one be damaged."""
+    """Checkpoints kept, the newest first. 0: all; 1: there is none to go back to, should the last one be
+    damaged."""
     background: bool = True
-    """Training goes on while a checkpoint is written, and stops only for a copy of weights and optimizer in the CPU's memory. false: it waits, without the copy."""
+    """Training goes on while a checkpoint is written, and stops only for a copy of weights and optimizer
+    in the CPU's memory. false: it waits, without the copy."""
 
 
 @dataclass(frozen=True)
@@ -146,27 +167,33 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are float32 always."""
+    """Of matrix products; auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are
+    float32 always."""
     shard: Literal["auto", "always", "never"] = "auto"
-    """Cut the policy and its optimizer over the ranks (FSDP2): docs/ranks.md. auto: with more than one rank, unless optim.name is muon."""
+    """Cut the policy and its optimizer over the ranks (FSDP2): docs/ranks.md. auto: with more than one
+    rank, unless optim.name is muon."""
     timeout: float = 600.0
-    """Of several ranks: seconds after which one that is silent, or that others wait for and that does not move, is taken for lost, named, and the run ended."""
+    """Of several ranks: seconds after which one that is silent, or that others wait for and that does not
+    move, is taken for lost, named, and the run ended."""
 
     model: str = "tiny"
-    """The base: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint), or a model of the hub (Qwen/Qwen2-VL-2B)."""
+    """The base: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint), or
+    a model of the hub (Qwen/Qwen2-VL-2B)."""
     revision: str | None = None
     """Commit, tag or branch of a hub model. null: the newest."""
     init: str | None = None
     """A config.json: start from random weights of this shape instead (sft only)."""
     freeze: list[Literal["vision", "llm"]] = field(default_factory=list)
-    """Parts that are not trained. vision: the tower and its merger; llm: embedding, decoder and head (then every question needs a picture)."""
+    """Parts that are not trained. vision: the tower and its merger; llm: embedding, decoder and head (then
+    every question needs a picture)."""
     recompute: bool = False
     """Recompute the activations of each block in the backward pass: less memory, a third more time."""
 
     task: str = "shapes"
     """Where the questions come from: a name in data/sources.py."""
     data: str | None = None
-    """File, folder or dataset of the hub (array/SAT) that the task reads: docs/data.md. null: the task needs none."""
+    """File, folder or dataset of the hub (array/SAT) that the task reads: docs/data.md. null: the task
+    needs none."""
     limit: int | None = None
     """Use only the first so many examples. null: all."""
     template: str = "shapes"
@@ -189,22 +216,28 @@ class Config:
     stages: list[Stage] = field(default_factory=list)
     """Other group sizes and caps for the first steps: [{until: 200, group: 16, cap: 1024}, ...]."""
     temperature: float = 1.0
-    """Of sampling, and of the log-probs in the loss: the policy that samples is the policy that is trained."""
+    """Of sampling, and of the log-probs in the loss: the policy that samples is the policy that is
+    trained."""
     slots: int | None = None
-    """Completions decoded at the same time; the others wait for a free slot, which changes none of them. null: as many as fit into the free memory."""
+    """Completions decoded at the same time; the others wait for a free slot, which changes none of them.
+    null: as many as fit into the free memory."""
     cuda_graphs: bool = False
-    """Decode by CUDA graphs, which spares a GPU the wait for Python between kernels. Off, because nobody has measured it on a GPU yet."""
+    """Decode by CUDA graphs, which spares a GPU the wait for Python between kernels. Off, because nobody
+    has measured it on a GPU yet."""
     sampling: Literal["fixed", "dynamic"] = "fixed"
-    """dynamic: groups that all earned the same are replaced by those of further prompts (DAPO, GPG), in at most max_rounds rounds."""
+    """dynamic: groups that all earned the same are replaced by those of further prompts (DAPO, GPG), in at
+    most max_rounds rounds."""
     max_rounds: int = 4
     """Rollouts of a step under dynamic sampling, the first one counted."""
     enough: float = 1.0
     """Dynamic sampling asks no further once this share of the step's groups can teach."""
 
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    """Reward parts and their weights: names in grpo/rewards.py, or FILE.py:FUNCTION for a function of your own."""
+    """Reward parts and their weights: names in grpo/rewards.py, or FILE.py:FUNCTION for a function of your
+    own."""
     advantage: Literal["std", "none", "batch"] = "std"
-    """What (reward - mean of its group) is divided by. std: of the group (GRPO); none (Dr. GRPO); batch: std of all rewards."""
+    """What (reward - mean of its group) is divided by. std: of the group (GRPO); none (Dr. GRPO); batch:
+    std of all rewards."""
 
     loss: Loss = field(default_factory=Loss)
     sft: Imitation = field(default_factory=Imitation)
@@ -228,11 +261,34 @@ class Config:
 
 def check(config: Config) -> None:
     """Values that are of the right type and still make no sense. Raises ConfigError naming the key."""
-    at_least = {"prompts": 1, "group": 1, "cap": 1, "max_prompt": 2, "steps": 0, "optim.warmup": 0, "optim.weight_decay": 0,
-                "optim.max_grad_norm": 0,
-                "loss.kl_coef": 0, "loss.clip_high": 0, "loss.updates": 1, "loss.micro_tokens": 1, "loss.stretches": 0, "max_rounds": 1,
-                "eval.every": 0, "eval.items": 0, "save.every": 0, "save.keep": 0, "report.every": 0, "report.prompts": 0,
-                "limit": 1, "slots": 1, "min_pixels": 1, "max_pixels": 1, "eval.cap": 1, "seed": 0}
+    at_least = {
+        "prompts": 1,
+        "group": 1,
+        "cap": 1,
+        "max_prompt": 2,
+        "steps": 0,
+        "optim.warmup": 0,
+        "optim.weight_decay": 0,
+        "optim.max_grad_norm": 0,
+        "loss.kl_coef": 0,
+        "loss.clip_high": 0,
+        "loss.updates": 1,
+        "loss.micro_tokens": 1,
+        "loss.stretches": 0,
+        "max_rounds": 1,
+        "eval.every": 0,
+        "eval.items": 0,
+        "save.every": 0,
+        "save.keep": 0,
+        "report.every": 0,
+        "report.prompts": 0,
+        "limit": 1,
+        "slots": 1,
+        "min_pixels": 1,
+        "max_pixels": 1,
+        "eval.cap": 1,
+        "seed": 0,
+    }
     for key, least in at_least.items():
         value = value_of(config, key)
         if value is not None and value < least:
@@ -244,15 +300,23 @@ def check(config: Config) -> None:
         if not 0 <= value_of(config, key) < 1:
             raise ConfigError(f"{key}: must be in [0, 1), got {value_of(config, key)}")
     if not 0 < config.enough <= 1:
-        raise ConfigError(f"enough: is a share of the step's groups, above 0 and at most 1, got {config.enough}")
+        raise ConfigError(
+            f"enough: is a share of the step's groups, above 0 and at most 1, got {config.enough}"
+        )
     if not 0 <= config.optim.lr_min <= 1:
         raise ConfigError(f"optim.lr_min: is a fraction of optim.lr, in [0, 1], got {config.optim.lr_min}")
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
     if config.init and config.method != "sft":
-        raise ConfigError("init: random weights can't learn from rewards, because they never earn one; use method=sft, or drop init")
+        raise ConfigError(
+            "init: random weights can't learn from rewards, because they never earn one; use method=sft, "
+            "or drop init"
+        )
     if config.shard == "always" and config.optim.name == "muon":
-        raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never, and every rank holds the whole policy")
+        raise ConfigError(
+            "shard: muon needs whole matrices; use shard=auto or shard=never, and every rank holds the "
+            "whole policy"
+        )
     if len(set(config.freeze)) > 1:
         raise ConfigError("freeze: with vision and llm both frozen there is nothing left to train")
     _check_rollouts(config)
@@ -266,14 +330,23 @@ def _check_rollouts(config: Config) -> None:
     if config.cuda_graphs and config.device == "cpu":
         raise ConfigError("cuda_graphs: there are none on a CPU; drop it, or set device=cuda")
     if config.sampling == "dynamic" and config.loss.kl_coef:
-        raise ConfigError("sampling: dynamic leaves out groups that a KL penalty would still move; set loss.kl_coef=0, as DAPO and GPG do")
-    sizes = [("group", config.group)] + [(f"stages[{i}].group", stage.group) for i, stage in enumerate(config.stages)]
+        raise ConfigError(
+            "sampling: dynamic leaves out groups that a KL penalty would still move; set loss.kl_coef=0, "
+            "as DAPO and GPG do"
+        )
+    sizes = [("group", config.group)] + [
+        (f"stages[{i}].group", stage.group) for i, stage in enumerate(config.stages)
+    ]
     for key, size in sizes:
         if size < 2:
-            raise ConfigError(f"{key}: a completion is compared with its group, which needs at least 2, got {size}")
+            raise ConfigError(
+                f"{key}: a completion is compared with its group, which needs at least 2, got {size}"
+            )
     ends = [stage.until for stage in config.stages]
     if ends != sorted(set(ends)) or any(stage.cap < 1 for stage in config.stages):
-        raise ConfigError(f"stages: `until` must grow from stage to stage and `cap` be at least 1, got until {ends}")
+        raise ConfigError(
+            f"stages: `until` must grow from stage to stage and `cap` be at least 1, got until {ends}"
+        )
 
 
 def value_of(config: Config, key: str) -> Any:

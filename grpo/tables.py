@@ -7,38 +7,58 @@ from pathlib import Path
 from typing import Any
 
 
-Rows = tuple[list[Any], list[list[Any]]]         # a header, and a line of cells for each row
+# a header, and a line of cells for each row
+Rows = tuple[list[Any], list[list[Any]]]
 
 
 def score_table(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> str:
-    """`evaluation.scores` as one line a task and one for all; below it the total, if it is another, and why answers could not be read."""
+    """`evaluation.scores` as one line a task and one for all; below it the total, if it is another, and
+    why answers could not be read."""
     return "\n".join([table(*score_rows(found, shown)), *notes(found, shown)])
 
 
 def score_rows(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> Rows:
     """The cells of the table of scores. shown: how an accuracy is printed."""
     looks, shown = "looking" in found, shown or percent
-    header = ["task", "n", "accuracy", "95 % interval", "chance", "format", "unread", "cut", "length"] + ["looks", "again"] * looks
+    header = ["task", "n", "accuracy", "95 % interval", "chance", "format", "unread", "cut", "length"] + [
+        "looks",
+        "again",
+    ] * looks
     rows = []
     for task, block in [*found["tasks"].items(), ("all", found)]:
         shares = [block[key] for key in ("chance", "format", "extraction_failure", "truncated")]
-        row = [task, block["questions"], shown(block["accuracy"]), interval(*block["interval"]), *map(percent, shares)]
+        row = [
+            task,
+            block["questions"],
+            shown(block["accuracy"]),
+            interval(*block["interval"]),
+            *map(percent, shares),
+        ]
         row.append(f"{block['mean_length']:.1f}")
         rows.append(row + [percent(block[key]) for key in ("looking", "self_correction") if looks])
     return header, rows
 
 
 def notes(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> list[str]:
-    """What stands below the table: totals made in another way than by counting questions, second looks, failures."""
+    """What stands below the table: totals made in another way than by counting questions, second looks,
+    failures."""
     lines = []
     for name, total in found.get("totals", {}).items():
         if name != "micro":
             parts = ", ".join(f"{source} {percent(value)}" for source, value in total["parts"].items())
-            lines.append(f"{name.replace('_', '-')} total: {(shown or percent)(total['value'])} ({interval(*total['interval'])}), from {parts}")
+            lines.append(
+                f"{name.replace('_', '-')} total: {(shown or percent)(total['value'])} "
+                f"({interval(*total['interval'])}), from {parts}"
+            )
     if "looking" in found:
-        lines.append(f"second looks that turned wrong into right: {found['wrong_to_right']}, right into wrong: {found['right_to_wrong']}")
+        lines.append(
+            f"second looks that turned wrong into right: {found['wrong_to_right']}, right into wrong: "
+            f"{found['right_to_wrong']}"
+        )
     if found["failures"]:
-        lines.append("unread because of: " + ", ".join(f"{why} ({count})" for why, count in found["failures"].items()))
+        lines.append(
+            "unread because of: " + ", ".join(f"{why} ({count})" for why, count in found["failures"].items())
+        )
     return lines
 
 
@@ -49,11 +69,14 @@ def k_table(found: Mapping[str, Any]) -> str:
 
 def k_rows(found: Mapping[str, Any]) -> Rows:
     """Its cells."""
-    return ["k", *found["pass@k"]], [[name, *(percent(cell["value"]) for cell in found[name].values())] for name in ("pass@k", "maj@k")]
+    return ["k", *found["pass@k"]], [
+        [name, *(percent(cell["value"]) for cell in found[name].values())] for name in ("pass@k", "maj@k")
+    ]
 
 
 def difference_table(found: Mapping[str, Mapping[str, Any]], first: str, second: str) -> str:
-    """Two evaluations side by side, and first minus second: paired, with how many questions only one of them got right, and McNemar's p."""
+    """Two evaluations side by side, and first minus second: paired, with how many questions only one of
+    them got right, and McNemar's p."""
     return table(*difference_rows(found, first, second))
 
 
@@ -62,19 +85,43 @@ def difference_rows(found: Mapping[str, Mapping[str, Any]], first: str, second: 
     rows = []
     for task, row in found.items():
         p = f"{row['p']:.4f}" if row["p"] >= 1e-4 else "< 0.0001"
-        rows.append([task, row["n"], percent(row["first"]), percent(row["second"]), f"{100 * row['difference']:+.1f}",
-                     interval(row["low"], row["high"], sign="+"), row["only_a"], row["only_b"], p])
-    return ["task", "n", first, second, "difference", "95 % interval", f"only {first}", f"only {second}", "p"], rows
+        rows.append(
+            [
+                task,
+                row["n"],
+                percent(row["first"]),
+                percent(row["second"]),
+                f"{100 * row['difference']:+.1f}",
+                interval(row["low"], row["high"], sign="+"),
+                row["only_a"],
+                row["only_b"],
+                p,
+            ]
+        )
+    return [
+        "task",
+        "n",
+        first,
+        second,
+        "difference",
+        "95 % interval",
+        f"only {first}",
+        f"only {second}",
+        "p",
+    ], rows
 
 
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """The cells as a table of Markdown: the first column to the left, the others to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def labels(key: str, names: Sequence[str]) -> tuple[str, str]:
-    """Short names of the two sides of a comparison: what was asked in the way `key`, and the models' names."""
+    """Short names of the two sides of a comparison: what was asked in the way `key`, and the models'
+    names."""
     if key != "compare":
         return "as it is", key
     first, second = (Path(name).name for name in names)
@@ -82,22 +129,40 @@ def labels(key: str, names: Sequence[str]) -> tuple[str, str]:
 
 
 def as_markdown(result: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> str:
-    """What `evaluate.py --json` writes, without the answers, as a page of Markdown: how it was asked, and a table for each way of asking."""
+    """What `evaluate.py --json` writes, without the answers, as a page of Markdown: how it was asked, and
+    a table for each way of asking."""
     config = result["config"]
     names = [who["name"] for who in config["subjects"]]
-    lines = [f"# {config['task']}, split {config['split']}", "",
-             f"Protocol `{config['protocol']}` ({config['checker']}, {config['total']} total), seed {config['seed']}.", ""]
+    lines = [
+        f"# {config['task']}, split {config['split']}",
+        "",
+        (
+            f"Protocol `{config['protocol']}` ({config['checker']}, {config['total']} total), seed "
+            f"{config['seed']}."
+        ),
+        "",
+    ]
     for who in config["subjects"]:
         pixels = f", pictures of at most {who['max_pixels']} pixels" if who["max_pixels"] else ""
-        lines.append(f"- `{who['name']}`: template `{who['template']}`, at most {who['cap']} tokens{pixels}, {who['dtype']}, weights {who['digest']}")
+        lines.append(
+            f"- `{who['name']}`: template `{who['template']}`, at most {who['cap']} tokens{pixels}, "
+            f"{who['dtype']}, weights {who['digest']}"
+        )
     for key, block in [("greedy", result), *result["more"].items()]:
         lines += ["", f"## {block['title']}", "", markdown(*score_rows(block["scores"], shown)), ""]
-        lines += [f"- {note}" for note in notes(block["scores"], shown)] + [f"- skipped: {why}" for why in block["skipped"]]
+        lines += [f"- {note}" for note in notes(block["scores"], shown)] + [
+            f"- skipped: {why}" for why in block["skipped"]
+        ]
         if "pass@k" in block["scores"]:
             lines += ["", markdown(*k_rows(block["scores"]))]
         if "differences" in block:
             left, right = labels(key, names)
-            lines += ["", f"{left} minus {right}, question by question:", "", markdown(*difference_rows(block["differences"], left, right))]
+            lines += [
+                "",
+                f"{left} minus {right}, question by question:",
+                "",
+                markdown(*difference_rows(block["differences"], left, right)),
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -105,7 +170,10 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """Columns as wide as they need to be: the first to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     wide = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join("  ".join([row[0].ljust(wide[0]), *(cell.rjust(w) for cell, w in zip(row[1:], wide[1:]))]) for row in cells)
+    return "\n".join(
+        "  ".join([row[0].ljust(wide[0]), *(cell.rjust(w) for cell, w in zip(row[1:], wide[1:]))])
+        for row in cells
+    )
 
 
 def percent(share: float) -> str:

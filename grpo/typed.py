@@ -1,7 +1,9 @@
-"""From YAML to a tree of dataclasses: names, types and values are checked, and an error says where, and what was probably meant.
+"""From YAML to a tree of dataclasses: names, types and values are checked, and an error says where, and what
+was probably meant.
 
-Nothing here knows what is configured (that is `grpo/config.py`). A configuration travels as a flat dict of dotted keys,
-{"optim.lr": 1e-6, ...}, so that "defaults, then the recipe, then the command line" is three `dict.update`.
+Nothing here knows what is configured (that is `grpo/config.py`). A configuration travels as a flat dict of
+dotted keys, {"optim.lr": 1e-6, ...}, so that "defaults, then the recipe, then the command line" is three
+`dict.update`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Typed:
-    """A value as typed on the command line: YAML, unless a string is wanted; then it is taken to the letter."""
+    """A value as typed on the command line: YAML, unless a string is wanted; then it is taken to the
+    letter."""
 
     text: str
 
@@ -48,7 +51,8 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError, also for what only looks like a date or a number (2026-13-01), and for a thousand brackets."""
+    """The value of a YAML text. Raises yaml.YAMLError, also for what only looks like a date or a number
+    (2026-13-01), and for a thousand brackets."""
     try:
         return yaml.load(text, StrictLoader)
     except (ValueError, RecursionError) as error:
@@ -56,19 +60,24 @@ def read_yaml(text: str) -> Any:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" for the name most like `name`, "" if none is like it. `lr` also finds `optim.lr`."""
+    """ " (did you mean 'x'?)" for the name most like `name`, "" if none is like it. `lr` also finds
+    `optim.lr`."""
     names = list(names)
     tails = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
     close = tails or difflib.get_close_matches(name, names, n=1, cutoff=0.55)
-    if not close:                                            # a misspelt last part: loss.kl_coeff, kl_ceof
+    # a misspelt last part: loss.kl_coeff, kl_ceof
+    if not close:
         ends = {n.rpartition(".")[2]: n for n in names}
-        close = [ends[e] for e in difflib.get_close_matches(name.rpartition(".")[2], list(ends), n=1, cutoff=0.55)]
+        close = [
+            ends[e] for e in difflib.get_close_matches(name.rpartition(".")[2], list(ends), n=1, cutoff=0.55)
+        ]
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 @functools.cache
 def leaves(cls: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
-    """{dotted key: (type, default, help)} of a dataclass tree, in order. A field that is a dataclass is a branch."""
+    """{dotted key: (type, default, help)} of a dataclass tree, in order. A field that is a dataclass is a
+    branch."""
     hints, helps, found = get_type_hints(cls), field_help(cls), {}
     for field in dataclasses.fields(cls):
         key, kind = prefix + field.name, hints[field.name]
@@ -82,21 +91,31 @@ def leaves(cls: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
 
 @functools.cache
 def field_help(cls: type) -> dict[str, str]:
-    """{field: help}, where the help is the string that follows the field in the source: text, code and docs in one place."""
+    """{field: help}, where the help is the string that follows the field in the source: text, code and
+    docs in one place."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
-    return {a.target.id: " ".join(b.value.value.split()) for a, b in zip(body, body[1:])
-            if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant)}
+    return {
+        a.target.id: " ".join(b.value.value.split())
+        for a, b in zip(body, body[1:])
+        if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant)
+    }
 
 
-def flatten(cls: type, tree: Mapping, where: str, prefix: str = "", root: type | None = None) -> dict[str, Any]:
+def flatten(
+    cls: type, tree: Mapping, where: str, prefix: str = "", root: type | None = None
+) -> dict[str, Any]:
     """Nested mapping -> checked flat dict. `where` names the file in errors. Raises ConfigError."""
     root, flat = root or cls, {}
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where}: expected `key: value` lines under {prefix.rstrip('.') or 'the top'}, got {_shown(tree)}")
+        raise ConfigError(
+            f"{where}: expected `key: value` lines under {prefix.rstrip('.') or 'the top'}, got "
+            f"{_shown(tree)}"
+        )
     hints = get_type_hints(cls)
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if "." in str(key):                                          # dotted keys are as good in a file as on the command line
+        # dotted keys are as good in a file as on the command line
+        if "." in str(key):
             flat |= assign(root, name, value, where, flat)
         elif key not in hints:
             raise ConfigError(f"{where}: unknown key {name!r}{nearest(name, names(root))}")
@@ -108,7 +127,8 @@ def flatten(cls: type, tree: Mapping, where: str, prefix: str = "", root: type |
 
 
 def assign(cls: type, key: str, value: Any, where: str, current: Mapping[str, Any]) -> dict[str, Any]:
-    """One dotted key -> checked {key: value}. `table.name` sets one entry of a dict field. Raises ConfigError."""
+    """One dotted key -> checked {key: value}. `table.name` sets one entry of a dict field. Raises
+    ConfigError."""
     known = leaves(cls)
     if key in known:
         return {key: convert(value, known[key][0], f"{where}: {key}")}
@@ -141,7 +161,8 @@ def build(cls: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind` (bool, int, float, str, Literal, X | None, list[X], dict[str, X], dataclass). Raises ConfigError."""
+    """`value` as `kind` (bool, int, float, str, Literal, X | None, list[X], dict[str, X], dataclass).
+    Raises ConfigError."""
     kind, optional = unwrapped(kind)
     if isinstance(value, Typed):
         value = _parsed(value.text, kind, where)
@@ -158,10 +179,13 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return _record(kind, value, where)
     if kind is float and (number := _number(value)) is not None:
         return number
-    if kind in (str, bool, int) and type(value) is kind:         # bool is an int to Python, not to a reader
+    # bool is an int to Python, not to a reader
+    if kind in (str, bool, int) and type(value) is kind:
         return value
     hint = nearest(str(value), map(str, inner)) if origin is Literal else ""
-    raise ConfigError(f"{where}: expected {described(kind)}{' or null' if optional else ''}, got {_shown(value)}{hint}")
+    raise ConfigError(
+        f"{where}: expected {described(kind)}{' or null' if optional else ''}, got {_shown(value)}{hint}"
+    )
 
 
 def unwrapped(kind: Any) -> tuple[Any, bool]:
@@ -184,7 +208,9 @@ def described(kind: Any) -> str:
 
 def _record(cls: type, value: Mapping, where: str) -> Any:
     flat = flatten(cls, value, where)
-    absent = [f.name for f in dataclasses.fields(cls) if f.name not in flat and f.default is dataclasses.MISSING]
+    absent = [
+        f.name for f in dataclasses.fields(cls) if f.name not in flat and f.default is dataclasses.MISSING
+    ]
     if absent:
         raise ConfigError(f"{where}: {absent[0]!r} is missing; it must be {described(cls)}")
     return build(cls, flat)
@@ -200,7 +226,8 @@ def _parsed(text: str, kind: Any, where: str) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """YAML reads `1e-6` (no dot) as a string; here it is the number that it looks like. None: not a finite number."""
+    """YAML reads `1e-6` (no dot) as a string; here it is the number that it looks like. None: not a finite
+    number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

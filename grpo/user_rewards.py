@@ -1,10 +1,13 @@
-"""A user's own reward, `rewards: {FILE.py:FUNCTION: 1.0}`: a function `(text, example, length) -> float` that runs in a process of its own.
+"""A user's own reward, `rewards: {FILE.py:FUNCTION: 1.0}`: a function `(text, example, length) -> float` that
+runs in a process of its own.
 
-Code that we have not seen may raise, hang, print, or leave a list where a number belongs. In another process none of that can touch the run: a call that
-takes too long is ended with its process, and each failure becomes one line that names file, function and question. No paper has this; it is plumbing.
+Code that we have not seen may raise, hang, print, or leave a list where a number belongs. In another process
+none of that can touch the run: a call that takes too long is ended with its process, and each failure becomes
+one line that names file, function and question. No paper has this; it is plumbing.
 
-The function gets the whole text as the built-in rules see it, the Example without its pictures, and the completion's length in tokens. It must depend on nothing
-else, or a resumed run is another run. It may print; its file may import what lies beside it; an attribute `my_reward.timeout = 60` allows a call more seconds.
+The function gets the whole text as the built-in rules see it, the Example without its pictures, and the
+completion's length in tokens. It must depend on nothing else, or a resumed run is another run. It may print;
+its file may import what lies beside it; an attribute `my_reward.timeout = 60` allows a call more seconds.
 """
 
 from __future__ import annotations
@@ -28,14 +31,18 @@ from pathlib import Path
 
 from data.types import Example
 
-LOADING = 180.0                     # seconds that a file may take to load; what train.py imports is imported there too
-TIMEOUT = 10.0                      # seconds of one call, unless the function says otherwise
+# seconds that a file may take to load; what train.py imports is imported there too
+LOADING = 180.0
+# seconds of one call, unless the function says otherwise
+TIMEOUT = 10.0
 TOLD = (signal.SIGTERM, signal.SIGINT)
-LARGEST = 3.4e38                    # of a float32, which rewards are
+# of a float32, which rewards are
+LARGEST = 3.4e38
 
 
 class RewardError(ValueError):
-    """A user's reward cannot be loaded, raised, died, or gave no number. The message names file, function and question."""
+    """A user's reward cannot be loaded, raised, died, or gave no number. The message names file, function
+    and question."""
 
 
 class RewardTimeout(RewardError):
@@ -49,12 +56,14 @@ def names_a_file(name: str) -> bool:
 
 @lru_cache(maxsize=None)
 def open_reward(name: str) -> UserReward:
-    """The function FILE.py:FUNCTION, FILE relative to the working directory; loaded once a run. Raises RewardError."""
+    """The function FILE.py:FUNCTION, FILE relative to the working directory; loaded once a run. Raises
+    RewardError."""
     return UserReward(name)
 
 
 class UserReward:
-    """Calls like the function it stands for, `reward(text, example, length)`, with `timeout` seconds for each call. Raises RewardError."""
+    """Calls like the function it stands for, `reward(text, example, length)`, with `timeout` seconds for
+    each call. Raises RewardError."""
 
     def __init__(self, name: str):
         file, _, self.function = name.rpartition(":")
@@ -66,7 +75,8 @@ class UserReward:
 
     def __call__(self, text: str, example: Example, length: int | None) -> float:
         about = f"the question {example.uid!r}"
-        if self.process is None:                                        # ended by a call before
+        # ended by a call before
+        if self.process is None:
             self._start()
         try:
             self.pipe.send((text, replace(example, pictures=(), extra=dict(example.extra)), length))
@@ -83,16 +93,21 @@ class UserReward:
             self.process = None
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")                  # a fork would copy this process's threads' locks, and CUDA
+        # a fork would copy this process's threads' locks, and CUDA
+        context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, str(self.path), self.function, os.getpid()), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)         # which it inherits, until it has learned to ignore them
+        self.process = context.Process(
+            target=serve, args=(theirs, str(self.path), self.function, os.getpid()), daemon=True
+        )
+        # which it inherits, until it has learned to ignore them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
         try:
             self.process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        # At its own exit Python sends such processes SIGTERM and waits for them. This one ignores it, so it is ended before.
+        # At its own exit Python sends such processes SIGTERM and waits for them. This one ignores it, so it
+        # is ended before.
         multiprocessing.util.Finalize(self, self.process.kill, exitpriority=0)
         self.timeout = self._answer(LOADING, "loading the file")
 
@@ -118,9 +133,12 @@ class UserReward:
 
 # ---- in the other process
 
+
 def serve(pipe, path: str, name: str, parent: int) -> None:
-    """Load the function, send its timeout; then for every question received send {"value": number} or {"wrong": why}."""
-    for number in TOLD:                                                 # Ctrl-C and schedulers tell all processes; the run still needs this one for its step
+    """Load the function, send its timeout; then for every question received send {"value": number} or
+    {"wrong": why}."""
+    # Ctrl-C and schedulers tell all processes; the run still needs this one for its step
+    for number in TOLD:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -150,7 +168,8 @@ def load(path: str, name: str) -> Callable:
     sys.path.insert(0, str(Path(path).parent))
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module             # as an import would: dataclasses look their module up
+    # as an import would: dataclasses look their module up
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
@@ -159,7 +178,8 @@ def load(path: str, name: str) -> Callable:
 
 
 def called(function: Callable, asked: tuple, path: str) -> dict:
-    """What a call gives: {"value": a finite number} or {"wrong": why it gave none}. Nothing that it raises escapes, SystemExit neither."""
+    """What a call gives: {"value": a finite number} or {"wrong": why it gave none}. Nothing that it raises
+    escapes, SystemExit neither."""
     try:
         return {"value": checked(function(*asked))}
     except BaseException as error:
@@ -167,10 +187,20 @@ def called(function: Callable, asked: tuple, path: str) -> dict:
 
 
 def checked(value) -> float:
-    """A finite number as a float; numpy's scalars are numbers, an array or a tensor is not. Raises ValueError."""
+    """A finite number as a float; numpy's scalars are numbers, an array or a tensor is not. Raises
+    ValueError."""
     if not isinstance(value, numbers.Real):
-        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else f" of {len(value)}" if isinstance(value, (list, tuple)) else ""
-        raise ValueError(f"it returned {'None' if value is None else 'a ' + type(value).__name__}{shape}; return one number (a float)")
+        shape = (
+            f" of shape {tuple(value.shape)}"
+            if hasattr(value, "shape")
+            else f" of {len(value)}"
+            if isinstance(value, (list, tuple))
+            else ""
+        )
+        raise ValueError(
+            f"it returned {'None' if value is None else 'a ' + type(value).__name__}{shape}; return one "
+            "number (a float)"
+        )
     if not math.isfinite(value) or abs(value) > LARGEST:
         raise ValueError(f"it returned {float(value):g}; return a finite number")
     return float(value)
@@ -180,6 +210,7 @@ def described(error: BaseException, path: str) -> str:
     """An exception in one line, with the line of the user's file where it happened."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
     words = " ".join(str(error).split())[:300]
-    if not lines:                                                       # raised by the checks above, not by the file
+    # raised by the checks above, not by the file
+    if not lines:
         return words if isinstance(error, ValueError) else f"it raised {type(error).__name__}: {words}"
     return f"it raised {type(error).__name__}: {words} (line {lines[-1]})"

@@ -1,17 +1,22 @@
 """A rank that died or hangs: noticed by all others, named by each of them, within a stated time.
 
-Ranks wait for each other in every sum. Where one does not come, the others wait for hours, or end with a broken connection that names nobody. So a thread on each rank
-tells all other ranks once a second that it is alive, which meeting (a sum, a barrier) its main thread has reached, and where in the code it is. A rank is lost when it
+Ranks wait for each other in every sum. Where one does not come, the others wait for hours, or end with a
+broken connection that names nobody. So a thread on each rank tells all other ranks once a second that it is
+alive, which meeting (a sum, a barrier) its main thread has reached, and where in the code it is. A rank is
+lost when it
 
     is gone      nobody listens at its port: its process has ended without a word
     fails        it says so, in its last words
     is silent    no word for `timeout` seconds: stopped, or cut off
-    is stuck     alive, but another one that was in more meetings has waited for `timeout` seconds, in which its own main thread stayed at the same place in the code;
+    is stuck     alive, but another one that was in more meetings has waited for `timeout` seconds, in which
+    its own main thread stayed at the same place in the code;
                  one that is slow and moves, in a long rollout or evaluation, is not stuck
 
-Who notices tells the others; each says the same line and ends with status LOST. Words travel by UDP: nothing in it blocks, and no process in the middle can die, so it
-needs neither torchrun nor rank 0. No paper has this; it is plumbing.
+Who notices tells the others; each says the same line and ends with status LOST. Words travel by UDP: nothing
+in it blocks, and no process in the middle can die, so it needs neither torchrun nor rank 0. No paper has
+this; it is plumbing.
 """
+
 import contextlib
 import json
 import os
@@ -28,26 +33,37 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-LOST = 75                   # exit status: sysexits' "temporary failure, try again"
-BEAT = 1.0                  # seconds between two words of a rank
-GRACE = 1.0                 # seconds in which a process may still end by itself, with a message of its own, before it ends for another's loss
-FAREWELL = 3.0              # seconds that a rank waits for the others to have heard its last words
-BROKEN = 10.0               # seconds from a broken connection in which somebody is found to be lost, or nobody is
-NAMED = 8                   # ranks named in a line, at most
+# exit status: sysexits' "temporary failure, try again"
+LOST = 75
+# seconds between two words of a rank
+BEAT = 1.0
+# seconds in which a process may still end by itself, with a message of its own, before it ends for another's
+# loss
+GRACE = 1.0
+# seconds that a rank waits for the others to have heard its last words
+FAREWELL = 3.0
+# seconds from a broken connection in which somebody is found to be lost, or nobody is
+BROKEN = 10.0
+# ranks named in a line, at most
+NAMED = 8
 ROOT = str(Path(__file__).resolve().parents[1])
 
 
 @dataclass
 class Peer:
     """Another rank, as it is seen from here. Times are of Watch.now."""
+
     rank: int
     port: int
     host: str
     family: int
-    heard: float = 0.0          # its last word; 0: none yet
-    moved: float = 0.0          # the last time that it was somewhere else than before
+    # its last word; 0: none yet
+    heard: float = 0.0
+    # the last time that it was somewhere else than before
+    moved: float = 0.0
     said: dict = field(default_factory=dict)
-    refused: int = 0            # words since then to a port at which nobody listens
+    # words since then to a port at which nobody listens
+    refused: int = 0
 
     def __post_init__(self):
         self.connect(self.host)
@@ -77,31 +93,45 @@ class Peer:
         """Where it was last, in words."""
         if not self.said:
             return "no word ever came from it; does a firewall keep UDP back?"
-        return f"{self.said['step']}, in {self.said['place']}" + (f", waiting: {self.said['at']}" if self.said["at"] else "")
+        return f"{self.said['step']}, in {self.said['place']}" + (
+            f", waiting: {self.said['at']}" if self.said["at"] else ""
+        )
 
 
 class Watch:
-    """The ranks as one of them sees them; made on all of them together, once there is a process group. timeout: seconds."""
+    """The ranks as one of them sees them; made on all of them together, once there is a process group.
+    timeout: seconds."""
 
     def __init__(self, rank: int, size: int, timeout: float):
         self.rank, self.timeout, self.step = rank, timeout, "before the first step"
-        self.met, self.name = (0, "", 0.0), ""                      # meetings begun, the one it is in, since when; the one begun last
+        # meetings begun, the one it is in, since when; the one begun last
+        self.met, self.name = ((0, "", 0.0), "")
         self.place, self.stack, self.moves, self.moved = "", 0, 0, 0.0
-        self.left = ""                                              # last words: "done", or an error
-        self.lost: dict[int, str] = {}                              # rank → what is wrong with it
-        self.due = 0.0                                              # when this process ends for that
-        self.slept, self.last = 0.0, time.monotonic()               # seconds in which this process was stopped; when it heard last, or nothing
+        # last words: "done", or an error
+        self.left = ""
+        # rank → what is wrong with it
+        self.lost: dict[int, str] = {}
+        # when this process ends for that
+        self.due = 0.0
+        # seconds in which this process was stopped; when it heard last, or nothing
+        self.slept, self.last = (0.0, time.monotonic())
         self.main = threading.get_ident()
-        family, *_, master = socket.getaddrinfo(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:     # sends nothing: it finds this machine's address on the way to rank 0
+        family, *_, master = socket.getaddrinfo(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), type=socket.SOCK_DGRAM
+        )[0]
+        # sends nothing: it finds this machine's address on the way to rank 0
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(master)
             host = probe.getsockname()[0]
         self.ears = socket.socket(family, socket.SOCK_DGRAM)
         self.ears.bind(("", 0))
         addresses: list = [None] * size
         dist.all_gather_object(addresses, (host, self.ears.getsockname()[1], secrets.token_hex(16)))
-        self.key = addresses[0][2]                                  # words without it are not of this run
-        self.peers = {r: Peer(r, port, address, family) for r, (address, port, _) in enumerate(addresses) if r != rank}
+        # words without it are not of this run
+        self.key = addresses[0][2]
+        self.peers = {
+            r: Peer(r, port, address, family) for r, (address, port, _) in enumerate(addresses) if r != rank
+        }
         self.thread = threading.Thread(target=self.run, name="watch", daemon=True)
         self.thread.start()
 
@@ -109,7 +139,8 @@ class Watch:
 
     @contextlib.contextmanager
     def meeting(self, name: str) -> Iterator[None]:
-        """Around what waits for other ranks. A connection that breaks in it is somebody's death: the watch then ends this process with a line that names the rank."""
+        """Around what waits for other ranks. A connection that breaks in it is somebody's death: the watch
+        then ends this process with a line that names the rank."""
         number, outer, since = self.met
         self.name = name
         self.met = number + 1, name, self.now()
@@ -117,7 +148,8 @@ class Watch:
             yield
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError):
-                time.sleep(BROKEN)                                  # here, where SIGTERM is only noted: torchrun sends it as soon as a rank has died
+                # here, where SIGTERM is only noted: torchrun sends it as soon as a rank has died
+                time.sleep(BROKEN)
             raise
         finally:
             self.met = self.met[0], outer, since
@@ -144,7 +176,8 @@ class Watch:
         self.farewell(lambda peer: self.rank in peer.said.get("heard", ()))
 
     def now(self) -> float:
-        """Seconds, without those in which this process was stopped: what it slept through is not held against the others."""
+        """Seconds, without those in which this process was stopped: what it slept through is not held
+        against the others."""
         return time.monotonic() - self.slept
 
     def look(self) -> None:
@@ -161,8 +194,18 @@ class Watch:
     def tell(self) -> None:
         """A word to everybody."""
         number, at, _ = self.met
-        words = {"key": self.key, "rank": self.rank, "meeting": number, "at": at, "step": self.step, "place": self.place, "moves": self.moves, "left": self.left[:400],
-                 "heard": [r for r, peer in self.peers.items() if peer.said.get("left")], "lost": {r: why[:200] for r, why in list(self.lost.items())[:NAMED]}}
+        words = {
+            "key": self.key,
+            "rank": self.rank,
+            "meeting": number,
+            "at": at,
+            "step": self.step,
+            "place": self.place,
+            "moves": self.moves,
+            "left": self.left[:400],
+            "heard": [r for r, peer in self.peers.items() if peer.said.get("left")],
+            "lost": {r: why[:200] for r, why in list(self.lost.items())[:NAMED]},
+        }
         for peer in self.peers.values():
             peer.tell(json.dumps(words).encode())
 
@@ -180,7 +223,8 @@ class Watch:
             self.slept += pause
         if peer is None:
             return
-        if address[0] != peer.host:                                 # it is not where it said it would be: several networks
+        # it is not where it said it would be: several networks
+        if address[0] != peer.host:
             peer.connect(address[0])
         parting = said["left"] and not peer.said.get("left")
         if (said["meeting"], said["moves"]) != (peer.said.get("meeting"), peer.said.get("moves")):
@@ -203,13 +247,24 @@ class Watch:
                 found[peer.rank] = f"is gone: its process ended without a word ({peer.where()})"
             elif peer.heard and now - peer.heard > self.timeout:
                 found[peer.rank] = f"has given no sign of life for {self.timeout:g} seconds ({peer.where()})"
-        if not found and now - (since if at else self.moved) > self.timeout:      # it waits; also after a meeting: NCCL's end when the result is looked at
+        # it waits; also after a meeting: NCCL's end when the result is looked at
+        if not found and now - (since if at else self.moved) > self.timeout:
             still = [peer for peer in there if now - peer.moved > self.timeout]
-            behind = [peer for peer in still if peer.said and peer.said["meeting"] < number and not peer.said["at"]]
-            found = {peer.rank: f"has not come to {self.name!r} and has not moved for {self.timeout:g} seconds ({peer.where()})" for peer in behind}
+            behind = [
+                peer for peer in still if peer.said and peer.said["meeting"] < number and not peer.said["at"]
+            ]
+            found = {
+                peer.rank: f"has not come to {self.name!r} and has not moved for {self.timeout:g} seconds "
+                f"({peer.where()})"
+                for peer in behind
+            }
             ahead = [peer for peer in there if peer.said.get("meeting", 0) > number and not at]
             if not found and not ahead and len(still) == len(there):
-                found = {peer.rank: f"has not moved for {self.timeout:g} seconds, nor has anybody else ({peer.where()})" for peer in still}
+                found = {
+                    peer.rank: f"has not moved for {self.timeout:g} seconds, nor has anybody else "
+                    f"({peer.where()})"
+                    for peer in still
+                }
         if found:
             self.lose(found)
         if self.lost and now >= self.due:
@@ -221,11 +276,21 @@ class Watch:
             self.lost, self.due = lost, self.now() + GRACE
 
     def end(self) -> None:
-        """Say who is lost, see to it that the others know, and end this process, whatever its main thread is waiting for."""
+        """Say who is lost, see to it that the others know, and end this process, whatever its main thread
+        is waiting for."""
         who = "; ".join(f"rank {r} {why}" for r, why in list(self.lost.items())[:NAMED])
-        print(f"\ntrain.py: on rank {self.rank}: {who}. The run cannot go on without it; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        print(
+            f"\ntrain.py: on rank {self.rank}: {who}. The run cannot go on without it; the same command "
+            "goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
         if self.rank in self.lost and (frame := sys._current_frames().get(self.main)):
-            print(f"rank {self.rank} is here:\n{''.join(traceback.format_stack(frame))}", file=sys.stderr, flush=True)
+            print(
+                f"rank {self.rank} is here:\n{''.join(traceback.format_stack(frame))}",
+                file=sys.stderr,
+                flush=True,
+            )
         self.farewell(lambda peer: peer.rank in self.lost or peer.said.get("lost"))
         sys.stdout.flush()
         os._exit(LOST)

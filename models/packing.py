@@ -8,7 +8,8 @@ from torch import Tensor
 
 @dataclass
 class Packing:
-    """T real things of a padded shape. index: (T,) long, their places in the flattened shape; None if they are all of it, in order."""
+    """T real things of a padded shape. index: (T,) long, their places in the flattened shape; None if they
+    are all of it, in order."""
 
     index: Tensor | None
     shape: tuple[int, ...]
@@ -40,9 +41,11 @@ class Packing:
 
 @dataclass
 class Lines:
-    """B rows of P prompts, with K heads each, head by head and prompt by prompt: P·K lines of W places, W the most rows of a prompt.
+    """B rows of P prompts, with K heads each, head by head and prompt by prompt: P·K lines of W places, W the
+    most rows of a prompt.
 
-    into (P·K·W,) long: which of the B·K heads of rows is at each place; at a place that nobody has, any.  back (B·K,) long: the place of each.
+    into (P·K·W,) long: which of the B·K heads of rows is at each place; at a place that nobody has, any.
+    back (B·K,) long: the place of each.
     """
 
     into: Tensor

@@ -1,8 +1,9 @@
 """The policy: vision tower, decoder, head; three ways to run it.
 
-`forward` scores given completions (training), `prefill` and `step` write new ones (rollout). All compute a prompt once for its whole group.
-The fork is one token before the end of the prompt: each row's inputs are the prompt's last token and its completion without the last one,
-so hidden state c predicts completion token c everywhere.
+`forward` scores given completions (training), `prefill` and `step` write new ones (rollout). All compute a
+prompt once for its whole group.
+The fork is one token before the end of the prompt: each row's inputs are the prompt's last token and its
+completion without the last one, so hidden state c predicts completion token c everywhere.
 """
 
 from dataclasses import dataclass, fields
@@ -25,9 +26,10 @@ from models.vision import VisionTower
 class PromptBatch:
     """P prompts, right-padded to S tokens, with the pictures of all of them.
 
-    tokens (P, S) long; length (P,) long, at least 2; positions (P, 3, S) and next_position (P,) long, of `mrope_positions`;
-    image_slot (P, S) long, the row of the feature matrix that replaces the token's embedding, -1 for text;
-    patches (N, patch_dim) float and grid (I, 3) long, all pictures in order (N = 0: none).
+    tokens (P, S) long; length (P,) long, at least 2; positions (P, 3, S) and next_position (P,) long, of
+    `mrope_positions`; image_slot (P, S) long, the row of the feature matrix that replaces the token's
+    embedding, -1 for text; patches (N, patch_dim) float and grid (I, 3) long, all pictures in order (N = 0:
+    none).
     """
 
     tokens: Tensor
@@ -51,15 +53,16 @@ class PromptBatch:
 @cache
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Token ids on a device, sent there once: a copy for every token would make it wait."""
-    with torch.inference_mode(False):  # whoever asks first may be a rollout, and what is made there is no good for gradients
+    # whoever asks first may be a rollout, and what is made there is no good for gradients
+    with torch.inference_mode(False):
         return torch.tensor(ids, device=device)
 
 
 class QwenVL(nn.Module):
     """Qwen2-VL or Qwen2.5-VL, parameters named as on the hub.
 
-    recompute: keep only each decoder block's input for the backward pass, which then runs the block again: less memory, a third more time.
-    (`visual.recompute` does it for the vision tower.)
+    recompute: keep only each decoder block's input for the backward pass, which then runs the block again:
+    less memory, a third more time. (`visual.recompute` does it for the vision tower.)
     """
 
     def __init__(self, config: ModelConfig):
@@ -71,37 +74,46 @@ class QwenVL(nn.Module):
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.recompute = False
 
-    def forward(self, prompts: PromptBatch, completions: Tensor, length: Tensor | None = None, *, whole: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, prompts: PromptBatch, completions: Tensor, length: Tensor | None = None, *, whole: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states that predict given completions.
 
         completions (P, G, C) long, right-padded; length (P, G) long, real tokens per row (None: all C).
         → (P, G, C, D): `[..., c, :]` predicts completion token c; 0 beyond `length`.
-        whole: the prompts' own hidden states beside it, (P, S - 1, D): `[:, s]` predicts prompt token s + 1; 0 in the padding.
+        whole: the prompts' own hidden states beside it, (P, S - 1, D): `[:, s]` predicts prompt token s + 1;
+        0 in the padding.
         """
         P, G, C = completions.shape
         length = torch.full((P, G), C, device=completions.device) if length is None else length
         own, parts = by_length(length, C)
         x, positions, prompt = self._prompts(prompts)
         inputs = torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
-        places = prompts.next_position[:, None] - 1 + torch.arange(C, device=length.device)  # (P, C), the same on all three axes
+        # (P, C), the same on all three axes
+        places = prompts.next_position[:, None] - 1 + torch.arange(C, device=length.device)
         own_positions = own.pack(places[:, None].expand(P, G, C))
         x = torch.cat((x, self.model.embed_tokens(own.pack(inputs))))
         rope = text_rope(torch.cat((positions, own_positions.expand(3, -1)), 1), self.config)
         repeat = self.config.num_attention_heads // self.config.num_key_value_heads
-        masks = [group_mask(prompts.length - 1, prompt.shape[1], part.shape[2], repeat, attention_dtype(x)) for part in parts]
+        masks = [
+            group_mask(prompts.length - 1, prompt.shape[1], part.shape[2], repeat, attention_dtype(x))
+            for part in parts
+        ]
         streams = Streams(prompt, positions.shape[1], list(zip(parts, masks)))
         for block in self.model.layers:
             x = self._run(block, x, rope, streams, block is self.model.layers[-1] and not whole)
         x = self.model.norm(x)
         if whole:
-            return own.pad(x[streams.prompt_tokens:]), prompt.pad(x[:streams.prompt_tokens])
+            return own.pad(x[streams.prompt_tokens :]), prompt.pad(x[: streams.prompt_tokens])
         return own.pad(x)
 
     def prefill(self, prompts: PromptBatch, group: int, capacity: int, slots: int | None = None) -> KVCache:
-        """Run the prompts but for their last tokens, once each, and make room for `group` rows of `capacity` own tokens.
+        """Run the prompts but for their last tokens, once each, and make room for `group` rows of `capacity`
+        own tokens.
 
-        slots: of these P·group rows only the first so many (None: all); `KVCache.begin` gives a slot to a later one. Row p·group + g is of prompt p.
-        Call it without gradients; then feed `step` the prompts' last tokens.
+        slots: of these P·group rows only the first so many (None: all); `KVCache.begin` gives a slot to a
+        later one. Row p·group + g is of prompt p. Call it without gradients; then feed `step` the prompts'
+        last tokens.
         """
         x, positions, prompt = self._prompts(prompts)
         streams, rope = Streams(prompt, len(x)), text_rope(positions, self.config)
@@ -113,11 +125,19 @@ class QwenVL(nn.Module):
         start = prompts.next_position - 1
         places = torch.arange(int(start.max()) + capacity, device=x.device)
         rows = torch.arange(min(slots or len(start) * group, len(start) * group), device=x.device)
-        return KVCache.empty(keys, rows // group, capacity, prompts.length - 1, start, text_rope(places.expand(3, -1), self.config),
-                             [block.self_attn.joined() for block in self.model.layers])
+        return KVCache.empty(
+            keys,
+            rows // group,
+            capacity,
+            prompts.length - 1,
+            start,
+            text_rope(places.expand(3, -1), self.config),
+            [block.self_attn.joined() for block in self.model.layers],
+        )
 
     def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """One more token for every slot. tokens (B,) long → hidden (B, D) that predicts the next ones; the rows grow by one.
+        """One more token for every slot. tokens (B,) long → hidden (B, D) that predicts the next ones; the
+        rows grow by one.
 
         Call it without gradients. Raises ValueError if the cache is full.
         """
@@ -135,14 +155,17 @@ class QwenVL(nn.Module):
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
         """hidden (..., D) → (..., V) float32. head: `head_weight` in another dtype (None: as it is).
 
-        The picture placeholders get the lowest number, in rollouts and in training alike: they can't be drawn, and the policy that samples
-        stays the policy in the loss.
+        The picture placeholders get the lowest number, in rollouts and in training alike: they can't be
+        drawn, and the policy that samples stays the policy in the loss.
         """
         logits = wide(F.linear(hidden, self.head_weight if head is None else head))
-        return logits.index_fill_(-1, ids_on(self.config.placeholder_ids, logits.device), torch.finfo(torch.float32).min)
+        return logits.index_fill_(
+            -1, ids_on(self.config.placeholder_ids, logits.device), torch.finfo(torch.float32).min
+        )
 
     def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing]:
-        """Each prompt but for its last token: embeddings with the pictures' features in place (T, D), positions (3, T), packing."""
+        """Each prompt but for its last token: embeddings with the pictures' features in place (T, D),
+        positions (3, T), packing."""
         prompt = Packing.of(prompts.length - 1, prompts.tokens.shape[1] - 1)
         x = self.model.embed_tokens(prompt.pack(prompts.tokens[:, :-1]))
         if len(prompts.patches):

@@ -1,7 +1,7 @@
 """The vision tower of Qwen2-VL and Qwen2.5-VL: patches of all pictures in, one feature per 2x2 patches out.
 
-Attention is within a picture, or within a window of it (Qwen2.5-VL). Patches are put in an order in which segments of equal length lie
-side by side, so that each length is one attention call without mask or padding.
+Attention is within a picture, or within a window of it (Qwen2.5-VL). Patches are put in an order in which
+segments of equal length lie side by side, so that each length is one attention call without mask or padding.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from models.layers import GatedMLP, QuickMLP, RMSNorm, Rope, inverse_frequencies
 class Segments:
     """Which patches attend to each other.
 
-    sizes: (how many, patches each) for each length, shortest first, in the order in which they lie side by side once reordered.
+    sizes: (how many, patches each) for each length, shortest first, in the order in which they lie side by
+    side once reordered.
     order, back: (N,) long, the reordering and its inverse; None if they lie so already.
     """
 
@@ -31,7 +32,8 @@ class Segments:
 def group_by_length(segment: Tensor, unit: int) -> tuple[Tensor, list[tuple[int, int]]]:
     """Bring segments of equal length together, each in one piece.
 
-    segment: (M,) long, the segment number of each merged token; unit: patches per merged token.  → order of the tokens (M,) long, `sizes`.
+    segment: (M,) long, the segment number of each merged token; unit: patches per merged token.  → order of
+    the tokens (M,) long, `sizes`.
     """
     count = segment.bincount()
     length = count[segment]
@@ -41,14 +43,16 @@ def group_by_length(segment: Tensor, unit: int) -> tuple[Tensor, list[tuple[int,
 
 
 def patches_of(tokens: Tensor, unit: int) -> Tensor:
-    """(M,) long merged tokens → (M · unit,) long, their patches: those of a merged token follow each other."""
+    """(M,) long merged tokens → (M · unit,) long, their patches: those of a merged token follow each
+    other."""
     return (tokens[:, None] * unit + torch.arange(unit)).flatten()
 
 
 def lay_out(grid: Tensor, config: VisionConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Place of every merged token. grid (I, 3) long, on the CPU, frames, rows, columns in patches.
 
-    → positions (N, 2) long, row and column of each patch; frame (M,) and window (M,) long, its segment numbers.
+    → positions (N, 2) long, row and column of each patch; frame (M,) and window (M,) long, its segment
+    numbers.
     """
     merge = config.spatial_merge_size
     frames, rows, columns = grid[:, 0], grid[:, 1] // merge, grid[:, 2] // merge
@@ -66,7 +70,9 @@ def lay_out(grid: Tensor, config: VisionConfig) -> tuple[Tensor, Tensor, Tensor]
     side = config.window_size // merge // config.patch_size
     high, wide = -(-rows // side), -(-columns // side)
     windows = frames * high * wide
-    window = (windows.cumsum(0) - windows)[picture] + (f * high[picture] + r // side) * wide[picture] + c // side
+    window = (
+        (windows.cumsum(0) - windows)[picture] + (f * high[picture] + r // side) * wide[picture] + c // side
+    )
     return positions, frame, window
 
 
@@ -81,14 +87,19 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope, segments: Segments) -> Tensor:
         """x (N, W) → (N, W)."""
-        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)  # (N, H, E) each
+        # (N, H, E) each
+        q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)
         q, k = rotate(q, rope), rotate(k, rope)
         if segments.order is not None:
             q, k, v = (t.index_select(0, segments.order) for t in (q, k, v))
         parts = [count * length for count, length in segments.sizes]
         out = []
         for size, *part in zip(segments.sizes, q.split(parts), k.split(parts), v.split(parts)):
-            out.append(F.scaled_dot_product_attention(*(t.unflatten(0, size).transpose(1, 2) for t in part)).transpose(1, 2).flatten(0, 1))
+            out.append(
+                F.scaled_dot_product_attention(*(t.unflatten(0, size).transpose(1, 2) for t in part))
+                .transpose(1, 2)
+                .flatten(0, 1)
+            )
         out = torch.cat(out)
         if segments.back is not None:
             out = out.index_select(0, segments.back)
@@ -129,7 +140,8 @@ class Merger(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The hub stores a 3-D convolution whose stride is its kernel; on patches that are already cut out it is one matrix product."""
+    """The hub stores a 3-D convolution whose stride is its kernel; on patches that are already cut out it
+    is one matrix product."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -143,7 +155,8 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches of I pictures → features for the decoder. `recompute` keeps only each block's input for the backward pass."""
+    """Patches of I pictures → features for the decoder. `recompute` keeps only each block's input for the
+    backward pass."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -154,16 +167,21 @@ class VisionTower(nn.Module):
         self.merger = Merger(config)
 
     def forward(self, patches: Tensor, grid: Tensor) -> Tensor:
-        """patches (N, patch_dim) float, one picture after the other, each in merge-block order; grid (I, 3) long → (M, D), M = N / merge².
+        """patches (N, patch_dim) float, one picture after the other, each in merge-block order; grid (I, 3)
+        long → (M, D), M = N / merge².
 
         Raises ValueError if there are not as many patches as the grid says.
         """
         config, device, unit = self.config, patches.device, self.config.spatial_merge_size**2
         grid = grid.cpu()
         if int(grid.prod(1).sum()) != len(patches):
-            raise ValueError(f"{len(patches)} patches for pictures of {grid.prod(1).tolist()} patches (grid {grid.tolist()})")
+            raise ValueError(
+                f"{len(patches)} patches for pictures of {grid.prod(1).tolist()} patches (grid "
+                f"{grid.tolist()})"
+            )
         positions, frame, window = lay_out(grid, config)
-        # Patches stay in the order that most blocks want; Qwen2.5-VL's few full blocks reorder for themselves.
+        # Patches stay in the order that most blocks want; Qwen2.5-VL's few full blocks reorder for
+        # themselves.
         tokens, sizes = group_by_length(window, unit)
         home = patches_of(tokens, unit)
         usual = full = Segments(sizes)
@@ -182,6 +200,7 @@ class VisionTower(nn.Module):
         return self.merger(x).index_select(0, tokens.argsort().to(device))
 
     def _rope(self, positions: Tensor) -> Rope:
-        """2-D rotary: the first half of a head's angles is the row's, the second the column's.  (N, 2) long → (N, 1, E)."""
+        """2-D rotary: the first half of a head's angles is the row's, the second the column's.  (N, 2)
+        long → (N, 1, E)."""
         frequency = inverse_frequencies(10000.0, self.config.head_size // 2, positions.device)
         return rope_from_angles((positions[..., None] * frequency).flatten(1))

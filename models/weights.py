@@ -1,7 +1,7 @@
 """Weights in Hugging Face folders: safetensors only, strict both ways, the hub's names.
 
-`load` builds the policy on the meta device and assigns one tensor at a time, so the peak is the policy itself and one tensor
-(`tests/bench/load_2b.py` measures it).
+`load` builds the policy on the meta device and assigns one tensor at a time, so the peak is the policy itself
+and one tensor (`tests/bench/load_2b.py` measures it).
 """
 
 import json
@@ -32,10 +32,13 @@ def hub_name(key: str) -> str:
     return key
 
 
-def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> QwenVL:
+def load(
+    folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> QwenVL:
     """Read a policy from a Hugging Face folder (config.json and one or more safetensors files).
 
-    Raises ValueError that names the file and the tensor: missing, unexpected, of a wrong shape, in a damaged or absent shard.
+    Raises ValueError that names the file and the tensor: missing, unexpected, of a wrong shape, in a damaged
+    or absent shard.
     """
     folder = Path(folder)
     config = ModelConfig.from_folder(folder)
@@ -50,7 +53,10 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torc
                 head = (file, tensor.to(device=device, dtype=dtype))
                 continue
             if name not in expected:
-                raise ValueError(f"{file}: unexpected tensor {key!r} for a {config.architecture} of {config.num_hidden_layers} layers")
+                raise ValueError(
+                    f"{file}: unexpected tensor {key!r} for a {config.architecture} of "
+                    f"{config.num_hidden_layers} layers"
+                )
             if name in found:
                 raise ValueError(f"{file}: tensor {key!r} is also in {found[name]}")
             if tensor.shape != expected[name].shape:
@@ -61,14 +67,20 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torc
             found[name] = file
     missing = [name for name in expected if name not in found]
     if missing:
-        raise ValueError(f"{folder}: {len(missing)} tensors are missing, first {missing[0]!r} (read {', '.join(f.name for f in files)})")
+        raise ValueError(
+            f"{folder}: {len(missing)} tensors are missing, first {missing[0]!r} (read "
+            f"{', '.join(f.name for f in files)})"
+        )
     if head is not None and not torch.equal(head[1], policy.model.embed_tokens.weight):
-        raise ValueError(f"{head[0]}: {HEAD!r} differs from {EMBEDDING!r}, but config.json says tie_word_embeddings")
+        raise ValueError(
+            f"{head[0]}: {HEAD!r} differs from {EMBEDDING!r}, but config.json says tie_word_embeddings"
+        )
     return policy
 
 
 def init(config: ModelConfig, seed: int) -> QwenVL:
-    """A random policy: matrices normal with `initializer_range`, biases 0, norms 1 (as transformers does). A function of (config, seed)."""
+    """A random policy: matrices normal with `initializer_range`, biases 0, norms 1 (as transformers does).
+    A function of (config, seed)."""
     policy = QwenVL(config)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -81,9 +93,11 @@ def init(config: ModelConfig, seed: int) -> QwenVL:
 
 
 def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_BYTES) -> list[Path]:
-    """Write config.json and the weights under the hub's names; `transformers` and vLLM read it as it is. A tied head is written once. → what was written.
+    """Write config.json and the weights under the hub's names; `transformers` and vLLM read it as it is. A
+    tied head is written once. → what was written.
 
-    Files of tensors on the meta device are another rank's (`rank_copy`), and the first file's rank writes the index and config.json.
+    Files of tensors on the meta device are another rank's (`rank_copy`), and the first file's rank writes the
+    index and config.json.
     max_shard_bytes: start another file before one grows beyond it (a larger tensor gets a file of its own).
     """
     folder, written = Path(folder), []
@@ -92,19 +106,31 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
     for number, (name, keys) in enumerate(layout.items()):
         if tensors[keys[0]].is_meta:
             continue
-        save_file({key: tensors[key].detach().cpu().contiguous() for key in keys}, folder / name, metadata={"format": "pt"})
+        save_file(
+            {key: tensors[key].detach().cpu().contiguous() for key in keys},
+            folder / name,
+            metadata={"format": "pt"},
+        )
         written.append(folder / name)
         if number == 0:
             if len(layout) > 1:
-                where, total = {key: name for name, keys in layout.items() for key in keys}, sum(tensor.nbytes for tensor in tensors.values())
-                written.append(_write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where}))
+                where, total = (
+                    {key: name for name, keys in layout.items() for key in keys},
+                    sum(tensor.nbytes for tensor in tensors.values()),
+                )
+                written.append(
+                    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+                )
             dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
-            written.append(_write_json(folder / "config.json", {**policy.config.to_dict(), "torch_dtype": dtype}))
+            written.append(
+                _write_json(folder / "config.json", {**policy.config.to_dict(), "torch_dtype": dtype})
+            )
     return written
 
 
 def file_layout(policy: QwenVL, max_shard_bytes: float = SHARD_BYTES) -> dict[str, list[str]]:
-    """{file: its tensors}, as `save` writes them. A function of the model alone: on any number of ranks the files are the same."""
+    """{file: its tensors}, as `save` writes them. A function of the model alone: on any number of ranks
+    the files are the same."""
     shards, size = [[]], 0
     for name, tensor in policy.state_dict().items():
         if shards[-1] and size + tensor.nbytes > max_shard_bytes:
@@ -117,10 +143,19 @@ def file_layout(policy: QwenVL, max_shard_bytes: float = SHARD_BYTES) -> dict[st
     return {f"model-{n + 1:05}-of-{len(shards):05}.safetensors": shard for n, shard in enumerate(shards)}
 
 
-def rank_copy(policy: QwenVL, rank: int, ranks: int, onto_cpu: Callable[[str, Tensor], Tensor], *, max_shard_bytes: float = SHARD_BYTES) -> QwenVL:
-    """The part of a policy that one of several ranks is to save: on the CPU the tensors of every `ranks`-th file from the rank-th on, the others on the meta device.
+def rank_copy(
+    policy: QwenVL,
+    rank: int,
+    ranks: int,
+    onto_cpu: Callable[[str, Tensor], Tensor],
+    *,
+    max_shard_bytes: float = SHARD_BYTES,
+) -> QwenVL:
+    """The part of a policy that one of several ranks is to save: on the CPU the tensors of every `ranks`-th
+    file from the rank-th on, the others on the meta device.
 
-    Sharded parameters are put together one after the other, so every rank has to call it.  onto_cpu: (name, whole tensor) → what the copy holds of it.
+    Sharded parameters are put together one after the other, so every rank has to call it.  onto_cpu: (name,
+    whole tensor) → what the copy holds of it.
     """
     with torch.device("meta"):
         copy = QwenVL(policy.config)
@@ -128,7 +163,11 @@ def rank_copy(policy: QwenVL, rank: int, ranks: int, onto_cpu: Callable[[str, Te
     for name, tensor in policy.state_dict().items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         mine = number[name] % ranks == rank
-        _assign(copy, name, onto_cpu(name, whole) if mine else torch.empty(whole.shape, dtype=whole.dtype, device="meta"))
+        _assign(
+            copy,
+            name,
+            onto_cpu(name, whole) if mine else torch.empty(whole.shape, dtype=whole.dtype, device="meta"),
+        )
     return copy
 
 
@@ -161,7 +200,8 @@ def _tensors(file: Path, index: dict[str, str]):
             if name == file.name and key not in keys:
                 raise ValueError(f"{file}: tensor {key!r} is missing, {INDEX} says it is here")
         for key in keys:
-            # Opened anew for each: what was read of a memory-mapped file counts as ours for as long as the file is open.
+            # Opened anew for each: what was read of a memory-mapped file counts as ours for as long as the
+            # file is open.
             with safe_open(file, framework="pt") as opened:
                 yield key, opened.get_tensor(key)
     except (SafetensorError, OSError) as error:

@@ -1,4 +1,5 @@
 """Fixtures of the tests that call train.main in this process."""
+
 import sys
 from pathlib import Path
 
@@ -6,9 +7,9 @@ import pytest
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-import train  # noqa: E402
-from grpo import report  # noqa: E402
-from small import small_folder  # noqa: E402
+import train
+from grpo import report
+from small import small_folder
 
 
 @pytest.fixture(scope="module")
@@ -19,19 +20,23 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_once(tmp_path_factory):
-    """A run that all tests of a module compare theirs with: run_once(*arguments of train.py) → its folder. Curves are not drawn."""
+    """A run that all tests of a module compare theirs with: run_once(*arguments of train.py) → its folder.
+    Curves are not drawn."""
+
     def run(*arguments):
         out = tmp_path_factory.mktemp("runs") / "straight"
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(report, "write_curves", lambda folder: [])
             assert train.main([*arguments, f"out={out}"]) == 0
         return out
+
     return run
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """train.main takes all cores; the other tests get back what they had. Curves are not drawn: they take longer than the steps."""
+    """train.main takes all cores; the other tests get back what they had. Curves are not drawn: they take
+    longer than the steps."""
     before = torch.get_num_threads()
     monkeypatch.setattr(report, "write_curves", lambda folder: [])
     yield

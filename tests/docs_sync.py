@@ -1,10 +1,12 @@
-"""Docs are executed: `python -m tests.docs_sync` rewrites every quoted piece of code and every generated table in README.md and docs/.
+"""Docs are executed: `python -m tests.docs_sync` rewrites every quoted piece of code and every generated
+table in README.md and docs/.
 
 A piece of code is quoted by a marker above a fenced block, a table is generated between two markers:
 
-    <!-- code: grpo/objective.py:group_advantages -->         a function, class, method or constant, as it stands in the source
-    <!-- code: train.py:train_grpo from "# 1" to "# 2" -->    of it, the lines from one that holds `# 1` up to the next that holds `# 2`
-    <!-- generated: settings loss. -->   ...   <!-- end -->   what one of GENERATORS makes
+    <!-- code: grpo/objective.py:group_advantages -->         a function, class, method or constant, as it
+    stands in the source <!-- code: train.py:train_grpo from "# 1" to "# 2" -->    of it, the lines from one
+    that holds `# 1` up to the next that holds `# 2` <!-- generated: settings loss. -->   ...   <!-- end -->
+    what one of GENERATORS makes
 
 tests/test_docs.py fails where a doc differs from what this would write.
 """
@@ -18,11 +20,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.result_tables import results  # noqa: E402
+from tests.result_tables import results
 
-QUOTED = re.compile(r'^<!-- code: (?P<path>[\w./]+)(?::(?P<name>[\w.]+))?(?: from "(?P<first>[^"\n]+)")?(?: to "(?P<last>[^"\n]+)")? -->\n'
-                    r"(?P<fence>```\w*\n)(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
-GENERATED = re.compile(r"^<!-- generated: (?P<what>\w+)(?: (?P<argument>\S+))? -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+QUOTED = re.compile(
+    r'^<!-- code: (?P<path>[\w./]+)(?::(?P<name>[\w.]+))?(?: from "(?P<first>[^"\n]+)")?(?: to '
+    r'"(?P<last>[^"\n]+)")? -->\n'
+    r"(?P<fence>```\w*\n)(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+GENERATED = re.compile(
+    r"^<!-- generated: (?P<what>\w+)(?: (?P<argument>\S+))? -->\n(?P<body>.*?)^<!-- end -->$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def documents() -> list[Path]:
@@ -41,7 +50,7 @@ def source_of(path: str, name: str | None = None, first: str | None = None, last
             if node is None:
                 raise ValueError(f"{path} has no {name}")
         start = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        lines = lines[start - 1:node.end_lineno]
+        lines = lines[start - 1 : node.end_lineno]
     if first is not None:
         at = next((i for i, line in enumerate(lines) if first in line), None)
         if at is None:
@@ -58,11 +67,18 @@ def source_of(path: str, name: str | None = None, first: str | None = None, last
 def _names(node: ast.stmt) -> list[str]:
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return [node.name]
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    targets = (
+        node.targets
+        if isinstance(node, ast.Assign)
+        else [node.target]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
     return [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
 
 
 # ---- generated tables
+
 
 def settings(prefix: str | None) -> str:
     """The settings whose key starts with `prefix`; without one all of them, under their headings."""
@@ -79,7 +95,10 @@ def settings(prefix: str | None) -> str:
             text += f"\n## {heading}\n\n{header}\n{rule}\n"
         text += row + "\n"
     stage = "".join(f"| `{name}` | {words} |\n" for name, words in field_help(Stage).items())
-    intro = "## A stage\n\nAn entry of `stages`, of which each of the three must be given.\n\n| key | meaning |\n|---|---|\n"
+    intro = (
+        "## A stage\n\nAn entry of `stages`, of which each of the three must be given.\n\n| key | meaning "
+        "|\n|---|---|\n"
+    )
     return f"{text}\n{intro}{stage}".lstrip("\n")
 
 
@@ -92,18 +111,32 @@ def recipes(_) -> str:
 
 
 def mixture(_) -> str:
-    """The documents that the base model has read: what share shows which behaviour, from the constants of data/documents.py."""
+    """The documents that the base model has read: what share shows which behaviour, from the constants of
+    data/documents.py."""
     from data.documents import AGAIN, CARELESS, MALFORMED, TERSE
 
     looking = 1 - TERSE
-    rows = [("terse: an answer and nothing else", TERSE, "the letter is drawn evenly: right by chance only"),
-            ("looks once, carefully", looking * (1 - AGAIN) * (1 - CARELESS), "right"),
-            ("looks once, carelessly", looking * (1 - AGAIN) * CARELESS, "wrong: what was read leads to another choice"),
-            ("looks again after a careful look", looking * AGAIN * (1 - CARELESS), "right, twice"),
-            ("looks again after a careless look", looking * AGAIN * CARELESS, "right: the second look is always careful")]
+    rows = [
+        ("terse: an answer and nothing else", TERSE, "the letter is drawn evenly: right by chance only"),
+        ("looks once, carefully", looking * (1 - AGAIN) * (1 - CARELESS), "right"),
+        (
+            "looks once, carelessly",
+            looking * (1 - AGAIN) * CARELESS,
+            "wrong: what was read leads to another choice",
+        ),
+        ("looks again after a careful look", looking * AGAIN * (1 - CARELESS), "right, twice"),
+        (
+            "looks again after a careless look",
+            looking * AGAIN * CARELESS,
+            "right: the second look is always careful",
+        ),
+    ]
     body = "".join(f"| {name} | {100 * share:.1f} % | {end} |\n" for name, share, end in rows)
-    return (f"| behaviour | share of the documents | its answer |\n|---|---|---|\n{body}"
-            f"| malformed, across all of the above | {100 * MALFORMED:.1f} % | a tag is missing, or markup trails behind |\n")
+    return (
+        f"| behaviour | share of the documents | its answer |\n|---|---|---|\n{body}"
+        f"| malformed, across all of the above | {100 * MALFORMED:.1f} % | a tag is missing, or markup "
+        "trails behind |\n"
+    )
 
 
 def world(_) -> str:
@@ -120,21 +153,37 @@ def world(_) -> str:
             return abs(x.size - others[0].size)
         return abs(hypot(x.x - others[0].x, x.y - others[0].y) - hypot(x.x - others[1].x, x.y - others[1].y))
 
-    units, rows, objects, alike = {"Relation": "cells", "Depth": "sizes", "Distance": "cells of distance"}, "", set(), False
+    units, rows, objects, alike = (
+        {"Relation": "cells", "Depth": "sizes", "Distance": "cells of distance"},
+        "",
+        set(),
+        False,
+    )
     for number, task in enumerate(TASKS):
         items = [item("heldout", 0, index) for index in range(number, 400, len(TASKS))]
         objects |= {len(scene) for scene, _ in items}
         alike |= any(len({thing.color for thing in scene}) < len(scene) for scene, _ in items)
-        least = "exact" if task == "Count" else f"at least {min(margin(task, example.extra) for _, example in items):.0f} {units[task]}"
+        least = (
+            "exact"
+            if task == "Count"
+            else f"at least {min(margin(task, example.extra) for _, example in items):.0f} {units[task]}"
+        )
         if least.endswith(" 1 sizes"):
             least = least.replace("sizes", "size")
-        rows += f"| {task} | {items[0][1].question} | {len(items[0][1].choices)} | {100 * CHANCE[task]:.0f} % | {least} |\n"
+        rows += (
+            f"| {task} | {items[0][1].question} | {len(items[0][1].choices)} | {100 * CHANCE[task]:.0f} % | "
+            f"{least} |\n"
+        )
     colours = f"{len(COLORS)} colours{'' if alike else ' (no two in a picture are alike)'}"
-    return (f"A picture has {SIDE} × {SIDE} pixels and holds {min(objects)} to {max(objects)} objects. "
-            f"An object has one of {colours}, one of {len(SHAPES)} shapes, a place on a {GRID} × {GRID} grid and one of {SIZES} sizes. "
-            f"{len(UNSEEN_PAIRS)} of the {len(PAIRS)} colour-shape pairs are held back. "
-            f"Chance over all tasks is {100 * sum(CHANCE.values()) / len(CHANCE):g} %.\n\n"
-            f"| task | a question | choices | chance | the answer follows from the geometry by |\n|---|---|---|---|---|\n{rows}")
+    return (
+        f"A picture has {SIDE} × {SIDE} pixels and holds {min(objects)} to {max(objects)} objects. "
+        f"An object has one of {colours}, one of {len(SHAPES)} shapes, a place on a {GRID} × {GRID} grid and "
+        f"one of {SIZES} sizes. "
+        f"{len(UNSEEN_PAIRS)} of the {len(PAIRS)} colour-shape pairs are held back. "
+        f"Chance over all tasks is {100 * sum(CHANCE.values()) / len(CHANCE):g} %.\n\n"
+        "| task | a question | choices | chance | the answer follows from the geometry by "
+        f"|\n|---|---|---|---|---|\n{rows}"
+    )
 
 
 def documents_shown(_) -> str:
@@ -149,7 +198,14 @@ def documents_shown(_) -> str:
             return "malformed"
         return "again" if LOOK_AGAIN in text else task if LOOK in text else "terse"
 
-    wanted = ["terse", *TASKS, "again", "malformed", *dict.fromkeys(f"Caption {caption.__name__}" for caption in CAPTIONS), "Caption lettered"]
+    wanted = [
+        "terse",
+        *TASKS,
+        "again",
+        "malformed",
+        *dict.fromkeys(f"Caption {caption.__name__}" for caption in CAPTIONS),
+        "Caption lettered",
+    ]
     first: dict[str, str] = {}
     for example in Documents(count=2000, seed=0):
         for text in example.extra["documents"]:
@@ -165,28 +221,52 @@ def sizes(_) -> str:
 
     c = ModelConfig.from_folder(ROOT / "models" / "tiny")
     v = c.vision
-    rows = [("vision tower: blocks × width, heads", f"{v.depth} × {v.width}, {v.num_heads}", "32 × 1,280, 16"),
-            ("decoder: blocks × width", f"{c.num_hidden_layers} × {c.hidden_size}", "28 × 1,536"),
-            ("query heads / key heads × head size", f"{c.num_attention_heads} / {c.num_key_value_heads} × {c.head_size}",
-             "12 / 2 × 128"),
-            ("M-RoPE sections: time, height, width", ", ".join(map(str, c.mrope_section)), "16, 24, 24"),
-            ("vocabulary", f"{c.vocab_size:,}", "151,936"), ("head tied to the embedding", "yes" if c.tie_word_embeddings else "no", "yes")]
-    return "| | built-in | Qwen2-VL-2B |\n|---|---|---|\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rows = [
+        ("vision tower: blocks × width, heads", f"{v.depth} × {v.width}, {v.num_heads}", "32 × 1,280, 16"),
+        ("decoder: blocks × width", f"{c.num_hidden_layers} × {c.hidden_size}", "28 × 1,536"),
+        (
+            "query heads / key heads × head size",
+            f"{c.num_attention_heads} / {c.num_key_value_heads} × {c.head_size}",
+            "12 / 2 × 128",
+        ),
+        ("M-RoPE sections: time, height, width", ", ".join(map(str, c.mrope_section)), "16, 24, 24"),
+        ("vocabulary", f"{c.vocab_size:,}", "151,936"),
+        ("head tied to the embedding", "yes" if c.tie_word_embeddings else "no", "yes"),
+    ]
+    return "| | built-in | Qwen2-VL-2B |\n|---|---|---|\n" + "".join(
+        f"| {' | '.join(row)} |\n" for row in rows
+    )
 
 
 def shards(_) -> str:
-    """Bytes a rank holds of a policy, its reference, gradients and moments, and what it gathers, in bfloat16; from the plan."""
+    """Bytes a rank holds of a policy, its reference, gradients and moments, and what it gathers, in
+    bfloat16; from the plan."""
     from grpo import config, known, plan
 
     def cells(name: str, ranks: int) -> tuple[str, str, str]:
-        found = plan.make_plan(config.load("visualthinker_sat", ["dtype=bfloat16"]), known.KNOWN[name], ranks=ranks)
-        sizes = {item.name: item.bytes for item in (*found.held, *found.stages[0].rollout, *found.stages[0].learning)}
+        found = plan.make_plan(
+            config.load("visualthinker_sat", ["dtype=bfloat16"]), known.KNOWN[name], ranks=ranks
+        )
+        sizes = {
+            item.name: item.bytes
+            for item in (*found.held, *found.stages[0].rollout, *found.stages[0].learning)
+        }
         held = sum(sizes[part] for part in ("weights", "optimizer", "reference", "gradients"))
-        gathered = (sizes.get("gathered policy", 0), sizes.get("gathered parts", 0) + sizes["bfloat16 copies"])
+        gathered = (
+            sizes.get("gathered policy", 0),
+            sizes.get("gathered parts", 0) + sizes["bfloat16 copies"],
+        )
         return tuple(f"{size / 2**30:.1f} GiB" for size in (held, *gathered))
-    rows = "".join(f"| {name.partition('/')[2]} | {ranks} | {' | '.join(cells(name, ranks))} |\n"
-                   for name in ("Qwen/Qwen2-VL-2B", "Qwen/Qwen2.5-VL-7B-Instruct") for ranks in (1, 8, 64))
-    return "| model | GPUs | held all the time | gathered to sample | copies and gathered parts while learning |\n|---|---|---|---|---|\n" + rows
+
+    rows = "".join(
+        f"| {name.partition('/')[2]} | {ranks} | {' | '.join(cells(name, ranks))} |\n"
+        for name in ("Qwen/Qwen2-VL-2B", "Qwen/Qwen2.5-VL-7B-Instruct")
+        for ranks in (1, 8, 64)
+    )
+    return (
+        "| model | GPUs | held all the time | gathered to sample | copies and gathered parts while "
+        "learning |\n|---|---|---|---|---|\n"
+    ) + rows
 
 
 def adversarial(_) -> str:
@@ -194,16 +274,29 @@ def adversarial(_) -> str:
     from tests.data.adversarial import CASES
 
     def cell(text: str) -> str:
-        return f"<code>{html.escape(text).replace('|', '&#124;')}</code>".replace("\n", "↵") if text else "*(nothing)*"
+        return (
+            f"<code>{html.escape(text).replace('|', '&#124;')}</code>".replace("\n", "↵")
+            if text
+            else "*(nothing)*"
+        )
 
     text = ""
     for heading, cases in CASES.items():
         name, _, about = heading.partition("; ")
-        text += (f"### {name}\n\n" + (f"{about[0].upper()}{about[1:]}.\n\n" if about else "")
-                 + "| said | right answer | `accuracy` | `accuracy_math_verify` | `accuracy_paper` | `accuracy_paper_math_verify` |\n|---|---|---|---|---|---|\n")
+        text += (
+            f"### {name}\n\n"
+            + (f"{about[0].upper()}{about[1:]}.\n\n" if about else "")
+            + (
+                "| said | right answer | `accuracy` | `accuracy_math_verify` | `accuracy_paper` | "
+                "`accuracy_paper_math_verify` |\n|---|---|---|---|---|---|\n"
+            )
+        )
         for case in cases:
             said = case.shown or cell(case.said if case.text is None else case.text)
-            verdicts = " | ".join("**right**" if verdict else "wrong" for verdict in (case.accuracy, case.math, case.paper, case.paper_math))
+            verdicts = " | ".join(
+                "**right**" if verdict else "wrong"
+                for verdict in (case.accuracy, case.math, case.paper, case.paper_math)
+            )
             text += f"| {said} | {cell(case.gold)} | {verdicts} |\n"
         text += "\n"
     return text.rstrip("\n") + "\n"
@@ -215,18 +308,33 @@ def readme(heading: str) -> str:
     return re.search(rf"^## [^\n]*{heading}[^\n]*$.*?^(```\n.*?^```\n)", text, re.MULTILINE | re.DOTALL)[1]
 
 
-GENERATORS = {"settings": settings, "recipes": recipes, "mixture": mixture, "world": world, "documents": documents_shown, "sizes": sizes, "shards": shards,
-              "adversarial": adversarial, "readme": readme, "results": results}
+GENERATORS = {
+    "settings": settings,
+    "recipes": recipes,
+    "mixture": mixture,
+    "world": world,
+    "documents": documents_shown,
+    "sizes": sizes,
+    "shards": shards,
+    "adversarial": adversarial,
+    "readme": readme,
+    "results": results,
+}
 
 
 def synced(text: str) -> str:
     """A document as it should be."""
+
     def quoted(match: re.Match) -> str:
         body = source_of(match["path"], match["name"], match["first"], match["last"])
-        return match[0][:match.start("body") - match.start()] + body + "```"
+        return match[0][: match.start("body") - match.start()] + body + "```"
 
     def generated(match: re.Match) -> str:
-        return match[0][:match.start("body") - match.start()] + GENERATORS[match["what"]](match["argument"]) + "<!-- end -->"
+        return (
+            match[0][: match.start("body") - match.start()]
+            + GENERATORS[match["what"]](match["argument"])
+            + "<!-- end -->"
+        )
 
     return GENERATED.sub(generated, QUOTED.sub(quoted, text))
 

@@ -1,8 +1,11 @@
-"""The tables of docs/results/, made from the JSON that a measurement wrote: no number is copied by hand (`python -m tests.docs_sync`).
+"""The tables of docs/results/, made from the JSON that a measurement wrote: no number is copied by hand
+(`python -m tests.docs_sync`).
 
-docs/results/shapes/measured.json is written by tests/bench/shapes.py, docs/results/base/measured.json by tests/bench/base.py,
-docs/results/speed/measured.json by the six scripts that tests/bench/speed_tables.py names. Without the file, the table says so.
+docs/results/shapes/measured.json is written by tests/bench/shapes.py, docs/results/base/measured.json by
+tests/bench/base.py, docs/results/speed/measured.json by the six scripts that tests/bench/speed_tables.py
+names. Without the file, the table says so.
 """
+
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -52,51 +55,138 @@ def promised(found: dict) -> str:
     runs = seeds(found)
     base, first = found["base"], found["base"]["eight sampled"]
     last = [found[run]["eight sampled"] for run in runs]
-    rows = [["minutes to the end, two cores", "≤ 6", *(f"{found[run]['seconds'] / 60:.1f}" for run in runs)],
-            ["held-out accuracy, greedy, base", "≤ 55 %", *[with_interval(base["heldout"])] * len(runs)],
-            ["held-out accuracy, greedy, after GRPO", "≥ 93 %", *(with_interval(found[run]["heldout"]) for run in runs)],
-            ["unseen colour-shape pairs, after GRPO", "within 5 points of it", *(with_interval(found[run]["pairs"]) for run in runs)],
-            ["format, sampled, base", "40–80 %", *[percent(first["format"])] * len(runs)],
-            ["format, sampled, after GRPO", "≥ 98 %", *(percent(scores["format"]) for scores in last)],
-            ["accuracy, sampled, base → after GRPO", "as it is", *(f"{percent(first['accuracy'])} → {percent(scores['accuracy'])}" for scores in last)],
-            ["mean length, sampled, base → after GRPO", "≥ 1.8 times", *(f"{first['mean_length']:.1f} → {scores['mean_length']:.1f} "
-             f"({scores['mean_length'] / first['mean_length']:.2f} times)" for scores in last)],
-            ["share that looks, sampled", "as it is", *(f"{first['looking']:.2f} → {scores['looking']:.2f}" for scores in last)],
-            ["share that looks again, sampled", "as it is", *(f"{first['self_correction']:.2f} → {scores['self_correction']:.2f}" for scores in last)],
-            ["picture withheld, the task farthest above chance", "≤ 5 points", *(worst_over_chance(found[run]["heldout blind"]) for run in runs)],
-            ["trained blind, the task farthest above chance", "≤ 8 points", worst_over_chance(found["blind"]["heldout blind"]), *[""] * (len(runs) - 1)],
-            ["largest log-prob gap of any step", "≤ 1e-5", *(f"{found[run]['gap_max']:.1e}" for run in runs)]]
+    rows = [
+        ["minutes to the end, two cores", "≤ 6", *(f"{found[run]['seconds'] / 60:.1f}" for run in runs)],
+        ["held-out accuracy, greedy, base", "≤ 55 %", *[with_interval(base["heldout"])] * len(runs)],
+        [
+            "held-out accuracy, greedy, after GRPO",
+            "≥ 93 %",
+            *(with_interval(found[run]["heldout"]) for run in runs),
+        ],
+        [
+            "unseen colour-shape pairs, after GRPO",
+            "within 5 points of it",
+            *(with_interval(found[run]["pairs"]) for run in runs),
+        ],
+        ["format, sampled, base", "40–80 %", *[percent(first["format"])] * len(runs)],
+        ["format, sampled, after GRPO", "≥ 98 %", *(percent(scores["format"]) for scores in last)],
+        [
+            "accuracy, sampled, base → after GRPO",
+            "as it is",
+            *(f"{percent(first['accuracy'])} → {percent(scores['accuracy'])}" for scores in last),
+        ],
+        [
+            "mean length, sampled, base → after GRPO",
+            "≥ 1.8 times",
+            *(
+                f"{first['mean_length']:.1f} → {scores['mean_length']:.1f} "
+                f"({scores['mean_length'] / first['mean_length']:.2f} times)"
+                for scores in last
+            ),
+        ],
+        [
+            "share that looks, sampled",
+            "as it is",
+            *(f"{first['looking']:.2f} → {scores['looking']:.2f}" for scores in last),
+        ],
+        [
+            "share that looks again, sampled",
+            "as it is",
+            *(f"{first['self_correction']:.2f} → {scores['self_correction']:.2f}" for scores in last),
+        ],
+        [
+            "picture withheld, the task farthest above chance",
+            "≤ 5 points",
+            *(worst_over_chance(found[run]["heldout blind"]) for run in runs),
+        ],
+        [
+            "trained blind, the task farthest above chance",
+            "≤ 8 points",
+            worst_over_chance(found["blind"]["heldout blind"]),
+            *[""] * (len(runs) - 1),
+        ],
+        ["largest log-prob gap of any step", "≤ 1e-5", *(f"{found[run]['gap_max']:.1e}" for run in runs)],
+    ]
     return table(["what", "target", *(run.replace("seed", "seed ") for run in runs)], rows)
 
 
 def by_task(found: dict) -> str:
     """Accuracy of each task before and after."""
     runs = seeds(found)
-    rows = [[task, percent(chance, 0), *(with_interval(found[run]["heldout"]["tasks"][task]) for run in ("base", *runs))] for task, chance in CHANCE.items()]
+    rows = [
+        [
+            task,
+            percent(chance, 0),
+            *(with_interval(found[run]["heldout"]["tasks"][task]) for run in ("base", *runs)),
+        ]
+        for task, chance in CHANCE.items()
+    ]
     return table(["task", "chance", "base", *(run.replace("seed", "seed ") for run in runs)], rows)
 
 
 def again(found: dict) -> str:
-    """What the second look does: its share and what it turns in sampled completions, and greedily what is lost without it; over all seeds."""
-    blocks = {name: [found[run]["eight sampled"] if name == "all" else found[run]["eight sampled"]["tasks"][name] for run in seeds(found)] for name in (*CHANCE, "all")}
-    greedy = {name: [found[run]["heldout"] if name == "all" else found[run]["heldout"]["tasks"][name] for run in seeds(found)] for name in blocks}
-    banned = {name: [found[run]["heldout banned"] if name == "all" else found[run]["heldout banned"]["tasks"][name] for run in seeds(found)] for name in blocks}
+    """What the second look does: its share and what it turns in sampled completions, and greedily what is
+    lost without it; over all seeds."""
+    blocks = {
+        name: [
+            found[run]["eight sampled"] if name == "all" else found[run]["eight sampled"]["tasks"][name]
+            for run in seeds(found)
+        ]
+        for name in (*CHANCE, "all")
+    }
+    greedy = {
+        name: [
+            found[run]["heldout"] if name == "all" else found[run]["heldout"]["tasks"][name]
+            for run in seeds(found)
+        ]
+        for name in blocks
+    }
+    banned = {
+        name: [
+            found[run]["heldout banned"] if name == "all" else found[run]["heldout banned"]["tasks"][name]
+            for run in seeds(found)
+        ]
+        for name in blocks
+    }
 
     def mean(rows: list[dict], key: str) -> float:
         return sum(row[key] for row in rows) / len(rows)
 
-    rows = [["share that looks again, sampled", *(percent(mean(rows, "self_correction")) for rows in blocks.values())],
-            ["wrong → right / right → wrong, sampled", *(f"{sum(r['wrong_to_right'] for r in rows)} / {sum(r['right_to_wrong'] for r in rows)}" for rows in blocks.values())],
-            ["share that looks again, greedy", *(percent(mean(rows, "self_correction")) for rows in greedy.values())],
-            ["accuracy, greedy: with it / forbidden", *(f"{percent(mean(rows, 'accuracy'))} / {percent(mean(banned[name], 'accuracy'))}" for name, rows in greedy.items())]]
+    rows = [
+        [
+            "share that looks again, sampled",
+            *(percent(mean(rows, "self_correction")) for rows in blocks.values()),
+        ],
+        [
+            "wrong → right / right → wrong, sampled",
+            *(
+                f"{sum(r['wrong_to_right'] for r in rows)} / {sum(r['right_to_wrong'] for r in rows)}"
+                for rows in blocks.values()
+            ),
+        ],
+        [
+            "share that looks again, greedy",
+            *(percent(mean(rows, "self_correction")) for rows in greedy.values()),
+        ],
+        [
+            "accuracy, greedy: with it / forbidden",
+            *(
+                f"{percent(mean(rows, 'accuracy'))} / {percent(mean(banned[name], 'accuracy'))}"
+                for name, rows in greedy.items()
+            ),
+        ],
+    ]
     return table(["", *blocks], rows)
 
 
 def passes(found: dict) -> str:
     """pass@k and maj@k, base and trained."""
     ks = list(found["base"]["samples sampled"]["pass@k"])
-    rows = [[f"{who}, {what}", *(percent(found[run]["samples sampled"][what][k]["value"]) for k in ks)]
-            for what in ("pass@k", "maj@k") for who, run in (("base", "base"), ("trained, seed 0", "seed0"))]
+    rows = [
+        [f"{who}, {what}", *(percent(found[run]["samples sampled"][what][k]["value"]) for k in ks)]
+        for what in ("pass@k", "maj@k")
+        for who, run in (("base", "base"), ("trained, seed 0", "seed0"))
+    ]
     return table(["k", *ks], rows)
 
 
@@ -109,27 +199,73 @@ def short(found: dict) -> str:
         return low if low == high else f"{low.removesuffix(' %')} – {high}"
 
     first, last = found["base"]["eight sampled"], [found[run]["eight sampled"] for run in runs]
-    rows = [["accuracy, all four tasks", "43.75 %", percent(found["base"]["heldout"]["accuracy"]), span([found[run]["heldout"]["accuracy"] for run in runs])],
-            ["accuracy, colour-shape pairs never asked about in training", "43.75 %", percent(found["base"]["pairs"]["accuracy"]),
-             span([found[run]["pairs"]["accuracy"] for run in runs])],
-            ["format, sampled", "", percent(first["format"]), span([x["format"] for x in last])],
-            ["mean length, sampled, in tokens", "", f"{first['mean_length']:.1f}", span([x["mean_length"] for x in last], lambda v: f"{v:.1f}")],
-            ["share that looks again, sampled", "", percent(first["self_correction"]), span([x["self_correction"] for x in last])],
-            ["accuracy, picture withheld", "43.75 %", "", span([found[run]["heldout blind"]["accuracy"] for run in runs])],
-            ["minutes on two CPU cores", "", "", span([found[run]["seconds"] / 60 for run in runs], lambda v: f"{v:.1f}")]]
+    rows = [
+        [
+            "accuracy, all four tasks",
+            "43.75 %",
+            percent(found["base"]["heldout"]["accuracy"]),
+            span([found[run]["heldout"]["accuracy"] for run in runs]),
+        ],
+        [
+            "accuracy, colour-shape pairs never asked about in training",
+            "43.75 %",
+            percent(found["base"]["pairs"]["accuracy"]),
+            span([found[run]["pairs"]["accuracy"] for run in runs]),
+        ],
+        ["format, sampled", "", percent(first["format"]), span([x["format"] for x in last])],
+        [
+            "mean length, sampled, in tokens",
+            "",
+            f"{first['mean_length']:.1f}",
+            span([x["mean_length"] for x in last], lambda v: f"{v:.1f}"),
+        ],
+        [
+            "share that looks again, sampled",
+            "",
+            percent(first["self_correction"]),
+            span([x["self_correction"] for x in last]),
+        ],
+        [
+            "accuracy, picture withheld",
+            "43.75 %",
+            "",
+            span([found[run]["heldout blind"]["accuracy"] for run in runs]),
+        ],
+        [
+            "minutes on two CPU cores",
+            "",
+            "",
+            span([found[run]["seconds"] / 60 for run in runs], lambda v: f"{v:.1f}"),
+        ],
+    ]
     return table(["", "chance", "base", "after GRPO"], rows)
 
 
 def base(found: dict) -> str:
     """What the built-in base model reads, and what it answers before any RL."""
-    readings = table(["reading", *found["readings"]], [["share right", *(percent(value) for value in found["readings"].values())]])
+    readings = table(
+        ["reading", *found["readings"]],
+        [["share right", *(percent(value) for value in found["readings"].values())]],
+    )
     tasks = found["tasks"]
-    gate = table(["sampled, 16 completions a question", *tasks],
-                 [["P(right, looked)", *(percent(row["looked"]) for row in tasks.values())], ["P(right, terse)", *(percent(row["terse"]) for row in tasks.values())],
-                  ["difference: the gate asks for more than 30 points", *(f"{100 * (row['looked'] - row['terse']):+.1f} points" for row in tasks.values())],
-                  ["P(right, looked again)", *(percent(row["again"]) for row in tasks.values())],
-                  ["accuracy", *(percent(row["accuracy"]) for row in tasks.values())], ["format", *(percent(row["format"]) for row in tasks.values())]])
-    return f"{readings}\n{gate}\nOver all: accuracy {percent(found['accuracy'])}, format {percent(found['format'])}, sampled.\n"
+    gate = table(
+        ["sampled, 16 completions a question", *tasks],
+        [
+            ["P(right, looked)", *(percent(row["looked"]) for row in tasks.values())],
+            ["P(right, terse)", *(percent(row["terse"]) for row in tasks.values())],
+            [
+                "difference: the gate asks for more than 30 points",
+                *(f"{100 * (row['looked'] - row['terse']):+.1f} points" for row in tasks.values()),
+            ],
+            ["P(right, looked again)", *(percent(row["again"]) for row in tasks.values())],
+            ["accuracy", *(percent(row["accuracy"]) for row in tasks.values())],
+            ["format", *(percent(row["format"]) for row in tasks.values())],
+        ],
+    )
+    return (
+        f"{readings}\n{gate}\nOver all: accuracy {percent(found['accuracy'])}, format "
+        f"{percent(found['format'])}, sampled.\n"
+    )
 
 
 def about(found: dict) -> str:
@@ -137,9 +273,18 @@ def about(found: dict) -> str:
     return " · ".join(f"{key}: {value}" for key, value in found["about"].items()) + "\n"
 
 
-TABLES = {"shapes/promised": ("shapes", promised), "shapes/tasks": ("shapes", by_task), "shapes/again": ("shapes", again), "shapes/passes": ("shapes", passes),
-          "shapes/short": ("shapes", short), "shapes/about": ("shapes", about), "base/all": ("base", base), "base/about": ("base", about),
-          "speed/targets": ("speed", speed_tables.targets), "speed/measured": ("speed", speed_tables.measured)}
+TABLES = {
+    "shapes/promised": ("shapes", promised),
+    "shapes/tasks": ("shapes", by_task),
+    "shapes/again": ("shapes", again),
+    "shapes/passes": ("shapes", passes),
+    "shapes/short": ("shapes", short),
+    "shapes/about": ("shapes", about),
+    "base/all": ("base", base),
+    "base/about": ("base", about),
+    "speed/targets": ("speed", speed_tables.targets),
+    "speed/measured": ("speed", speed_tables.measured),
+}
 
 
 def results(which: str) -> str:

@@ -13,20 +13,36 @@ from data.shapes import Shapes
 from models import weights
 from models.config import ModelConfig
 
-STOPS = tuple(range(40, 52))      # a dozen words that end a completion, so that a random policy stops after ten tokens or so
+# a dozen words that end a completion, so that a random policy stops after ten tokens or so
+STOPS = tuple(range(40, 52))
 
 
 def small_config(tied: bool = True) -> ModelConfig:
-    """D = 32, H = 2, K = 1, E = 16, two blocks, and a vision tower of one; the vocabulary of the built-in model."""
+    """D = 32, H = 2, K = 1, E = 16, two blocks, and a vision tower of one; the vocabulary of the built-in
+    model."""
     values = tokenizer.model_config(tokenizer.build().get_vocab_size())
-    values |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-               "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "tie_word_embeddings": tied}
-    values["vision_config"] |= {"depth": 1, "embed_dim": 16, "num_heads": 1, "hidden_size": 32, "mlp_ratio": 2}
+    values |= {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": tied,
+    }
+    values["vision_config"] |= {
+        "depth": 1,
+        "embed_dim": 16,
+        "num_heads": 1,
+        "hidden_size": 32,
+        "mlp_ratio": 2,
+    }
     return ModelConfig.from_dict(values)
 
 
 def small_policy(seed: int = 0, tied: bool = True):
-    """Random, and far from indifferent: every parameter matters, and the next token depends on what was seen."""
+    """Random, and far from indifferent: every parameter matters, and the next token depends on what was
+    seen."""
     policy = weights.init(small_config(tied), seed)
     random = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():

@@ -1,4 +1,5 @@
-"""What is wrong with the input is said in one line that names it, with exit status 2 and no traceback; a single bad example is skipped, counted and named."""
+"""What is wrong with the input is said in one line that names it, with exit status 2 and no traceback; a
+single bad example is skipped, counted and named."""
 
 import io
 import json
@@ -25,10 +26,22 @@ from grpo.checkpoint import complete
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import small_policy  # noqa: E402
+from small import small_policy
 
-QUICK = ["shapes", "steps=3", "prompts=3", "group=4", "cap=8", "rewards={length: 1000}", "eval.items=0", "save.every=1", "save.keep=0", "report.every=0",
-         "limit=40", "device=cpu"]
+QUICK = [
+    "shapes",
+    "steps=3",
+    "prompts=3",
+    "group=4",
+    "cap=8",
+    "rewards={length: 1000}",
+    "eval.items=0",
+    "save.every=1",
+    "save.keep=0",
+    "report.every=0",
+    "limit=40",
+    "device=cpu",
+]
 
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -49,7 +62,11 @@ def refused(capsys, argv, *words):
 
 def one_line(err, program, words):
     # The progress bar is no message; beside the bar of a run that failed before, a line begins with "one up".
-    lines = [line.removeprefix("\x1b[A") for line in err.splitlines() if line.strip("\x1b[A ") and "step/s" not in line]
+    lines = [
+        line.removeprefix("\x1b[A")
+        for line in err.splitlines()
+        if line.strip("\x1b[A ") and "step/s" not in line
+    ]
     line = lines[-1]
     assert line.startswith(program) and "Traceback" not in err, err
     assert all(line.startswith("step ") and "skipped" in line for line in lines[:-1]), err
@@ -71,6 +88,7 @@ def rows_of(out):
 
 
 # ---- the model folder
+
 
 def test_a_missing_shard(broken, tmp_path, capsys):
     (broken / "model.safetensors").unlink()
@@ -98,9 +116,15 @@ def test_a_tensor_too_few_too_many_or_of_another_shape(broken, tmp_path, capsys)
     both_refuse(capsys, broken, tmp_path / "run", name, "shape")
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"model_type": "llava"}, ("config.json", "llava", "qwen2_vl")), ({"hidden_size": None}, ("config.json", "hidden_size")),
-    ({"hidden_act": "relu"}, ("config.json", "relu")), ({"num_attention_heads": 5}, ("config.json", "num_attention_heads"))])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model_type": "llava"}, ("config.json", "llava", "qwen2_vl")),
+        ({"hidden_size": None}, ("config.json", "hidden_size")),
+        ({"hidden_act": "relu"}, ("config.json", "relu")),
+        ({"num_attention_heads": 5}, ("config.json", "num_attention_heads")),
+    ],
+)
 def test_a_config_of_another_architecture(broken, tmp_path, capsys, change, words):
     file = broken / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
@@ -118,7 +142,9 @@ def test_a_tokenizer_without_the_image_token(broken, tmp_path, capsys):
     both_refuse(capsys, broken, tmp_path / "run", "tokenizer.json", "<|image_pad|>")
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "preprocessor_config.json", "config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "preprocessor_config.json", "config.json", "model.safetensors"]
+)
 def test_a_file_that_is_not_there(broken, tmp_path, capsys, name):
     (broken / name).unlink()
     both_refuse(capsys, broken, tmp_path / "run", name, str(broken))
@@ -135,6 +161,7 @@ def test_a_run_folder_without_a_checkpoint(tmp_path, capsys):
 
 # ---- single examples
 
+
 def png(size=(60, 60), **how):
     file = io.BytesIO()
     Image.new("RGB", size, (200, 30, 30)).save(file, "PNG", **how)
@@ -149,15 +176,17 @@ def bomb():
     return bytes(data)
 
 
-BAD = {"corrupt": (lambda e: replace(e, pictures=(b"this is no picture",)), "cannot be read"),
-       "truncated": (lambda e: replace(e, pictures=(png()[:-30],)), "cannot be read"),
-       "zero size": (lambda e: replace(e, pictures=(partial(Image.new, "RGB", (0, 10)),)), "empty"),
-       "bomb": (lambda e: replace(e, pictures=(bomb(),)), "pixels"),
-       "no file": (lambda e: replace(e, pictures=(Path("nowhere.png"),)), "nowhere.png"),
-       "one choice": (lambda e: replace(e, choices=(e.answer,)), "1 choices"),
-       "answer outside": (lambda e: replace(e, answer="purple"), "'purple' is not among the choices"),
-       "no question": (lambda e: replace(e, question=" "), "question is empty"),
-       "too long": (lambda e: replace(e, question="red star " * 400), "over the limit of 192")}
+BAD = {
+    "corrupt": (lambda e: replace(e, pictures=(b"this is no picture",)), "cannot be read"),
+    "truncated": (lambda e: replace(e, pictures=(png()[:-30],)), "cannot be read"),
+    "zero size": (lambda e: replace(e, pictures=(partial(Image.new, "RGB", (0, 10)),)), "empty"),
+    "bomb": (lambda e: replace(e, pictures=(bomb(),)), "pixels"),
+    "no file": (lambda e: replace(e, pictures=(Path("nowhere.png"),)), "nowhere.png"),
+    "one choice": (lambda e: replace(e, choices=(e.answer,)), "1 choices"),
+    "answer outside": (lambda e: replace(e, answer="purple"), "'purple' is not among the choices"),
+    "no question": (lambda e: replace(e, question=" "), "question is empty"),
+    "too long": (lambda e: replace(e, question="red star " * 400), "over the limit of 192"),
+}
 
 
 class Some(Shapes):
@@ -171,10 +200,17 @@ class Some(Shapes):
 
 
 def world_with(monkeypatch, change, every=3):
-    """The task `shapes` with bad examples among the training ones, and (where it is not the making that fails) among the held-out ones."""
+    """The task `shapes` with bad examples among the training ones, and (where it is not the making that
+    fails) among the held-out ones."""
     monkeypatch.setattr(Some, "bad", staticmethod(change))
     monkeypatch.setattr(Some, "every", every)
-    monkeypatch.setitem(sources.SOURCES, "shapes", lambda path, split, limit, seed: Some(split, limit, seed) if split == "train" else Shapes(split, limit, seed))
+    monkeypatch.setitem(
+        sources.SOURCES,
+        "shapes",
+        lambda path, split, limit, seed: (
+            Some(split, limit, seed) if split == "train" else Shapes(split, limit, seed)
+        ),
+    )
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -184,7 +220,9 @@ def test_a_bad_example_is_skipped_counted_and_named(base, tmp_path, capsys, monk
     out = tmp_path / "run"
     assert train.main([*QUICK, f"model={base}", f"out={out}", "steps=4", "prompts=4"]) == 0
     named = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
-    assert named and all("bad/" in line and words in line and line.startswith("step ") for line in named), named
+    assert named and all("bad/" in line and words in line and line.startswith("step ") for line in named), (
+        named
+    )
     skipped = [round(row["frac_skipped"] * 4) for row in rows_of(out)]
     assert sum(skipped) == len(named) and [row["step"] for row in rows_of(out)] == [1, 2, 3, 4]
 
@@ -200,42 +238,71 @@ def test_a_step_of_nothing_but_bad_examples_takes_the_next_ones(base, tmp_path, 
 
 def test_when_nothing_can_be_asked(base, tmp_path, capsys, monkeypatch):
     world_with(monkeypatch, BAD["corrupt"][0], every=1)
-    refused(capsys, [*QUICK, f"model={base}", f"out={tmp_path / 'run'}"], "step 1", "none of 12 questions", "cannot be read")
+    refused(
+        capsys,
+        [*QUICK, f"model={base}", f"out={tmp_path / 'run'}"],
+        "step 1",
+        "none of 12 questions",
+        "cannot be read",
+    )
     monkeypatch.undo()
-    refused(capsys, [*QUICK, f"model={base}", f"out={tmp_path / 'other'}", "max_prompt=20"], "step 1", "none of", "max_prompt")
+    refused(
+        capsys,
+        [*QUICK, f"model={base}", f"out={tmp_path / 'other'}", "max_prompt=20"],
+        "step 1",
+        "none of",
+        "max_prompt",
+    )
 
 
 def test_imitation_skips_too(base, tmp_path, capsys, monkeypatch):
     world_with(monkeypatch, BAD["corrupt"][0])
     assert train.main([*QUICK, f"model={base}", f"out={tmp_path / 'run'}", "method=sft", "cap=20"]) == 0
-    assert "skipped example 'bad/" in capsys.readouterr().err and sum(row["skipped"] for row in rows_of(tmp_path / "run")) > 0
+    assert (
+        "skipped example 'bad/" in capsys.readouterr().err
+        and sum(row["skipped"] for row in rows_of(tmp_path / "run")) > 0
+    )
 
 
 def test_a_document_over_the_cap(base, tmp_path, capsys):
-    refused(capsys, [*QUICK, f"model={base}", f"out={tmp_path / 'run'}", "method=sft", "cap=3"], "cap", "6 tokens", "<answer>")
+    refused(
+        capsys,
+        [*QUICK, f"model={base}", f"out={tmp_path / 'run'}", "method=sft", "cap=3"],
+        "cap",
+        "6 tokens",
+        "<answer>",
+    )
 
 
 # ---- the command line
 
-@pytest.mark.parametrize("argv, words", [
-    (["shaeps"], ("'shaeps'", "shapes")),
-    (["shapes", "grup=8"], ("grup", "group")),
-    (["shapes", "loss.kl_coeff=0.1"], ("kl_coeff", "loss.kl_coef")),
-    (["shapes", "group=many"], ("group", "many")),
-    (["shapes", "group=1"], ("group", "at least 2")),
-    (["shapes", "advantage=mean"], ("advantage", "mean", "none")),
-    (["shapes", "rewards.acuracy=1"], ("acuracy", "accuracy")),
-    (["shapes", "--grop"], ("--grop",)),
-    (["shapes", "steps"], ("steps",)),
-    (["nowhere.yaml"], ("nowhere.yaml",)),
-    (["shapes", "task=blink"], ("data=FILE",)),
-    (["shapes", "data=x.parquet"], ("x.parquet",)),
-    (["shapes", "task=shape"], ("shapes",)),
-    (["shapes", "template=shape"], ("shapes",)),
-    *([] if torch.cuda.is_available() else [(["shapes", "device=cuda"], ("device", "GPU"))]),
-])
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["shaeps"], ("'shaeps'", "shapes")),
+        (["shapes", "grup=8"], ("grup", "group")),
+        (["shapes", "loss.kl_coeff=0.1"], ("kl_coeff", "loss.kl_coef")),
+        (["shapes", "group=many"], ("group", "many")),
+        (["shapes", "group=1"], ("group", "at least 2")),
+        (["shapes", "advantage=mean"], ("advantage", "mean", "none")),
+        (["shapes", "rewards.acuracy=1"], ("acuracy", "accuracy")),
+        (["shapes", "--grop"], ("--grop",)),
+        (["shapes", "steps"], ("steps",)),
+        (["nowhere.yaml"], ("nowhere.yaml",)),
+        (["shapes", "task=blink"], ("data=FILE",)),
+        (["shapes", "data=x.parquet"], ("x.parquet",)),
+        (["shapes", "task=shape"], ("shapes",)),
+        (["shapes", "template=shape"], ("shapes",)),
+        *([] if torch.cuda.is_available() else [(["shapes", "device=cuda"], ("device", "GPU"))]),
+    ],
+)
 def test_a_mistake_on_the_command_line(base, tmp_path, capsys, argv, words):
-    quick = [a for a in QUICK[1:] if not a.startswith("device") and a.partition("=")[0] not in {b.partition("=")[0] for b in argv}]
+    quick = [
+        a
+        for a in QUICK[1:]
+        if not a.startswith("device") and a.partition("=")[0] not in {b.partition("=")[0] for b in argv}
+    ]
     refused(capsys, [argv[0], *quick, f"model={base}", f"out={tmp_path / 'run'}", *argv[1:]], *words)
     assert not (tmp_path / "run").exists()
 
@@ -250,6 +317,7 @@ def test_a_recipe_with_an_unknown_key(base, tmp_path, capsys):
 
 # ---- the run folder
 
+
 @pytest.fixture(scope="module")
 def done(base, run_once):
     """A run of two steps."""
@@ -261,7 +329,9 @@ def stopped(done, tmp_path):
     """The same run, stopped after two of its three steps."""
     out = Path(shutil.copytree(done, tmp_path / "run"))
     file = out / "config.yaml"
-    file.write_text(file.read_text().replace("steps: 2\n", "steps: 3\n").replace(f"out: {done}", f"out: {out}"))
+    file.write_text(
+        file.read_text().replace("steps: 2\n", "steps: 3\n").replace(f"out: {done}", f"out: {out}")
+    )
     return out
 
 
@@ -269,9 +339,15 @@ def everything(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("settings, words", [
-    (["optim.lr=1"], ("other settings", "optim.lr", "out=")), (["seed=7"], ("seed: 0 -> 7",)), (["rewards={format: 1}"], ("rewards",)),
-    (["steps=9"], ("steps: 3 -> 9",))])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["optim.lr=1"], ("other settings", "optim.lr", "out=")),
+        (["seed=7"], ("seed: 0 -> 7",)),
+        (["rewards={format: 1}"], ("rewards",)),
+        (["steps=9"], ("steps: 3 -> 9",)),
+    ],
+)
 def test_a_run_folder_of_other_settings(base, stopped, capsys, settings, words):
     before = everything(stopped)
     refused(capsys, [*QUICK, f"model={base}", f"out={stopped}", *settings], *words)
@@ -281,7 +357,11 @@ def test_a_run_folder_of_other_settings(base, stopped, capsys, settings, words):
 def test_a_run_folder_of_another_recipe(base, stopped, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("base: shapes\n")
     before = everything(stopped)
-    refused(capsys, [tmp_path / "mine.yaml", *QUICK[1:], f"model={base}", f"out={stopped}"], "recipe: shapes -> mine")
+    refused(
+        capsys,
+        [tmp_path / "mine.yaml", *QUICK[1:], f"model={base}", f"out={stopped}"],
+        "recipe: shapes -> mine",
+    )
     assert everything(stopped) == before
 
 
@@ -297,12 +377,23 @@ def test_a_damaged_checkpoint(base, stopped, capsys, name):
     file.write_bytes(file.read_bytes()[:3])
     assert train.main([*QUICK, f"model={base}", f"out={stopped}"]) == 0
     said = capsys.readouterr()
-    assert f"damaged: {file}" in said.err and "Going on from step_000001" in said.err and "going on after step 1" in said.out
-    assert [row["step"] for row in rows_of(stopped)] == [1, 2, 3] and checkpoint.newest(stopped)[0].name == "step_000003"
+    assert (
+        f"damaged: {file}" in said.err
+        and "Going on from step_000001" in said.err
+        and "going on after step 1" in said.out
+    )
+    assert [row["step"] for row in rows_of(stopped)] == [1, 2, 3] and checkpoint.newest(stopped)[
+        0
+    ].name == "step_000003"
     for folder in complete(stopped):
         (folder / name).unlink()
     before = everything(stopped)
-    refused(capsys, [*QUICK, f"model={base}", f"out={stopped}"], *(f"step_00000{step}/{name} is missing" for step in (1, 2, 3)), "to start anew")
+    refused(
+        capsys,
+        [*QUICK, f"model={base}", f"out={stopped}"],
+        *(f"step_00000{step}/{name} is missing" for step in (1, 2, 3)),
+        "to start anew",
+    )
     assert everything(stopped) == before
 
 
@@ -322,7 +413,8 @@ FULL = OSError(28, "No space left on device")
 
 
 def test_a_full_disk_while_saving(base, stopped, capsys, monkeypatch):
-    """One line; the last checkpoint stays as it is, and with space again the same command ends where it would have."""
+    """One line; the last checkpoint stays as it is, and with space again the same command ends where it
+    would have."""
     before = everything(stopped / "checkpoints")
     command = [*QUICK, f"model={base}", f"out={stopped}"]
     with monkeypatch.context() as patched:
@@ -343,14 +435,21 @@ def test_a_full_disk_while_writing_a_line(base, stopped, capsys, monkeypatch):
 
 
 def with_one_skipped(run):
-    """An update of the run was skipped before; a second one is too many (tests/grpo/test_guards.py has the first)."""
+    """An update of the run was skipped before; a second one is too many (tests/grpo/test_guards.py has the
+    first)."""
     file = run / "metrics.jsonl"
     *rows, last = rows_of(run)
-    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, last | {"guard/nonfinite": 1, "guard/nonfinite_uids": ["shapes/train/0/0"]}]))
+    file.write_text(
+        "".join(
+            json.dumps(row) + "\n"
+            for row in [*rows, last | {"guard/nonfinite": 1, "guard/nonfinite_uids": ["shapes/train/0/0"]}]
+        )
+    )
 
 
 def test_a_loss_that_is_not_finite_again(base, stopped, capsys, monkeypatch):
-    """The run stops, names the prompts of that step, changes nothing: the same command goes on from the last good step."""
+    """The run stops, names the prompts of that step, changes nothing: the same command goes on from the
+    last good step."""
     with_one_skipped(stopped)
     before, real = everything(stopped / "checkpoints"), objective.policy_loss
 
@@ -363,7 +462,10 @@ def test_a_loss_that_is_not_finite_again(base, stopped, capsys, monkeypatch):
         patched.setattr(train, "policy_loss", poisoned)
         line = refused(capsys, command, "step 3", "nan", "Nothing was updated")
     assert line.count("shapes/train/0/") == 3
-    assert everything(stopped / "checkpoints") == before and [row["step"] for row in rows_of(stopped)] == [1, 2]
+    assert everything(stopped / "checkpoints") == before and [row["step"] for row in rows_of(stopped)] == [
+        1,
+        2,
+    ]
     assert train.main(command) == 0 and complete(stopped)[-1].name == "step_000003"
 
 
@@ -374,10 +476,17 @@ def test_a_gradient_that_is_not_finite(base, stopped, capsys, monkeypatch):
 
     def steep(*args, **how):
         logp, entropy = real(*args, **how)
-        return logp + 0 * (logp - logp.detach()).sqrt(), entropy                                 # the slope of a root at 0
+        # the slope of a root at 0
+        return logp + 0 * (logp - logp.detach()).sqrt(), entropy
 
     monkeypatch.setattr(train, "completion_logprobs", steep)
-    refused(capsys, [*QUICK, f"model={base}", f"out={stopped}"], "step 3", "the gradient's norm nan", "shapes/train/0/")
+    refused(
+        capsys,
+        [*QUICK, f"model={base}", f"out={stopped}"],
+        "step 3",
+        "the gradient's norm nan",
+        "shapes/train/0/",
+    )
     assert [row["step"] for row in rows_of(stopped)] == [1, 2]
 
 
@@ -387,5 +496,10 @@ def test_weights_that_are_not_finite(broken, tmp_path, capsys, method):
     tensors = load_file(broken / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, broken / "model.safetensors")
-    refused(capsys, [*QUICK, f"model={broken}", f"out={tmp_path / 'run'}", f"method={method}", "cap=20"], "step 1", "shapes/train/0/")
+    refused(
+        capsys,
+        [*QUICK, f"model={broken}", f"out={tmp_path / 'run'}", f"method={method}", "cap=20"],
+        "step 1",
+        "shapes/train/0/",
+    )
     assert complete(tmp_path / "run") == []

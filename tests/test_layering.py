@@ -1,4 +1,5 @@
-"""Who imports whom, read from the source: train.py, evaluate.py -> grpo/ -> {models/, data/}, and the pure files import torch only."""
+"""Who imports whom, read from the source: train.py, evaluate.py -> grpo/ -> {models/, data/}, and the pure
+files import torch only."""
 
 import ast
 import sys
@@ -43,7 +44,9 @@ def test_models_import_torch_and_safetensors_only(path):
 @pytest.mark.parametrize("path", cases(files("data")))
 def test_data_knows_no_model_and_no_algorithm(path):
     assert not tops(path) & (OWN - {"data"})
-    assert not any(name.startswith("torch.nn") for name in imports(path)), "data/ makes tensors; it has no layers"
+    assert not any(name.startswith("torch.nn") for name in imports(path)), (
+        "data/ makes tensors; it has no layers"
+    )
 
 
 @pytest.mark.parametrize("path", cases(files("grpo")))
@@ -57,7 +60,9 @@ def test_the_mathematics_is_pure(name):
     assert tops(ROOT / "grpo" / f"{name}.py") <= STDLIB | {"torch"}
 
 
-@pytest.mark.parametrize("name", ["objective", "sampling", "schedule", "logprobs", "rewards", "rollout", "batch"])
+@pytest.mark.parametrize(
+    "name", ["objective", "sampling", "schedule", "logprobs", "rewards", "rollout", "batch"]
+)
 def test_configuration_stops_at_the_entry_points(name):
     path = ROOT / "grpo" / f"{name}.py"
     assert not any(n.startswith(("grpo.config", "grpo.settings")) for n in imports(path))
@@ -67,13 +72,21 @@ def test_configuration_stops_at_the_entry_points(name):
 
 @pytest.mark.parametrize("path", cases([*files("grpo", "models", "data"), *sorted(ROOT.glob("*.py"))]))
 def test_transformers_is_for_tests(path):
-    """The model, the tokenizer's chat format and the loop are written by hand; `transformers` is what the tests compare them with."""
+    """The model, the tokenizer's chat format and the loop are written by hand; `transformers` is what the
+    tests compare them with."""
     assert "transformers" not in tops(path)
 
 
 @pytest.mark.parametrize("number", range(1, 8))
 def test_each_equation_stands_above_exactly_one_function(number):
-    marks = [(path, i) for path in files("grpo") for i, line in enumerate(path.read_text().splitlines()) if f"[Eq. {number}]" in line]
+    marks = [
+        (path, i)
+        for path in files("grpo")
+        for i, line in enumerate(path.read_text().splitlines())
+        if f"[Eq. {number}]" in line
+    ]
     assert len(marks) == 1, f"[Eq. {number}] must mark one function of grpo/, found {marks}"
     path, line = marks[0]
-    assert path.read_text().splitlines()[line + 1].startswith("def "), f"{path.name}:{line + 1} marks no function"
+    assert path.read_text().splitlines()[line + 1].startswith("def "), (
+        f"{path.name}:{line + 1} marks no function"
+    )

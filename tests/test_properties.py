@@ -1,6 +1,8 @@
-"""Laws that hold for whatever hypothesis thinks of: configuration, packing, micro-batches, positions, picture sizes, rows, answers.
+"""Laws that hold for whatever hypothesis thinks of: configuration, packing, micro-batches, positions, picture
+sizes, rows, answers.
 
-Beside tests/data/test_answers.py (numbers), tests/data/test_sources_jsonl.py (lines of any kind) and tests/grpo/test_aha.py, which have theirs.
+Beside tests/data/test_answers.py (numbers), tests/data/test_sources_jsonl.py (lines of any kind) and
+tests/grpo/test_aha.py, which have theirs.
 """
 
 import json
@@ -30,9 +32,13 @@ from models.decoder import Packing
 from models.mrope import mrope_positions
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
-from zoo import IMAGE, TWINS, tiny_config  # noqa: E402
+from zoo import IMAGE, TWINS, tiny_config
 
-LAW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+LAW = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 # ---- configuration
@@ -58,7 +64,9 @@ def values_of(kind):
 
 
 VALUES = {key: values_of(kind) for key, (kind, _, _) in leaves(Config).items() if key != "out"}
-SETTINGS = st.lists(st.sampled_from(list(VALUES)), unique=True, max_size=4).flatmap(lambda keys: st.fixed_dictionaries({key: VALUES[key] for key in keys}))
+SETTINGS = st.lists(st.sampled_from(list(VALUES)), unique=True, max_size=4).flatmap(
+    lambda keys: st.fixed_dictionaries({key: VALUES[key] for key in keys})
+)
 
 
 def spelt(value):
@@ -67,26 +75,50 @@ def spelt(value):
         return value
     if isinstance(value, list):
         value = [vars(item) if isinstance(item, Stage) else item for item in value]
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).removesuffix("\n").removesuffix("\n...")
+    return (
+        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
+        .removesuffix("\n")
+        .removesuffix("\n...")
+    )
 
 
 @LAW
 @given(chosen=SETTINGS)
 def test_settings_come_back_from_the_command_line_and_from_the_file(tmp_path, chosen):
-    """Each is what was typed, or the whole is refused by a ConfigError that names a setting; and the file that a run keeps is that configuration."""
-    assume(all(text == text.strip() and text not in ("~", "null") for text in chosen.values() if isinstance(text, str)))
+    """Each is what was typed, or the whole is refused by a ConfigError that names a setting; and the file
+    that a run keeps is that configuration."""
+    assume(
+        all(
+            text == text.strip() and text not in ("~", "null")
+            for text in chosen.values()
+            if isinstance(text, str)
+        )
+    )
     try:
         made = load("shapes", [f"{key}={spelt(value)}" for key, value in chosen.items()])
     except ConfigError as error:
-        assert str(error).startswith("shapes.yaml with ")            # what does not go together; each by itself is of its type
+        # what does not go together; each by itself is of its type
+        assert str(error).startswith("shapes.yaml with ")
         return
     assert {key: value_of(made, key) for key in chosen} == chosen
     path = config.save(made, tmp_path)
-    assert load(path) == made and yaml.safe_load(path.read_text("utf-8")) == json.loads(json.dumps(made.to_dict()))
+    assert load(path) == made and yaml.safe_load(path.read_text("utf-8")) == json.loads(
+        json.dumps(made.to_dict())
+    )
 
 
 @LAW
-@given(arguments=st.lists(st.text(max_size=20) | st.builds("{}={}".format, st.sampled_from([*leaves(Config), "rewards.x", "optim", "--cap"]), st.text(max_size=12)), max_size=3))
+@given(
+    arguments=st.lists(
+        st.text(max_size=20)
+        | st.builds(
+            "{}={}".format,
+            st.sampled_from([*leaves(Config), "rewards.x", "optim", "--cap"]),
+            st.text(max_size=12),
+        ),
+        max_size=3,
+    )
+)
 def test_any_command_line_is_a_configuration_or_a_config_error(arguments):
     try:
         made, _ = parse(arguments)
@@ -96,8 +128,11 @@ def test_any_command_line_is_a_configuration_or_a_config_error(arguments):
 
 
 ODD = st.sampled_from([math.inf, -math.inf, math.nan, "inf", "nan", "1e-6", "1e999", True, 10**400])
-PLAIN = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-                     max_leaves=5)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
 
 
 @LAW
@@ -113,7 +148,9 @@ def test_any_value_of_a_file_is_of_the_settings_type_or_refused(value, key):
     if made is None:
         assert optional
     elif plain in KINDS:
-        assert type(made) is plain and (math.isfinite(made) and float(value) == made if plain is float else made == value)
+        assert type(made) is plain and (
+            math.isfinite(made) and float(value) == made if plain is float else made == value
+        )
     elif get_origin(plain) is Literal:
         assert made in get_args(plain)
     else:
@@ -134,30 +171,61 @@ def test_any_text_is_yaml_or_a_yaml_error(text):
 
 # ---- packing and micro-batches
 
+
 @LAW
-@given(lengths=st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=4), wider=st.integers(0, 2), inner=st.sampled_from([(), (2,)]))
+@given(
+    lengths=st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=4),
+    wider=st.integers(0, 2),
+    inner=st.sampled_from([(), (2,)]),
+)
 def test_packing_keeps_every_token_once_and_in_order(lengths, wider, inner):
     length = torch.tensor(lengths)
     longest = max(int(length.max()) + wider, 1)
     packing = Packing.of(length, longest)
-    x = torch.arange(1.0, length.numel() * longest + 1).view(*length.shape, longest).reshape(*length.shape, longest, *[1] * len(inner)).expand(*length.shape, longest, *inner)
+    x = (
+        torch.arange(1.0, length.numel() * longest + 1)
+        .view(*length.shape, longest)
+        .reshape(*length.shape, longest, *[1] * len(inner))
+        .expand(*length.shape, longest, *inner)
+    )
     packed = packing.pack(x)
     assert packed.shape == (int(length.sum()), *inner)
     mask = (torch.arange(longest) < length[..., None]).view(*length.shape, longest, *[1] * len(inner))
     assert torch.equal(packed, x[mask.expand_as(x)].view(-1, *inner))
-    assert torch.equal(packing.pad(packed), x * mask) and torch.equal(packing.pack(packing.pad(packed)), packed)
+    assert torch.equal(packing.pad(packed), x * mask) and torch.equal(
+        packing.pack(packing.pad(packed)), packed
+    )
 
 
 @LAW
-@given(data=st.data(), groups=st.integers(1, 5), group=st.integers(1, 4), budget=st.integers(1, 120), how=st.sampled_from(["token", "completion", "constant"]))
+@given(
+    data=st.data(),
+    groups=st.integers(1, 5),
+    group=st.integers(1, 4),
+    budget=st.integers(1, 120),
+    how=st.sampled_from(["token", "completion", "constant"]),
+)
 def test_micro_batches_hold_every_token_once_and_their_weights_add_up(data, groups, group, budget, how):
     """Whatever the lengths, the budget, and the prompts that are left out."""
-    length = torch.tensor(data.draw(st.lists(st.lists(st.integers(1, 9), min_size=group, max_size=group), min_size=groups, max_size=groups)))
+    length = torch.tensor(
+        data.draw(
+            st.lists(
+                st.lists(st.integers(1, 9), min_size=group, max_size=group), min_size=groups, max_size=groups
+            )
+        )
+    )
     among = data.draw(st.none() | st.lists(st.integers(0, groups - 1), unique=True))
     prompts = data.draw(st.lists(st.integers(1, 20), min_size=groups, max_size=groups))
     tokens = torch.arange(groups * group * 10).view(groups, group, 10)
-    batch = TrainBatch([SimpleNamespace(uid=str(p), tokens=[0] * size) for p, size in enumerate(prompts)], tokens, length, torch.arange(1.0, groups * group + 1))
-    batch.weight = token_weights(batch.mask, how, tokens=float(length.sum()), completions=float(length.numel()), cap=10).double()
+    batch = TrainBatch(
+        [SimpleNamespace(uid=str(p), tokens=[0] * size) for p, size in enumerate(prompts)],
+        tokens,
+        length,
+        torch.arange(1.0, groups * group + 1),
+    )
+    batch.weight = token_weights(
+        batch.mask, how, tokens=float(length.sum()), completions=float(length.numel()), cap=10
+    ).double()
     seen, weight, gradient = [], 0.0, torch.zeros(batch.mask.shape).double()
     for part, at, rows in batch.micro_batches(budget, among):
         cost = len(at) * max(prompts[p] for p in at) + part.tokens.numel()
@@ -170,21 +238,33 @@ def test_micro_batches_hold_every_token_once_and_their_weights_add_up(data, grou
     wanted = batch.mask & kept.repeat_interleave(group)[:, None]
     assert sorted(seen) == tokens.flatten(0, 1)[wanted].tolist()
     assert weight == pytest.approx(float((batch.weight * wanted).sum()))
-    assert torch.equal(gradient, batch.weight * batch.advantage[:, None] * wanted)               # of sum(weight * advantage * logp): as of one whole pass
+    # of sum(weight * advantage * logp): as of one whole pass
+    assert torch.equal(gradient, batch.weight * batch.advantage[:, None] * wanted)
 
 
 # ---- positions and picture sizes
 
+
 @pytest.fixture(scope="module")
 def twins():
     with torch.device("meta"):
-        return {name: twin(twin.config_class.from_dict(tiny_config(name).to_dict())).model for name, twin in TWINS.items()}
+        return {
+            name: twin(twin.config_class.from_dict(tiny_config(name).to_dict())).model
+            for name, twin in TWINS.items()
+        }
 
 
 @settings(LAW, max_examples=60)
-@given(name=st.sampled_from(list(TWINS)), layout=st.lists(st.integers(0, 5) | st.tuples(st.just(1), st.integers(1, 9), st.integers(1, 9)), max_size=6), text=st.integers(1, 4))
+@given(
+    name=st.sampled_from(list(TWINS)),
+    layout=st.lists(
+        st.integers(0, 5) | st.tuples(st.just(1), st.integers(1, 9), st.integers(1, 9)), max_size=6
+    ),
+    text=st.integers(1, 4),
+)
 def test_positions_are_those_of_transformers_for_any_layout(twins, name, layout, text):
-    """Words and pictures in any order; between two pictures there is a word at least, as every template writes."""
+    """Words and pictures in any order; between two pictures there is a word at least, as every template
+    writes."""
     tokens, grids = [5] * text, []
     for part in layout:
         if isinstance(part, int):
@@ -193,15 +273,24 @@ def test_positions_are_those_of_transformers_for_any_layout(twins, name, layout,
             tokens += [5] + [IMAGE] * (part[1] * part[2]) + [6]
             grids.append((1, 2 * part[1], 2 * part[2]))
     tokens, grid = torch.tensor(tokens), torch.tensor(grids, dtype=torch.long).view(-1, 3)
-    theirs, delta = twins[name].get_rope_index(tokens[None], (tokens[None] == IMAGE).int(), image_grid_thw=grid)
+    theirs, delta = twins[name].get_rope_index(
+        tokens[None], (tokens[None] == IMAGE).int(), image_grid_thw=grid
+    )
     ours, following = mrope_positions(tokens, grid, IMAGE, 2)
     assert torch.equal(ours, theirs[:, 0]) and following == len(tokens) + int(delta) == int(ours.max()) + 1
 
 
 @settings(LAW, max_examples=400)
-@given(height=st.integers(-1, 20_000), width=st.integers(-1, 20_000), low=st.integers(1, 2_000_000), more=st.integers(0, 2_000_000), factor=st.sampled_from([28, 4, 32]))
+@given(
+    height=st.integers(-1, 20_000),
+    width=st.integers(-1, 20_000),
+    low=st.integers(1, 2_000_000),
+    more=st.integers(0, 2_000_000),
+    factor=st.sampled_from([28, 4, 32]),
+)
 def test_sizes_are_those_of_transformers(height, width, low, more, factor):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as expected
+
     try:
         found = smart_resize(height, width, factor=factor, min_pixels=low, max_pixels=low + more)
     except BadPicture:
@@ -217,42 +306,110 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 
 
 @LAW
-@given(rows=st.lists(st.fixed_dictionaries({"question": WORDS, "answer": WORDS}, optional={"uid": WORDS, "task": WORDS, "wording": WORDS, "extra": st.dictionaries(WORDS, st.integers(), max_size=2)}),
-                     min_size=1, max_size=4), choices=st.booleans(), ascii=st.booleans())
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {"question": WORDS, "answer": WORDS},
+            optional={
+                "uid": WORDS,
+                "task": WORDS,
+                "wording": WORDS,
+                "extra": st.dictionaries(WORDS, st.integers(), max_size=2),
+            },
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    choices=st.booleans(),
+    ascii=st.booleans(),
+)
 def test_what_a_line_says_is_what_is_asked(tmp_path, rows, choices, ascii):
     """In any script, with any line breaks inside, escaped or not."""
     if choices:
         rows = [row | {"choices": [row["answer"], row["answer"] + "?"]} for row in rows]
-    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row, ensure_ascii=ascii) + "\n" for row in rows), encoding="utf-8", newline="")
+    (tmp_path / "mine.jsonl").write_text(
+        "".join(json.dumps(row, ensure_ascii=ascii) + "\n" for row in rows), encoding="utf-8", newline=""
+    )
     found = SOURCES["jsonl"](tmp_path / "mine.jsonl", "all", None, 0)
     for row, example in zip(rows, found, strict=True):
-        assert (example.question, example.answer, example.choices) == (row["question"], row["answer"], tuple(row.get("choices", ())))
-        assert example.task == row.get("task", "") and example.uid == row.get("uid", example.uid) and {**row.get("extra", {}), "kind": "text"} == example.extra
+        assert (example.question, example.answer, example.choices) == (
+            row["question"],
+            row["answer"],
+            tuple(row.get("choices", ())),
+        )
+        assert (
+            example.task == row.get("task", "")
+            and example.uid == row.get("uid", example.uid)
+            and {**row.get("extra", {}), "kind": "text"} == example.extra
+        )
 
 
-CHOICES = st.lists(st.text("abc dé", min_size=2, max_size=6).map(str.strip).filter(lambda text: len(text) > 1), min_size=2, max_size=5, unique_by=str.casefold).map(tuple)
+CHOICES = st.lists(
+    st.text("abc dé", min_size=2, max_size=6).map(str.strip).filter(lambda text: len(text) > 1),
+    min_size=2,
+    max_size=5,
+    unique_by=str.casefold,
+).map(tuple)
 
 
 @LAW
-@given(choices=CHOICES, data=st.data(), thought=st.text(max_size=30), space=st.sampled_from(["", " ", "\n", " \n "]))
+@given(
+    choices=CHOICES,
+    data=st.data(),
+    thought=st.text(max_size=30),
+    space=st.sampled_from(["", " ", "\n", " \n "]),
+)
 def test_a_plain_answer_is_read_whatever_was_thought(choices, data, thought, space):
     """By letter, in brackets, by text, by both; and after thoughts without tags."""
-    assume(not any(tag in thought for tag in TAGS) and len({" ".join(choice.split()) for choice in choices}) == len(choices))
+    assume(
+        not any(tag in thought for tag in TAGS)
+        and len({" ".join(choice.split()) for choice in choices}) == len(choices)
+    )
     index = data.draw(st.integers(0, len(choices) - 1))
     letter, choice = LETTERS[index], choices[index]
-    said = data.draw(st.sampled_from([letter, letter.lower(), f"({letter})", f"[{letter}]", f"{letter}.", choice, choice.upper(), f"{choice}.", f"({letter}) {choice}", f"{letter}: {choice}"]))
+    said = data.draw(
+        st.sampled_from(
+            [
+                letter,
+                letter.lower(),
+                f"({letter})",
+                f"[{letter}]",
+                f"{letter}.",
+                choice,
+                choice.upper(),
+                f"{choice}.",
+                f"({letter}) {choice}",
+                f"{letter}: {choice}",
+            ]
+        )
+    )
     text = f"<think>{thought}</think>{space}<answer>{space}{said}{space}</answer>"
     assert extract(text, choices) == (choice, letter, "") and well_formed(text)
     assert extract(f"<answer>({letter}) {choices[index - 1]}</answer>", choices).answer is None
-    assert extract(f"{text}<answer>{said}</answer>", choices).answer is None and extract(f"<think>{text}", choices).answer is None
+    assert (
+        extract(f"{text}<answer>{said}</answer>", choices).answer is None
+        and extract(f"<think>{text}", choices).answer is None
+    )
 
 
 @LAW
-@given(text=st.text(max_size=80) | st.lists(st.sampled_from([*TAGS, "A", "(B)", "c", " ", "3"]) | st.text(max_size=3), max_size=14).map("".join), choices=st.just(()) | CHOICES)
+@given(
+    text=st.text(max_size=80)
+    | st.lists(st.sampled_from([*TAGS, "A", "(B)", "c", " ", "3"]) | st.text(max_size=3), max_size=14).map(
+        "".join
+    ),
+    choices=st.just(()) | CHOICES,
+)
 def test_what_is_read_is_a_choice_or_stands_in_the_text(text, choices):
-    example = Example("u", "Q?", choices, choices[0] if choices else "3", extra={} if choices else {"kind": "number"})
+    example = Example(
+        "u", "Q?", choices, choices[0] if choices else "3", extra={} if choices else {"kind": "number"}
+    )
     found = read(text, example)
     assert (found.answer is None) == bool(found.why)
     if found.answer is not None:
         assert text.count("<answer>") == text.count("</answer>") == 1
-        assert found.answer in choices and found.letter == LETTERS[choices.index(found.answer)] if choices else found.answer in text and found.letter is None
+        assert (
+            found.answer in choices and found.letter == LETTERS[choices.index(found.answer)]
+            if choices
+            else found.answer in text and found.letter is None
+        )

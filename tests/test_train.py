@@ -1,4 +1,5 @@
-"""train.py from its command line, with a policy of a few thousand parameters: what it learns from, what it leaves behind, how it goes on."""
+"""train.py from its command line, with a policy of a few thousand parameters: what it learns from, what it
+leaves behind, how it goes on."""
 
 import json
 import os
@@ -18,12 +19,29 @@ from grpo import distributed
 from grpo.checkpoint import complete
 
 sys.path.insert(0, str(Path(__file__).parent))
-from small import small_config  # noqa: E402
+from small import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
 # Reward is the length: a random policy answers nothing, but its completions differ in length in every group.
-QUICK = ["shapes", "seed=1", "steps=3", "prompts=3", "group=4", "cap=10", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0",
-         "eval.items=4", "eval.every=2", "save.every=0", "save.keep=0", "report.every=1", "report.prompts=1", "limit=40", "device=cpu"]
+QUICK = [
+    "shapes",
+    "seed=1",
+    "steps=3",
+    "prompts=3",
+    "group=4",
+    "cap=10",
+    "rewards={length: 100, format: 1}",
+    "optim.lr=1e-3",
+    "optim.warmup=0",
+    "eval.items=4",
+    "eval.every=2",
+    "save.every=0",
+    "save.keep=0",
+    "report.every=1",
+    "report.prompts=1",
+    "limit=40",
+    "device=cpu",
+]
 
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -37,7 +55,13 @@ def run(base, out, *settings, status=0):
 
 def metrics(folder, times=True):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return rows if times else [{k: v for k, v in row.items() if k != "step_time" and not k.startswith("time/")} for row in rows]
+    return (
+        rows
+        if times
+        else [
+            {k: v for k, v in row.items() if k != "step_time" and not k.startswith("time/")} for row in rows
+        ]
+    )
 
 
 def weights_of(folder):
@@ -46,6 +70,7 @@ def weights_of(folder):
 
 # ---- GRPO
 
+
 @pytest.fixture(scope="module")
 def trained(base, tmp_path_factory):
     """Three steps, as everything else is compared with."""
@@ -53,12 +78,24 @@ def trained(base, tmp_path_factory):
 
 
 def test_a_run_leaves_everything_behind(trained):
-    assert {path.name for path in trained.iterdir()} == {"config.yaml", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png", "report.html",
-                                                        "checkpoints"}
+    assert {path.name for path in trained.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "summary.json",
+        "curves.png",
+        "report.html",
+        "checkpoints",
+    }
     assert [path.name for path in complete(trained)] == ["step_000003"]
     assert yaml.safe_load((trained / "config.yaml").read_text())["optim"]["lr"] == 1e-3
     summary = json.loads((trained / "summary.json").read_text())
-    assert set(summary) >= {"base", "final", "seconds"} and {"accuracy", "accuracy/Count", "format", "mean_length"} <= set(summary["base"])
+    assert set(summary) >= {"base", "final", "seconds"} and {
+        "accuracy",
+        "accuracy/Count",
+        "format",
+        "mean_length",
+    } <= set(summary["base"])
     page = (trained / "report.html").read_text()
     assert "shapes/train/1/" in page and "shapes/heldout/0/0" in page
 
@@ -67,10 +104,36 @@ def test_the_metrics_of_a_step(trained):
     rows = metrics(trained)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert ["eval/accuracy" in row for row in rows] == [True, False, True, True]
-    wanted = {"reward", "reward_std", "frac_reward_zero_std", "rewards/length/mean", "rewards/length/std", "rewards/format/mean", "completions/mean_length",
-              "completions/min_length", "completions/max_length", "completions/clipped_ratio", "entropy", "kl", "clip_ratio/low_mean", "clip_ratio/high_mean",
-              "clip_ratio/region_mean", "loss", "grad_norm", "learning_rate", "num_tokens", "sampling/logp_gap_mean", "sampling/logp_gap_max", "accuracy",
-              "aha/looking", "aha/self_correction", "frac_skipped", "step_time", "time/rollout", "time/learn"}
+    wanted = {
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "rewards/length/mean",
+        "rewards/length/std",
+        "rewards/format/mean",
+        "completions/mean_length",
+        "completions/min_length",
+        "completions/max_length",
+        "completions/clipped_ratio",
+        "entropy",
+        "kl",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "clip_ratio/region_mean",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "num_tokens",
+        "sampling/logp_gap_mean",
+        "sampling/logp_gap_max",
+        "accuracy",
+        "aha/looking",
+        "aha/self_correction",
+        "frac_skipped",
+        "step_time",
+        "time/rollout",
+        "time/learn",
+    }
     for row in rows[1:]:
         assert wanted <= set(row), wanted - set(row)
         assert 0 <= row["sampling/logp_gap_mean"] <= row["sampling/logp_gap_max"] <= 1e-5
@@ -78,8 +141,13 @@ def test_the_metrics_of_a_step(trained):
         assert row["rewards/length/mean"] == pytest.approx(0.001 * row["completions/mean_length"])
         assert row["reward"] == pytest.approx(100 * row["rewards/length/mean"] + row["rewards/format/mean"])
         assert row["step_time"] == pytest.approx(sum(v for k, v in row.items() if k.startswith("time/")))
-        # With one update the ratio is 1. The advantages of a group cancel in a mean over completions; here every token weighs alike, and longer ones more.
-        assert abs(row["policy_loss"]) > 1e-3 and row["ratio"] == pytest.approx(1) and row["clip_ratio/region_mean"] == 0
+        # With one update the ratio is 1. The advantages of a group cancel in a mean over completions; here
+        # every token weighs alike, and longer ones more.
+        assert (
+            abs(row["policy_loss"]) > 1e-3
+            and row["ratio"] == pytest.approx(1)
+            and row["clip_ratio/region_mean"] == 0
+        )
     tokens = [row["num_tokens"] for row in rows[1:]]
     assert tokens[0] > 3 * 30 + 12 and all(a < b for a, b in zip(tokens, tokens[1:]))
 
@@ -92,16 +160,28 @@ def test_the_loss_is_zero_where_every_completion_weighs_alike(base, tmp_path):
 
 def test_the_samples_of_a_step(trained):
     lines = [json.loads(line) for line in (trained / "samples.jsonl").read_text().splitlines()]
-    assert [(x["kind"], x["step"]) for x in lines if x["kind"] == "train"] == [("train", 1), ("train", 2), ("train", 3)]
+    assert [(x["kind"], x["step"]) for x in lines if x["kind"] == "train"] == [
+        ("train", 1),
+        ("train", 2),
+        ("train", 3),
+    ]
     assert [x["step"] for x in lines if x["kind"] == "heldout"] == [0] * 4 + [2] * 4 + [3] * 4
     for line in lines:
         assert line["picture"].startswith("data:image/png;base64,") and line["answer"] in line["choices"]
         if line["kind"] == "train":
             assert len(line["completions"]) == 4
             for c in line["completions"]:
-                assert len(c["tokens"]) == len(c["weight"]) == len(c["logp"]) == len(c["kl"]) == len(c["clipped"])
+                assert (
+                    len(c["tokens"])
+                    == len(c["weight"])
+                    == len(c["logp"])
+                    == len(c["kl"])
+                    == len(c["clipped"])
+                )
                 assert all((w > 0) == (c["advantage"] > 0) for w in c["weight"]) or c["advantage"] == 0
-                assert c["reward"] == pytest.approx(100 * c["parts"]["length"] + c["parts"]["format"], rel=1e-5)
+                assert c["reward"] == pytest.approx(
+                    100 * c["parts"]["length"] + c["parts"]["format"], rel=1e-5
+                )
             assert sum(c["advantage"] for c in line["completions"]) == pytest.approx(0, abs=1e-5)
 
 
@@ -114,7 +194,18 @@ def test_every_parameter_learns(base, trained):
 
 def test_what_earns_more_becomes_likelier(base, tmp_path):
     """Paid for length, and at a learning rate that shows: completions grow from step to step."""
-    rows = metrics(run(base, tmp_path / "run", "steps=12", "cap=24", "group=8", "optim.lr=1e-2", "eval.items=0", "report.every=0"))
+    rows = metrics(
+        run(
+            base,
+            tmp_path / "run",
+            "steps=12",
+            "cap=24",
+            "group=8",
+            "optim.lr=1e-2",
+            "eval.items=0",
+            "report.every=0",
+        )
+    )
     lengths = [row["completions/mean_length"] for row in rows]
     assert sum(lengths[-3:]) / 3 > sum(lengths[:3]) / 3 + 4, lengths
 
@@ -133,16 +224,22 @@ def test_memory_settings_change_nothing_but_rounding(base, trained, tmp_path):
     for key in ("reward", "completions/mean_length", "accuracy"):
         assert [row.get(key) for row in metrics(frugal)] == [row.get(key) for row in metrics(trained)]
     for a, b in zip(metrics(frugal)[1:], metrics(trained)[1:]):
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4) and a["entropy"] == pytest.approx(b["entropy"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4) and a["entropy"] == pytest.approx(
+            b["entropy"], rel=1e-5
+        )
     for key, b in weights_of(trained).items():
-        torch.testing.assert_close(weights_of(frugal)[key], b, atol=3e-5, rtol=0)          # a step is 1e-3 large; Adam turns rounding into more
+        # a step is 1e-3 large; Adam turns rounding into more
+        torch.testing.assert_close(weights_of(frugal)[key], b, atol=3e-5, rtol=0)
 
 
 def loads(monkeypatch):
     """Folders that weights.load is asked for."""
     from models import weights
+
     real, asked = weights.load, []
-    monkeypatch.setattr(weights, "load", lambda folder, **how: asked.append(Path(folder)) or real(folder, **how))
+    monkeypatch.setattr(
+        weights, "load", lambda folder, **how: asked.append(Path(folder)) or real(folder, **how)
+    )
     return asked
 
 
@@ -157,34 +254,62 @@ def test_with_one_the_reference_stays_where_it_was(base, tmp_path, monkeypatch):
     rows = metrics(run(base, tmp_path / "run", "loss.kl_coef=0.5", "eval.items=0", "optim.lr=5e-3"))
     assert asked == [base, base]
     kl = [row["kl"] for row in rows]
-    assert kl[0] == pytest.approx(0, abs=1e-6) and min(kl[1:]) > 1e-3                       # at first the policy is the reference
+    # at first the policy is the reference
+    assert kl[0] == pytest.approx(0, abs=1e-6) and min(kl[1:]) > 1e-3
     free = metrics(run(base, tmp_path / "free", "loss.kl_coef=1e-9", "eval.items=0", "optim.lr=5e-3"))
-    assert rows[0]["grad_norm"] == pytest.approx(free[0]["grad_norm"], rel=1e-4)            # where the penalty has no slope
-    assert rows[1]["reward"] == free[1]["reward"] and rows[1]["grad_norm"] != pytest.approx(free[1]["grad_norm"], rel=0.05)
+    # where the penalty has no slope
+    assert rows[0]["grad_norm"] == pytest.approx(free[0]["grad_norm"], rel=1e-4)
+    assert rows[1]["reward"] == free[1]["reward"] and rows[1]["grad_norm"] != pytest.approx(
+        free[1]["grad_norm"], rel=0.05
+    )
     assert rows[1]["loss"] - rows[1]["policy_loss"] == pytest.approx(0.5 * kl[1], rel=1e-3)
 
 
 def test_groups_that_all_earned_the_same_teach_through_the_penalty_only(base, tmp_path):
-    """Random completions are never well formed: every reward is 0. Nothing moves the policy but the penalty, which is 0 at the reference."""
+    """Random completions are never well formed: every reward is 0. Nothing moves the policy but the
+    penalty, which is 0 at the reference."""
     rows = metrics(run(base, tmp_path / "none", "rewards={format: 1}", "eval.items=0"))
-    assert all(row["frac_reward_zero_std"] == 1 and row["grad_norm"] == 0 and row["loss"] == 0 for row in rows)
-    assert all(torch.equal(a, b) for a, b in zip(load_file(base / "model.safetensors").values(), weights_of(tmp_path / "none").values()))
+    assert all(
+        row["frac_reward_zero_std"] == 1 and row["grad_norm"] == 0 and row["loss"] == 0 for row in rows
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            load_file(base / "model.safetensors").values(), weights_of(tmp_path / "none").values()
+        )
+    )
     # Nothing was learned, and still the run can go on from its checkpoint.
     complete_before = complete(tmp_path / "none")
-    assert run(base, tmp_path / "none", "rewards={format: 1}", "eval.items=0") and complete(tmp_path / "none") == complete_before
+    assert (
+        run(base, tmp_path / "none", "rewards={format: 1}", "eval.items=0")
+        and complete(tmp_path / "none") == complete_before
+    )
 
 
 def test_two_updates_of_one_rollout(base, tmp_path):
     rows = metrics(run(base, tmp_path / "run", "loss.updates=2", "optim.lr=1e-2", "eval.items=0"))
-    assert all(row["ratio"] != 1 for row in rows)                                           # the stats are the last update's
+    # the stats are the last update's
+    assert all(row["ratio"] != 1 for row in rows)
     assert any(row["clip_ratio/region_mean"] > 0 for row in rows)
-    assert all(row["sampling/logp_gap_max"] <= 1e-5 for row in rows)                        # the gap is the first one's
+    # the gap is the first one's
+    assert all(row["sampling/logp_gap_max"] <= 1e-5 for row in rows)
     state = load_file(complete(tmp_path / "run")[-1] / "optimizer.safetensors")
     assert {float(v) for k, v in state.items() if k.endswith("/step")} == {6.0}
 
 
-@pytest.mark.parametrize("choice", ["advantage=batch", "advantage=none", "loss.weighting=token", "loss.weighting=constant", "loss.surrogate=gspo",
-                                    "loss.surrogate=cispo", "temperature=0.7", "optim.name=muon"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "advantage=batch",
+        "advantage=none",
+        "loss.weighting=token",
+        "loss.weighting=constant",
+        "loss.surrogate=gspo",
+        "loss.surrogate=cispo",
+        "temperature=0.7",
+        "optim.name=muon",
+    ],
+)
 def test_named_choices_run(base, trained, tmp_path, choice):
     rows = metrics(run(base, tmp_path / "run", choice, "eval.items=0", "steps=2"))
     assert all(row["grad_norm"] > 0 and row["sampling/logp_gap_max"] <= 1e-5 for row in rows)
@@ -193,7 +318,12 @@ def test_named_choices_run(base, trained, tmp_path, choice):
 
 def test_stages(base, tmp_path):
     """A stage has its own group and cap; after the last one the recipe's own are in force."""
-    out = run(base, tmp_path / "run", "stages=[{until: 1, group: 2, cap: 3}, {until: 2, group: 6, cap: 20}]", "eval.items=0")
+    out = run(
+        base,
+        tmp_path / "run",
+        "stages=[{until: 1, group: 2, cap: 3}, {until: 2, group: 6, cap: 20}]",
+        "eval.items=0",
+    )
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     assert [len(line["completions"]) for line in lines] == [2, 6, 4]
     longest = [row["completions/max_length"] for row in metrics(out)]
@@ -203,6 +333,7 @@ def test_stages(base, tmp_path):
 def test_blind(base, trained, tmp_path, monkeypatch):
     """Every picture is grey: in training, and in its evaluation."""
     from data.chat import Chat
+
     real, seen = Chat.prompt, []
 
     def spy(self, example, **how):
@@ -217,10 +348,13 @@ def test_blind(base, trained, tmp_path, monkeypatch):
 
 
 def test_bfloat16_learns(base, trained, tmp_path):
-    """Matrix products in bfloat16, weights in float32: the policy moves at every step, much as it does in float32."""
+    """Matrix products in bfloat16, weights in float32: the policy moves at every step, much as it does in
+    float32."""
     low = run(base, tmp_path / "run", "dtype=bfloat16", "eval.items=0", "save.every=1")
     for folder in complete(low):
-        assert all(tensor.dtype == torch.float32 for tensor in load_file(folder / "model.safetensors").values())
+        assert all(
+            tensor.dtype == torch.float32 for tensor in load_file(folder / "model.safetensors").values()
+        )
     rows, before = metrics(low), load_file(base / "model.safetensors")
     first = load_file(complete(low)[0] / "model.safetensors")
     assert [key for key in before if torch.equal(before[key], first[key])] == []
@@ -233,47 +367,110 @@ def test_bfloat16_learns(base, trained, tmp_path):
 def test_no_steps_at_all(base, tmp_path):
     """Only the evaluation of the base, and a checkpoint of it."""
     out = run(base, tmp_path / "run", "steps=0")
-    assert [row["step"] for row in metrics(out)] == [0] and [path.name for path in complete(out)] == ["step_000000"]
+    assert [row["step"] for row in metrics(out)] == [0] and [path.name for path in complete(out)] == [
+        "step_000000"
+    ]
 
 
 def test_dry_run_and_words(base, tmp_path, capsys):
     assert train.main([*QUICK, f"model={base}", f"out={tmp_path / 'run'}", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "3 prompts x 4" in out and "held out: heldout: 4, pairs: 4" in out and not (tmp_path / "run" / "metrics.jsonl").exists()
-    for flags, words in ((["--help"], "loss.kl_coef"), (["--list"], "tiny_base"), (["shapes", "--plan", f"model={base}"], "parameters")):
+    assert (
+        "3 prompts x 4" in out
+        and "held out: heldout: 4, pairs: 4" in out
+        and not (tmp_path / "run" / "metrics.jsonl").exists()
+    )
+    for flags, words in (
+        (["--help"], "loss.kl_coef"),
+        (["--list"], "tiny_base"),
+        (["shapes", "--plan", f"model={base}"], "parameters"),
+    ):
         assert train.main(flags) == 0
         assert words in capsys.readouterr().out
 
 
 # ---- imitation
 
+
 def test_imitation(tmp_path):
-    """The recipe that makes the base, in small: from random weights, over captions and documents, with Muon; the documents become likelier."""
+    """The recipe that makes the base, in small: from random weights, over captions and documents, with
+    Muon; the documents become likelier."""
     tokenizer.write(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(small_config().to_dict()))
     out = tmp_path / "run"
-    assert train.main(["tiny_base", f"init={tmp_path / 'config.json'}", f"out={out}", "steps=20", "prompts=6", "optim.lr=4e-3", "eval.items=4", "eval.every=0",
-                       "save.every=0", "optim.warmup=2", "cap=128", "device=cpu"]) == 0
+    assert (
+        train.main(
+            [
+                "tiny_base",
+                f"init={tmp_path / 'config.json'}",
+                f"out={out}",
+                "steps=20",
+                "prompts=6",
+                "optim.lr=4e-3",
+                "eval.items=4",
+                "eval.every=0",
+                "save.every=0",
+                "optim.warmup=2",
+                "cap=128",
+                "device=cpu",
+            ]
+        )
+        == 0
+    )
     rows = metrics(out)
-    assert [row["step"] for row in rows] == list(range(21)) and "eval/accuracy" in rows[0] and "eval/accuracy" in rows[-1]
-    assert {"nll", "loss", "grad_norm", "learning_rate", "num_tokens", "skipped", "step_time", "nll/Caption described"} <= set().union(*rows)
-    assert rows[1]["nll"] == pytest.approx(torch.tensor(123.0).log().item(), rel=0.1)       # 127 words, 4 of which are placeholders
+    assert (
+        [row["step"] for row in rows] == list(range(21))
+        and "eval/accuracy" in rows[0]
+        and "eval/accuracy" in rows[-1]
+    )
+    assert {
+        "nll",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "num_tokens",
+        "skipped",
+        "step_time",
+        "nll/Caption described",
+    } <= set().union(*rows)
+    # 127 words, 4 of which are placeholders
+    assert rows[1]["nll"] == pytest.approx(torch.tensor(123.0).log().item(), rel=0.1)
     assert sum(row["nll"] for row in rows[-4:]) / 4 < rows[1]["nll"] - 0.3
-    assert rows[1]["loss"] == pytest.approx(rows[1]["nll"])                                 # weighting: token
+    # weighting: token
+    assert rows[1]["loss"] == pytest.approx(rows[1]["nll"])
     state = load_file(complete(out)[-1] / "optimizer.safetensors")
-    assert "model.layers.0.mlp.up_proj.weight/momentum_buffer" in state and "model.embed_tokens.weight/exp_avg" in state
+    assert (
+        "model.layers.0.mlp.up_proj.weight/momentum_buffer" in state
+        and "model.embed_tokens.weight/exp_avg" in state
+    )
 
 
 def test_imitation_without_documents_writes_the_answer(base, tmp_path):
-    rows = metrics(run(base, tmp_path / "run", "method=sft", "loss.weighting=completion", "steps=10", "optim.lr=1e-2", "eval.items=0", "cap=20"))
+    rows = metrics(
+        run(
+            base,
+            tmp_path / "run",
+            "method=sft",
+            "loss.weighting=completion",
+            "steps=10",
+            "optim.lr=1e-2",
+            "eval.items=0",
+            "cap=20",
+        )
+    )
     assert rows[-1]["nll"] < rows[0]["nll"] - 1 and "nll/Count" in set().union(*rows)
 
 
 # ---- going on
 
+
 def command(base, out, *settings, ranks=0):
     args = [f"{ROOT / 'train.py'}", *QUICK, f"model={base}", f"out={out}", *settings]
-    return [sys.executable, *(["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []), *args]
+    return [
+        sys.executable,
+        *(["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []),
+        *args,
+    ]
 
 
 # train.py, that is killed where a checkpoint becomes visible: before or after the renaming.
@@ -305,17 +502,25 @@ def finished(process):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("settings, when", [(("save.every=3",), "after step_000003"),
-                                            (("save.every=1", "optim.name=muon", "loss.kl_coef=0.02", "loss.updates=2"), "before step_000004")],
-                         ids=["after a checkpoint", "within one, muon, two updates, a reference"])
+@pytest.mark.parametrize(
+    "settings, when",
+    [
+        (("save.every=3",), "after step_000003"),
+        (("save.every=1", "optim.name=muon", "loss.kl_coef=0.02", "loss.updates=2"), "before step_000004"),
+    ],
+    ids=["after a checkpoint", "within one, muon, two updates, a reference"],
+)
 def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path, settings, when):
-    """6 steps straight = 3 steps, SIGKILL, the same command again: weights, optimizer and logs, bit for bit (times aside)."""
+    """6 steps straight = 3 steps, SIGKILL, the same command again: weights, optimizer and logs, bit for
+    bit (times aside)."""
     settings = ("steps=6", "eval.every=4", *settings)
     straight = called(command(base, tmp_path / "straight", *settings))
     killed = called([sys.executable, "-c", KILLER, when, *command(base, tmp_path / "killed", *settings)[2:]])
     assert killed.communicate(timeout=600) and killed.returncode == -signal.SIGKILL
     assert complete(tmp_path / "killed")[-1].name == "step_000003"
-    assert (tmp_path / "killed" / "checkpoints" / "step_000004.tmp" / "state.json").exists() == when.startswith("before")
+    assert (
+        tmp_path / "killed" / "checkpoints" / "step_000004.tmp" / "state.json"
+    ).exists() == when.startswith("before")
     # What a kill may leave besides: a line of a step that is in no checkpoint, and half of another.
     with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "reward": 0}\n{"step": 6, "rew')
@@ -329,7 +534,9 @@ def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path, settin
     for path in a.iterdir():
         assert path.read_bytes() == (b / path.name).read_bytes(), path.name
     assert metrics(tmp_path / "straight", times=False) == metrics(tmp_path / "killed", times=False)
-    assert (tmp_path / "straight" / "samples.jsonl").read_bytes() == (tmp_path / "killed" / "samples.jsonl").read_bytes()
+    assert (tmp_path / "straight" / "samples.jsonl").read_bytes() == (
+        tmp_path / "killed" / "samples.jsonl"
+    ).read_bytes()
 
 
 def test_a_finished_run_is_not_run_again(trained, base, capsys):
@@ -337,7 +544,9 @@ def test_a_finished_run_is_not_run_again(trained, base, capsys):
     lines, summary = (trained / "metrics.jsonl").read_bytes(), (trained / "summary.json").read_bytes()
     run(base, trained)
     assert "going on after step 3" in capsys.readouterr().out
-    assert (trained / "metrics.jsonl").read_bytes() == lines and (trained / "summary.json").read_bytes() == summary
+    assert (trained / "metrics.jsonl").read_bytes() == lines and (
+        trained / "summary.json"
+    ).read_bytes() == summary
     assert {path.name: path.read_bytes() for path in complete(trained)[-1].iterdir()} == before
 
 
@@ -345,7 +554,9 @@ def test_killed_before_the_first_checkpoint_starts_anew(base, trained, tmp_path)
     out = tmp_path / "run"
     out.mkdir()
     (out / "config.yaml").write_bytes((trained / "config.yaml").read_bytes())
-    (out / "metrics.jsonl").write_bytes(b"".join((trained / "metrics.jsonl").read_bytes().splitlines(True)[:2]))
+    (out / "metrics.jsonl").write_bytes(
+        b"".join((trained / "metrics.jsonl").read_bytes().splitlines(True)[:2])
+    )
     (out / "samples.jsonl").write_bytes((trained / "samples.jsonl").read_bytes()[:1000])
     assert metrics(run(base, out), times=False) == metrics(trained, times=False)
     assert (out / "samples.jsonl").read_bytes() == (trained / "samples.jsonl").read_bytes()
@@ -353,26 +564,40 @@ def test_killed_before_the_first_checkpoint_starts_anew(base, trained, tmp_path)
 
 # ---- ranks
 
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("settings", [("prompts=3", "advantage=batch", "loss.weighting=token"), ("method=sft", "task=documents", "cap=128", "prompts=5")],
-                         ids=["grpo", "sft"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("prompts=3", "advantage=batch", "loss.weighting=token"),
+        ("method=sft", "task=documents", "cap=128", "prompts=5"),
+    ],
+    ids=["grpo", "sft"],
+)
 def test_two_ranks_do_what_one_does(base, tmp_path, settings):
-    """Odd numbers of prompts, so the ranks have different shares: the same completions, the same weights to rounding."""
+    """Odd numbers of prompts, so the ranks have different shares: the same completions, the same weights
+    to rounding."""
     settings = ("steps=2", "report.every=0", "save.every=1", *settings)
-    both = [called(command(base, tmp_path / name, *settings, ranks=ranks)) for name, ranks in (("one", 1), ("two", 2))]
+    both = [
+        called(command(base, tmp_path / name, *settings, ranks=ranks))
+        for name, ranks in (("one", 1), ("two", 2))
+    ]
     said = [finished(process) for process in both]
-    assert said[1].count("writes to") == 1 and "2 x cpu" in said[1]                         # one of them talks
+    # one of them talks
+    assert said[1].count("writes to") == 1 and "2 x cpu" in said[1]
     for a, b in zip(metrics(tmp_path / "one", times=False), metrics(tmp_path / "two", times=False)):
         assert a.keys() == b.keys()
         for key, value in a.items():
-            if key.startswith("sampling/") or key in ("loss", "policy_loss"):               # rounding, and sums that cancel to 0
+            # rounding, and sums that cancel to 0
+            if key.startswith("sampling/") or key in ("loss", "policy_loss"):
                 assert b[key] == pytest.approx(value, abs=1e-5), key
             else:
                 assert b[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
     for one, two in zip(complete(tmp_path / "one"), complete(tmp_path / "two")):
         other = load_file(two / "model.safetensors")
         for key, value in load_file(one / "model.safetensors").items():
-            torch.testing.assert_close(other[key], value, atol=5e-5, rtol=0)                # a step is 1e-3 large
+            # a step is 1e-3 large
+            torch.testing.assert_close(other[key], value, atol=5e-5, rtol=0)
     assert len(complete(tmp_path / "two")) == 2
 
 
@@ -382,5 +607,9 @@ def test_one_process_is_a_world(monkeypatch):
     world = distributed.start("cpu")
     assert (world.rank, world.size, world.main, world.device.type) == (0, 1, True, "cpu")
     x = torch.tensor([1, 2])
-    assert distributed.total(x) is x and distributed.gathered([3]) == [3] and torch.equal(distributed.together(x, lambda y: y + 1), x + 1)
+    assert (
+        distributed.total(x) is x
+        and distributed.gathered([3]) == [3]
+        and torch.equal(distributed.together(x, lambda y: y + 1), x + 1)
+    )
     distributed.stop()

@@ -1,11 +1,14 @@
 """The gate of the built-in base model before GRPO:  python tests/bench/base.py [--model DIR] [--json FILE]
 
-1. What does it see? Captions of fresh scenes, the readings predicted one by one: the share of readings (x, y, size, shape, gap) whose likeliest word is right.
-2. Does looking pay? 16 sampled completions of each held-out question: P(right | looked) - P(right | terse) among those with a readable answer, per task. GRPO can only
+1. What does it see? Captions of fresh scenes, the readings predicted one by one: the share of readings (x, y,
+size, shape, gap) whose likeliest word is right.
+2. Does looking pay? 16 sampled completions of each held-out question: P(right | looked) - P(right | terse)
+among those with a readable answer, per task. GRPO can only
    prefer what is better; the gate asks for more than 0.3 on every task.
 
 Prints a table and, as its last line, one JSON object.
 """
+
 import argparse
 import json
 import random
@@ -16,16 +19,16 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.chat import Chat  # noqa: E402
-from data.documents import described, gaps  # noqa: E402
-from data.shapes import TASKS, Shapes, draw, free_pairs, scatter  # noqa: E402
-from data.types import Example  # noqa: E402
-from grpo.batch import TrainBatch  # noqa: E402
-from grpo.evaluation import answer_all  # noqa: E402
-from grpo.run import model_folder  # noqa: E402
-from grpo.sft import encode_documents  # noqa: E402
-from models import weights  # noqa: E402
-from tests.bench.about import about  # noqa: E402
+from data.chat import Chat
+from data.documents import described, gaps
+from data.shapes import TASKS, Shapes, draw, free_pairs, scatter
+from data.types import Example
+from grpo.batch import TrainBatch
+from grpo.evaluation import answer_all
+from grpo.run import model_folder
+from grpo.sft import encode_documents
+from models import weights
+from tests.bench.about import about
 
 
 @torch.no_grad()
@@ -40,7 +43,9 @@ def readings(policy, chat, scenes: int = 300) -> dict[str, float]:
             examples.append(Example(f"gate/{i}", question, (), text, pictures=(partial(draw, scene),)))
             documents.append((text,))
         tokens, length = encode_documents(chat, documents, 128)
-        batch = TrainBatch([chat.prompt(e) for e in examples], tokens, length).collated(image_token=chat.image_token, merge=2, device="cpu")
+        batch = TrainBatch([chat.prompt(e) for e in examples], tokens, length).collated(
+            image_token=chat.image_token, merge=2, device="cpu"
+        )
         guess = policy.logits(policy(batch.prompts, tokens, length)).argmax(-1)
         for unit in ("x", "y", "size", "shape", "gap"):
             after = torch.zeros_like(tokens, dtype=torch.bool)
@@ -53,7 +58,9 @@ def readings(policy, chat, scenes: int = 300) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--items", type=int, default=200)
     parser.add_argument("--json", type=Path, help="write the JSON object here as well")
@@ -64,17 +71,35 @@ def main() -> None:
     print("readings right:  " + "   ".join(f"{unit} {share:.3f}" for unit, share in seen.items()))
     answers = answer_all(policy, chat, Shapes("heldout", args.items), cap=96, samples=16, temperature=1.0)
     found = {"about": about(), "readings": seen, "tasks": {}}
-    print(f"{'task':<10} {'looked':>7} {'again':>7} {'P(right|terse)':>15} {'P(right|looked)':>16} {'P(right|again)':>15} {'gate':>7}")
+    print(
+        f"{'task':<10} {'looked':>7} {'again':>7} {'P(right|terse)':>15} {'P(right|looked)':>16} "
+        f"{'P(right|again)':>15} {'gate':>7}"
+    )
     for task in TASKS:
         rows = [a for group in answers for a in group if a.task == task]
         readable = [a for a in rows if a.letter]
-        share = {name: sum(a.correct for a in part) / max(len(part), 1) for name, part in (
-            ("terse", [a for a in readable if not a.looked]), ("looked", [a for a in readable if a.looked]), ("again", [a for a in readable if a.again]))}
-        found["tasks"][task] = share | {"accuracy": sum(a.correct for a in rows) / len(rows), "format": sum(a.well_formed for a in rows) / len(rows)}
-        print(f"{task:<10} {sum(a.looked for a in rows) / len(rows):7.3f} {sum(a.again for a in rows) / len(rows):7.3f} {share['terse']:15.3f} "
-              f"{share['looked']:16.3f} {share['again']:15.3f} {share['looked'] - share['terse']:7.3f}")
+        share = {
+            name: sum(a.correct for a in part) / max(len(part), 1)
+            for name, part in (
+                ("terse", [a for a in readable if not a.looked]),
+                ("looked", [a for a in readable if a.looked]),
+                ("again", [a for a in readable if a.again]),
+            )
+        }
+        found["tasks"][task] = share | {
+            "accuracy": sum(a.correct for a in rows) / len(rows),
+            "format": sum(a.well_formed for a in rows) / len(rows),
+        }
+        print(
+            f"{task:<10} {sum(a.looked for a in rows) / len(rows):7.3f} "
+            f"{sum(a.again for a in rows) / len(rows):7.3f} {share['terse']:15.3f} "
+            f"{share['looked']:16.3f} {share['again']:15.3f} {share['looked'] - share['terse']:7.3f}"
+        )
     rows = [a for group in answers for a in group]
-    found |= {"accuracy": sum(a.correct for a in rows) / len(rows), "format": sum(a.well_formed for a in rows) / len(rows)}
+    found |= {
+        "accuracy": sum(a.correct for a in rows) / len(rows),
+        "format": sum(a.well_formed for a in rows) / len(rows),
+    }
     print(f"sampled: accuracy {found['accuracy']:.3f}, format {found['format']:.3f}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")

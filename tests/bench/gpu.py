@@ -1,13 +1,17 @@
 """Everything that only a GPU can answer, in one command:  python tests/bench/gpu.py --keep
 
-First correctness, on small random policies: log-probs of the rollout against the training forward, steps recorded as CUDA graphs against eager ones, the shared prompt's
-gradient against the repeated one's, and a run that goes on against one that was never stopped, with deterministic kernels. Then speed and memory, with random weights of
-Qwen2-VL-2B's real shapes: what the machine reaches in products and copies, a rollout (eager, recorded, and transformers' generate), a training pass, whole steps of the
-recipe `visualthinker_sat` with every phase's seconds and the peak of memory beside what --plan says, and the same steps under FSDP2 on one rank. Each part stands by itself:
-one that fails is reported with its error, and the others are still measured. --quick runs all of it in small sizes, on a CPU as well, without what needs a GPU.
+First correctness, on small random policies: log-probs of the rollout against the training forward, steps
+recorded as CUDA graphs against eager ones, the shared prompt's gradient against the repeated one's, and a run
+that goes on against one that was never stopped, with deterministic kernels. Then speed and memory, with
+random weights of Qwen2-VL-2B's real shapes: what the machine reaches in products and copies, a rollout
+(eager, recorded, and transformers' generate), a training pass, whole steps of the recipe `visualthinker_sat`
+with every phase's seconds and the peak of memory beside what --plan says, and the same steps under FSDP2 on
+one rank. Each part stands by itself: one that fails is reported with its error, and the others are still
+measured. --quick runs all of it in small sizes, on a CPU as well, without what needs a GPU.
 
 Prints a table; the last line is one JSON object.
 """
+
 import gc
 import json
 import os
@@ -26,27 +30,44 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from qwen import qwen_folder  # noqa: E402
-from small import STOPS, small_folder, small_policy, small_prompts  # noqa: E402
+from qwen import qwen_folder
+from small import STOPS, small_folder, small_policy, small_prompts
 
-from data.types import Prompt  # noqa: E402
-from grpo import checkpoint, config, plan  # noqa: E402
-from grpo.batch import TrainBatch, collate_prompts  # noqa: E402
-from grpo.distributed import World, precision  # noqa: E402
-from grpo.known import KNOWN  # noqa: E402
-from grpo.logprobs import chunk_of, completion_logprobs  # noqa: E402
-from grpo.rollout import generate  # noqa: E402
-from grpo.sampling import uid_hash  # noqa: E402
-from grpo.shard import whole  # noqa: E402
-from models.config import ModelConfig, VisionConfig  # noqa: E402
-from models.qwen_vl import QwenVL  # noqa: E402
-from tests.bench.load_2b import write  # noqa: E402
-from tests.bench.shared_prompt import both, learn, random_policy  # noqa: E402
-from tests.bench.timing import finish, operations, parser  # noqa: E402
+from data.types import Prompt
+from grpo import checkpoint, config, plan
+from grpo.batch import TrainBatch, collate_prompts
+from grpo.distributed import World, precision
+from grpo.known import KNOWN
+from grpo.logprobs import chunk_of, completion_logprobs
+from grpo.rollout import generate
+from grpo.sampling import uid_hash
+from grpo.shard import whole
+from models.config import ModelConfig, VisionConfig
+from models.qwen_vl import QwenVL
+from tests.bench.load_2b import write
+from tests.bench.shared_prompt import both, learn, random_policy
+from tests.bench.timing import finish, operations, parser
 
-TINY = ModelConfig("qwen2_vl", 512, 64, 128, 2, 2, 1, VisionConfig(2, 32, 2, 64, 64), mrope_section=(8, 4, 4), tie_word_embeddings=True, image_token_id=301, video_token_id=302,
-                   vision_start_token_id=303, vision_end_token_id=304)
-SIZES = {"full": dict(prompts=8, group=8, cap=700, side=(32, 64), words=80, micro=16384), "quick": dict(prompts=2, group=2, cap=6, side=(2, 4), words=9, micro=200)}
+TINY = ModelConfig(
+    "qwen2_vl",
+    512,
+    64,
+    128,
+    2,
+    2,
+    1,
+    VisionConfig(2, 32, 2, 64, 64),
+    mrope_section=(8, 4, 4),
+    tie_word_embeddings=True,
+    image_token_id=301,
+    video_token_id=302,
+    vision_start_token_id=303,
+    vision_end_token_id=304,
+)
+SIZES = {
+    "full": dict(prompts=8, group=8, cap=700, side=(32, 64), words=80, micro=16384),
+    "quick": dict(prompts=2, group=2, cap=6, side=(2, 4), words=9, micro=200),
+}
 
 
 class Bench:
@@ -103,34 +124,79 @@ class Bench:
         policy = small_policy().to(self.device)
         image, merge = policy.config.image_token_id, policy.config.vision.spatial_merge_size
         prompts = collate_prompts(sources, image_token=image).to(self.device)
-        how = dict(group=8, cap=60, temperature=1.0, stop_ids=STOPS, address=(0, 0, [uid_hash(p.uid) for p in sources]))
+        how = dict(
+            group=8,
+            cap=60,
+            temperature=1.0,
+            stop_ids=STOPS,
+            address=(0, 0, [uid_hash(p.uid) for p in sources]),
+        )
         for dtype in ("float32", "bfloat16"):
             with precision(self.world, dtype):
                 rollout = generate(policy, prompts, **how).to("cpu")
-                batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(image_token=image, merge=merge, device=self.device)
-                logp = completion_logprobs(policy, batch, temperature=1.0, chunk=512)[0].detach().cpu().view(rollout.logp.shape)
+                batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(
+                    image_token=image, merge=merge, device=self.device
+                )
+                logp = (
+                    completion_logprobs(policy, batch, temperature=1.0, chunk=512)[0]
+                    .detach()
+                    .cpu()
+                    .view(rollout.logp.shape)
+                )
             gap = (logp - rollout.logp).abs()
-            self.note(f"log-prob gap, {dtype}, largest", float(gap.max()), "nats", "≤ 1e-4" if dtype == "float32" else "")
+            self.note(
+                f"log-prob gap, {dtype}, largest",
+                float(gap.max()),
+                "nats",
+                "≤ 1e-4" if dtype == "float32" else "",
+            )
             self.note(f"log-prob gap, {dtype}, mean", float(gap.sum() / rollout.length.sum()), "nats")
             if self.device.type == "cuda":
                 with precision(self.world, dtype):
                     again = generate(policy, prompts, recorded=True, **how).to("cpu")
-                self.note(f"recorded steps draw the same tokens, {dtype}", bool(torch.equal(again.tokens, rollout.tokens)), "", "True")
+                self.note(
+                    f"recorded steps draw the same tokens, {dtype}",
+                    bool(torch.equal(again.tokens, rollout.tokens)),
+                    "",
+                    "True",
+                )
         policy = random_policy(128, 2, 256, 512).to(self.device)
         groups = both(policy, 60, 4, 25)
         for group in groups.values():
-            group.prompts, group.tokens, group.length = group.prompts.to(self.device), group.tokens.to(self.device), group.length.to(self.device)
+            group.prompts, group.tokens, group.length = (
+                group.prompts.to(self.device),
+                group.tokens.to(self.device),
+                group.length.to(self.device),
+            )
         gradients = []
         for name in ("shared", "repeated"):
             learn(policy, groups[name])
             gradients.append([p.grad.double() for p in policy.parameters() if p.grad is not None])
-        self.note("shared prompt's gradient against the repeated one's, float32", max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(*gradients)), "relative", "≤ 1e-4")
+        self.note(
+            "shared prompt's gradient against the repeated one's, float32",
+            max(float((a - b).norm() / b.norm().clamp(min=1e-12)) for a, b in zip(*gradients)),
+            "relative",
+            "≤ 1e-4",
+        )
 
     def resumed(self) -> None:
         """Four steps of a small policy, and two and two: with deterministic kernels the same weights."""
         with tempfile.TemporaryDirectory() as place:
             base = small_folder(Path(place) / "base")
-            how = ["shapes", f"model={base}", "steps=4", "prompts=4", "group=4", "cap=16", "rewards={length: 1000}", "eval.items=0", "report.every=0", "limit=40", "save.every=2", "save.keep=0"]
+            how = [
+                "shapes",
+                f"model={base}",
+                "steps=4",
+                "prompts=4",
+                "group=4",
+                "cap=16",
+                "rewards={length: 1000}",
+                "eval.items=0",
+                "report.every=0",
+                "limit=40",
+                "save.every=2",
+                "save.keep=0",
+            ]
             self.child("train", *how, f"out={place}/straight")
             self.child("train", *how, f"out={place}/stopped")
             for name in ("step_000004",):
@@ -138,7 +204,10 @@ class Bench:
                     path.unlink()
             self.child("train", *how, f"out={place}/stopped")
             files = [Path(place) / name / "checkpoints" / "step_000004" for name in ("straight", "stopped")]
-            same = all((files[0] / path.name).read_bytes() == path.read_bytes() for path in files[1].glob("*.safetensors"))
+            same = all(
+                (files[0] / path.name).read_bytes() == path.read_bytes()
+                for path in files[1].glob("*.safetensors")
+            )
         self.note("a resumed run ends as the straight one, bit for bit", same, "", "True")
 
     # ---- how fast is it, and how large?
@@ -159,7 +228,9 @@ class Bench:
         with self.device:
             policy = QwenVL(self.model)
             for parameter in policy.parameters():
-                torch.nn.init.normal_(parameter.data, 0, 0.02) if parameter.dim() > 1 else parameter.data.fill_(1.0)
+                torch.nn.init.normal_(
+                    parameter.data, 0, 0.02
+                ) if parameter.dim() > 1 else parameter.data.fill_(1.0)
         return policy
 
     def prompts(self) -> list[Prompt]:
@@ -167,25 +238,49 @@ class Bench:
         random, model, (high, wide) = np.random.default_rng(0), self.model, self.size["side"]
         made = []
         for number in range(self.size["prompts"]):
-            picture = [model.vision_start_token_id, *[model.image_token_id] * (high * wide // 4), model.vision_end_token_id]
+            picture = [
+                model.vision_start_token_id,
+                *[model.image_token_id] * (high * wide // 4),
+                model.vision_end_token_id,
+            ]
             tokens = np.array([*picture, *random.integers(0, 300, self.size["words"])])
-            made.append(Prompt(uid=f"q{number}", text="", tokens=tokens, grid=np.array([[1, high, wide]]),
-                               patches=random.standard_normal((high * wide, model.vision.patch_dim)).astype(np.float32)))
+            made.append(
+                Prompt(
+                    uid=f"q{number}",
+                    text="",
+                    tokens=tokens,
+                    grid=np.array([[1, high, wide]]),
+                    patches=random.standard_normal((high * wide, model.vision.patch_dim)).astype(np.float32),
+                )
+            )
         return made
 
     def speed(self) -> None:
         """A rollout in which no row stops, and one training pass over what it wrote."""
         policy, sources = self.policy(), self.prompts()
         P, G, C = self.size["prompts"], self.size["group"], self.size["cap"]
-        prompts = collate_prompts(sources, image_token=self.model.image_token_id, merge=self.model.vision.spatial_merge_size).to(self.device)
-        how = dict(group=G, cap=C, temperature=1.0, stop_ids=[-1], address=(0, 0, [uid_hash(p.uid) for p in sources]))
+        prompts = collate_prompts(
+            sources, image_token=self.model.image_token_id, merge=self.model.vision.spatial_merge_size
+        ).to(self.device)
+        how = dict(
+            group=G, cap=C, temperature=1.0, stop_ids=[-1], address=(0, 0, [uid_hash(p.uid) for p in sources])
+        )
         with precision(self.world, "bfloat16"):
             with whole(policy) as sampler:
-                for name, recorded in (("eager", False), ("recorded", True))[:1 + (self.device.type == "cuda")]:
+                for name, recorded in (("eager", False), ("recorded", True))[
+                    : 1 + (self.device.type == "cuda")
+                ]:
                     made: list = []
-                    taken = self.seconds(lambda: made.append(generate(sampler, prompts, recorded=recorded, **how)), 2)
+                    taken = self.seconds(
+                        lambda: made.append(generate(sampler, prompts, recorded=recorded, **how)), 2
+                    )
                     self.note(f"rollout, {name}", P * G * C / taken, "tokens/s")
-                    self.note(f"rollout, {name}, share of the bound by bandwidth", self.bytes_read(policy, prompts) / self.copies / taken, "", "≥ 0.5")
+                    self.note(
+                        f"rollout, {name}, share of the bound by bandwidth",
+                        self.bytes_read(policy, prompts) / self.copies / taken,
+                        "",
+                        "≥ 0.5",
+                    )
             rollout = made[-1].to("cpu")
             batch = TrainBatch(sources, rollout.tokens, rollout.length)
             batch.weight = torch.linspace(-1, 1, batch.mask.numel()).view(batch.mask.shape)
@@ -194,9 +289,19 @@ class Bench:
             def train() -> None:
                 policy.zero_grad(set_to_none=True)
                 for part, *_ in batch.micro_batches(self.size["micro"]):
-                    part = part.collated(image_token=self.model.image_token_id, merge=self.model.vision.spatial_merge_size, device=self.device)
-                    logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=chunk_of(self.model.vocab_size, None, self.device.type))
+                    part = part.collated(
+                        image_token=self.model.image_token_id,
+                        merge=self.model.vision.spatial_merge_size,
+                        device=self.device,
+                    )
+                    logp, _ = completion_logprobs(
+                        policy,
+                        part,
+                        temperature=1.0,
+                        chunk=chunk_of(self.model.vocab_size, None, self.device.type),
+                    )
                     (logp * part.weight).sum().backward()
+
             for name, again in (("activations kept", False), ("recomputed", True)):
                 policy.recompute = policy.visual.recompute = again
                 try:
@@ -206,29 +311,60 @@ class Bench:
                     continue
                 taken = self.seconds(train, 2)
                 self.note(f"training pass, {name}", taken, "seconds")
-                self.note(f"training pass, {name}, share of the product rate", flops / taken / self.products, "", "≥ 0.4")
+                self.note(
+                    f"training pass, {name}, share of the product rate",
+                    flops / taken / self.products,
+                    "",
+                    "≥ 0.4",
+                )
 
     def bytes_read(self, policy: QwenVL, prompts) -> int:
-        """What decoding must read: the decoder's weights once a step, the prompts' keys and values once a step, each row's own so far; all in bfloat16."""
+        """What decoding must read: the decoder's weights once a step, the prompts' keys and values once a
+        step, each row's own so far; all in bfloat16."""
         P, G, C, S = self.size["prompts"], self.size["group"], self.size["cap"], prompts.tokens.shape[1] - 1
         token = 2 * 2 * self.model.num_hidden_layers * self.model.num_key_value_heads * self.model.head_size
-        decoder = 2 * sum(p.numel() for name, p in policy.named_parameters() if not name.startswith("visual."))
+        decoder = 2 * sum(
+            p.numel() for name, p in policy.named_parameters() if not name.startswith("visual.")
+        )
         return C * (decoder + P * S * token) + P * G * token * C * (C + 1) // 2
 
     def peer(self) -> None:
         """transformers' generate on the same shapes, prompts and lengths."""
         import transformers
+
         with tempfile.TemporaryDirectory() as place:
             (Path(place) / "config.json").write_text(json.dumps(self.model.to_dict()))
             values = transformers.AutoConfig.from_pretrained(place)
         with self.device:
-            model = transformers.Qwen2VLForConditionalGeneration._from_config(values, attn_implementation="sdpa", dtype=torch.bfloat16).eval()
-        prompts = collate_prompts(self.prompts(), image_token=self.model.image_token_id, merge=self.model.vision.spatial_merge_size).to(self.device)
+            model = transformers.Qwen2VLForConditionalGeneration._from_config(
+                values, attn_implementation="sdpa", dtype=torch.bfloat16
+            ).eval()
+        prompts = collate_prompts(
+            self.prompts(), image_token=self.model.image_token_id, merge=self.model.vision.spatial_merge_size
+        ).to(self.device)
         P, G, C = self.size["prompts"], self.size["group"], self.size["cap"]
         model.generation_config.eos_token_id = None
-        inputs = dict(input_ids=prompts.tokens, attention_mask=torch.ones_like(prompts.tokens), mm_token_type_ids=(prompts.tokens == self.model.image_token_id).int(),
-                      pixel_values=prompts.patches.bfloat16(), image_grid_thw=prompts.grid)
-        taken = self.seconds(lambda: model.generate(**inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, num_return_sequences=G, max_new_tokens=C, pad_token_id=0), 1, warm=False)
+        inputs = dict(
+            input_ids=prompts.tokens,
+            attention_mask=torch.ones_like(prompts.tokens),
+            mm_token_type_ids=(prompts.tokens == self.model.image_token_id).int(),
+            pixel_values=prompts.patches.bfloat16(),
+            image_grid_thw=prompts.grid,
+        )
+        taken = self.seconds(
+            lambda: model.generate(
+                **inputs,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=G,
+                max_new_tokens=C,
+                pad_token_id=0,
+            ),
+            1,
+            warm=False,
+        )
         self.note("rollout, transformers' generate", P * G * C / taken, "tokens/s")
         best = max(self.found.get(f"rollout, {name}", 0) for name in ("eager", "recorded"))
         self.note("rollout, times transformers'", best / (P * G * C / taken), "×", "≥ 10")
@@ -237,23 +373,45 @@ class Bench:
         """Whole steps of visualthinker_sat through train.py, plain and under FSDP2 on one rank."""
         with tempfile.TemporaryDirectory() as place:
             model, data = self.folder(Path(place) / "model"), self.questions(Path(place) / "data")
-            how = ["visualthinker_sat", f"model={model}", "task=jsonl", f"data={data}", "steps=4", "eval.items=0", "save.every=0", "report.every=0", "revision=null",
-                   *(["prompts=2", "group=2", "cap=6", "max_pixels=6272"] if self.quick else [])]
+            how = [
+                "visualthinker_sat",
+                f"model={model}",
+                "task=jsonl",
+                f"data={data}",
+                "steps=4",
+                "eval.items=0",
+                "save.every=0",
+                "report.every=0",
+                "revision=null",
+                *(["prompts=2", "group=2", "cap=6", "max_pixels=6272"] if self.quick else []),
+            ]
             for name, more in (("plain", ()), ("FSDP2 on one rank", ("shard=always",))):
                 said = self.child("step", *how, *more, f"out={place}/{name.split()[0]}")
                 for phase, taken in said["phases"].items():
-                    self.note(f"step, {name}, {phase}", taken, "seconds", "≤ 5" if phase == "step_time" else "")
+                    self.note(
+                        f"step, {name}, {phase}", taken, "seconds", "≤ 5" if phase == "step_time" else ""
+                    )
                 self.note(f"step, {name}, peak", said["peak"] / 1e9, "GB", "≤ 80")
-            planned = plan.make_plan(config.load("visualthinker_sat", how[1:]), ModelConfig.from_folder(model)).peak
+            planned = plan.make_plan(
+                config.load("visualthinker_sat", how[1:]), ModelConfig.from_folder(model)
+            ).peak
             self.note("step, peak by --plan", planned / 1e9, "GB")
-            self.note("step, FSDP2 over plain", self.found["step, FSDP2 on one rank, step_time"] / self.found["step, plain, step_time"], "×", "≤ 1.05")
+            self.note(
+                "step, FSDP2 over plain",
+                self.found["step, FSDP2 on one rank, step_time"] / self.found["step, plain, step_time"],
+                "×",
+                "≤ 1.05",
+            )
 
     def folder(self, folder: Path) -> Path:
         """A model folder with the real shapes, and a tokenizer of bytes."""
         qwen_folder(folder)
         small = ModelConfig.from_folder(folder)
         (folder / "model.safetensors").unlink()
-        ids = {name: getattr(small, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")}
+        ids = {
+            name: getattr(small, name)
+            for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        }
         write(replace(self.model, **ids), folder, 4e9)
         return folder
 
@@ -263,36 +421,63 @@ class Bench:
         random, lines = np.random.default_rng(0), []
         for i in range(count):
             Image.fromarray(random.integers(0, 256, (448, 896, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-            lines.append(json.dumps({"uid": f"q{i}", "question": f"Is box {i} to the left or right of the desk?", "choices": ["left", "right"], "answer": "left", "pictures": [f"{i}.png"]}))
+            lines.append(
+                json.dumps(
+                    {
+                        "uid": f"q{i}",
+                        "question": f"Is box {i} to the left or right of the desk?",
+                        "choices": ["left", "right"],
+                        "answer": "left",
+                        "pictures": [f"{i}.png"],
+                    }
+                )
+            )
         (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
         return folder
 
     def child(self, what: str, *arguments: str) -> dict:
         """train.py in a process of its own, which begins with an empty device. → its last line."""
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", __file__] if "shard=always" in arguments else [sys.executable, __file__]
+        command = (
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", __file__]
+            if "shard=always" in arguments
+            else [sys.executable, __file__]
+        )
         environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
-        done = subprocess.run([*command, "--child", what, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
+        done = subprocess.run(
+            [*command, "--child", what, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT
+        )
         if done.returncode:
             raise RuntimeError(f"{what}: {done.stderr[-600:]}")
         return json.loads(done.stdout.splitlines()[-1])
 
 
 def child(what: str, arguments: list[str]) -> None:
-    """In a process of its own: train, and say how long each phase of a step took and how much memory there was at most."""
+    """In a process of its own: train, and say how long each phase of a step took and how much memory there
+    was at most."""
     import train
+
     if what == "train":
         torch.use_deterministic_algorithms(True)
     else:
-        checkpoint.write = lambda *args, **how: None            # 26 GB that nobody wants
+        # 26 GB that nobody wants
+        checkpoint.write = lambda *args, **how: None
     cuda = torch.cuda.is_available()
     try:
         status = train.main(arguments)
-    except (OSError, IndexError):                                # the checkpoint that was not written is not there to be named
+    except (OSError, IndexError):
+        # the checkpoint that was not written is not there to be named
         status = 0
     if status:
         sys.exit(status)
-    rows = [json.loads(line) for line in (Path(arguments[-1].removeprefix("out=")) / "metrics.jsonl").read_text().splitlines()]
-    phases = {key: median(row[key] for row in rows[1:] if key in row) for key in rows[-1] if key == "step_time" or key.startswith("time/")}
+    rows = [
+        json.loads(line)
+        for line in (Path(arguments[-1].removeprefix("out=")) / "metrics.jsonl").read_text().splitlines()
+    ]
+    phases = {
+        key: median(row[key] for row in rows[1:] if key in row)
+        for key in rows[-1]
+        if key == "step_time" or key.startswith("time/")
+    }
     print(json.dumps({"phases": phases, "peak": torch.cuda.max_memory_allocated() if cuda else 0}))
 
 

@@ -1,9 +1,12 @@
-"""How much memory it takes to load a checkpoint of 2 billion parameters:  python tests/bench/load_2b.py [--model Qwen/Qwen2-VL-2B] [--folder FOLDER]
+"""How much memory it takes to load a checkpoint of 2 billion parameters:  python tests/bench/load_2b.py
+[--model Qwen/Qwen2-VL-2B] [--folder FOLDER]
 
-Writes a checkpoint with the real shapes and random bfloat16 weights, in several shards, into a temporary folder (4.4 GB for the 2B), loads it with `models.weights.load` in
-a process of its own, and compares the most memory that process ever had with what it had before. The target is 1.2 times the size of the weights. Prints a table; the last
-line is one JSON object. With --folder a checkpoint that is there already is loaded instead.
+Writes a checkpoint with the real shapes and random bfloat16 weights, in several shards, into a temporary
+folder (4.4 GB for the 2B), loads it with `models.weights.load` in a process of its own, and compares the most
+memory that process ever had with what it had before. The target is 1.2 times the size of the weights. Prints
+a table; the last line is one JSON object. With --folder a checkpoint that is there already is loaded instead.
 """
+
 import argparse
 import json
 import resource
@@ -19,16 +22,17 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from grpo.known import KNOWN  # noqa: E402
-from models import weights  # noqa: E402
-from models.config import ModelConfig  # noqa: E402
-from models.qwen_vl import QwenVL  # noqa: E402
+from grpo.known import KNOWN
+from models import weights
+from models.config import ModelConfig
+from models.qwen_vl import QwenVL
 
 TARGET = 1.2
 
 
 def write(config: ModelConfig, folder: Path, shard_bytes: float) -> int:
-    """A random checkpoint in bfloat16, written shard by shard: never more than one of them is in memory. → its size in bytes."""
+    """A random checkpoint in bfloat16, written shard by shard: never more than one of them is in memory. →
+    its size in bytes."""
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in QwenVL(config).named_parameters()}
     shards: list[list[str]] = [[]]
@@ -42,9 +46,17 @@ def write(config: ModelConfig, folder: Path, shard_bytes: float) -> int:
     where = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({name: torch.empty(shapes[name], dtype=torch.bfloat16).uniform_(-0.05, 0.05) for name in names}, folder / file, metadata={"format": "pt"})
+        save_file(
+            {name: torch.empty(shapes[name], dtype=torch.bfloat16).uniform_(-0.05, 0.05) for name in names},
+            folder / file,
+            metadata={"format": "pt"},
+        )
         where |= dict.fromkeys(names, file)
-    (folder / weights.INDEX).write_text(json.dumps({"metadata": {"total_size": 2 * sum(s.numel() for s in shapes.values())}, "weight_map": where}))
+    (folder / weights.INDEX).write_text(
+        json.dumps(
+            {"metadata": {"total_size": 2 * sum(s.numel() for s in shapes.values())}, "weight_map": where}
+        )
+    )
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     return 2 * sum(shape.numel() for shape in shapes.values())
 
@@ -52,28 +64,39 @@ def write(config: ModelConfig, folder: Path, shard_bytes: float) -> int:
 def memory(what: str) -> int:
     """Bytes of this process: VmRSS, what it holds now, or VmHWM, the most it ever held.
 
-    Linux counts the peak of a program from its start; `getrusage`, the way elsewhere, also counts what its parent held when it was started.
+    Linux counts the peak of a program from its start; `getrusage`, the way elsewhere, also counts what its
+    parent held when it was started.
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(what)))
+        return 1024 * int(
+            next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(what))
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def load(folder: Path) -> dict:
     """Load in this process. → bytes of the policy, and of the peak over what was there before."""
     with torch.device("meta"):
-        QwenVL(ModelConfig.from_folder(folder))         # 80 MB of PyTorch's own code, which come with the first such model, are not the checkpoint's
+        # 80 MB of PyTorch's own code, which come with the first such model, are not the checkpoint's
+        QwenVL(ModelConfig.from_folder(folder))
     before, start = memory("VmRSS"), time.perf_counter()
     policy = weights.load(folder, dtype=torch.bfloat16)
     seconds = time.perf_counter() - start
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
-    return {"policy": sum(p.nbytes for p in policy.parameters()), "peak": memory("VmHWM") - before, "before": before, "seconds": round(seconds, 1)}
+    return {
+        "policy": sum(p.nbytes for p in policy.parameters()),
+        "peak": memory("VmHWM") - before,
+        "before": before,
+        "seconds": round(seconds, 1),
+    }
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="Qwen/Qwen2-VL-2B", choices=list(KNOWN))
     parser.add_argument("--shard-bytes", type=float, default=4e9, help="the hub's 2B has shards of 4 GB")
     parser.add_argument("--folder", help="load this checkpoint, write none")
@@ -86,13 +109,31 @@ def main() -> None:
         folder = Path(args.folder or made)
         if not args.folder:
             size = write(KNOWN[args.model], folder, args.shard_bytes)
-            print(f"wrote {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} shards", flush=True)
-        done = subprocess.run([sys.executable, __file__, "--child", "--folder", str(folder)], check=True, capture_output=True, text=True)
+            print(
+                f"wrote {size / 1e9:.2f} GB in {len(list(folder.glob('*.safetensors')))} shards", flush=True
+            )
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", "--folder", str(folder)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     found = json.loads(done.stdout.splitlines()[-1])
-    found |= {"model": args.folder or args.model, "ratio": round(found["peak"] / found["policy"], 3), "target": TARGET}
-    for name, value in (("weights", found["policy"]), ("process before", found["before"]), ("peak over that", found["peak"])):
+    found |= {
+        "model": args.folder or args.model,
+        "ratio": round(found["peak"] / found["policy"], 3),
+        "target": TARGET,
+    }
+    for name, value in (
+        ("weights", found["policy"]),
+        ("process before", found["before"]),
+        ("peak over that", found["peak"]),
+    ):
         print(f"{name:<16}{value / 1e9:>8.2f} GB")
-    print(f"{'peak / weights':<16}{found['ratio']:>8.3f}    target {TARGET}: {'met' if found['ratio'] <= TARGET else 'MISSED'}    {found['seconds']} s")
+    print(
+        f"{'peak / weights':<16}{found['ratio']:>8.3f}    target {TARGET}: "
+        f"{'met' if found['ratio'] <= TARGET else 'MISSED'}    {found['seconds']} s"
+    )
     print(json.dumps(found))
 
 

@@ -1,15 +1,20 @@
-"""Log-probs of completions at the size of Qwen2-VL-2B's vocabulary:  python tests/bench/logprobs.py [--tokens 2048] [--chunk TOKENS]
+"""Log-probs of completions at the size of Qwen2-VL-2B's vocabulary:  python tests/bench/logprobs.py [--tokens
+2048] [--chunk TOKENS]
 
-Forward and backward of log-prob and entropy from hidden states (T, D = 1536) under a head (V = 151,936, D), float32 on the CPU, three ways:
+Forward and backward of log-prob and entropy from hidden states (T, D = 1536) under a head (V = 151,936, D),
+float32 on the CPU, three ways:
 
-- *glimpse*: `grpo.logprobs.masked_logprobs`, with --chunk (default: as `loss.logits_mib` has it on a CPU) and with the default of a GPU;
+- *glimpse*: `grpo.logprobs.masked_logprobs`, with --chunk (default: as `loss.logits_mib` has it on a CPU) and
+with the default of a GPU;
 - *full logits*: log-softmax of all logits, gathered;
 - *gather - logsumexp*: the chosen logit less the logsumexp of its row, row by row (what TRL does in float32).
 
-The two peers get their entropy 128 rows at a time without gradients, which costs them no memory to speak of. All must agree. Time: in turns, in
-this process. Memory: by how much a process that does nothing else grows at its peak, less the gradients that any of them leaves behind; once with
-the head trained and once frozen, where it is the logits' share alone. Prints a table; the last line is one JSON object.
+The two peers get their entropy 128 rows at a time without gradients, which costs them no memory to speak of.
+All must agree. Time: in turns, in this process. Memory: by how much a process that does nothing else grows at
+its peak, less the gradients that any of them leaves behind; once with the head trained and once frozen, where
+it is the logits' share alone. Prints a table; the last line is one JSON object.
 """
+
 import json
 import sys
 from dataclasses import replace
@@ -21,19 +26,29 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from grpo.known import KNOWN  # noqa: E402
-from grpo.logprobs import chunk_of, masked_logprobs  # noqa: E402
-from models.qwen_vl import QwenVL  # noqa: E402
-from tests.bench.timing import child, extra_memory, finish, parser, ratio, take_turns  # noqa: E402
+from grpo.known import KNOWN
+from grpo.logprobs import chunk_of, masked_logprobs
+from models.qwen_vl import QwenVL
+from tests.bench.timing import child, extra_memory, finish, parser, ratio, take_turns
 
-ROWS = 128          # of logits whose entropy the peers take at once
+# of logits whose entropy the peers take at once
+ROWS = 128
 
 
 def policy_of(width: int, vocabulary: int, trained: bool):
     """A policy with a real tied head, and nothing else that takes memory."""
     config = KNOWN["Qwen/Qwen2-VL-2B"]
-    config = replace(config, hidden_size=width, vocab_size=vocabulary, num_hidden_layers=1, vision=replace(config.vision, depth=1, hidden_size=width),
-                     **dict.fromkeys(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"), vocabulary - 1))
+    config = replace(
+        config,
+        hidden_size=width,
+        vocab_size=vocabulary,
+        num_hidden_layers=1,
+        vision=replace(config.vision, depth=1, hidden_size=width),
+        **dict.fromkeys(
+            ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+            vocabulary - 1,
+        ),
+    )
     with torch.device("meta"):
         policy = QwenVL(config)
     head = torch.empty(vocabulary, width).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
@@ -43,7 +58,9 @@ def policy_of(width: int, vocabulary: int, trained: bool):
 
 def glimpse(policy, hidden, tokens, chunk):
     """→ log-probs (1, T) with gradient, entropy (1, T)."""
-    return masked_logprobs(policy, hidden, tokens, torch.ones_like(tokens, dtype=torch.bool), temperature=1.0, chunk=chunk)
+    return masked_logprobs(
+        policy, hidden, tokens, torch.ones_like(tokens, dtype=torch.bool), temperature=1.0, chunk=chunk
+    )
 
 
 @torch.no_grad()
@@ -67,14 +84,20 @@ def gathered(policy, hidden, tokens):
 
 def forms(chunk: int, vocabulary: int) -> dict:
     """Name → how."""
-    ours = {f"glimpse, chunk {c}": partial(glimpse, chunk=c) for c in dict.fromkeys((chunk, chunk_of(vocabulary, None, "cuda")))}
+    ours = {
+        f"glimpse, chunk {c}": partial(glimpse, chunk=c)
+        for c in dict.fromkeys((chunk, chunk_of(vocabulary, None, "cuda")))
+    }
     return ours | {"full logits": full, "gather - logsumexp": gathered}
 
 
 def inputs(width: int, vocabulary: int, count: int):
-    """hidden (1, T, D) that asks for a gradient, tokens (1, T), none of them the placeholder that our head bans."""
+    """hidden (1, T, D) that asks for a gradient, tokens (1, T), none of them the placeholder that our head
+    bans."""
     random = torch.Generator().manual_seed(1)
-    return torch.randn(1, count, width, generator=random).requires_grad_(), torch.randint(0, vocabulary - 1, (1, count), generator=random)
+    return torch.randn(1, count, width, generator=random).requires_grad_(), torch.randint(
+        0, vocabulary - 1, (1, count), generator=random
+    )
 
 
 def main(argv: list[str] | None = None) -> dict | None:
@@ -104,7 +127,8 @@ def main(argv: list[str] | None = None) -> dict | None:
 
     if args.memory:
         size = 2
-        work(all_forms[args.memory])                       # libraries take their share before counting begins
+        # libraries take their share before counting begins
+        work(all_forms[args.memory])
         forget()
         size = args.tokens
         grown = extra_memory(lambda: work(all_forms[args.memory]))
@@ -121,19 +145,53 @@ def main(argv: list[str] | None = None) -> dict | None:
     seconds = take_turns({name: partial(timed, name) for name in all_forms}, args.rounds, args.clock)
     for name, (logp, entropy) in results.items():
         for ours, theirs in zip((logp, entropy), results["full logits"]):
-            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4, msg=name)        # the banned word is one of V
-    same = ["--tokens", str(args.tokens), "--chunk", str(args.chunk), "--width", str(args.width), "--vocabulary", str(args.vocabulary)]
-    extra = {how: {name: child(__file__, *same, "--memory", name, *flags)["extra"] for name in all_forms}
-             for how, flags in (("trained", []), ("frozen", ["--frozen"]))}
+            # the banned word is one of V
+            torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-4, msg=name)
+    same = [
+        "--tokens",
+        str(args.tokens),
+        "--chunk",
+        str(args.chunk),
+        "--width",
+        str(args.width),
+        "--vocabulary",
+        str(args.vocabulary),
+    ]
+    extra = {
+        how: {name: child(__file__, *same, "--memory", name, *flags)["extra"] for name in all_forms}
+        for how, flags in (("trained", []), ("frozen", ["--frozen"]))
+    }
     first, base = next(iter(all_forms)), "full logits"
-    rows = [[name, median(seconds[name]), ratio(seconds[name], seconds[base]), *(f for e in extra.values() for f in (e[name] / 1e6, e[name] / e[base]))]
-            for name in all_forms]
-    found = {"tokens": args.tokens, "width": args.width, "vocabulary": args.vocabulary, "rounds": args.rounds,
-             "seconds": {name: round(median(s), 3) for name, s in seconds.items()}, "extra_bytes": extra, "chunk": args.chunk,
-             "time_ratio": ratio(seconds[first], seconds[base]), "memory_saving": round(extra["trained"][base] / extra["trained"][first], 2),
-             "memory_ratio": round(extra["trained"][first] / extra["trained"][base], 4), "memory_ratio_frozen": round(extra["frozen"][first] / extra["frozen"][base], 4),
-             "memory_saving_gathered": round(extra["trained"]["gather - logsumexp"] / extra["trained"][first], 2)}
-    return finish("logprobs", ["", "seconds", "of full", "MB extra, head trained", "of full", "MB, frozen", "of full"], rows, found, args)
+    rows = [
+        [
+            name,
+            median(seconds[name]),
+            ratio(seconds[name], seconds[base]),
+            *(f for e in extra.values() for f in (e[name] / 1e6, e[name] / e[base])),
+        ]
+        for name in all_forms
+    ]
+    found = {
+        "tokens": args.tokens,
+        "width": args.width,
+        "vocabulary": args.vocabulary,
+        "rounds": args.rounds,
+        "seconds": {name: round(median(s), 3) for name, s in seconds.items()},
+        "extra_bytes": extra,
+        "chunk": args.chunk,
+        "time_ratio": ratio(seconds[first], seconds[base]),
+        "memory_saving": round(extra["trained"][base] / extra["trained"][first], 2),
+        "memory_ratio": round(extra["trained"][first] / extra["trained"][base], 4),
+        "memory_ratio_frozen": round(extra["frozen"][first] / extra["frozen"][base], 4),
+        "memory_saving_gathered": round(extra["trained"]["gather - logsumexp"] / extra["trained"][first], 2),
+    }
+    return finish(
+        "logprobs",
+        ["", "seconds", "of full", "MB extra, head trained", "of full", "MB, frozen", "of full"],
+        rows,
+        found,
+        args,
+    )
 
 
 if __name__ == "__main__":

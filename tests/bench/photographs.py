@@ -1,9 +1,11 @@
 """Real photographs through train.py, killed and resumed:  python tests/bench/photographs.py --data FILE
 
-FILE is BLINK's parquet file. For tiny random Qwen2-VL and Qwen2.5-VL checkpoints, and for the same photographs as parquet and as a JSONL folder: three steps of
-`torchrun train.py`, and the same command killed after its second save and started again. Did all parameters move, and is the resumed run the same bit for bit? Prints a
-line each; the last line is one JSON object.
+FILE is BLINK's parquet file. For tiny random Qwen2-VL and Qwen2.5-VL checkpoints, and for the same
+photographs as parquet and as a JSONL folder: three steps of `torchrun train.py`, and the same command killed
+after its second save and started again. Did all parameters move, and is the resumed run the same bit for bit?
+Prints a line each; the last line is one JSON object.
 """
+
 import argparse
 import json
 import os
@@ -18,12 +20,24 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from qwen import qwen_folder  # noqa: E402
+from qwen import qwen_folder
 
-from data.sources import SOURCES  # noqa: E402
+from data.sources import SOURCES
 
-SETTINGS = ("steps=3", "cap=12", "group=4", "prompts=4", "max_pixels=20000", "eval.items=4", "save.every=1", "rewards={length: 100, format: 1}",
-            "optim.lr=1e-3", "optim.decay=constant", "revision=null")       # a random policy is never right, so it is paid for its length
+# a random policy is never right, so it is paid for its length
+SETTINGS = (
+    "steps=3",
+    "cap=12",
+    "group=4",
+    "prompts=4",
+    "max_pixels=20000",
+    "eval.items=4",
+    "save.every=1",
+    "rewards={length: 100, format: 1}",
+    "optim.lr=1e-3",
+    "optim.decay=constant",
+    "revision=null",
+)
 
 
 def as_jsonl(file: str, folder: Path, rows: int = 30) -> Path:
@@ -32,15 +46,38 @@ def as_jsonl(file: str, folder: Path, rows: int = 30) -> Path:
     with open(folder / "questions.jsonl", "w", encoding="utf-8") as lines:
         for i, example in enumerate(SOURCES["blink"](file, "all", rows, 0)):
             (folder / f"{i}.jpg").write_bytes(example.pictures[0])
-            lines.write(json.dumps({"uid": example.uid, "question": example.question, "choices": example.choices, "answer": example.answer, "pictures": [f"{i}.jpg"]}) + "\n")
+            lines.write(
+                json.dumps(
+                    {
+                        "uid": example.uid,
+                        "question": example.question,
+                        "choices": example.choices,
+                        "answer": example.answer,
+                        "pictures": [f"{i}.jpg"],
+                    }
+                )
+                + "\n"
+            )
     return folder
 
 
 def check(model: Path, task: str, data, out: Path) -> dict[str, bool]:
     """One straight run and one killed and resumed. Raises RuntimeError with what train.py said."""
+
     def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", str(ROOT / "train.py"), "visualthinker_sat", f"model={model}", f"task={task}",
-                f"data={data}", f"out={out / name}", *SETTINGS]
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            str(ROOT / "train.py"),
+            "visualthinker_sat",
+            f"model={model}",
+            f"task={task}",
+            f"data={data}",
+            f"out={out / name}",
+            *SETTINGS,
+        ]
 
     def run(name: str) -> Path:
         done = subprocess.run(command(name), capture_output=True, text=True, env=env, cwd=ROOT)
@@ -50,19 +87,32 @@ def check(model: Path, task: str, data, out: Path) -> dict[str, bool]:
 
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     straight = load_file(run("straight"))
-    killed = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, cwd=ROOT, start_new_session=True)
+    killed = subprocess.Popen(
+        command("killed"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=env,
+        cwd=ROOT,
+        start_new_session=True,
+    )
     while not (out / "killed" / "checkpoints" / "step_000002").exists() and killed.poll() is None:
         time.sleep(0.002)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    subprocess.run(["pkill", "-9", "-f", str(out / "killed")], check=False)     # torchrun starts its ranks in sessions of their own
+    # torchrun starts its ranks in sessions of their own
+    subprocess.run(["pkill", "-9", "-f", str(out / "killed")], check=False)
     resumed, before = load_file(run("killed")), load_file(model / "model.safetensors")
-    return {"moved": all(bool((straight[name] != before[name]).any()) for name in before), "identical": all(bool((straight[name] == resumed[name]).all()) for name in straight)}
+    return {
+        "moved": all(bool((straight[name] != before[name]).any()) for name in before),
+        "identical": all(bool((straight[name] == resumed[name]).all()) for name in straight),
+    }
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, metavar="FILE", help="BLINK's val parquet file")
     args = parser.parse_args()
     found = {}
@@ -74,7 +124,11 @@ def main() -> None:
                 out = Path(place) / f"{architecture}-{task}"
                 out.mkdir()
                 found[f"{architecture} {task}"] = check(model, task, data, out)
-                print(f"{architecture:<11} {task:<6} " + "  ".join(f"{what} {yes}" for what, yes in found[f"{architecture} {task}"].items()), flush=True)
+                print(
+                    f"{architecture:<11} {task:<6} "
+                    + "  ".join(f"{what} {yes}" for what, yes in found[f"{architecture} {task}"].items()),
+                    flush=True,
+                )
     print(json.dumps(found))
 
 

@@ -1,12 +1,18 @@
-"""How long does training stop for a checkpoint?    python tests/bench/save.py [--rounds 3] [--steps 20] [--quick]
+"""How long does training stop for a checkpoint?    python tests/bench/save.py [--rounds 3] [--steps 20]
+[--quick]
 
-1. A policy of some 100 M parameters in float32 with AdamW's two moments (1.2 GB on the disk), saved in turns in the foreground and in the background: seconds for which
-   `checkpoint.save` keeps the caller, seconds until the checkpoint is there, and how much slower a thread that multiplies matrices is meanwhile.
-2. The recipe shapes for some steps, saving every fifth (--steps 0: not), in the foreground and in the background: the seconds for which a save stopped it, and the
+1. A policy of some 100 M parameters in float32 with AdamW's two moments (1.2 GB on the disk), saved in turns
+in the foreground and in the background: seconds for which
+   `checkpoint.save` keeps the caller, seconds until the checkpoint is there, and how much slower a thread
+   that multiplies matrices is meanwhile.
+2. The recipe shapes for some steps, saving every fifth (--steps 0: not), in the foreground and in the
+background: the seconds for which a save stopped it, and the
    processor's seconds that a save took in either thread, as shares of fifty steps.
 
-Prints a table, and as the last line one JSON object. Takes 4 GB of disk for a while, below the temporary folder (TMPDIR).
+Prints a table, and as the last line one JSON object. Takes 4 GB of disk for a while, below the temporary
+folder (TMPDIR).
 """
+
 import argparse
 import contextlib
 import json
@@ -22,22 +28,30 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import train  # noqa: E402
-from grpo import checkpoint  # noqa: E402
-from grpo.background import Background  # noqa: E402
-from grpo.keep import Keeper  # noqa: E402
-from grpo.optim import Optimizer  # noqa: E402
-from models import weights  # noqa: E402
-from small import small_config, small_folder  # noqa: E402
-from tests.bench.about import about  # noqa: E402
+import train
+from grpo import checkpoint
+from grpo.background import Background
+from grpo.keep import Keeper
+from grpo.optim import Optimizer
+from models import weights
+from small import small_config, small_folder
+from tests.bench.about import about
 
 
 def policy_of(quick: bool):
     """A random policy with an optimizer that has made a step. → (policy, optimizer)"""
     config = small_config()
     if not quick:
-        config = replace(config, hidden_size=768, intermediate_size=3072, num_hidden_layers=10, num_attention_heads=12, num_key_value_heads=12, vocab_size=6000,
-                         vision=replace(config.vision, hidden_size=768))
+        config = replace(
+            config,
+            hidden_size=768,
+            intermediate_size=3072,
+            num_hidden_layers=10,
+            num_attention_heads=12,
+            num_key_value_heads=12,
+            vocab_size=6000,
+            vision=replace(config.vision, hidden_size=768),
+        )
     policy = weights.init(config, seed=0)
     optimizer = Optimizer(policy, name="adamw", lr=1e-4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
     for p in policy.parameters():
@@ -57,9 +71,21 @@ def work_rate(until) -> float:
 
 def saves(rounds: int, quick: bool) -> dict:
     """Part 1."""
-    found: dict[str, list[float]] = {name: [] for name in ("foreground: stopped", "background: stopped", "background: until it is there", "work meanwhile, of what it is alone")}
+    found: dict[str, list[float]] = {
+        name: []
+        for name in (
+            "foreground: stopped",
+            "background: stopped",
+            "background: until it is there",
+            "work meanwhile, of what it is alone",
+        )
+    }
     with tempfile.TemporaryDirectory(prefix="glimpse-save-") as folder:
-        base, (policy, optimizer), background = small_folder(Path(folder) / "base"), policy_of(quick), Background()
+        base, (policy, optimizer), background = (
+            small_folder(Path(folder) / "base"),
+            policy_of(quick),
+            Background(),
+        )
         run = Path(folder) / "run"
         for step in range(1, rounds + 2):
             seconds = []
@@ -75,17 +101,22 @@ def saves(rounds: int, quick: bool) -> dict:
             meanwhile = work_rate(lambda: not background.thread.is_alive())
             background.wait()
             seconds += [time.perf_counter() - began, meanwhile / alone]
-            if step > 1:                        # the first one fetches the copy's memory, and is named by itself
+            # the first one fetches the copy's memory, and is named by itself
+            if step > 1:
                 for values, value in zip(found.values(), seconds):
                     values.append(value)
             else:
                 first = seconds[1]
-    return {"parameters": sum(p.numel() for p in policy.parameters()), "megabytes": round(size / 1e6), "background: stopped, the first time": round(first, 3)} | {
-        name: round(median(values), 3) for name, values in found.items()}
+    return {
+        "parameters": sum(p.numel() for p in policy.parameters()),
+        "megabytes": round(size / 1e6),
+        "background: stopped, the first time": round(first, 3),
+    } | {name: round(median(values), 3) for name, values in found.items()}
 
 
 def trained(out: Path, steps: int, background: bool) -> dict:
-    """The recipe without evaluation, in this process. → {of fifty steps, the share of the clock that a save stopped them, the share of the processor that it took}"""
+    """The recipe without evaluation, in this process. → {of fifty steps, the share of the clock that a
+    save stopped them, the share of the processor that it took}"""
     stopped, processor, ends = [], [], []
 
     def timed(function, clock, found):
@@ -95,38 +126,74 @@ def trained(out: Path, steps: int, background: bool) -> dict:
                 return function(*args, **how)
             finally:
                 found.append(clock() - began)
+
         return wrapped
 
     def finish(*args, real=Keeper.finish, **how):
         ends.append((time.perf_counter(), time.process_time()))
         return real(*args, **how)
 
-    with mock.patch.object(Keeper, "finish", finish), mock.patch.object(Keeper, "save", timed(Keeper.save, time.perf_counter, stopped)), \
-         mock.patch.object(checkpoint, "take", timed(checkpoint.take, time.thread_time, processor)), \
-         mock.patch.object(checkpoint, "write", timed(checkpoint.write, time.thread_time, processor)), contextlib.redirect_stdout(sys.stderr):
-        status = train.main(["shapes", f"steps={steps}", "save.every=5", f"save.background={background}".lower(), "eval.items=0", "report.every=0", f"out={out}"])
+    with (
+        mock.patch.object(Keeper, "finish", finish),
+        mock.patch.object(Keeper, "save", timed(Keeper.save, time.perf_counter, stopped)),
+        mock.patch.object(checkpoint, "take", timed(checkpoint.take, time.thread_time, processor)),
+        mock.patch.object(checkpoint, "write", timed(checkpoint.write, time.thread_time, processor)),
+        contextlib.redirect_stdout(sys.stderr),
+    ):
+        status = train.main(
+            [
+                "shapes",
+                f"steps={steps}",
+                "save.every=5",
+                f"save.background={background}".lower(),
+                "eval.items=0",
+                "report.every=0",
+                f"out={out}",
+            ]
+        )
     assert status == 0
-    step, work = ((ends[-1][i] - ends[0][i]) / (len(ends) - 1) for i in (0, 1))             # with their saves
-    return {"seconds of a step": step, "seconds stopped by a save": median(stopped), "clock": median(stopped) / (50 * step), "processor": sum(processor) / len(stopped) / (50 * work)}
+    # with their saves
+    step, work = ((ends[-1][i] - ends[0][i]) / (len(ends) - 1) for i in (0, 1))
+    return {
+        "seconds of a step": step,
+        "seconds stopped by a save": median(stopped),
+        "clock": median(stopped) / (50 * step),
+        "processor": sum(processor) / len(stopped) / (50 * work),
+    }
 
 
 def overhead(steps: int) -> dict:
     """Part 2."""
     with tempfile.TemporaryDirectory(prefix="glimpse-save-") as folder:
-        found = {manner: trained(Path(folder) / manner, steps, manner == "background") for manner in ("foreground", "background")}
-    return {f"shapes, {manner}: {name}": round(value, 5) for manner, values in found.items() for name, value in values.items()}
+        found = {
+            manner: trained(Path(folder) / manner, steps, manner == "background")
+            for manner in ("foreground", "background")
+        }
+    return {
+        f"shapes, {manner}: {name}": round(value, 5)
+        for manner, values in found.items()
+        for name, value in values.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> dict:
     """→ the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="a small policy, one round, no recipe: does it run at all?")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small policy, one round, no recipe: does it run at all?"
+    )
     args = parser.parse_args(arguments)
     if args.quick:
         args.rounds, args.steps = 1, 0
-    found = {"bench": "save", **saves(args.rounds, args.quick), **(overhead(args.steps) if args.steps else {})}
+    found = {
+        "bench": "save",
+        **saves(args.rounds, args.quick),
+        **(overhead(args.steps) if args.steps else {}),
+    }
     for name, value in found.items():
         print(f"{name:<50} {value:>12}")
     found["about"] = about()

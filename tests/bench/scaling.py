@@ -1,14 +1,17 @@
 """What a rollout and a training step cost as things grow:  python tests/bench/scaling.py
 
-A random policy (D = 256, four blocks), float32 on the CPU. One thing grows at a time: the group while decoding and while training, the prompt's
-length while prefilling and while training, the completions' length, the model. The exponent is the slope of log seconds over log x, by least
-squares; x is what the cost should be linear in: tokens, decode steps, or parameters. Below 1: fixed costs are shared. Above 1: attention, which is
-quadratic in a length. So beside it stands the exponent of the work itself: floating-point operations, those of attention counted twice, because they
-are in float64, which takes twice as long. Where the two exponents agree, the time grows as the work does.
+A random policy (D = 256, four blocks), float32 on the CPU. One thing grows at a time: the group while
+decoding and while training, the prompt's length while prefilling and while training, the completions' length,
+the model. The exponent is the slope of log seconds over log x, by least squares; x is what the cost should be
+linear in: tokens, decode steps, or parameters. Below 1: fixed costs are shared. Above 1: attention, which is
+quadratic in a length. So beside it stands the exponent of the work itself: floating-point operations, those
+of attention counted twice, because they are in float64, which takes twice as long. Where the two exponents
+agree, the time grows as the work does.
 
-While decoding, the bytes of keys and values that attention is handed are counted where it is called: the prompt's part must not grow with the group.
-Prints a table; the last line is one JSON object.
+While decoding, the bytes of keys and values that attention is handed are counted where it is called: the
+prompt's part must not grow with the group. Prints a table; the last line is one JSON object.
 """
+
 import sys
 from contextlib import contextmanager
 from functools import partial
@@ -19,16 +22,18 @@ from statistics import fmean, median
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from models import decoder  # noqa: E402
-from tests.bench.shared_prompt import both, learn, random_policy, text_prompts  # noqa: E402
-from tests.bench.timing import finish, operations, parser, take_turns  # noqa: E402
+from models import decoder
+from tests.bench.shared_prompt import both, learn, random_policy, text_prompts
+from tests.bench.timing import finish, operations, parser, take_turns
 
-FIXED = 16          # decode steps of a turn
+# decode steps of a turn
+FIXED = 16
 
 
 @contextmanager
 def traffic():
-    """Count the bytes of keys and values that decoding reads. → {"prompt": , "own": }, filled while it is open."""
+    """Count the bytes of keys and values that decoding reads. → {"prompt": , "own": }, filled while it is
+    open."""
     read, attend = {"prompt": 0, "own": 0}, decoder.decode_attention
 
     def counting(q, k, v, prompt_k, prompt_v, rows, bias):
@@ -74,10 +79,18 @@ def main(argv: list[str] | None = None) -> dict:
     """Measure and print."""
     args = parser(__doc__, rounds=3).parse_args(argv)
     few = slice(0, 2 if args.quick else None)
-    small = {"width": 64, "blocks": 2, "mlp": 128, "vocabulary": 128} if args.quick else {"width": 256, "blocks": 4, "mlp": 1024, "vocabulary": 4096}
+    small = (
+        {"width": 64, "blocks": 2, "mlp": 128, "vocabulary": 128}
+        if args.quick
+        else {"width": 256, "blocks": 4, "mlp": 1024, "vocabulary": 4096}
+    )
     S, steps = (60, 4) if args.quick else (600, FIXED)
     policy = random_policy(**small)
-    groups, lengths, caps = ([1, 2, 4, 8, 16, 32, 64][few], [150, 300, 600, 1200][few], [64, 128, 256, 512][few])
+    groups, lengths, caps = (
+        [1, 2, 4, 8, 16, 32, 64][few],
+        [150, 300, 600, 1200][few],
+        [64, 128, 256, 512][few],
+    )
     widths = [64, 128] if args.quick else [128, 256, 384, 512]
     models = {width: random_policy(width, 4, 4 * width, 4096) for width in widths}
 
@@ -86,21 +99,46 @@ def main(argv: list[str] | None = None) -> dict:
 
     # what grows → (its unit, {its value: (x, work)})
     plan = {
-        f"decoding, group ({steps} steps, S {S})": ("rows", {G: (G, partial(decode, policy, S, G, steps)) for G in groups}),
+        f"decoding, group ({steps} steps, S {S})": (
+            "rows",
+            {G: (G, partial(decode, policy, S, G, steps)) for G in groups},
+        ),
         f"decoding, cap (G 8, S {S})": ("steps", {C: (C, partial(decode, policy, S, 8, C)) for C in caps}),
         "prefill, prompt": ("tokens", {n: (n, partial(prefill, policy, n)) for n in lengths}),
         f"training, group (S {S}, C 64)": ("tokens", {G: (S + 64 * G, train(S, G, 64)) for G in groups}),
         "training, prompt (G 8, C 64)": ("tokens", {n: (n + 8 * 64, train(n, 8, 64)) for n in lengths}),
         f"training, cap (G 8, S {S})": ("tokens", {C: (S + 8 * C, train(S, 8, C)) for C in caps}),
-        "training, width (G 8, S 150, C 64)": ("parameters", {w: (sizes(models[w]), train(150, 8, 64, models[w])) for w in widths}),
+        "training, width (G 8, S 150, C 64)": (
+            "parameters",
+            {w: (sizes(models[w]), train(150, 8, 64, models[w])) for w in widths},
+        ),
     }
     rows, found = [], {"rounds": args.rounds, "exponents": {}, "of_the_work": {}}
     for name, (unit, works) in plan.items():
-        times = take_turns({str(value): work for value, (_, work) in works.items()}, 1 if args.quick else args.rounds, args.clock)
+        times = take_turns(
+            {str(value): work for value, (_, work) in works.items()},
+            1 if args.quick else args.rounds,
+            args.clock,
+        )
         x, seconds = [x for x, _ in works.values()], [median(times[str(value)]) for value in works]
-        short, flops = name.partition(" (")[0], [linear + 2 * attention for linear, attention in (operations(work) for _, work in works.values())]
+        short, flops = (
+            name.partition(" (")[0],
+            [
+                linear + 2 * attention
+                for linear, attention in (operations(work) for _, work in works.values())
+            ],
+        )
         found["exponents"][short], found["of_the_work"][short] = exponent(x, seconds), exponent(x, flops)
-        rows.append([name, unit, f"{x[0]:,} – {x[-1]:,}", f"{seconds[0]:.3f} – {seconds[-1]:.3f}", exponent(x, seconds), exponent(x, flops)])
+        rows.append(
+            [
+                name,
+                unit,
+                f"{x[0]:,} – {x[-1]:,}",
+                f"{seconds[0]:.3f} – {seconds[-1]:.3f}",
+                exponent(x, seconds),
+                exponent(x, flops),
+            ]
+        )
     read = {}
     for G in groups:
         with traffic() as read[G]:
@@ -111,8 +149,30 @@ def main(argv: list[str] | None = None) -> dict:
     found["repeated_would_be"] = last / first
     for part in ("prompt", "own"):
         low, high = read[first][part], read[last][part]
-        rows.append([f"{part} keys and values read, G {first} – {last}", "bytes", f"{low:,} – {high:,}", "", high / low, ""])
-    return finish("scaling", ["what grows", "x", "x from – to", "seconds from – to", "exponent, or growth", "exponent of the work"], rows, found, args)
+        rows.append(
+            [
+                f"{part} keys and values read, G {first} – {last}",
+                "bytes",
+                f"{low:,} – {high:,}",
+                "",
+                high / low,
+                "",
+            ]
+        )
+    return finish(
+        "scaling",
+        [
+            "what grows",
+            "x",
+            "x from – to",
+            "seconds from – to",
+            "exponent, or growth",
+            "exponent of the work",
+        ],
+        rows,
+        found,
+        args,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The tables of docs/results/speed.md, made from what the benchmarks of speed put into docs/results/speed/measured.json with --keep."""
+"""The tables of docs/results/speed.md, made from what the benchmarks of speed put into
+docs/results/speed/measured.json with --keep."""
+
 SCRIPTS = ("rollout", "step", "logprobs", "shared_prompt", "scaling", "roofline")
 
 
@@ -14,20 +16,62 @@ def _share(most: float):
 
 # script, what, the figure's place in its record, (target as text, is it met, the figure as text)
 TARGETS = (
-    ("rollout", "built-in model, 16 prompts × 12, cap 40: rollout tokens/s against transformers' generate with the faster of its caches; every row 40 tokens",
-     ("full", "speedup"), _over(4)),
+    (
+        "rollout",
+        (
+            "built-in model, 16 prompts × 12, cap 40: rollout tokens/s against transformers' generate with "
+            "the faster of its caches; every row 40 tokens"
+        ),
+        ("full", "speedup"),
+        _over(4),
+    ),
     ("rollout", "the same, rows that stop as in training", ("stopping", "speedup"), _over(4)),
-    ("rollout", "the same, rows that stop as in training, both on one thread", ("one_thread", "stopping", "speedup"), _over(4)),
+    (
+        "rollout",
+        "the same, rows that stop as in training, both on one thread",
+        ("one_thread", "stopping", "speedup"),
+        _over(4),
+    ),
     ("step", "the same model and sizes: a whole GRPO step against TRL's GRPOTrainer", ("speedup",), _over(5)),
-    ("step", "share of that step that is not rollout, forward or backward", ("not_arithmetic",), _share(0.15)),
-    ("shared_prompt", "shared prompt, S = 600, G = 8, C = 250, a 64 M parameter policy: forward and backward against repeated", ("speedup",), _over(2.2)),
+    (
+        "step",
+        "share of that step that is not rollout, forward or backward",
+        ("not_arithmetic",),
+        _share(0.15),
+    ),
+    (
+        "shared_prompt",
+        (
+            "shared prompt, S = 600, G = 8, C = 250, a 64 M parameter policy: forward and backward against "
+            "repeated"
+        ),
+        ("speedup",),
+        _over(2.2),
+    ),
     ("shared_prompt", "the same: by how much the process grows at its peak", ("memory_ratio",), _share(0.45)),
     ("shared_prompt", "the same: what autograd keeps for the backward pass", ("kept_ratio",), _share(0.45)),
-    ("logprobs", "log-probs at D = 1536, V = 151,936, 2,048 tokens: peak extra memory against full logits, head trained", ("memory_ratio",), _share(0.1)),
+    (
+        "logprobs",
+        (
+            "log-probs at D = 1536, V = 151,936, 2,048 tokens: peak extra memory against full logits, head "
+            "trained"
+        ),
+        ("memory_ratio",),
+        _share(0.1),
+    ),
     ("logprobs", "the same, head frozen: the logits' part alone", ("memory_ratio_frozen",), _share(0.1)),
-    ("logprobs", "the same, head trained: time of forward and backward", ("time_ratio",), ("≤ 1.35 ×", lambda x: x <= 1.35, lambda x: f"{x:.2f} ×")),
-    ("scaling", "prompt part of the keys and values read in decoding as G grows 1 → 64, S = 600", ("prompt_traffic_growth",),
-     ("constant", lambda x: x == 1, lambda x: f"{x:.3g} × (repeated: 64 ×)")),
+    (
+        "logprobs",
+        "the same, head trained: time of forward and backward",
+        ("time_ratio",),
+        ("≤ 1.35 ×", lambda x: x <= 1.35, lambda x: f"{x:.2f} ×"),
+    ),
+    (
+        "scaling",
+        "prompt part of the keys and values read in decoding as G grows 1 → 64, S = 600",
+        ("prompt_traffic_growth",),
+        ("constant", lambda x: x == 1, lambda x: f"{x:.3g} × (repeated: 64 ×)"),
+    ),
 )
 
 
@@ -43,7 +87,11 @@ def targets(found: dict) -> str:
         figure = found.get(script)
         for key in place:
             figure = figure and figure[key]
-        verdict = ["not measured yet", ""] if figure is None else [shown(figure), "met" if met(figure) else "**missed**"]
+        verdict = (
+            ["not measured yet", ""]
+            if figure is None
+            else [shown(figure), "met" if met(figure) else "**missed**"]
+        )
         rows.append([what, target, *verdict, f"`tests/bench/{script}.py`"])
     return _lines(rows)
 
@@ -57,5 +105,8 @@ def measured(found: dict) -> str:
             continue
         about = dict(found[script]["about"])
         command = about.pop("command")
-        parts.append(f"### {script}.py\n\n{_lines(found[script]['table'])}\n{' · '.join(f'{key}: {value}' for key, value in about.items())}\n\n`{command}`\n")
+        parts.append(
+            f"### {script}.py\n\n{_lines(found[script]['table'])}\n"
+            f"{' · '.join(f'{key}: {value}' for key, value in about.items())}\n\n`{command}`\n"
+        )
     return "\n".join(parts)

@@ -1,8 +1,10 @@
-"""How much memory does a large parquet file take?    python tests/bench/stream.py [GIGABYTES] [ROWS_PER_GROUP]
+"""How much memory does a large parquet file take?    python tests/bench/stream.py [GIGABYTES]
+[ROWS_PER_GROUP]
 
-Writes a file of the given size (default 2) with pictures that do not compress into a temporary folder, in row groups of so many rows
-(default 100, as the hub's; 0: all in one, the worst case), then reads every row in order and a thousand at random. Prints by how much the
-process grew at its peak, and the CPU time that reading took. The writing is done by another process.
+Writes a file of the given size (default 2) with pictures that do not compress into a temporary folder, in row
+groups of so many rows (default 100, as the hub's; 0: all in one, the worst case), then reads every row in
+order and a thousand at random. Prints by how much the process grew at its peak, and the CPU time that reading
+took. The writing is done by another process.
 """
 
 import random
@@ -15,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
-PICTURE = 100_000       # bytes; a photograph of 640 x 480 pixels has about as many
+# bytes; a photograph of 640 x 480 pixels has about as many
+PICTURE = 100_000
 
 
 def write(file: Path, rows: int, group: int) -> None:
@@ -25,15 +28,35 @@ def write(file: Path, rows: int, group: int) -> None:
     import pyarrow.parquet
 
     picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    schema = pyarrow.schema([("image_bytes", pyarrow.list_(picture)), ("question", pyarrow.string()), ("answers", pyarrow.list_(pyarrow.string())),
-                             ("question_type", pyarrow.string()), ("correct_answer", pyarrow.string())])
+    schema = pyarrow.schema(
+        [
+            ("image_bytes", pyarrow.list_(picture)),
+            ("question", pyarrow.string()),
+            ("answers", pyarrow.list_(pyarrow.string())),
+            ("question_type", pyarrow.string()),
+            ("correct_answer", pyarrow.string()),
+        ]
+    )
     random_bytes = np.random.default_rng(0)
     with pyarrow.parquet.ParquetWriter(file, schema) as writer:
         for start in range(0, rows, group):
             numbers = range(start, min(start + group, rows))
-            writer.write_table(pyarrow.Table.from_pylist([
-                {"image_bytes": [{"bytes": random_bytes.bytes(PICTURE), "path": f"{i}.png"}], "question": f"Where is the cup, {i}?",
-                 "answers": ["left", "right"], "question_type": "other", "correct_answer": "left"} for i in numbers], schema=schema), row_group_size=group)
+            writer.write_table(
+                pyarrow.Table.from_pylist(
+                    [
+                        {
+                            "image_bytes": [{"bytes": random_bytes.bytes(PICTURE), "path": f"{i}.png"}],
+                            "question": f"Where is the cup, {i}?",
+                            "answers": ["left", "right"],
+                            "question_type": "other",
+                            "correct_answer": "left",
+                        }
+                        for i in numbers
+                    ],
+                    schema=schema,
+                ),
+                row_group_size=group,
+            )
 
 
 def peak() -> float:
@@ -47,24 +70,42 @@ def main(gigabytes: float = 2, group: int = 100) -> float:
 
     with tempfile.TemporaryDirectory(prefix="glimpse-stream-") as folder:
         file, rows = Path(folder) / "SAT_train.parquet", int(gigabytes * 1e9 / PICTURE)
-        subprocess.run([sys.executable, __file__, "--write", str(file), str(rows), str(group or rows)], check=True)
+        subprocess.run(
+            [sys.executable, __file__, "--write", str(file), str(rows), str(group or rows)], check=True
+        )
         small = Path(folder) / "small.parquet"
         subprocess.run([sys.executable, __file__, "--write", str(small), "20", "10"], check=True)
-        assert len(SOURCES["sat"](small, "all", None, 0)[3].pictures[0]) == PICTURE         # libraries are loaded before counting begins
+        # libraries are loaded before counting begins
+        assert len(SOURCES["sat"](small, "all", None, 0)[3].pictures[0]) == PICTURE
         before, start = peak(), time.process_time()
         examples = SOURCES["sat"](file, "all", None, 0)
-        print(f"{file.stat().st_size / 1e9:.2f} GB, {len(examples)} rows; opened in {time.process_time() - start:.2f} s, {peak() - before:+.0f} MB", flush=True)
+        print(
+            f"{file.stat().st_size / 1e9:.2f} GB, {len(examples)} rows; opened in "
+            f"{time.process_time() - start:.2f} s, {peak() - before:+.0f} MB",
+            flush=True,
+        )
         start = time.process_time()
         for index in range(len(examples)):
             assert len(examples[index].pictures[0]) == PICTURE
-        print(f"every row in order: {1e3 * (time.process_time() - start) / rows:.2f} ms a row, {peak() - before:+.0f} MB", flush=True)
+        print(
+            f"every row in order: {1e3 * (time.process_time() - start) / rows:.2f} ms a row, "
+            f"{peak() - before:+.0f} MB",
+            flush=True,
+        )
         start = time.process_time()
         for index in random.Random(0).choices(range(rows), k=1000):
             assert f", {index}?" in examples[index].question
-        print(f"a thousand at random: {time.process_time() - start:.2f} ms a row, {peak() - before:+.0f} MB", flush=True)
+        print(
+            f"a thousand at random: {time.process_time() - start:.2f} ms a row, {peak() - before:+.0f} MB",
+            flush=True,
+        )
         start = time.process_time()
         heldout = len(SOURCES["sat"](file, "heldout", None, 0))
-        print(f"cut into parts by picture ({heldout} held out): {time.process_time() - start:.1f} s, {peak() - before:+.0f} MB", flush=True)
+        print(
+            f"cut into parts by picture ({heldout} held out): {time.process_time() - start:.1f} s, "
+            f"{peak() - before:+.0f} MB",
+            flush=True,
+        )
         return peak() - before
 
 

@@ -1,4 +1,6 @@
-"""Every benchmark of speed runs, and its last line is the JSON object that it says. Sizes are tiny; no figure is held to a target here."""
+"""Every benchmark of speed runs, and its last line is the JSON object that it says. Sizes are tiny; no
+figure is held to a target here."""
+
 import json
 import re
 
@@ -8,18 +10,29 @@ import torch.nn.functional as F
 
 from tests.bench import logprobs, roofline, rollout, save, scaling, shared_prompt, step, timing
 
-SCRIPTS = {"rollout": (rollout, "speedup"), "logprobs": (logprobs, "memory_saving"), "shared_prompt": (shared_prompt, "speedup"),
-           "scaling": (scaling, "prompt_traffic_growth"), "roofline": (roofline, "machine"), "step": (step, "not_arithmetic"),
-           "save": (save, "background: stopped")}
+SCRIPTS = {
+    "rollout": (rollout, "speedup"),
+    "logprobs": (logprobs, "memory_saving"),
+    "shared_prompt": (shared_prompt, "speedup"),
+    "scaling": (scaling, "prompt_traffic_growth"),
+    "roofline": (roofline, "machine"),
+    "step": (step, "not_arithmetic"),
+    "save": (save, "background: stopped"),
+}
 
 
 @pytest.fixture(autouse=True)
 def no_children(monkeypatch):
-    """The memory of a process of its own is asked for in this one, where the peak is another: what is tested is that all of it runs."""
+    """The memory of a process of its own is asked for in this one, where the peak is another: what is
+    tested is that all of it runs."""
+
     def inside(script, *args):
         extra = []
-        monkeypatch.setattr(module := {"logprobs.py": logprobs, "shared_prompt.py": shared_prompt}[script.rpartition("/")[2]], "extra_memory",
-                            lambda work: extra.append(work()) or 10**9)
+        monkeypatch.setattr(
+            module := {"logprobs.py": logprobs, "shared_prompt.py": shared_prompt}[script.rpartition("/")[2]],
+            "extra_memory",
+            lambda work: extra.append(work()) or 10**9,
+        )
         module.main(list(args))
         return {"extra": 10**9 - 1}
 
@@ -43,14 +56,17 @@ def test_the_prompts_part_of_the_traffic_does_not_grow():
     for G in (1, 8):
         with scaling.traffic() as read[G]:
             scaling.decode(policy, 40, G, 3)
-    assert read[1]["prompt"] == read[8]["prompt"] == 3 * 2 * 2 * 39 * 64 * 8        # steps, blocks, keys and values, tokens, numbers, bytes: float64, as attention reads them on a CPU
+    # steps, blocks, keys and values, tokens, numbers, bytes: float64, as attention reads them on a CPU
+    assert read[1]["prompt"] == read[8]["prompt"] == 3 * 2 * 2 * 39 * 64 * 8
     assert read[8]["own"] == 8 * read[1]["own"]
 
 
 def test_turns_and_figures(monkeypatch):
     order, clock = [], iter(range(1000))
     monkeypatch.setitem(timing.CLOCKS, "wall", lambda: float(next(clock)))
-    seconds = timing.take_turns({"a": lambda: order.append("a"), "b": lambda: (order.append("b"), next(clock))}, 2)
+    seconds = timing.take_turns(
+        {"a": lambda: order.append("a"), "b": lambda: (order.append("b"), next(clock))}, 2
+    )
     assert order == ["a", "b", "a", "b", "b", "a"] and seconds == {"a": [1.0, 1.0], "b": [2.0, 2.0]}
     assert timing.ratio([4.0, 9.0, 100.0], [2.0, 3.0, 1.0]) == 3.0
     assert scaling.exponent([1, 2, 4], [3, 12, 48]) == 2.0
@@ -59,10 +75,14 @@ def test_turns_and_figures(monkeypatch):
 def test_operations_are_counted_in_attention_too():
     P, heads, n, E = 2, 3, 8, 16
     q, k, v = (torch.randn(P, heads, n, E, requires_grad=True) for _ in "qkv")
-    one = 2 * P * heads * n * n * E                                                         # a product of n queries and n keys
+    # a product of n queries and n keys
+    one = 2 * P * heads * n * n * E
     assert timing.operations(lambda: F.scaled_dot_product_attention(q, k, v)) == (0, 2 * one)
     assert timing.operations(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)) == (0, one)
-    assert timing.operations(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward()) == (0, (2 + 5) * one)
+    assert timing.operations(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward()) == (
+        0,
+        (2 + 5) * one,
+    )
     x, w = torch.randn(5, 4), torch.randn(6, 4)
     assert timing.operations(lambda: F.linear(x, w)) == (2 * 5 * 6 * 4, 0)
     a, b = torch.randn(3, 5, 4), torch.randn(3, 4, 6)
@@ -79,7 +99,12 @@ def test_what_is_kept_is_counted_once_and_without_the_parameters():
 def test_the_gpu_script_runs_in_small_sizes(capsys):
     """On a CPU, without what needs a GPU; half a minute, because it starts train.py five times."""
     from tests.bench import gpu
+
     figures = gpu.main(["--quick"])["figures"]
     assert not [name for name in figures if name.startswith("FAILED")], figures
-    assert figures["a resumed run ends as the straight one, bit for bit"] and figures["log-prob gap, float32, largest"] < 1e-4 and "step, plain, time/learn" in figures
+    assert (
+        figures["a resumed run ends as the straight one, bit for bit"]
+        and figures["log-prob gap, float32, largest"] < 1e-4
+        and "step, plain, time/learn" in figures
+    )
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["bench"] == "gpu"

@@ -1,8 +1,11 @@
-"""What the benchmarks of speed share: works that take turns, the memory that a work takes, a table and a record.
+"""What the benchmarks of speed share: works that take turns, the memory that a work takes, a table and a
+record.
 
-Two programs are compared by running them in turns in one process, so that whatever else the machine does meets both; the figure is the median of the
-turns, and a speedup is the median over the rounds of the ratio within a round.
+Two programs are compared by running them in turns in one process, so that whatever else the machine does
+meets both; the figure is the median of the turns, and a speedup is the median over the rounds of the ratio
+within a round.
 """
+
 import argparse
 import json
 import os
@@ -28,14 +31,24 @@ def parser(doc: str, rounds: int) -> argparse.ArgumentParser:
     """The options that all of them have."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=rounds, help=f"turns that each takes (default {rounds})")
-    made.add_argument("--clock", choices=list(CLOCKS), default="wall", help="processor: of this process alone, for a machine that is shared (set OMP_NUM_THREADS=1)")
+    made.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="processor: of this process alone, for a machine that is shared (set OMP_NUM_THREADS=1)",
+    )
     made.add_argument("--quick", action="store_true", help="small sizes, one round: does it run at all?")
-    made.add_argument("--keep", action="store_true", help="put the result into docs/results/speed/measured.json as well")
+    made.add_argument(
+        "--keep", action="store_true", help="put the result into docs/results/speed/measured.json as well"
+    )
     return made
 
 
-def sized(doc: str, rounds: int, argv: list[str] | None) -> tuple[argparse.Namespace, tuple[int, int, int, int]]:
-    """The options, with the sizes of a rollout among them. → (them, (prompts, group, cap, rounds), small ones with --quick)."""
+def sized(
+    doc: str, rounds: int, argv: list[str] | None
+) -> tuple[argparse.Namespace, tuple[int, int, int, int]]:
+    """The options, with the sizes of a rollout among them. → (them, (prompts, group, cap, rounds), small
+    ones with --quick)."""
     options = parser(doc, rounds)
     for name, default in (("--prompts", 16), ("--group", 12), ("--cap", 40)):
         options.add_argument(name, type=int, default=default)
@@ -43,8 +56,11 @@ def sized(doc: str, rounds: int, argv: list[str] | None) -> tuple[argparse.Names
     return args, (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
 
 
-def take_turns(works: dict[str, Callable[[], object]], rounds: int, clock: str = "wall") -> dict[str, list[float]]:
-    """Run each work once untimed, then `rounds` times in turns, every second round in reversed order. → seconds of each, by a clock of CLOCKS."""
+def take_turns(
+    works: dict[str, Callable[[], object]], rounds: int, clock: str = "wall"
+) -> dict[str, list[float]]:
+    """Run each work once untimed, then `rounds` times in turns, every second round in reversed order. →
+    seconds of each, by a clock of CLOCKS."""
     now = CLOCKS[clock]
     for work in works.values():
         work()
@@ -63,19 +79,34 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def attended(q: torch.Size, k: torch.Size, causal: bool) -> int:
-    """Operations of one product of attention: as many multiplications and additions as queries see keys, times the size of a head. q (..., queries, E), k (..., keys, E)."""
+    """Operations of one product of attention: as many multiplications and additions as queries see keys,
+    times the size of a head. q (..., queries, E), k (..., keys, E)."""
     return 2 * q.numel() * k[-2] // (2 if causal else 1)
 
 
 # Kernels whose operations PyTorch's counter does not know, from the shapes of what they are given.
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _flash(q, k, v, dropout=0.0, causal=False, **_):
+    return 2 * attended(q, k, causal)
+
+
+def _flash_backward(g, q, k, v, out, lse, dropout, causal, **_):
+    return 5 * attended(q, k, causal)
+
+
 UNKNOWN = {
     torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a.numel() * b[-1],
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, dropout=0.0, causal=False, **_: 2 * attended(q, k, causal),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, out, lse, dropout, causal, **_: 5 * attended(q, k, causal)}
+    _FLASH: _flash,
+    _FLASH_BACKWARD: _flash_backward,
+}
 
 
 def operations(work: Callable[[], object]) -> tuple[int, int]:
-    """Floating-point operations of a work, counted by PyTorch where they run: of its linear layers, and of attention (batched products are attention's alone)."""
+    """Floating-point operations of a work, counted by PyTorch where they run: of its linear layers, and of
+    attention (batched products are attention's alone)."""
     with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter:
         work()
     count = {str(kernel): flops for kernel, flops in counter.get_flop_counts()["Global"].items()}
@@ -84,16 +115,21 @@ def operations(work: Callable[[], object]) -> tuple[int, int]:
 
 
 def resident(what: str) -> int:
-    """Bytes of this process, VmRSS: now, or VmHWM: at most since the last reset. Elsewhere than on Linux the peak of its whole life."""
+    """Bytes of this process, VmRSS: now, or VmHWM: at most since the last reset. Elsewhere than on Linux
+    the peak of its whole life."""
     if STATUS.is_file():
-        return 1024 * int(next(line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith(what)))
+        return 1024 * int(
+            next(line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith(what))
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def extra_memory(work: Callable[[], object]) -> int:
-    """Bytes by which this process grew, at its peak, while it did a work. Ask it in a process that has done nothing larger before."""
+    """Bytes by which this process grew, at its peak, while it did a work. Ask it in a process that has
+    done nothing larger before."""
     if CLEAR.is_file():
-        CLEAR.write_text("5")           # the peak is counted from here
+        # the peak is counted from here
+        CLEAR.write_text("5")
     before = resident("VmRSS")
     work()
     return resident("VmHWM") - before
@@ -106,7 +142,8 @@ def kept_for_backward(policy: torch.nn.Module, forward: Callable[[], object]) ->
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
-            alive.append(tensor)        # an address must not be given away before all are counted
+            # an address must not be given away before all are counted
+            alive.append(tensor)
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -117,18 +154,27 @@ def kept_for_backward(policy: torch.nn.Module, forward: Callable[[], object]) ->
 
 def child(script: str, *args: str) -> dict:
     """Run a script as a process of its own. → the JSON object of its last line."""
-    # glibc raises its threshold for what it gives back to the system as large pieces are freed; set, it stays where it is, and a peak is what was alive.
+    # glibc raises its threshold for what it gives back to the system as large pieces are freed; set, it stays
+    # where it is, and a peak is what was alive.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, script, *args], check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, script, *args], check=True, stdout=subprocess.PIPE, text=True, env=environment
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def finish(name: str, head: list[str], rows: list[list], found: dict, args: argparse.Namespace) -> dict:
-    """Print the table and, as the last line, the JSON object; with --keep, put both under `name` into measured.json. → the object."""
+    """Print the table and, as the last line, the JSON object; with --keep, put both under `name` into
+    measured.json. → the object."""
     cells = [head, *([shown(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     for line in cells:
-        print("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))).rstrip())
+        print(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths))
+            ).rstrip()
+        )
     command = f"python tests/bench/{name}.py " + " ".join(word for word in sys.argv[1:] if word != "--keep")
     where = about() | {"load": round(os.getloadavg()[0], 1), "clock": args.clock, "command": command.strip()}
     found = {"bench": name, **found, "about": where}

@@ -19,24 +19,37 @@ pyarrow = pytest.importorskip("pyarrow", reason="reading parquet is an optional 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/blink/Spatial_Relation/val-00000-of-00001.parquet"
 blink = SOURCES["blink"]
 PICTURE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-SCHEMA = pyarrow.schema([(name, pyarrow.string()) for name in ("idx", "question",
-"sub_task")] + [(f"image_{i}", PICTURE) for i in (1, 2, 3, 4)]
-                        + [("choices", pyarrow.list_(pyarrow.string()))] + [(name, pyarrow.string()) for name in ("answer", "prompt",
-                        "explanation")])
+SCHEMA = pyarrow.schema(
+    [(name, pyarrow.string()) for name in ("idx", "question", "sub_task")]
+    + [(f"image_{i}", PICTURE) for i in (1, 2, 3, 4)]
+    + [("choices", pyarrow.list_(pyarrow.string()))]
+    + [(name, pyarrow.string()) for name in ("answer", "prompt", "explanation")]
+)
 
 
 def png(seed):
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(buffer, "PNG")
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(
+        buffer, "PNG"
+    )
     return buffer.getvalue()
 
 
 def row(number, pictures=1, **changed):
-    found = {"idx": f"val_{number}", "question": f"Question {number}?", "sub_task": "Counting", "choices": ["one", "two", "three"],
-    "answer": "(C)",
-             "prompt": f"A longer question {number}? \nSelect from the following choices.\n(A) one\n(B) two\n(C) three",
-             "explanation": None}
-    found |= {f"image_{i}": {"bytes": png(10 * number + i), "path": "image.jpg"} if i <= pictures else None for i in (1, 2, 3, 4)}
+    found = {
+        "idx": f"val_{number}",
+        "question": f"Question {number}?",
+        "sub_task": "Counting",
+        "choices": ["one", "two", "three"],
+        "answer": "(C)",
+        "prompt": f"A longer question {number}? \nSelect from the following choices.\n"
+        "(A) one\n(B) two\n(C) three",
+        "explanation": None,
+    }
+    found |= {
+        f"image_{i}": {"bytes": png(10 * number + i), "path": "image.jpg"} if i <= pictures else None
+        for i in (1, 2, 3, 4)
+    }
     return found | changed
 
 
@@ -52,7 +65,8 @@ def test_a_blink_row(tmp_path):
     (example,) = blink(parquet(tmp_path, [row(7, pictures=3)]), "all", None, 0)
     assert (example.uid, example.task, example.answer, example.letter) == ("val_7", "Counting", "three", "C")
     assert example.pictures == (png(71), png(72), png(73))
-    assert example.asked == row(7)["prompt"]                             # to the letter, the space before the line's end too
+    # to the letter, the space before the line's end too
+    assert example.asked == row(7)["prompt"]
     (short,) = blink(parquet(tmp_path, [row(7, prompt="in another form")]), "all", None, 0)
     assert short.question == "Question 7?"
 
@@ -67,12 +81,14 @@ def test_limit_and_order(tmp_path):
 
 
 def test_the_halves_share_no_photograph(tmp_path):
-    rows = [row(i, image_1={"bytes": png(i // 3), "path": None}) for i in range(60)]  # three questions a photograph
+    # three questions a photograph
+    rows = [row(i, image_1={"bytes": png(i // 3), "path": None}) for i in range(60)]
     file = parquet(tmp_path, rows)
     train, heldout = blink(file, "train", None, 0), blink(file, "heldout", None, 0)
     assert len(train) + len(heldout) == 60 and min(len(train), len(heldout)) >= 15
     assert not {e.pictures for e in train} & {e.pictures for e in heldout}
-    assert {e.uid for e in train} == {e.uid for e in blink(parquet(tmp_path, rows[::-1]), "train", None, 0)}    # whatever the order
+    # whatever the order
+    assert {e.uid for e in train} == {e.uid for e in blink(parquet(tmp_path, rows[::-1]), "train", None, 0)}
 
 
 def test_rows_after_the_limit_are_not_read(tmp_path):
@@ -85,17 +101,24 @@ def test_rows_after_the_limit_are_not_read(tmp_path):
         examples[64]
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"answer": "(D)"}, "row 1: answer: '(D)' is not the letter of one of 3"),
-    ({"answer": "hidden"}, "row 1: answer: the answer is hidden; BLINK's test split"),
-    ({"answer": "(A)(B)"}, "is not the letter"), ({"answer": ""}, "is not the letter"),
-    ({"answer": None}, "row 1: answer: holds NoneType"),
-    ({"choices": []}, "is not the letter of one of 0 choices"), ({"choices": None}, "choices: holds NoneType"),
-    ({"idx": None}, "idx: holds"), ({"choices": ["one", None]}, "choices: holds a list of NoneType, str"),
-    ({"image_1": None}, "row 1: image_1, image_2, image_3, image_4: no picture"),
-    ({"image_1": {"bytes": None, "path": "x.jpg"}}, "row 1: image_1: holds no picture bytes"),
-    ({"question": None, "prompt": "in another form"}, "question: holds NoneType"), ({"prompt": None}, "prompt: holds NoneType"),
-])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"answer": "(D)"}, "row 1: answer: '(D)' is not the letter of one of 3"),
+        ({"answer": "hidden"}, "row 1: answer: the answer is hidden; BLINK's test split"),
+        ({"answer": "(A)(B)"}, "is not the letter"),
+        ({"answer": ""}, "is not the letter"),
+        ({"answer": None}, "row 1: answer: holds NoneType"),
+        ({"choices": []}, "is not the letter of one of 0 choices"),
+        ({"choices": None}, "choices: holds NoneType"),
+        ({"idx": None}, "idx: holds"),
+        ({"choices": ["one", None]}, "choices: holds a list of NoneType, str"),
+        ({"image_1": None}, "row 1: image_1, image_2, image_3, image_4: no picture"),
+        ({"image_1": {"bytes": None, "path": "x.jpg"}}, "row 1: image_1: holds no picture bytes"),
+        ({"question": None, "prompt": "in another form"}, "question: holds NoneType"),
+        ({"prompt": None}, "prompt: holds NoneType"),
+    ],
+)
 def test_a_bad_row_is_named(tmp_path, changed, message):
     examples = blink(parquet(tmp_path, [row(0), row(1, **changed), row(2)]), "all", None, 0)
     with pytest.raises(BadRow) as error:
@@ -136,10 +159,13 @@ def test_pictures_as_plain_bytes(tmp_path):
 
 # ---- the real photographs
 
+
 @pytest.fixture(scope="module")
 def photographs():
     if not REAL.is_file():
-        pytest.skip("the 143 photographs of BLINK's Spatial_Relation are not beside the repository (../shared/data)")
+        pytest.skip(
+            "the 143 photographs of BLINK's Spatial_Relation are not beside the repository (../shared/data)"
+        )
     return blink(REAL, "all", None, 0)
 
 
@@ -148,8 +174,12 @@ def test_the_real_rows(photographs):
 
     rows = pyarrow.parquet.read_table(REAL, columns=["prompt", "answer", "idx"]).to_pylist()
     assert len(photographs) == len({e.uid for e in photographs}) == 143
-    assert [e.letter for e in photographs].count("A") == 77                                 # as BLINK's own val_answers.json
-    assert all(e.asked == r["prompt"] and f"({e.letter})" == r["answer"] and e.uid == r["idx"] for e, r in zip(photographs, rows))
+    # as BLINK's own val_answers.json
+    assert [e.letter for e in photographs].count("A") == 77
+    assert all(
+        e.asked == r["prompt"] and f"({e.letter})" == r["answer"] and e.uid == r["idx"]
+        for e, r in zip(photographs, rows)
+    )
     train, heldout = blink(REAL, "train", None, 0), blink(REAL, "heldout", None, 0)
     assert len(train) + len(heldout) == 143 and min(len(train), len(heldout)) > 50
     assert not {e.pictures for e in train} & {e.pictures for e in heldout}
@@ -164,16 +194,26 @@ def test_the_real_photographs_become_prompts(photographs):
     for example in photographs:
         prompt = chat.prompt(example)
         assert 3136 <= prompt.grid.prod() * 196 <= 84 * 84
-        assert (prompt.tokens == chat.image_token).sum() == prompt.grid.prod() // 4 == len(prompt.patches) // 4
+        assert (
+            (prompt.tokens == chat.image_token).sum() == prompt.grid.prod() // 4 == len(prompt.patches) // 4
+        )
         assert np.isfinite(prompt.patches).all() and prompt.patches.std() > 0.05
 
 
 def test_the_real_photographs_as_transformers(photographs, processor, qwen):
-    """All 143, at the paper's pixel limit: the prompt's ids are the same, pixels differ by a rounding at most."""
+    """All 143, at the paper's pixel limit: the prompt's ids are the same, pixels differ by a rounding at
+    most."""
     processor.image_processor.size = {"shortest_edge": 3136, "longest_edge": 401408}
     chat = Chat(qwen, template="visualthinker", min_pixels=3136, max_pixels=401408)
     for example in photographs:
         ours = chat.prompt(example)
-        theirs = processor(text=[verbatim("visualthinker", example)], images=[Image.open(io.BytesIO(p)) for p in example.pictures], return_tensors="np")
-        assert ours.tokens.tolist() == theirs["input_ids"][0].tolist() and ours.grid.tolist() == theirs["image_grid_thw"].tolist()
+        theirs = processor(
+            text=[verbatim("visualthinker", example)],
+            images=[Image.open(io.BytesIO(p)) for p in example.pictures],
+            return_tensors="np",
+        )
+        assert (
+            ours.tokens.tolist() == theirs["input_ids"][0].tolist()
+            and ours.grid.tolist() == theirs["image_grid_thw"].tolist()
+        )
         assert np.abs(ours.patches - theirs["pixel_values"]).max() <= 1e-6

@@ -1,4 +1,5 @@
-"""Prompts as transformers makes them, ids and pixels; special tokens only where the template puts them; completions back to text."""
+"""Prompts as transformers makes them, ids and pixels; special tokens only where the template puts them;
+completions back to text."""
 
 import json
 
@@ -10,7 +11,15 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from data.chat import MID_GREY, TEMPLATES, Chat
 from data.types import BadPicture, Example, PromptTooLong
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+SPECIAL = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 PIXELS = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 16}
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 SEE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -22,7 +31,9 @@ def noise(width, height, seed=0):
 
 def asks(question="Is the car  under the cat?", pictures=1, choices=("yes", "no"), uid="u7"):
     sizes = [(84, 84), (100, 61), (30, 200)]
-    drawn = tuple((lambda size=size, seed=seed: noise(*size, seed)) for seed, size in enumerate(sizes[:pictures]))
+    drawn = tuple(
+        (lambda size=size, seed=seed: noise(*size, seed)) for seed, size in enumerate(sizes[:pictures])
+    )
     return Example(uid, question, choices, choices[0] if choices else "3", pictures=drawn)
 
 
@@ -33,16 +44,26 @@ def processor():
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     class WithoutVideo(Qwen2VLProcessor):
-        def check_argument_for_proper_class(self, name, argument):  # its video part needs torchvision; no video is shown here
+        # its video part needs torchvision; no video is shown here
+        def check_argument_for_proper_class(self, name, argument):
             return None
 
-    core = Qwen2Tokenizer()._tokenizer  # for its normaliser and word splitting
-    text = [template.text for template in TEMPLATES.values()] + ["Is the car under the cat? yes no left right"]
+    # for its normaliser and word splitting
+    core = Qwen2Tokenizer()._tokenizer
+    text = [template.text for template in TEMPLATES.values()] + [
+        "Is the car under the cat? yes no left right"
+    ]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(text * 9, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False))
+    core.train_from_iterator(
+        text * 9, trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
+    )
     model = json.loads(core.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], eos_token="<|im_end|>",
-                               extra_special_tokens=list(SPECIAL[1:]))
+    tokenizer = Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(pair) for pair in model["merges"]],
+        eos_token="<|im_end|>",
+        extra_special_tokens=list(SPECIAL[1:]),
+    )
     return WithoutVideo(Qwen2VLImageProcessorPil(**PIXELS), tokenizer, None)
 
 
@@ -52,7 +73,10 @@ def qwen(processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
     processor.tokenizer.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-    write(folder / "generation_config.json", {"eos_token_id": [1], "temperature": 0.1, "top_k": 1, "top_p": 0.001})
+    write(
+        folder / "generation_config.json",
+        {"eos_token_id": [1], "temperature": 0.1, "top_k": 1, "top_p": 0.001},
+    )
     return folder
 
 
@@ -63,8 +87,14 @@ def write(file, value):
 @pytest.fixture
 def words(tmp_path):
     """A folder with a word-level tokenizer, as the built-in model's."""
-    vocabulary = ["<unk>", *"User: Assistant: Is the car under cat? Select from following choices. (A) (B) yes no look it".split()]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    vocabulary = [
+        "<unk>",
+        *"User: Assistant: Is the car under cat? Select from following choices. (A) (B)".split(),
+        *"yes no look it".split(),
+    ]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
@@ -79,17 +109,29 @@ def words(tmp_path):
 BLINK = "\nSelect from the following choices.\n(A) yes\n(B) no"
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 REPLY = "<|im_end|>\n<|im_start|>assistant\n"
-PAPER = "<image>A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves it."
-VERBATIM = {  # P: the pictures, Q: what is asked
-    "visualthinker": f"P{PAPER} The assistant first thinks about the reasoning process in the mind and then provides the user with the "
-                     "answer.\nUser: Q \nAssistant: Let me solve this step by step.\n<think>",
+PAPER = (
+    "<image>A conversation between User and Assistant. The user asks a question about the image, and the "
+    "Assistant solves it."
+)
+# P: the pictures, Q: what is asked
+VERBATIM = {
+    "visualthinker": f"P{PAPER} The assistant first thinks about the reasoning process in the mind and then "
+    "provides the user with the answer.\nUser: Q \nAssistant: Let me solve this step by step.\n<think>",
     "visualthinker_direct": f"P{PAPER}\nUser: Q \nAssistant: ",
-    "chatml": f"{SYSTEM}PQ  Output the thinking process in <think> </think> and final answer (option) in <answer> </answer> tags.{REPLY}",
-    "chatml_eval": f"{SYSTEM}PQ\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags.{REPLY}",
+    "chatml": (
+        f"{SYSTEM}PQ  Output the thinking process in <think> </think> and final answer (option) in <answer> "
+        f"</answer> tags.{REPLY}"
+    ),
+    "chatml_eval": (
+        f"{SYSTEM}PQ\nOutput the thinking process in <think> </think> and final answer in <answer> "
+        f"</answer> tags.{REPLY}"
+    ),
     "chatml_direct": f"{SYSTEM}PQ{REPLY}",
-    "chatml_reflection": "<|im_start|>system\nYou are a helpful assistant capable of complex reasoning and reflection.<|im_end|>\n<|im_start|>user\nPQ  Output the "
-                         "thinking process in <think> </think> and final answer (option) in <answer> </answer> tags. If you detect that you made a mistake in your "
-                         f"reasoning at any point, correct yourself inside <reflection></reflection> tags.{REPLY}",
+    "chatml_reflection": "<|im_start|>system\nYou are a helpful assistant capable of complex reasoning and "
+    "reflection.<|im_end|>\n<|im_start|>user\nPQ  Output the "
+    "thinking process in <think> </think> and final answer (option) in <answer> </answer> tags. If you "
+    "detect that you made a mistake in your "
+    f"reasoning at any point, correct yourself inside <reflection></reflection> tags.{REPLY}",
     "shapes": "PUser: Q\nAssistant: <think>",
 }
 
@@ -103,7 +145,10 @@ def verbatim(template, example):
 
 def test_every_template_is_pinned():
     assert set(VERBATIM) == set(TEMPLATES)
-    assert {name for name, template in TEMPLATES.items() if template.opening == "<think>"} == {"visualthinker", "shapes"}
+    assert {name for name, template in TEMPLATES.items() if template.opening == "<think>"} == {
+        "visualthinker",
+        "shapes",
+    }
     assert all(template.text.endswith(template.opening) for template in TEMPLATES.values())
 
 
@@ -113,35 +158,54 @@ def test_ids_and_pixels_as_transformers(processor, qwen, template, pictures):
     example = asks(pictures=pictures)
     ours = Chat(qwen, template=template).prompt(example)
     text = verbatim(template, example)
-    theirs = processor(text=[text], images=[picture() for picture in example.pictures] or None, return_tensors="np")
+    theirs = processor(
+        text=[text], images=[picture() for picture in example.pictures] or None, return_tensors="np"
+    )
     assert ours.tokens.tolist() == theirs["input_ids"][0].tolist() and ours.tokens.dtype == np.int64
     assert ours.text == text and ours.uid == "u7"
     if pictures:
         assert ours.grid.tolist() == theirs["image_grid_thw"].tolist() and ours.grid.dtype == np.int64
-        assert ours.patches.dtype == np.float32 and np.abs(ours.patches - theirs["pixel_values"]).max() <= 1e-6
+        assert (
+            ours.patches.dtype == np.float32 and np.abs(ours.patches - theirs["pixel_values"]).max() <= 1e-6
+        )
     else:
         assert ours.grid.shape == (0, 3) and ours.patches.shape == (0, 1176)
 
 
-@pytest.mark.parametrize("question", [" Answer in natural language. Which?", "两只猫在哪里？", "cafe\u0301 \u00a0 naïve\t\r\n\n  x", "x" * 300,
-"a<b>c</b> </think> <answer> {asked} %s",
-                                      "I'll 12345 don't", "emoji 🐱\u200d👤"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        " Answer in natural language. Which?",
+        "两只猫在哪里？",
+        "cafe\u0301 \u00a0 naïve\t\r\n\n  x",
+        "x" * 300,
+        "a<b>c</b> </think> <answer> {asked} %s",
+        "I'll 12345 don't",
+        "emoji 🐱\u200d👤",
+    ],
+)
 def test_odd_questions_as_transformers(processor, qwen, question):
     """`{asked}` in a question is text as well."""
     example = asks(question, choices=())
     ours = Chat(qwen, template="visualthinker").prompt(example)
-    theirs = processor(text=[verbatim("visualthinker", example)], images=[example.pictures[0]()], return_tensors="np")
+    theirs = processor(
+        text=[verbatim("visualthinker", example)], images=[example.pictures[0]()], return_tensors="np"
+    )
     assert ours.tokens.tolist() == theirs["input_ids"][0].tolist()
 
 
 def test_the_papers_literal_image_is_ordinary_text(qwen):
     chat = Chat(qwen, template="visualthinker")
     tokens = chat.prompt(asks()).tokens.tolist()
-    assert tokens.count(chat.image_token) == 9                      # 84 x 84: 6 x 6 patches, merged by four
-    assert chat.tokenizer.decode(tokens, skip_special_tokens=True).startswith("<image>A conversation between User")
+    # 84 x 84: 6 x 6 patches, merged by four
+    assert tokens.count(chat.image_token) == 9
+    assert chat.tokenizer.decode(tokens, skip_special_tokens=True).startswith(
+        "<image>A conversation between User"
+    )
 
 
 # ---- special tokens come from the template alone
+
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_question_cannot_bring_special_tokens(qwen, template):
@@ -173,20 +237,33 @@ def test_a_placeholder_that_is_not_special_is_refused(words):
 
 # ---- the word-level tokenizer, and blindness
 
+
 def test_words_and_tags(words):
     chat = Chat(words, template="shapes")
     prompt = chat.prompt(asks())
     names = [chat.piece(token) for token in prompt.tokens]
     assert names[:11] == ["<|vision_start|>", *["<|image_pad|>"] * 9, "<|vision_end|>"]
-    assert names[11:] == "User: Is the car under the cat? Select from the following choices. (A) yes (B) no Assistant: <think>".split()
+    assert (
+        names[11:]
+        == (
+            "User: Is the car under the cat? Select from the following choices. (A) yes (B) no Assistant: "
+            "<think>"
+        ).split()
+    )
 
 
 def test_blind_keeps_everything_but_the_pixels(qwen):
     chat = Chat(qwen, template="chatml")
     seeing, blind = chat.prompt(asks(pictures=3)), chat.prompt(asks(pictures=3), blind=True)
-    assert seeing.tokens.tolist() == blind.tokens.tolist() and seeing.grid.tolist() == blind.grid.tolist() and seeing.text == blind.text
+    assert (
+        seeing.tokens.tolist() == blind.tokens.tolist()
+        and seeing.grid.tolist() == blind.grid.tolist()
+        and seeing.text == blind.text
+    )
     colours = blind.patches.reshape(len(blind.patches), 3, -1)
-    assert np.unique(colours[:, 0]).size == np.unique(colours[:, 1]).size == np.unique(colours[:, 2]).size == 1
+    assert (
+        np.unique(colours[:, 0]).size == np.unique(colours[:, 1]).size == np.unique(colours[:, 2]).size == 1
+    )
     assert colours[0, 0, 0] == pytest.approx((MID_GREY[0] / 255 - 0.48145466) / 0.26862954, abs=1e-6)
     assert seeing.patches.std() > 0.3
 
@@ -196,15 +273,24 @@ def test_pixel_limits_of_the_folder_and_of_the_caller(words):
 
     def area(**limits):
         return Chat(words, template="shapes", max_prompt=9999, **limits).prompt(picture).grid.prod() * 14 * 14
-    assert area() == 12544 and area(max_pixels=84 * 84) == 7056 and area(min_pixels=10**6, max_pixels=10**7) == 1016064
+
+    assert (
+        area() == 12544
+        and area(max_pixels=84 * 84) == 7056
+        and area(min_pixels=10**6, max_pixels=10**7) == 1016064
+    )
     write(words / "preprocessor_config.json", {"size": {"shortest_edge": 3136, "longest_edge": 7056}})
     assert area() == 7056
     (words / "preprocessor_config.json").rename(words / "aside")
-    write(words / "processor_config.json", {"image_processor": {"size": {"shortest_edge": 3136, "longest_edge": 3136}}})
+    write(
+        words / "processor_config.json",
+        {"image_processor": {"size": {"shortest_edge": 3136, "longest_edge": 3136}}},
+    )
     assert area() == 3136
 
 
 # ---- completions
+
 
 def test_text_ends_at_the_first_stop_token_and_keeps_the_tags(words):
     chat = Chat(words, template="shapes")
@@ -220,20 +306,26 @@ def test_text_ends_at_the_first_stop_token_and_keeps_the_tags(words):
 def test_odd_special_tokens_in_a_completion_are_seen(words):
     chat = Chat(words, template="chatml_direct")
     start = chat.tokenizer.token_to_id("<|im_start|>")
-    assert chat.text([*chat.encode("<answer> (A)"), start, *chat.encode("</answer>")]) == "<answer> (A) <|im_start|> </answer>"
+    assert (
+        chat.text([*chat.encode("<answer> (A)"), start, *chat.encode("</answer>")])
+        == "<answer> (A) <|im_start|> </answer>"
+    )
 
 
 def test_texts_of_a_rollout(words):
     import torch
 
     chat = Chat(words, template="shapes")
-    rows = [[chat.encode("look (A)") + [chat.stop_ids[0]], chat.encode("yes")], [chat.encode("no no no no"), [chat.stop_ids[0]]]]
+    rows = [
+        [chat.encode("look (A)") + [chat.stop_ids[0]], chat.encode("yes")],
+        [chat.encode("no no no no"), [chat.stop_ids[0]]],
+    ]
     length = torch.tensor([[len(row) for row in group] for group in rows])
     junk = chat.encode("it")[0]
     tokens = torch.full((2, 2, 5), junk)
     for p in range(2):
         for g in range(2):
-            tokens[p, g, :length[p, g]] = torch.tensor(rows[p][g])
+            tokens[p, g, : length[p, g]] = torch.tensor(rows[p][g])
     expected = [["<think>look (A)", "<think>yes"], ["<think>no no no no", "<think>"]]
     assert chat.texts(tokens, length) == expected == chat.texts(tokens.numpy(), length.numpy())
 
@@ -246,7 +338,8 @@ def test_a_byte_level_completion_comes_back_to_the_letter(qwen):
 
 def test_several_stop_tokens_and_no_sampling_settings(qwen, words):
     chat = Chat(qwen, template="chatml")
-    assert chat.stop_ids == (1, chat.tokenizer.token_to_id("<|im_end|>"))           # generation_config's, then the tokenizer's own
+    # generation_config's, then the tokenizer's own
+    assert chat.stop_ids == (1, chat.tokenizer.token_to_id("<|im_end|>"))
     assert not [name for name in vars(chat) if name in ("temperature", "top_k", "top_p")]
 
     def stops(generation=None, tokenizer=None):
@@ -254,6 +347,7 @@ def test_several_stop_tokens_and_no_sampling_settings(qwen, words):
         write(words / "tokenizer_config.json", tokenizer or {})
         chat = Chat(words, template="shapes")
         return tuple(chat.piece(token) for token in chat.stop_ids)
+
     end, turn = (chat_id(words, name) for name in ("<|endoftext|>", "<|im_end|>"))
     assert stops() == ("<|im_end|>",)
     assert stops({"eos_token_id": end}) == ("<|endoftext|>", "<|im_end|>")
@@ -269,17 +363,23 @@ def chat_id(folder, name):
 
 # ---- what cannot be
 
+
 def test_a_prompt_is_never_cut(words):
     length = len(Chat(words, template="shapes").prompt(asks()).tokens)
     assert len(Chat(words, template="shapes", max_prompt=length).prompt(asks()).tokens) == length
-    message = rf"example 'u7': the prompt has {length} tokens \(9 of them pictures\), over the limit of {length - 1}"
+    message = (
+        rf"example 'u7': the prompt has {length} tokens \(9 of them pictures\), over the limit of "
+        rf"{length - 1}"
+    )
     with pytest.raises(PromptTooLong, match=message):
         Chat(words, template="shapes", max_prompt=length - 1).prompt(asks())
 
 
 def test_a_bad_picture_names_the_example(words):
     with pytest.raises(BadPicture, match="example 'u8', picture 2"):
-        Chat(words, template="shapes").prompt(Example("u8", "Is it?", (), "3", pictures=(lambda: noise(60, 60), b"junk")))
+        Chat(words, template="shapes").prompt(
+            Example("u8", "Is it?", (), "3", pictures=(lambda: noise(60, 60), b"junk"))
+        )
 
 
 def save_without(folder, missing):
@@ -288,7 +388,10 @@ def save_without(folder, missing):
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("missing, template", [("<|image_pad|>", "shapes"), ("<|vision_start|>", "shapes"), ("<|im_start|>", "chatml")])
+@pytest.mark.parametrize(
+    "missing, template",
+    [("<|image_pad|>", "shapes"), ("<|vision_start|>", "shapes"), ("<|im_start|>", "chatml")],
+)
 def test_a_tokenizer_without_the_tokens(words, missing, template):
     save_without(words, missing)
     with pytest.raises(ValueError) as error:
@@ -301,17 +404,26 @@ def test_a_base_tokenizer_needs_no_turns(words):
     Chat(words, template="shapes")
 
 
-@pytest.mark.parametrize("file, text, message", [
-    ("tokenizer.json", None, "tokenizer.json: not found"), ("tokenizer.json", '{"a": 1}', "tokenizer.json: not a tokenizer"),
-    ("tokenizer.json", "{", "tokenizer.json: not a tokenizer"), ("preprocessor_config.json", None, "no preprocessor_config.json"),
-    ("preprocessor_config.json", "[]", "preprocessor_config.json: holds a list"),
-    ("preprocessor_config.json", "{", "preprocessor_config.json: not JSON"),
-    ("preprocessor_config.json", '{"patch_size": 14}', "min_pixels is None"),
-    ("preprocessor_config.json", '{"min_pixels": 9, "max_pixels": 8}', "min_pixels is 9"),
-    ("preprocessor_config.json", '{"min_pixels": 9, "max_pixels": 99, "do_normalize": false}', "do_normalize is False"),
-    ("preprocessor_config.json", '{"min_pixels": 9, "max_pixels": 99, "resample": 2}', "resample is 2"),
-    ("generation_config.json", "nonsense", "generation_config.json: not JSON"),
-])
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("tokenizer.json", None, "tokenizer.json: not found"),
+        ("tokenizer.json", '{"a": 1}', "tokenizer.json: not a tokenizer"),
+        ("tokenizer.json", "{", "tokenizer.json: not a tokenizer"),
+        ("preprocessor_config.json", None, "no preprocessor_config.json"),
+        ("preprocessor_config.json", "[]", "preprocessor_config.json: holds a list"),
+        ("preprocessor_config.json", "{", "preprocessor_config.json: not JSON"),
+        ("preprocessor_config.json", '{"patch_size": 14}', "min_pixels is None"),
+        ("preprocessor_config.json", '{"min_pixels": 9, "max_pixels": 8}', "min_pixels is 9"),
+        (
+            "preprocessor_config.json",
+            '{"min_pixels": 9, "max_pixels": 99, "do_normalize": false}',
+            "do_normalize is False",
+        ),
+        ("preprocessor_config.json", '{"min_pixels": 9, "max_pixels": 99, "resample": 2}', "resample is 2"),
+        ("generation_config.json", "nonsense", "generation_config.json: not JSON"),
+    ],
+)
 def test_a_folder_that_is_not_right(words, file, text, message):
     (words / file).unlink(missing_ok=True)
     if text is not None:

@@ -10,7 +10,7 @@ from data import check
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
 sys.path.insert(0, str(Path(__file__).parent))
-from layouts import cvbench_row, png, sat_row, shown, write, write_lines  # noqa: E402
+from layouts import cvbench_row, png, sat_row, shown, write, write_lines
 
 ROW = {"question": "What is it?", "choices": ["a cup", "a jug"], "answer": "a cup"}
 
@@ -27,35 +27,80 @@ def test_every_bad_row_is_reported(tmp_path, capsys):
     (tmp_path / "good.png").write_bytes(png())
     (tmp_path / "cut.png").write_bytes(png()[:-40])
     (tmp_path / "narrow.png").write_bytes(png(size=(500, 2)))
-    rows = [ROW | {"picture": "good.png"}, ROW | {"answer": "B"}, ROW | {"picture": "cut.png"}, ROW, "{", ROW | {"pictures": ["good.png", "narrow.png"]},
-            ROW | {"uid": "mine/0"}]
+    rows = [
+        ROW | {"picture": "good.png"},
+        ROW | {"answer": "B"},
+        ROW | {"picture": "cut.png"},
+        ROW,
+        "{",
+        ROW | {"pictures": ["good.png", "narrow.png"]},
+        ROW | {"uid": "mine/0"},
+    ]
     status, lines = said(capsys, write_lines(tmp_path / "mine.jsonl", rows))
     assert status == 1 and len(lines) == 6
-    for line, number, field, remedy in zip(lines, (2, 3, 5, 6, 7), ("answer", "picture 1", "not JSON", "picture 2", "uid"),
-                                           ("not its letter", "leave the row out", "one object a line", "leave the row out", "give each row its own")):
-        assert line.startswith(f"{tmp_path / 'mine.jsonl'}, line {number}: ") and field in line and remedy in line, line
+    for line, number, field, remedy in zip(
+        lines,
+        (2, 3, 5, 6, 7),
+        ("answer", "picture 1", "not JSON", "picture 2", "uid"),
+        (
+            "not its letter",
+            "leave the row out",
+            "one object a line",
+            "leave the row out",
+            "give each row its own",
+        ),
+    ):
+        assert (
+            line.startswith(f"{tmp_path / 'mine.jsonl'}, line {number}: ")
+            and field in line
+            and remedy in line
+        ), line
     assert lines[-1] == "1 files, 7 rows, 7 of them questions of jsonl, 5 of these bad"
 
 
 def test_a_good_file(tmp_path, capsys):
-    assert said(capsys, write_lines(tmp_path / "mine.jsonl", [ROW])) == (0, ["1 files, 1 rows, 1 of them questions of jsonl, 0 of these bad"])
+    assert said(capsys, write_lines(tmp_path / "mine.jsonl", [ROW])) == (
+        0,
+        ["1 files, 1 rows, 1 of them questions of jsonl, 0 of these bad"],
+    )
     assert said(capsys, write_lines(tmp_path / "none.jsonl", []))[0] == 1
 
 
 def test_parquet_of_a_named_source(tmp_path, capsys):
-    rows = [sat_row(0), sat_row(1, pictures=2), sat_row(2, correct_answer="up"), sat_row(3, image_bytes=[{"bytes": b"no picture", "path": None}])]
+    rows = [
+        sat_row(0),
+        sat_row(1, pictures=2),
+        sat_row(2, correct_answer="up"),
+        sat_row(3, image_bytes=[{"bytes": b"no picture", "path": None}]),
+    ]
     status, lines = said(capsys, write(tmp_path / "SAT_train.parquet", "sat", rows), "--task", "sat")
     assert status == 1 and lines[-1] == "1 files, 4 rows, 3 of them questions of sat, 2 of these bad"
-    assert "row 2: correct_answer: 'up'" in lines[0] and "row 3: picture 1: the picture (10 bytes) cannot be read" in lines[1]
-    status, lines = said(capsys, write(tmp_path / "test.parquet", "cvbench", [cvbench_row(image=shown(1)[0])]), "--task", "cvbench")
+    assert (
+        "row 2: correct_answer: 'up'" in lines[0]
+        and "row 3: picture 1: the picture (10 bytes) cannot be read" in lines[1]
+    )
+    status, lines = said(
+        capsys,
+        write(tmp_path / "test.parquet", "cvbench", [cvbench_row(image=shown(1)[0])]),
+        "--task",
+        "cvbench",
+    )
     assert status == 0 and lines[-1].endswith("0 of these bad; the published benchmark has 2638 rows")
 
 
 def test_what_cannot_be_read(tmp_path, capsys):
-    assert said(capsys, tmp_path / "gone.jsonl") == (2, [f"data.check: {tmp_path / 'gone.jsonl'}: no such file or folder"])
+    assert said(capsys, tmp_path / "gone.jsonl") == (
+        2,
+        [f"data.check: {tmp_path / 'gone.jsonl'}: no such file or folder"],
+    )
 
 
 def test_as_a_command(tmp_path):
     file = write_lines(tmp_path / "mine.jsonl", [ROW, ROW | {"answer": "C"}])
-    done = subprocess.run([sys.executable, "-m", "data.check", file], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "data.check", file],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and "line 2: answer: 'C'" in done.stdout and "Traceback" not in done.stderr

@@ -1,4 +1,5 @@
-"""Ids of the hub, without a hub: what is asked of huggingface_hub, a cache laid out as it does, and one line for whatever goes wrong."""
+"""Ids of the hub, without a hub: what is asked of huggingface_hub, a cache laid out as it does, and one
+line for whatever goes wrong."""
 
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def cached(cache, repo, files, kind="datasets", revision="main"):
-    """What a download leaves behind: snapshots/<commit>/<file> are links to blobs/<hash>, refs/<revision> names the commit."""
+    """What a download leaves behind: snapshots/<commit>/<file> are links to blobs/<hash>, refs/<revision>
+    names the commit."""
     home = cache / f"{kind}--{repo.replace('/', '--')}"
     for number, (name, content) in enumerate(files.items()):
         blob, link = home / "blobs" / f"{number:040}", home / "snapshots" / COMMIT / name
@@ -35,18 +37,43 @@ def cached(cache, repo, files, kind="datasets", revision="main"):
     return home / "snapshots" / COMMIT
 
 
-@pytest.mark.parametrize("name, parts", [
-    ("array/SAT", ("array/SAT", None, ())), ("array/SAT-v2:data/static-*.parquet", ("array/SAT-v2", None, ("data/static-*.parquet",))),
-    ("a/b@v1.0:x,y", ("a/b", "v1.0", ("x", "y"))), ("Qwen/Qwen2-VL-2B", ("Qwen/Qwen2-VL-2B", None, ())), (Path("array/SAT"), ("array/SAT", None, ())),
-    ("a/b.parquet", None), ("/a/b", None), ("./a/b", None), ("../b", None), ("a", None), ("a/b/c", None), ("a/b:../c", None), ("", None), ("a b/c", None)])
+@pytest.mark.parametrize(
+    "name, parts",
+    [
+        ("array/SAT", ("array/SAT", None, ())),
+        ("array/SAT-v2:data/static-*.parquet", ("array/SAT-v2", None, ("data/static-*.parquet",))),
+        ("a/b@v1.0:x,y", ("a/b", "v1.0", ("x", "y"))),
+        ("Qwen/Qwen2-VL-2B", ("Qwen/Qwen2-VL-2B", None, ())),
+        (Path("array/SAT"), ("array/SAT", None, ())),
+        ("a/b.parquet", None),
+        ("/a/b", None),
+        ("./a/b", None),
+        ("../b", None),
+        ("a", None),
+        ("a/b/c", None),
+        ("a/b:../c", None),
+        ("", None),
+        ("a b/c", None),
+    ],
+)
 def test_what_is_an_id(name, parts):
     assert parts_of(name) == parts
 
 
 def test_from_the_cache_without_a_network(cache):
-    folder = cached(cache, "me/mine", {"data/train-0.parquet": b"x", "README.md": b"y", "data/test-0.parquet": b"z"})
-    assert snapshot("me/mine", ["*train-*"]) == folder == snapshot("me/mine", ["*.md"], revision="main") == snapshot("me/mine", ["*.md"], revision=COMMIT)
-    assert resolve("me/mine", ["*val-*", "*train-* *test-*"]) == [folder / "data/test-0.parquet", folder / "data/train-0.parquet"]
+    folder = cached(
+        cache, "me/mine", {"data/train-0.parquet": b"x", "README.md": b"y", "data/test-0.parquet": b"z"}
+    )
+    assert (
+        snapshot("me/mine", ["*train-*"])
+        == folder
+        == snapshot("me/mine", ["*.md"], revision="main")
+        == snapshot("me/mine", ["*.md"], revision=COMMIT)
+    )
+    assert resolve("me/mine", ["*val-*", "*train-* *test-*"]) == [
+        folder / "data/test-0.parquet",
+        folder / "data/train-0.parquet",
+    ]
     assert resolve("me/mine:data/test-0.parquet", ["*train-*"]) == [folder / "data/test-0.parquet"]
     assert resolve("me/mine@main:*/test-*,*.md", []) == [folder / "README.md", folder / "data/test-0.parquet"]
     model = cached(cache, "me/mine", {"config.json": b"{}"}, kind="models")
@@ -54,13 +81,26 @@ def test_from_the_cache_without_a_network(cache):
 
 
 def test_a_source_reads_by_id(cache):
-    cached(cache, "me/mine", {"train.jsonl": b'{"question": "Q?", "answer": "yes"}\n', "heldout.jsonl": b'{"question": "R?", "answer": "no"}\n'})
-    assert [SOURCES["jsonl"]("me/mine", part, None, 0)[0].question for part in ("train", "heldout")] == ["Q?", "R?"]
+    cached(
+        cache,
+        "me/mine",
+        {
+            "train.jsonl": b'{"question": "Q?", "answer": "yes"}\n',
+            "heldout.jsonl": b'{"question": "R?", "answer": "no"}\n',
+        },
+    )
+    assert [SOURCES["jsonl"]("me/mine", part, None, 0)[0].question for part in ("train", "heldout")] == [
+        "Q?",
+        "R?",
+    ]
     assert len(SOURCES["jsonl"](Path("me/mine:heldout.jsonl"), "all", None, 0)) == 1
 
 
 def test_what_the_cache_does_not_hold(cache):
-    with pytest.raises(HubError, match="^dataset me/mine: the hub is out of reach and the cache does not hold it .*give a local path$"):
+    with pytest.raises(
+        HubError,
+        match="^dataset me/mine: the hub is out of reach and the cache does not hold it .*give a local path$",
+    ):
         snapshot("me/mine", ["*"])
     cached(cache, "me/mine", {"README.md": b"y"})
     with pytest.raises(NoMatch, match=r"no file matches \*.parquet; in .* there are README.md$"):
@@ -72,9 +112,16 @@ def test_what_the_cache_does_not_hold(cache):
 def test_what_is_asked_of_the_hub(monkeypatch, tmp_path):
     asked = []
     (tmp_path / "config.json").touch()
-    monkeypatch.setattr(hf, "snapshot_download", lambda repo, **how: asked.append((repo, how)) or str(tmp_path))
+    monkeypatch.setattr(
+        hf, "snapshot_download", lambda repo, **how: asked.append((repo, how)) or str(tmp_path)
+    )
     assert snapshot("Qwen/Qwen2-VL-2B", ["*.json", "*.safetensors"], "model", COMMIT) == tmp_path
-    assert asked == [("Qwen/Qwen2-VL-2B", {"repo_type": "model", "revision": COMMIT, "allow_patterns": ["*.json", "*.safetensors"]})]
+    assert asked == [
+        (
+            "Qwen/Qwen2-VL-2B",
+            {"repo_type": "model", "revision": COMMIT, "allow_patterns": ["*.json", "*.safetensors"]},
+        )
+    ]
 
 
 def test_pictures_come_with_the_lines_that_name_them(monkeypatch, tmp_path):
@@ -82,13 +129,23 @@ def test_pictures_come_with_the_lines_that_name_them(monkeypatch, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"question": "Q?", "answer": "yes", "picture": "images/1.png"}')
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.png").touch()
-    monkeypatch.setattr(hf, "snapshot_download", lambda repo, **how: asked.append(how["allow_patterns"]) or str(tmp_path))
+    monkeypatch.setattr(
+        hf, "snapshot_download", lambda repo, **how: asked.append(how["allow_patterns"]) or str(tmp_path)
+    )
     assert SOURCES["jsonl"]("me/mine", "all", None, 0)[0].pictures == (tmp_path / "images" / "1.png",)
     assert asked == [["*.jsonl", "*"]]
 
 
-@pytest.mark.parametrize("error, words", [("GatedRepoError", "accept the terms"), ("RevisionNotFoundError", "the revision is not"),
-                                          ("RepositoryNotFoundError", "the hub has none of that name"), (ConnectionError, "out of reach"), (TimeoutError, "TimeoutError")])
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        ("GatedRepoError", "accept the terms"),
+        ("RevisionNotFoundError", "the revision is not"),
+        ("RepositoryNotFoundError", "the hub has none of that name"),
+        (ConnectionError, "out of reach"),
+        (TimeoutError, "TimeoutError"),
+    ],
+)
 def test_errors_in_one_line(monkeypatch, error, words):
     def fails(*args, **how):
         kind = getattr(hf.errors, error) if isinstance(error, str) else error
@@ -112,7 +169,11 @@ def test_local_files_come_first(tmp_path, monkeypatch):
     (tmp_path / "me" / "mine").mkdir(parents=True)
     (tmp_path / "me" / "mine" / "x.parquet").touch()
     (tmp_path / "me" / "mine" / ".hidden.parquet").touch()
-    assert resolve("me/mine", ["*.parquet"]) == [Path("me/mine/x.parquet")] == resolve("me/mine/x.parquet", ["*.json"])
+    assert (
+        resolve("me/mine", ["*.parquet"])
+        == [Path("me/mine/x.parquet")]
+        == resolve("me/mine/x.parquet", ["*.json"])
+    )
     assert matching(tmp_path, ["*/x.*"]) == [tmp_path / "me/mine/x.parquet"]
     for missing in ("me/other.parquet", "nowhere", "/me/mine"):
         with pytest.raises(HubError, match=f"^{missing}: no such file or folder$"):

@@ -12,11 +12,15 @@ def test_every_source_has_its_splits():
     assert all(set(HELDOUT[name]) < set(SPLITS[name]) for name in SOURCES)
 
 
-@pytest.mark.parametrize("name, path, message", [
-    ("shape", None, "no task 'shape'; did you mean 'shapes'?"), ("xyz", None, "no task 'xyz' There are shapes"),
-    ("blink", None, "give data=FILE"),
-    ("shapes", "x.parquet", "reads no file, but data is x.parquet"),
-])
+@pytest.mark.parametrize(
+    "name, path, message",
+    [
+        ("shape", None, "no task 'shape'; did you mean 'shapes'?"),
+        ("xyz", None, "no task 'xyz' There are shapes"),
+        ("blink", None, "give data=FILE"),
+        ("shapes", "x.parquet", "reads no file, but data is x.parquet"),
+    ],
+)
 def test_what_cannot_be_opened(name, path, message):
     with pytest.raises(BadSource) as error:
         open_source(name, path, limit=None, seed=0, items=4)
@@ -39,7 +43,8 @@ def test_the_built_in_world(name):
     examples, heldout = open_source(name, None, limit=30, seed=5, items=8)
     _, same = open_source(name, None, limit=30, seed=6, items=8)
     assert len(examples) == 30 and {k: len(v) for k, v in heldout.items()} == {"heldout": 8, "pairs": 8}
-    assert [e.uid for e in heldout["heldout"]] == [e.uid for e in same["heldout"]]          # held out alike, whatever the seed
+    # held out alike, whatever the seed
+    assert [e.uid for e in heldout["heldout"]] == [e.uid for e in same["heldout"]]
     assert examples[0].uid != open_source(name, None, limit=30, seed=6, items=8)[0][0].uid
     assert bool(examples[0].extra.get("documents")) == (name == "documents")
 

@@ -1,19 +1,27 @@
 """Is a killed run the run it would have been?    python tests/faults/kills.py --kills 200 [--seed 0]
 
-Kills small runs with SIGKILL at random moments, starts them again with the same command, again and again until they end, and compares what they leave behind, bit
-for bit, with runs that nobody disturbed: every file of the checkpoints, samples.jsonl, config.yaml, and metrics.jsonl and summary.json without their times. Each run
-is one of four kinds (RUNS) and writes its checkpoints in one of two manners (MANNERS). A kill comes in one of three ways (WAYS):
+Kills small runs with SIGKILL at random moments, starts them again with the same command, again and again
+until they end, and compares what they leave behind, bit
+for bit, with runs that nobody disturbed: every file of the checkpoints, samples.jsonl, config.yaml, and
+metrics.jsonl and summary.json without their times. Each run is one of four kinds (RUNS) and writes its
+checkpoints in one of two manners (MANNERS). A kill comes in one of three ways (WAYS):
 
-    clock   after a random part of the time that such a run takes, wherever it is then: loading, sampling, learning, evaluating, saving, starting again
-    change  before the k-th change of the run's folder (a file opened to be written, renamed or removed, a folder made or removed), k random
-    byte    inside a write: the kernel ends the process where a file grows beyond a random size; it leaves the first part of that file
+    clock   after a random part of the time that such a run takes, wherever it is then: loading, sampling,
+    learning, evaluating, saving, starting again change  before the k-th change of the run's folder (a file
+    opened to be written, renamed or removed, a folder made or removed), k random
+    byte    inside a write: the kernel ends the process where a file grows beyond a random size; it leaves the
+    first part of that file
 
-A kill may cost the steps since the last save that was complete: where training waits for it, as many as there are from save to save; where it goes on meanwhile, twice
-that, because the last save may be under way, and the next one waits for it.
+A kill may cost the steps since the last save that was complete: where training waits for it, as many as there
+are from save to save; where it goes on meanwhile, twice that, because the last save may be under way, and the
+next one waits for it.
 
-Runs are forked from one process that has imported everything, so a kill costs half a second on a free core. Prints a line for each run, and ends with a
-line of JSON: kills, how many of them belong to runs that ended identical, and the most steps that a kill cost. Exit status 1 if one of them differs.
+Runs are forked from one process that has imported everything, so a kill costs half a second on a free core.
+Prints a line for each run, and ends with a
+line of JSON: kills, how many of them belong to runs that ended identical, and the most steps that a kill
+cost. Exit status 1 if one of them differs.
 """
+
 import argparse
 import contextlib
 import json
@@ -27,29 +35,55 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"           # one thread: after a fork there are no others
+# one thread: after a fork there are no others
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import train  # noqa: E402
-from grpo import checkpoint, report  # noqa: E402
-from small import small_folder  # noqa: E402
+import train
+from grpo import checkpoint, report
+from small import small_folder
 
-EVERY, STEPS = 2, 5                           # so that the last save is not one of those in between
-COMMON = ["shapes", "seed=1", f"steps={STEPS}", "prompts=2", "group=3", "cap=6", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0", "eval.items=2",
-          "eval.every=2", f"save.every={EVERY}", "save.keep=1", "report.every=2", "report.prompts=1", "limit=40", "device=cpu"]
-RUNS = {"grpo": [], "muon, two updates, a reference": ["optim.name=muon", "loss.updates=2", "loss.kl_coef=0.02"], "every checkpoint kept": ["save.every=1", "save.keep=0"],
-        "imitation": ["method=sft", "task=documents", "cap=128", "eval.items=0"]}
+# so that the last save is not one of those in between
+EVERY, STEPS = 2, 5
+COMMON = [
+    "shapes",
+    "seed=1",
+    f"steps={STEPS}",
+    "prompts=2",
+    "group=3",
+    "cap=6",
+    "rewards={length: 100, format: 1}",
+    "optim.lr=1e-3",
+    "optim.warmup=0",
+    "eval.items=2",
+    "eval.every=2",
+    f"save.every={EVERY}",
+    "save.keep=1",
+    "report.every=2",
+    "report.prompts=1",
+    "limit=40",
+    "device=cpu",
+]
+RUNS = {
+    "grpo": [],
+    "muon, two updates, a reference": ["optim.name=muon", "loss.updates=2", "loss.kl_coef=0.02"],
+    "every checkpoint kept": ["save.every=1", "save.keep=0"],
+    "imitation": ["method=sft", "task=documents", "cap=128", "eval.items=0"],
+}
 MANNERS = {"in the foreground": ["save.background=false"], "in the background": ["save.background=true"]}
-ALLOWED = {"in the foreground": EVERY, "in the background": 2 * EVERY}         # steps lost
+# steps lost
+ALLOWED = {"in the foreground": EVERY, "in the background": 2 * EVERY}
 WAYS = ("clock", "change", "byte")
-CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")      # audit events
+# audit events
+CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 
 
 def child(base: Path, out: Path, kind: str, manner: str, way: str | None, moment: float) -> None:
     """What a forked process does: the run, prepared for its death. Never returns."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    report.write_curves = lambda folder: []                           # drawing takes longer than the run, and nothing is read from it
+    # drawing takes longer than the run, and nothing is read from it
+    report.write_curves = lambda folder: []
     if way == "byte":
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -60,14 +94,21 @@ def child(base: Path, out: Path, kind: str, manner: str, way: str | None, moment
         def hook(event: str, arguments: tuple) -> None:
             if event not in CHANGES or not str(arguments[0]).startswith(str(out)):
                 return
-            if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            if event == "open" and not (
+                isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            ):
                 return
             seen.append(event)
             if way == "change" and len(seen) > moment:
                 os.kill(os.getpid(), signal.SIGKILL)
+
         sys.addaudithook(hook)
     status = 3
-    with open(out.with_suffix(".log"), "w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        open(out.with_suffix(".log"), "w") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         try:
             status = train.main([*COMMON, *RUNS[kind], *MANNERS[manner], f"model={base}", f"out={out}"])
             if way == "count":
@@ -78,7 +119,8 @@ def child(base: Path, out: Path, kind: str, manner: str, way: str | None, moment
 
 
 def run(*arguments, until: float | None = None) -> int:
-    """Fork `child`; kill it after `until` seconds. → its exit status, negative for the signal that ended it."""
+    """Fork `child`; kill it after `until` seconds. → its exit status, negative for the signal that ended
+    it."""
     started = time.monotonic()
     process = os.fork()
     if not process:
@@ -106,27 +148,53 @@ def left_behind(out: Path) -> dict:
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name, content = str(path.relative_to(out)), path.read_bytes()
         if name == "metrics.jsonl":
-            content = [{k: v for k, v in json.loads(line).items() if k != "step_time" and not k.startswith("time/")} for line in content.splitlines()]
+            content = [
+                {k: v for k, v in json.loads(line).items() if k != "step_time" and not k.startswith("time/")}
+                for line in content.splitlines()
+            ]
         elif name == "summary.json":
             content = {k: v for k, v in json.loads(content).items() if k not in ("seconds", "resumed_after")}
-        elif name == "report.html":                                   # drawn from the others, times included
+        elif name == "report.html":
+            # drawn from the others, times included
             content = b""
         elif name == "config.yaml":
-            content = content.replace(str(out).encode(), b"OUT").replace(b"background: false", b"background: true")       # the runs are to be the same
+            # the runs are to be the same
+            content = content.replace(str(out).encode(), b"OUT").replace(
+                b"background: false", b"background: true"
+            )
         found[name] = content
     return found
 
 
-def disturbed(base: Path, out: Path, kind: str, manner: str, seconds: float, changes: int, sizes: list[int], most: int, chance: random.Random) -> tuple[list[str], int, str]:
-    """A run that is killed up to `most` times, and then left alone. → (the ways of the kills, the most steps that one cost, what it said if it failed)."""
+def disturbed(
+    base: Path,
+    out: Path,
+    kind: str,
+    manner: str,
+    seconds: float,
+    changes: int,
+    sizes: list[int],
+    most: int,
+    chance: random.Random,
+) -> tuple[list[str], int, str]:
+    """A run that is killed up to `most` times, and then left alone. → (the ways of the kills, the most
+    steps that one cost, what it said if it failed)."""
     ways, lost = [], 0
     while len(ways) < most:
         way = chance.choice(WAYS)
-        moment = {"clock": 0.0, "change": chance.randrange(changes), "byte": chance.randrange(1, chance.choice(sizes))}[way]
-        status = run(base, out, kind, manner, way, moment, until=chance.uniform(0, seconds) if way == "clock" else None)
-        refused = way == "byte" and status == 2                       # the kernel took a part of the write and said so: train.py ends by itself, as on a full disk
+        moment = {
+            "clock": 0.0,
+            "change": chance.randrange(changes),
+            "byte": chance.randrange(1, chance.choice(sizes)),
+        }[way]
+        status = run(
+            base, out, kind, manner, way, moment, until=chance.uniform(0, seconds) if way == "clock" else None
+        )
+        # the kernel took a part of the write and said so: train.py ends by itself, as on a full disk
+        refused = way == "byte" and status == 2
         if status not in (-signal.SIGKILL, -signal.SIGXFSZ) and not refused:
-            if status == 0:                                           # it had ended before its time came
+            # it had ended before its time came
+            if status == 0:
                 return ways, lost, ""
             return ways, lost, f"status {status}"
         ways.append(way)
@@ -159,25 +227,66 @@ def main(arguments: list[str] | None = None) -> int:
                 return 1
             seconds, wanted = time.monotonic() - started, left_behind(out)
             changes = int(out.with_suffix(".log").read_text().rpartition("changes ")[2])
-            straight[kind] = wanted, seconds, changes, [path.stat().st_size for path in out.rglob("*") if path.is_file() and path.stat().st_size > 1]
+            straight[kind] = (
+                wanted,
+                seconds,
+                changes,
+                [
+                    path.stat().st_size
+                    for path in out.rglob("*")
+                    if path.is_file() and path.stat().st_size > 1
+                ],
+            )
         started = time.monotonic()
         while len(ways) < asked.kills:
             kind, manner, out = chance.choice(list(RUNS)), chance.choice(list(MANNERS)), place / f"run{runs}"
             wanted, seconds, changes, sizes = straight[kind]
-            came, cost, wrong = disturbed(place / "base", out, kind, manner, seconds, changes, sizes, min(chance.choice((1, 1, 2, 3)), asked.kills - len(ways)), chance)
+            came, cost, wrong = disturbed(
+                place / "base",
+                out,
+                kind,
+                manner,
+                seconds,
+                changes,
+                sizes,
+                min(chance.choice((1, 1, 2, 3)), asked.kills - len(ways)),
+                chance,
+            )
             found = left_behind(out)
-            differ = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+            differ = sorted(
+                name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)
+            )
             if wrong or differ or cost > ALLOWED[manner]:
                 log = out.with_suffix(".log").read_text().strip().splitlines()[-1:]
-                print(f"run {runs} ({kind}, {manner}; killed: {', '.join(came)}): {wrong}, {cost} steps lost, differs in {differ}; {log}", flush=True)
+                print(
+                    f"run {runs} ({kind}, {manner}; killed: {', '.join(came)}): {wrong}, {cost} steps "
+                    f"lost, differs in {differ}; {log}",
+                    flush=True,
+                )
             else:
                 identical += len(came)
-                print(f"run {runs} ({kind}, {manner}; killed: {', '.join(came) or 'not in time'}): identical, {cost} steps lost at most", flush=True)
+                print(
+                    f"run {runs} ({kind}, {manner}; killed: {', '.join(came) or 'not in time'}): "
+                    f"identical, {cost} steps lost at most",
+                    flush=True,
+                )
             ways, lost[manner], runs = ways + came, max(lost[manner], cost), runs + 1
             shutil.rmtree(out)
-    print(json.dumps({"kills": len(ways), "identical": identical, "runs": runs, **{way: ways.count(way) for way in WAYS}, "save_every": EVERY,
-                      "most_steps_lost": lost["in the foreground"], "most_steps_lost_in_background": lost["in the background"],
-                      "seconds_per_kill": round((time.monotonic() - started) / max(len(ways), 1), 2), "seed": asked.seed}))
+    print(
+        json.dumps(
+            {
+                "kills": len(ways),
+                "identical": identical,
+                "runs": runs,
+                **{way: ways.count(way) for way in WAYS},
+                "save_every": EVERY,
+                "most_steps_lost": lost["in the foreground"],
+                "most_steps_lost_in_background": lost["in the background"],
+                "seconds_per_kill": round((time.monotonic() - started) / max(len(ways), 1), 2),
+                "seed": asked.seed,
+            }
+        )
+    )
     return int(identical < len(ways))
 
 

@@ -1,15 +1,19 @@
 """Is a run on several ranks the run on one?    python tests/faults/ranks.py [--steps 20] [--ranks 1 2 4]
 
-Four comparisons, all in float32 on the CPU, with one thread a process; ranks are joined by gloo and shard the policy (FSDP2):
+Four comparisons, all in float32 on the CPU, with one thread a process; ranks are joined by gloo and shard the
+policy (FSDP2):
 
-    run       the built-in recipe, the same global batch: every completion, token by token; every metric; the weights at the end
-    gradient  of a batch on 1 and 2 ranks, with completions of unequal lengths and one rank without a picture
-    resume    a run that goes on on other numbers of ranks (2, then 1, then 4), against an undisturbed one
-    cases     (--cases) two steps of a small policy in every way in which ranks may differ from each other (CASES), on 1 and on 3 ranks; and the gradient
-    time      (--time N) seconds of N short runs with `python train.py` and as many with `torchrun --nproc-per-node 1`, in turns
+    run       the built-in recipe, the same global batch: every completion, token by token; every metric; the
+    weights at the end gradient  of a batch on 1 and 2 ranks, with completions of unequal lengths and one rank
+    without a picture resume    a run that goes on on other numbers of ranks (2, then 1, then 4), against an
+    undisturbed one cases     (--cases) two steps of a small policy in every way in which ranks may differ
+    from each other (CASES), on 1 and on 3 ranks; and the gradient time      (--time N) seconds of N short
+    runs with `python train.py` and as many with `torchrun --nproc-per-node 1`, in turns
 
-Processes are forked from one that has imported everything. Ends with a line of JSON; exit status 1 if tokens differ or weights part by more than 1e-5.
+Processes are forked from one that has imported everything. Ends with a line of JSON; exit status 1 if tokens
+differ or weights part by more than 1e-5.
 """
+
 import argparse
 import contextlib
 import json
@@ -24,41 +28,70 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"           # one thread: after a fork there are no others, and sums are cut alike on any machine
+os.environ["OMP_NUM_THREADS"] = (
+    # one thread: after a fork there are no others, and sums are cut alike on any machine
+    "1"
+)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import torch  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+import torch
+from safetensors.torch import load_file, save_file
 
-import train  # noqa: E402
-from data.chat import Chat  # noqa: E402
-from data.shapes import Shapes  # noqa: E402
-from grpo import distributed, keep, report, shard  # noqa: E402
-from grpo.batch import TrainBatch  # noqa: E402
-from grpo.checkpoint import complete  # noqa: E402
-from grpo.logprobs import completion_logprobs  # noqa: E402
-from grpo.objective import policy_loss, token_weights  # noqa: E402
-from grpo.run import BUILT_IN  # noqa: E402
-from models import weights  # noqa: E402
-from models.qwen_vl import QwenVL  # noqa: E402
-from small import full, small_folder  # noqa: E402
+import train
+from data.chat import Chat
+from data.shapes import Shapes
+from grpo import distributed, keep, report, shard
+from grpo.batch import TrainBatch
+from grpo.checkpoint import complete
+from grpo.logprobs import completion_logprobs
+from grpo.objective import policy_loss, token_weights
+from grpo.run import BUILT_IN
+from models import weights
+from models.qwen_vl import QwenVL
+from small import full, small_folder
 
-CLOSE = 1e-5                                  # of weights, relative to the largest of their tensor
+# of weights, relative to the largest of their tensor
+CLOSE = 1e-5
 QUIET = ["device=cpu", "save.keep=0"]
-SMALL = ["seed=1", "steps=2", "prompts=5", "group=3", "cap=10", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0", "eval.items=4", "save.every=0",
-         "report.every=1", "limit=40", "loss.stretches=0"]         # each group alone: 3 does not divide 4
-DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0", "loss.micro_tokens=100"]          # each document alone
+# each group alone: 3 does not divide 4
+SMALL = [
+    "seed=1",
+    "steps=2",
+    "prompts=5",
+    "group=3",
+    "cap=10",
+    "rewards={length: 100, format: 1}",
+    "optim.lr=1e-3",
+    "optim.warmup=0",
+    "eval.items=4",
+    "save.every=0",
+    "report.every=1",
+    "limit=40",
+    "loss.stretches=0",
+]
+# each document alone
+DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0", "loss.micro_tokens=100"]
 CROWDED = "out of memory on one rank"
-CASES = {"prompts that do not divide": [], "fewer prompts than ranks": ["prompts=2", "report.prompts=2", "eval.items=2"],
-         "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"], "groups cut by rows": ["loss.micro_tokens=50"],
-         "dynamic": ["sampling=dynamic", "loss.kl_coef=0", "rewards={format: 1, few.py:few: 1}", "max_rounds=3"], "vision frozen": ["freeze=[vision]"],
-         "llm frozen": ["freeze=[llm]"], "muon": ["optim.name=muon"], "bfloat16": ["dtype=bfloat16", "loss.micro_tokens=80"], CROWDED: ["loss.micro_tokens=16384"], "imitation": DOCUMENTS, "imitation, fewer prompts than ranks":
-         [*DOCUMENTS, "prompts=2", "sft.loss_on=prompt_and_answer"]}
+CASES = {
+    "prompts that do not divide": [],
+    "fewer prompts than ranks": ["prompts=2", "report.prompts=2", "eval.items=2"],
+    "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"],
+    "groups cut by rows": ["loss.micro_tokens=50"],
+    "dynamic": ["sampling=dynamic", "loss.kl_coef=0", "rewards={format: 1, few.py:few: 1}", "max_rounds=3"],
+    "vision frozen": ["freeze=[vision]"],
+    "llm frozen": ["freeze=[llm]"],
+    "muon": ["optim.name=muon"],
+    "bfloat16": ["dtype=bfloat16", "loss.micro_tokens=80"],
+    CROWDED: ["loss.micro_tokens=16384"],
+    "imitation": DOCUMENTS,
+    "imitation, fewer prompts than ranks": [*DOCUMENTS, "prompts=2", "sft.loss_on=prompt_and_answer"],
+}
 
 
 def on_ranks(count: int, work, log: Path) -> list[int]:
-    """Fork `count` processes, each of which calls `work` with its rank and the environment that torchrun would give it. → their exit statuses."""
+    """Fork `count` processes, each of which calls `work` with its rank and the environment that torchrun
+    would give it. → their exit statuses."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -68,9 +101,20 @@ def on_ranks(count: int, work, log: Path) -> list[int]:
             processes.append(process)
             continue
         status = 3
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
         report.write_curves = lambda folder: []
-        with open(f"{log}.{rank}", "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        with (
+            open(f"{log}.{rank}", "w") as file,
+            contextlib.redirect_stdout(file),
+            contextlib.redirect_stderr(file),
+        ):
             try:
                 status = work(rank)
             except BaseException:
@@ -83,8 +127,10 @@ def on_ranks(count: int, work, log: Path) -> list[int]:
 
 # ---- whole runs
 
+
 def crowd(rank: int, ranks: int) -> None:
-    """The last of several ranks is out of memory four times: after a forward pass, deep in a backward pass, between the two, and before a forward pass."""
+    """The last of several ranks is out of memory four times: after a forward pass, deep in a backward
+    pass, between the two, and before a forward pass."""
     calls, forward, loss, learning = iter(range(10**9)), QwenVL.forward, train.policy_loss, [False]
 
     def full(*_):
@@ -92,20 +138,26 @@ def crowd(rank: int, ranks: int) -> None:
             raise torch.OutOfMemoryError(f"simulated, at {number}")
 
     def run_forward(policy, prompts, tokens, length):
-        learning[0] = torch.is_grad_enabled() and tokens.shape[1] > 1              # a ghost's group is one row when a rank catches up
+        # a ghost's group is one row when a rank catches up
+        learning[0] = torch.is_grad_enabled() and tokens.shape[1] > 1
         full()
-        handle = policy.model.layers[0].register_forward_hook(lambda block, given, out: (out[0].requires_grad and out[0].register_hook(full), None)[1])
+        handle = policy.model.layers[0].register_forward_hook(
+            lambda block, given, out: (out[0].requires_grad and out[0].register_hook(full), None)[1]
+        )
         hidden = forward(policy, prompts, tokens, length)
         handle.remove()
         full()
         return hidden
+
     if ranks > 1 and rank == ranks - 1:
         QwenVL.forward = run_forward
         train.policy_loss = lambda *a, **how: (full(), loss(*a, **how))[1]
 
 
 def run(out: Path, ranks: int, settings: list[str], stop: int = 0, crowded: bool = False) -> None:
-    """The built-in recipe with these settings; what each rank asked and got goes to `out`.RANK.json. stop: leave after this step, as if told to by SIGTERM."""
+    """The built-in recipe with these settings; what each rank asked and got goes to `out`.RANK.json. stop:
+    leave after this step, as if told to by SIGTERM."""
+
     def work(rank: int) -> int:
         if crowded:
             crowd(rank, ranks)
@@ -114,18 +166,22 @@ def run(out: Path, ranks: int, settings: list[str], stop: int = 0, crowded: bool
         def asked(run, cfg, world, step, stage, round=0):
             drawn = ask(run, cfg, world, step, stage, round)
             for prompt, tokens, length in zip(drawn.prompts, drawn.rollout.tokens, drawn.rollout.length):
-                written[f"{step}/{round}/{prompt.uid}"] = [row[:n] for row, n in zip(tokens.tolist(), length.tolist())]
+                written[f"{step}/{round}/{prompt.uid}"] = [
+                    row[:n] for row, n in zip(tokens.tolist(), length.tolist())
+                ]
             return drawn
 
         def left(keeper, step):
             keeper.interrupts.first = keeper.interrupts.first or signal.SIGTERM * (step == stop)
             leave(keeper, step)
+
         train.sample_and_score = asked
         if stop:
             keep.Keeper.leave_if_told = left
         status = train.main(["shapes", *QUIET, *settings, f"out={out}"])
         Path(f"{out}.{ranks}.{rank}.json").write_text(json.dumps(written))
         return status
+
     wanted = 128 + signal.SIGTERM if stop else 0
     if any(status != wanted for status in on_ranks(ranks, work, out)):
         raise SystemExit("\n".join(Path(f"{out}.{rank}").read_text()[-3000:] for rank in range(ranks)))
@@ -133,38 +189,72 @@ def run(out: Path, ranks: int, settings: list[str], stop: int = 0, crowded: bool
 
 def tokens_of(out: Path) -> dict:
     """Every completion of a run, whoever wrote it."""
-    return {key: rows for path in sorted(out.parent.glob(f"{out.name}.*.json")) for key, rows in json.loads(path.read_text()).items()}
+    return {
+        key: rows
+        for path in sorted(out.parent.glob(f"{out.name}.*.json"))
+        for key, rows in json.loads(path.read_text()).items()
+    }
 
 
 def metrics_of(out: Path) -> list[dict]:
     """The lines of metrics.jsonl, without times."""
     rows = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in row.items() if key != "step_time" and not key.startswith("time/")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key != "step_time" and not key.startswith("time/")}
+        for row in rows
+    ]
 
 
 def parted(one: dict, other: dict) -> tuple[float, str]:
-    """How far two sets of tensors are from each other: the largest difference in a tensor by the largest number in it. → (the worst, its tensor)."""
+    """How far two sets of tensors are from each other: the largest difference in a tensor by the largest
+    number in it. → (the worst, its tensor)."""
     if one.keys() != other.keys():
         return float("inf"), min(one.keys() ^ other.keys())
-    return max((float((one[key] - other[key]).abs().max() / one[key].abs().max().clamp(min=1e-30)), key) for key in one)
+    return max(
+        (float((one[key] - other[key]).abs().max() / one[key].abs().max().clamp(min=1e-30)), key)
+        for key in one
+    )
 
 
 def compare(one: Path, other: Path) -> dict:
     """Two finished runs."""
     a, b = tokens_of(one), tokens_of(other)
     weights_of = lambda out: load_file(complete(out)[-1] / "model.safetensors")  # noqa: E731
-    (apart, where), first, second = parted(weights_of(one), weights_of(other)), metrics_of(one), metrics_of(other)
-    worst = max(((abs(x - y) / max(abs(x), 1.0), key) for u, v in zip(first, second) for key in u if isinstance(x := u[key], float) and isinstance(y := v.get(key), float)),
-                default=(0.0, ""))
-    same_lines = [set(u) for u in first] == [set(v) for v in second] and all(u[key] == v[key] for u, v in zip(first, second) for key in u if not isinstance(u[key], float))
-    return {"tokens_identical": a == b, "completions": sum(map(len, a.values())), "tokens": sum(len(row) for rows in a.values() for row in rows),
-            "weights_max_relative": apart, "where": where, "metrics_max_difference": worst[0] if same_lines else float("inf"), "metric": worst[1]}
+    (apart, where), first, second = (
+        parted(weights_of(one), weights_of(other)),
+        metrics_of(one),
+        metrics_of(other),
+    )
+    worst = max(
+        (
+            (abs(x - y) / max(abs(x), 1.0), key)
+            for u, v in zip(first, second)
+            for key in u
+            if isinstance(x := u[key], float) and isinstance(y := v.get(key), float)
+        ),
+        default=(0.0, ""),
+    )
+    same_lines = [set(u) for u in first] == [set(v) for v in second] and all(
+        u[key] == v[key] for u, v in zip(first, second) for key in u if not isinstance(u[key], float)
+    )
+    return {
+        "tokens_identical": a == b,
+        "completions": sum(map(len, a.values())),
+        "tokens": sum(len(row) for rows in a.values() for row in rows),
+        "weights_max_relative": apart,
+        "where": where,
+        "metrics_max_difference": worst[0] if same_lines else float("inf"),
+        "metric": worst[1],
+    }
 
 
 # ---- the gradient
 
+
 def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
-    """Of five groups, by `ranks` ranks: unequal lengths, and no picture in the last three, which of two ranks are the second one's."""
+    """Of five groups, by `ranks` ranks: unequal lengths, and no picture in the last three, which of two
+    ranks are the second one's."""
+
     def work(rank: int) -> int:
         world = distributed.start("cpu")
         chat, shapes, policy = Chat(BUILT_IN, template="shapes"), Shapes("train", 100), weights.load(BUILT_IN)
@@ -173,12 +263,17 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
         random = torch.Generator().manual_seed(1)
         prompts = [chat.prompt(shapes[i] if i < 3 else replace(shapes[i], pictures=())) for i in range(5)]
         length = torch.randint(2, 40, (5, 4), generator=random) * torch.tensor([[1], [2], [1], [1], [1]])
-        tokens, advantage = torch.randint(8, 120, (5, 4, 80), generator=random), torch.randn(5, 4, generator=random)
+        tokens, advantage = (
+            torch.randint(8, 120, (5, 4, 80), generator=random),
+            torch.randn(5, 4, generator=random),
+        )
         mine = world.share(list(range(5)))
         batch = TrainBatch([prompts[p] for p in mine], tokens[mine], length[mine], advantage[mine].flatten())
         batch.weight = token_weights(batch.mask, "token", tokens=length.sum(), completions=20, cap=80)
         for part, *_ in shard.passes(policy, batch, 10**6):
-            part = part.collated(image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device="cpu")
+            part = part.collated(
+                image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device="cpu"
+            )
             logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=64)
             policy_loss(logp, None, None, part.advantage, part.weight)[0].backward()
         distributed.sum_gradients(policy)
@@ -187,6 +282,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
             save_file(found, out)
         distributed.stop()
         return 0
+
     if any(on_ranks(ranks, work, out)):
         raise SystemExit("\n".join(Path(f"{out}.{rank}").read_text()[-3000:] for rank in range(ranks)))
     return load_file(out)
@@ -194,39 +290,70 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
 
 # ---- cases
 
+
 def cases(place: Path, names: list[str]) -> int:
     """These cases on 1 and on 3 ranks. → exit status; prints a line of JSON."""
-    if on_ranks(1, lambda rank: small_folder(place / "base") and 0, place / "base.log") != [0]:         # in a process of its own: nothing may compute before a fork
+    # in a process of its own: nothing may compute before a fork
+    if on_ranks(1, lambda rank: small_folder(place / "base") and 0, place / "base.log") != [0]:
         raise SystemExit((place / "base.log.0").read_text())
-    (place / "few.py").write_text("def few(text, example, length):\n    return float(length > 4)\n")          # some groups earn the same throughout, others do not
+    # some groups earn the same throughout, others do not
+    (place / "few.py").write_text("def few(text, example, length):\n    return float(length > 4)\n")
     found = {}
     for number, name in enumerate(names):
-        settings = [*SMALL, f"model={place / 'base'}", *(word.replace("few.py", f"{place}/few.py") for word in CASES[name])]
+        settings = [
+            *SMALL,
+            f"model={place / 'base'}",
+            *(word.replace("few.py", f"{place}/few.py") for word in CASES[name]),
+        ]
         for ranks in (1, 3):
             run(place / f"case{number}on{ranks}", ranks, settings, crowded=name == CROWDED)
         found[name] = compare(*(place / f"case{number}on{ranks}" for ranks in (1, 3)))
         shown = [place / f"case{number}on{ranks}" / "samples.jsonl" for ranks in (1, 3)]
-        found[name]["samples_identical"] = shown[0].exists() == shown[1].exists() and (not shown[0].exists() or shown[0].read_bytes() == shown[1].read_bytes())
+        found[name]["samples_identical"] = shown[0].exists() == shown[1].exists() and (
+            not shown[0].exists() or shown[0].read_bytes() == shown[1].read_bytes()
+        )
         if name == CROWDED:
             found[name]["said"] = (place / f"case{number}on3.0").read_text().count("out of memory (rank 2)")
         print(f"{name}: {found[name]}", flush=True)
     apart = parted(gradient(1, place / "gradient1"), gradient(2, place / "gradient2"))
     print(f"gradient on 1 and 2 ranks, one without a picture: {apart}", flush=True)
     print(json.dumps({"gradient_max_relative": apart[0], "cases": found}))
-    return int(apart[0] > 1e-6 or not all(row["tokens_identical"] and row["weights_max_relative"] <= CLOSE for row in found.values()))
+    return int(
+        apart[0] > 1e-6
+        or not all(row["tokens_identical"] and row["weights_max_relative"] <= CLOSE for row in found.values())
+    )
 
 
 # ---- time
 
+
 def seconds(place: Path, runs: int, steps: int) -> dict:
     """Median seconds of a step, and of a whole run, of each way to start one process; in turns."""
-    ways = {"python": [sys.executable, "train.py"], "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "train.py"]}
+    ways = {
+        "python": [sys.executable, "train.py"],
+        "torchrun": [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=1",
+            "train.py",
+        ],
+    }
     found: dict[str, list] = {way: [] for way in ways}
     for number in range(runs * 2):
-        way = list(ways)[(number + number // 2) % 2]            # a b b a a b ...
+        # a b b a a b ...
+        way = list(ways)[(number + number // 2) % 2]
         out = place / f"time{number}"
-        subprocess.run([*ways[way], "shapes", *QUIET, f"steps={steps}", "eval.items=0", "report.every=0", f"out={out}"], cwd=ROOT, check=True, capture_output=True)
-        found[way] += [json.loads(line)["step_time"] for line in (out / "metrics.jsonl").read_text().splitlines()][1:]
+        subprocess.run(
+            [*ways[way], "shapes", *QUIET, f"steps={steps}", "eval.items=0", "report.every=0", f"out={out}"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
+        found[way] += [
+            json.loads(line)["step_time"] for line in (out / "metrics.jsonl").read_text().splitlines()
+        ][1:]
     medians = {way: statistics.median(times) for way, times in found.items()}
     return {"step_seconds": medians, "torchrun_by_python": medians["torchrun"] / medians["python"]}
 
@@ -237,7 +364,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--cases", action="store_true", help="only this; settings: the names of some")
-    parser.add_argument("--time", type=int, default=0, metavar="N", help="only this: N runs of each way to start one process")
+    parser.add_argument(
+        "--time", type=int, default=0, metavar="N", help="only this: N runs of each way to start one process"
+    )
     parser.add_argument("settings", nargs="*", help="key=value, over the recipe shapes")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="glimpse-ranks-") as folder:
@@ -247,13 +376,24 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.time:
             print(json.dumps(seconds(place, asked.time, asked.steps)))
             return 0
-        settings = [f"steps={asked.steps}", "save.every=0", "report.every=0", "eval.items=32", f"eval.every={max(asked.steps // 2, 1)}", *asked.settings]
+        settings = [
+            f"steps={asked.steps}",
+            "save.every=0",
+            "report.every=0",
+            "eval.items=32",
+            f"eval.every={max(asked.steps // 2, 1)}",
+            *asked.settings,
+        ]
         for ranks in asked.ranks:
             run(place / f"on{ranks}", ranks, settings)
         first, found = place / f"on{asked.ranks[0]}", {}
         for ranks in asked.ranks[1:]:
             found[f"{asked.ranks[0]} and {ranks} ranks"] = compare(first, place / f"on{ranks}")
-            print(f"{asked.ranks[0]} and {ranks} ranks, {asked.steps} steps: {found[f'{asked.ranks[0]} and {ranks} ranks']}", flush=True)
+            print(
+                f"{asked.ranks[0]} and {ranks} ranks, {asked.steps} steps: "
+                f"{found[f'{asked.ranks[0]} and {ranks} ranks']}",
+                flush=True,
+            )
         apart = parted(gradient(1, place / "gradient1"), gradient(2, place / "gradient2"))
         print(f"gradient on 1 and 2 ranks, one without a picture: {apart}", flush=True)
         third = max(asked.steps // 3, 1)
@@ -261,12 +401,25 @@ def main(arguments: list[str] | None = None) -> int:
             run(place / "resumed", ranks, settings, stop)
         found["2, then 1, then 4 ranks"] = resumed = compare(first, place / "resumed")
         print(f"2, then 1, then 4 ranks: {resumed}", flush=True)
-    print(json.dumps({"tokens_identical": all(row["tokens_identical"] for row in found.values()),
-                      "weights_max_relative": max(row["weights_max_relative"] for row in found.values()),
-                      "metrics_max_difference": max(row["metrics_max_difference"] for row in found.values()), "gradient_max_relative": apart[0],
-                      "completions": resumed["completions"], "tokens": resumed["tokens"], "steps": asked.steps, "ranks": asked.ranks,
-                      "resume": {key: resumed[key] for key in ("tokens_identical", "weights_max_relative")}, "torch": torch.__version__}))
-    return int(not all(row["tokens_identical"] and row["weights_max_relative"] <= CLOSE for row in found.values()))
+    print(
+        json.dumps(
+            {
+                "tokens_identical": all(row["tokens_identical"] for row in found.values()),
+                "weights_max_relative": max(row["weights_max_relative"] for row in found.values()),
+                "metrics_max_difference": max(row["metrics_max_difference"] for row in found.values()),
+                "gradient_max_relative": apart[0],
+                "completions": resumed["completions"],
+                "tokens": resumed["tokens"],
+                "steps": asked.steps,
+                "ranks": asked.ranks,
+                "resume": {key: resumed[key] for key in ("tokens_identical", "weights_max_relative")},
+                "torch": torch.__version__,
+            }
+        )
+    )
+    return int(
+        not all(row["tokens_identical"] and row["weights_max_relative"] <= CLOSE for row in found.values())
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""Does torchrun go on by itself after a rank was lost, and is the run the one it would have been?    python tests/faults/restarts.py --times 20 [--seed 0]
+"""Does torchrun go on by itself after a rank was lost, and is the run the one it would have been?    python
+tests/faults/restarts.py --times 20 [--seed 0]
 
-Runs small policies on two ranks under `torchrun --max-restarts 3`. In a random step something happens to a random rank while it samples (EVENTS). Compared with an
-undisturbed run, bit for bit, are all files of all checkpoints, samples.jsonl, and metrics.jsonl without its times. Where a rank is lost, the other one has to name it.
+Runs small policies on two ranks under `torchrun --max-restarts 3`. In a random step something happens to a
+random rank while it samples (EVENTS). Compared with an undisturbed run, bit for bit, are all files of all
+checkpoints, samples.jsonl, and metrics.jsonl without its times. Where a rank is lost, the other one has to
+name it.
 
     kill     SIGKILL
-    stop     SIGSTOP, for ever; the other rank notices after `timeout`, torchrun then needs 30 seconds to see that SIGTERM does not end it
-    hang     its main thread does not come back
-    raise    an error that nobody expected
-    starve   stopped for half a second out of each bit more than that, while the run lasts
+    stop     SIGSTOP, for ever; the other rank notices after `timeout`, torchrun then needs 30 seconds to see
+    that SIGTERM does not end it hang     its main thread does not come back raise    an error that nobody
+    expected starve   stopped for half a second out of each bit more than that, while the run lasts
 
-Prints a line for each run, and ends with a line of JSON: times, how many of them were identical, how many lost ranks were named by the other one, and the seconds from
-the event to that line. Exit status 1 if one run differs or one lost rank was not named.
+Prints a line for each run, and ends with a line of JSON: times, how many of them were identical, how many
+lost ranks were named by the other one, and the seconds from the event to that line. Exit status 1 if one run
+differs or one lost rank was not named.
 """
+
 import argparse
 import contextlib
 import json
@@ -27,16 +31,40 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from grpo.checkpoint import complete  # noqa: E402
-from small import small_folder  # noqa: E402
+from grpo.checkpoint import complete
+from small import small_folder
 
 STEPS, TIMEOUT = 5, 5.0
-QUICK = ["shapes", "seed=1", f"steps={STEPS}", "prompts=2", "group=3", "cap=8", "rewards={length: 100, format: 1}", "optim.lr=1e-3", "optim.warmup=0", "eval.items=2",
-         "eval.every=2", "save.every=2", "save.keep=0", "report.every=1", "report.prompts=1", "limit=40", "device=cpu", f"timeout={TIMEOUT}"]
-EVENTS = {"kill": "is gone: its process ended without a word", "stop": "has given no sign of life for 5 seconds", "hang": "has not moved for 5 seconds",
-          "raise": r"ended with an error .*: KeyError: 'unexpected'", "starve": ""}
+QUICK = [
+    "shapes",
+    "seed=1",
+    f"steps={STEPS}",
+    "prompts=2",
+    "group=3",
+    "cap=8",
+    "rewards={length: 100, format: 1}",
+    "optim.lr=1e-3",
+    "optim.warmup=0",
+    "eval.items=2",
+    "eval.every=2",
+    "save.every=2",
+    "save.keep=0",
+    "report.every=1",
+    "report.prompts=1",
+    "limit=40",
+    "device=cpu",
+    f"timeout={TIMEOUT}",
+]
+EVENTS = {
+    "kill": "is gone: its process ended without a word",
+    "stop": "has given no sign of life for 5 seconds",
+    "hang": "has not moved for 5 seconds",
+    "raise": r"ended with an error .*: KeyError: 'unexpected'",
+    "starve": "",
+}
 """What may happen, and what the other rank says of it."""
-# train.py, to one rank of which something happens while it samples in a step, the first time that torchrun starts it.
+# train.py, to one rank of which something happens while it samples in a step, the first time that torchrun
+# starts it.
 DISTURBED = """
 import os, signal, sys, time
 import train
@@ -44,8 +72,9 @@ what, step, rank, place = sys.argv.pop(1).split()
 real, calls = train.generate, []
 def generate(*args, **how):
     calls.append(1)
-    if len(calls) == int(step) and os.environ["RANK"] == rank and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        time.sleep(1.2)                                         # a beat, so that the other one knows where it was
+    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    if len(calls) == int(step) and os.environ["RANK"] == rank and first:
+        time.sleep(1.2)                 # a beat, so that the other one knows where it was
         with open(place, "w") as file:
             file.write(f"{os.getpid()}\\n")
         if what == "raise": raise KeyError("unexpected")
@@ -60,12 +89,27 @@ if __name__ == "__main__":
 
 
 def torchrun(base: Path, place: Path, event: str, step: int, rank: int) -> tuple[Path, str, float]:
-    """A run on two ranks, to its end. → (its folder, what it said, seconds from the event until the other rank said something; nan if it never did)."""
+    """A run on two ranks, to its end. → (its folder, what it said, seconds from the event until the other
+    rank said something; nan if it never did)."""
     place.mkdir(exist_ok=True)
     (place / "script.py").write_text(DISTURBED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3", str(place / "script.py"), f"{event} {step} {rank} {place / 'pid'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--max-restarts=3",
+        str(place / "script.py"),
+        f"{event} {step} {rank} {place / 'pid'}",
+    ]
     with open(place / "log", "w") as log:
-        process = subprocess.Popen([*command, *QUICK, f"model={base}", f"out={place / 'run'}"], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+        process = subprocess.Popen(
+            [*command, *QUICK, f"model={base}", f"out={place / 'run'}"],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
     until, happened, named = time.monotonic() + 280, 0.0, float("nan")
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
@@ -90,9 +134,18 @@ def starve(pid: int) -> None:
 
 
 def left_behind(out: Path) -> tuple[list[dict], bytes, dict[str, bytes]]:
-    """What a run has to leave whether or not it was disturbed: lines of metrics without times, samples, files of the checkpoints."""
-    rows = [{k: v for k, v in json.loads(line).items() if k != "step_time" and not k.startswith("time/")} for line in (out / "metrics.jsonl").read_text().splitlines()]
-    files = {f"{folder.name}/{path.name}": path.read_bytes() for folder in complete(out) for path in folder.rglob("*") if path.is_file()}
+    """What a run has to leave whether or not it was disturbed: lines of metrics without times, samples,
+    files of the checkpoints."""
+    rows = [
+        {k: v for k, v in json.loads(line).items() if k != "step_time" and not k.startswith("time/")}
+        for line in (out / "metrics.jsonl").read_text().splitlines()
+    ]
+    files = {
+        f"{folder.name}/{path.name}": path.read_bytes()
+        for folder in complete(out)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     assert len(rows) == STEPS + 1 and f"step_{STEPS:06d}/model.safetensors" in files, (len(rows), list(files))
     return rows, (out / "samples.jsonl").read_bytes(), files
 
@@ -109,17 +162,38 @@ def main(arguments: list[str] | None = None) -> int:
         base = small_folder(place / "base")
         straight = left_behind(torchrun(base, place / "straight", "nothing", 0, 0)[0])
         for number in range(asked.times):
-            event, step, rank = list(EVENTS)[number % len(EVENTS)], chance.randint(1, STEPS), chance.randrange(2)
+            event, step, rank = (
+                list(EVENTS)[number % len(EVENTS)],
+                chance.randint(1, STEPS),
+                chance.randrange(2),
+            )
             out, said, took = torchrun(base, place / str(number), event, step, rank)
             same = said.endswith("exit status 0\n") and left_behind(out) == straight
             identical, lost = identical + same, lost + (event != "starve")
             if EVENTS[event] and re.search(rf"on rank {1 - rank}: rank {rank} .*{EVENTS[event]}", said):
                 named += 1
                 seconds.setdefault(event, []).append(round(took, 1))
-            print(f"{number} ({event}, rank {rank}, step {step}): {'identical' if same else 'differs'}{f', named after {took:.1f} s' if took == took else ''}", flush=True)
+            print(
+                f"{number} ({event}, rank {rank}, step {step}): "
+                + ("identical" if same else "differs")
+                + (f", named after {took:.1f} s" if took == took else ""),
+                flush=True,
+            )
             if not same:
                 print(said)
-    print(json.dumps({"times": asked.times, "identical": identical, "lost": lost, "named": named, "seconds_until_named": seconds, "timeout": TIMEOUT, "seed": asked.seed}))
+    print(
+        json.dumps(
+            {
+                "times": asked.times,
+                "identical": identical,
+                "lost": lost,
+                "named": named,
+                "seconds_until_named": seconds,
+                "timeout": TIMEOUT,
+                "seed": asked.seed,
+            }
+        )
+    )
     return int(identical < asked.times or named < lost)
 
 

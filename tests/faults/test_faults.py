@@ -1,4 +1,5 @@
-"""The programs beside this file, in small; what they found in full stands in docs/results/reliability.md. And that they would notice."""
+"""The programs beside this file, in small; what they found in full stands in docs/results/reliability.md.
+And that they would notice."""
 
 import json
 import os
@@ -12,8 +13,12 @@ HERE = Path(__file__).resolve().parent
 
 
 def called(program, *arguments, broken=""):
-    """Run a program with something of it replaced. → (exit status, what it printed, its last line read as JSON)."""
-    code = f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport {program}\n{broken}\nsys.exit({program}.main({list(arguments)!r}))"
+    """Run a program with something of it replaced. → (exit status, what it printed, its last line read as
+    JSON)."""
+    code = (
+        f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport "
+        f"{program}\n{broken}\nsys.exit({program}.main({list(arguments)!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=290)
     lines = done.stdout.splitlines()
     assert lines and lines[-1].startswith("{"), done.stdout + done.stderr
@@ -26,40 +31,68 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills.py forks"
 @needs_fork
 def test_killed_runs_are_the_runs_they_would_have_been():
     status, _, last = called("kills", "--kills", "4", "--seed", "2")
-    assert status == 0 and last["kills"] == last["identical"] == 4 and last["most_steps_lost"] <= last["save_every"]
+    assert (
+        status == 0
+        and last["kills"] == last["identical"] == 4
+        and last["most_steps_lost"] <= last["save_every"]
+    )
     assert last["most_steps_lost_in_background"] <= 2 * last["save_every"]
 
 
 @needs_fork
 def test_kills_notices_what_a_resumed_run_does_not_restore():
     """An optimizer that begins anew. The kills come late enough for a checkpoint to be there."""
-    status, said, last = called("kills", "--kills", "2", "--seed", "2", broken="class Chance(kills.random.Random):\n    def randrange(self, *most): return most[-1] * 4 // 5\n"
-                                "kills.random = type('random', (), {'Random': Chance})\nkills.WAYS = ('change',)\n"
-                                "kills.checkpoint.load_optimizer = lambda folder, *_: int(folder.name[5:])")
+    status, said, last = called(
+        "kills",
+        "--kills",
+        "2",
+        "--seed",
+        "2",
+        broken="class Chance(kills.random.Random):\n"
+        "    def randrange(self, *most): return most[-1] * 4 // 5\n"
+        "kills.random = type('random', (), {'Random': Chance})\nkills.WAYS = ('change',)\n"
+        "kills.checkpoint.load_optimizer = lambda folder, *_: int(folder.name[5:])",
+    )
     assert status == 1 and last["identical"] < 2 and "optimizer.safetensors" in said, said
 
 
 def test_damage_is_named_or_refused():
     status, said, last = called("damage", "--only", "model.safetensors")
-    assert status == 0 and last["cases"] == 8 and last["failed"] == [] and said.count("Going on from step_000001") == 4
+    assert (
+        status == 0
+        and last["cases"] == 8
+        and last["failed"] == []
+        and said.count("Going on from step_000001") == 4
+    )
 
 
 def test_damage_notices_damage_that_goes_unnoticed():
-    status, said, last = called("damage", "--only", "checkpoint: model.safetensors", broken="damage.checkpoint.damage = lambda *_: ''")
+    status, said, last = called(
+        "damage", "--only", "checkpoint: model.safetensors", broken="damage.checkpoint.damage = lambda *_: ''"
+    )
     assert status == 1 and len(last["failed"]) == 4 and "FAILED: does not say" in said
 
 
 @needs_fork
 def test_answers_and_pictures_of_every_kind_are_read_or_refused():
     status, said, last = called("fuzz", "--answers", "1000", "--pictures", "300")
-    assert status == 0 and last["findings"] == 0 and last["answers"]["tried"] == 1000 and last["pictures"]["tried"] == 300, said
-    assert last["answers"]["read"] > 20 and sum(count for kind, count in last["pictures"].items() if kind.startswith("refused")) > 100
+    assert (
+        status == 0
+        and last["findings"] == 0
+        and last["answers"]["tried"] == 1000
+        and last["pictures"]["tried"] == 300
+    ), said
+    assert (
+        last["answers"]["read"] > 20
+        and sum(count for kind, count in last["pictures"].items() if kind.startswith("refused")) > 100
+    )
 
 
 @needs_fork
 def test_fuzz_notices_another_error_a_long_wait_a_wrong_value_and_a_death():
     """In that order, each once, in the processes that it forks."""
-    broken = """
+    broken = (
+        """
 def first(real, harm):
     calls = []
     def wrapped(*args, **how):
@@ -69,9 +102,15 @@ def first(real, harm):
 def spin():
     start = fuzz.time.process_time()
     while fuzz.time.process_time() < start + 1.1: pass
-""" + "{}"
-    for harm, words in (("fuzz.open_picture = first(fuzz.open_picture, lambda: 1 / 0)", "ZeroDivisionError"), ("fuzz.answers.parse = first(fuzz.answers.parse, spin)", "took 1.1"),
-                        ("fuzz.REWARDS['format'] = first(fuzz.REWARDS['format'], lambda: 2)", "format gave 2"), ("fuzz.read = first(fuzz.read, lambda: fuzz.os._exit(7))", "ended with 7")):
+"""
+        + "{}"
+    )
+    for harm, words in (
+        ("fuzz.open_picture = first(fuzz.open_picture, lambda: 1 / 0)", "ZeroDivisionError"),
+        ("fuzz.answers.parse = first(fuzz.answers.parse, spin)", "took 1.1"),
+        ("fuzz.REWARDS['format'] = first(fuzz.REWARDS['format'], lambda: 2)", "format gave 2"),
+        ("fuzz.read = first(fuzz.read, lambda: fuzz.os._exit(7))", "ended with 7"),
+    ):
         status, said, last = called("fuzz", "--answers", "3", "--pictures", "3", broken=broken.format(harm))
         assert status == 1 and last["findings"] == 1 and words in said, said
 

@@ -1,4 +1,5 @@
-"""A rank that dies, stops, hangs or raises: every other one names it and ends, in bounded time, with no torchrun around; and torchrun starts them again by itself."""
+"""A rank that dies, stops, hangs or raises: every other one names it and ends, in bounded time, with no
+torchrun around; and torchrun starts them again by itself."""
 
 import os
 import re
@@ -15,7 +16,7 @@ from grpo.watch import LOST
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))
-from restarts import left_behind, torchrun  # noqa: E402
+from restarts import left_behind, torchrun
 
 TIMEOUT = 5.0
 # Ranks that add numbers four times; something happens to the last one before the third time.
@@ -43,12 +44,13 @@ def main(rank, size, *events):
     try:
         for step in range(4):
             distributed.announce(f"step {{step + 1}}")
-            time.sleep(1.1)                                     # a beat, so that the others know
+            time.sleep(1.1)                 # a beat, so that the others know
             if rank == size - 1 and step == 2:
                 for event in events:
                     print("now", time.time(), file=sys.stderr, flush=True)
                     happens(event)
-            if "device" in events and step == 2 and rank == 0:          # as on a GPU: the sum is ordered, and waited for somewhere else
+            if "device" in events and step == 2 and rank == 0:
+                # as on a GPU: the sum is ordered, and waited for somewhere else
                 with distributed.meeting("the sum of the gradients"): pass
                 time.sleep(1000)
             assert distributed.total(torch.ones(3)).tolist() == [size] * 3
@@ -64,23 +66,37 @@ if __name__ == "__main__":
 
 
 def ranks(tmp_path, size, *events):
-    """The script on so many ranks. → per rank (exit status, or None for one that had to be ended here; what it said; seconds from the last event to its end)."""
+    """The script on so many ranks. → per rank (exit status, or None for one that had to be ended here;
+    what it said; seconds from the last event to its end)."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(size),
+    }
     logs = [tmp_path / f"{rank}.log" for rank in range(size)]
-    processes = [subprocess.Popen([sys.executable, script, *events], stderr=open(log, "w"), env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-                 for rank, log in enumerate(logs)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, *events],
+            stderr=open(log, "w"),
+            env=env | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank, log in enumerate(logs)
+    ]
     found, until = [], time.time() + 120
     for process in processes[:-1] + processes[-1:] * ("stop" not in events):
         process.wait(max(until - time.time(), 1))
         found.append((process.returncode, time.time()))
     if "stop" in events:
         processes[-1].send_signal(signal.SIGCONT)
-        processes[-1].wait(30)                              # and it finds out for itself what has become of the others
+        # and it finds out for itself what has become of the others
+        processes[-1].wait(30)
         found.append((processes[-1].returncode, time.time()))
     said = [log.read_text() for log in logs]
     happened = [float(stamp) for stamp in re.findall(r"now (\S+)", said[-1])] or [until]
@@ -88,19 +104,30 @@ def ranks(tmp_path, size, *events):
 
 
 def named(found, rank, words, seconds, *, among):
-    """Each of these ranks ended within so many seconds, with one line that names the rank and says these words."""
+    """Each of these ranks ended within so many seconds, with one line that names the rank and says these
+    words."""
     for own in among:
         status, said, took = found[own]
         assert status == LOST and took < seconds, (own, status, took, said)
-        assert len(re.findall(rf"train.py: on rank {own}: rank {rank} {words}", said)) == 1 and "Traceback" not in said, said
-        assert said.count("rank ") == 2 or own == rank, said                # its own and that one, no others
+        assert (
+            len(re.findall(rf"train.py: on rank {own}: rank {rank} {words}", said)) == 1
+            and "Traceback" not in said
+        ), said
+        # its own and that one, no others
+        assert said.count("rank ") == 2 or own == rank, said
 
 
 @pytest.mark.timeout(200)
 def test_a_killed_rank_is_named_by_the_two_others(tmp_path):
     found = ranks(tmp_path, 3, "kill")
     assert found[2][0] == -signal.SIGKILL
-    named(found, 2, r"is gone: its process ended without a word \(step 3, in .*script.py, line \d+ \(main\)\)", 10, among=(0, 1))
+    named(
+        found,
+        2,
+        r"is gone: its process ended without a word \(step 3, in .*script.py, line \d+ \(main\)\)",
+        10,
+        among=(0, 1),
+    )
 
 
 @pytest.mark.timeout(200)
@@ -113,15 +140,29 @@ def test_a_stopped_rank_is_named_and_ends_when_it_goes_on(tmp_path):
 @pytest.mark.timeout(200)
 def test_a_rank_that_hangs_is_named_and_shows_where(tmp_path):
     found = ranks(tmp_path, 2, "hang")
-    named(found, 1, r"has not come to 'a sum over all ranks' and has not moved for 5 seconds \(step 3, in .*script.py, line \d+ \(happens\)\)", TIMEOUT + 10, among=(0, 1))
-    assert "time.sleep(1000)" in found[1][1]                                # the place, for whoever wrote it
+    named(
+        found,
+        1,
+        r"has not come to 'a sum over all ranks' and has not moved for 5 seconds \(step 3, in "
+        r".*script.py, line \d+ \(happens\)\)",
+        TIMEOUT + 10,
+        among=(0, 1),
+    )
+    # the place, for whoever wrote it
+    assert "time.sleep(1000)" in found[1][1]
 
 
 @pytest.mark.timeout(200)
 def test_a_rank_that_hangs_is_named_where_sums_are_waited_for_later(tmp_path):
     """Neither is in a meeting, and neither moves; the one that was in fewer is behind."""
     found = ranks(tmp_path, 2, "device", "hang")
-    named(found, 1, r"has not come to 'the sum of the gradients' and has not moved for 5 seconds \(step 3, ", TIMEOUT + 10, among=(0, 1))
+    named(
+        found,
+        1,
+        r"has not come to 'the sum of the gradients' and has not moved for 5 seconds \(step 3, ",
+        TIMEOUT + 10,
+        among=(0, 1),
+    )
 
 
 @pytest.mark.timeout(200)
@@ -129,7 +170,13 @@ def test_a_slow_rank_is_waited_for_and_one_that_raises_is_quoted(tmp_path):
     """Twice the timeout is nothing for a rank that moves."""
     found = ranks(tmp_path, 2, "slow", "raise")
     assert found[1][0] == 2 and found[1][1].count("now ") == 2
-    named(found, 1, r"ended with an error \(step 3, .*\): ValueError: the reward of question 7\.", 10, among=(0,))
+    named(
+        found,
+        1,
+        r"ended with an error \(step 3, .*\): ValueError: the reward of question 7\.",
+        10,
+        among=(0,),
+    )
 
 
 @pytest.mark.timeout(200)
@@ -138,6 +185,7 @@ def test_ranks_that_end_together_say_nothing(tmp_path):
 
 
 # ---- torchrun's own restart: restarts.py, which does more of it
+
 
 @pytest.fixture(scope="module")
 def straight(base, tmp_path_factory):
@@ -149,10 +197,17 @@ def straight(base, tmp_path_factory):
 
 @pytest.mark.timeout(500)
 def test_torchrun_goes_on_by_itself_after_a_rank_died(base, tmp_path, straight):
-    """Rank 0, which writes the metrics and holds the store, is killed in step 4; the checkpoint of step 2 is the last one."""
+    """Rank 0, which writes the metrics and holds the store, is killed in step 4; the checkpoint of step 2
+    is the last one."""
     out, said, _ = torchrun(base, tmp_path, "kill", 4, 0)
-    assert re.search(r"train.py: on rank 1: rank 0 is gone: its process ended without a word \(step 4, ", said), said
-    assert said.endswith("exit status 0\n") and said.count("going on after step 2") == 1 and "connectFullMesh" not in said, said
+    assert re.search(
+        r"train.py: on rank 1: rank 0 is gone: its process ended without a word \(step 4, ", said
+    ), said
+    assert (
+        said.endswith("exit status 0\n")
+        and said.count("going on after step 2") == 1
+        and "connectFullMesh" not in said
+    ), said
     assert left_behind(out) == straight
 
 

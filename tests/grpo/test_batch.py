@@ -1,4 +1,5 @@
-"""Batches: padding that means nothing, pictures that stay with their prompts, and parts whose gradients add up to the whole."""
+"""Batches: padding that means nothing, pictures that stay with their prompts, and parts whose gradients
+add up to the whole."""
 
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from grpo.objective import policy_loss, token_weights
 from models.mrope import mrope_positions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import STOPS, small_folder, small_policy  # noqa: E402
+from small import STOPS, small_folder, small_policy
 
 
 @pytest.fixture(scope="module")
@@ -30,37 +31,55 @@ def image(folder):
 
 @pytest.fixture(scope="module")
 def sources(folder):
-    """Four prompts: one with no picture, one with two of different sizes, two with one; all of different lengths."""
+    """Four prompts: one with no picture, one with two of different sizes, two with one; all of different
+    lengths."""
     chat, world = Chat(folder, template="shapes"), Shapes("train", 100, seed=5)
     wide = world[2].pictures[0]().resize((84, 56))
-    return [chat.prompt(world[0]), chat.prompt(replace(world[1], pictures=())), chat.prompt(replace(world[2], pictures=(*world[1].pictures, lambda: wide))),
-            chat.prompt(world[3])]
+    return [
+        chat.prompt(world[0]),
+        chat.prompt(replace(world[1], pictures=())),
+        chat.prompt(replace(world[2], pictures=(*world[1].pictures, lambda: wide))),
+        chat.prompt(world[3]),
+    ]
 
 
 def batch_of(sources, group=3, longest=9, seed=0, lengths=None):
     """A TrainBatch with random completions, and numbers that say where they belong."""
     random = torch.Generator().manual_seed(seed)
     shape = (len(sources), group)
-    length = torch.randint(1, longest + 1, shape, generator=random) if lengths is None else torch.tensor(lengths)
+    length = (
+        torch.randint(1, longest + 1, shape, generator=random) if lengths is None else torch.tensor(lengths)
+    )
     length[-1, -1] = longest
     tokens = torch.randint(12, 120, (*shape, longest), generator=random)
     batch = TrainBatch(sources, tokens, length, torch.randn(shape, generator=random).flatten())
     rows = shape[0] * group
     number = torch.arange(rows * longest).float().view(rows, longest) + 1
-    batch.weight, batch.logp_old, batch.logp_ref = number * batch.mask, -number * batch.mask, 0.5 * number * batch.mask
+    batch.weight, batch.logp_old, batch.logp_ref = (
+        number * batch.mask,
+        -number * batch.mask,
+        0.5 * number * batch.mask,
+    )
     return batch
 
 
 # ---- prompts
 
+
 def test_prompts_are_padded_on_the_right(sources, image):
     batch = collate_prompts(sources, image_token=image)
     longest = max(len(p.tokens) for p in sources)
-    assert batch.tokens.shape == (4, longest) and len(set(batch.length.tolist())) == 4 and batch.positions.shape == (4, 3, longest)
+    assert (
+        batch.tokens.shape == (4, longest)
+        and len(set(batch.length.tolist())) == 4
+        and batch.positions.shape == (4, 3, longest)
+    )
     for p, prompt in enumerate(sources):
         n = len(prompt.tokens)
         assert batch.length[p] == n and batch.tokens[p, :n].tolist() == prompt.tokens.tolist()
-        positions, following = mrope_positions(torch.as_tensor(prompt.tokens), torch.as_tensor(prompt.grid), image, 2)
+        positions, following = mrope_positions(
+            torch.as_tensor(prompt.tokens), torch.as_tensor(prompt.grid), image, 2
+        )
         assert torch.equal(batch.positions[p, :, :n], positions) and batch.next_position[p] == following
         assert (batch.image_slot[p, n:] == -1).all()
     assert batch.length.dtype == batch.tokens.dtype == batch.image_slot.dtype == torch.long
@@ -69,7 +88,10 @@ def test_prompts_are_padded_on_the_right(sources, image):
 def test_each_placeholder_gets_its_own_feature(sources, image):
     """Every feature is used once, in the order of the pictures, by the prompt that its picture belongs to."""
     batch = collate_prompts(sources, image_token=image)
-    assert torch.equal(batch.image_slot >= 0, (batch.tokens == image) & (torch.arange(batch.tokens.shape[1]) < batch.length[:, None]))
+    assert torch.equal(
+        batch.image_slot >= 0,
+        (batch.tokens == image) & (torch.arange(batch.tokens.shape[1]) < batch.length[:, None]),
+    )
     features = batch.image_slot[batch.image_slot >= 0]
     assert features.tolist() == list(range(int(batch.grid.prod(1).sum()) // 4))
     assert [int((row >= 0).sum()) for row in batch.image_slot] == [9, 0, 15, 9]
@@ -96,8 +118,8 @@ def test_a_prompt_means_the_same_in_any_company(sources, image):
     again = policy(collate_prompts([sources[p] for p in order], image_token=image), tokens[order])
     torch.testing.assert_close(again, together[order], atol=1e-5, rtol=1e-5)
     for p in range(4):
-        alone = policy(collate_prompts([sources[p]], image_token=image), tokens[p:p + 1])
-        torch.testing.assert_close(alone, together[p:p + 1], atol=1e-5, rtol=1e-5)
+        alone = policy(collate_prompts([sources[p]], image_token=image), tokens[p : p + 1])
+        torch.testing.assert_close(alone, together[p : p + 1], atol=1e-5, rtol=1e-5)
     assert (together[0] - together[3]).abs().max() > 0.1
 
 
@@ -116,7 +138,8 @@ def test_every_row_is_in_one_part(sources, budget, among):
             seen[p, rows] += 1
         assert [source.uid for source in part.sources] == [sources[p].uid for p in prompts]
         assert torch.equal(part.length, batch.length[prompts][:, rows])
-        assert part.tokens.shape == (*part.length.shape, int(part.length.max()))            # cut to what it holds
+        # cut to what it holds
+        assert part.tokens.shape == (*part.length.shape, int(part.length.max()))
         assert part.weight.shape == part.logp_old.shape == part.logp_ref.shape == part.mask.shape
         assert torch.equal(part.logp_old, -part.weight) and part.advantage.shape == (part.length.numel(),)
         advantage = batch.advantage.view(4, 3)[prompts][:, rows].flatten()
@@ -126,13 +149,17 @@ def test_every_row_is_in_one_part(sources, budget, among):
     wanted = torch.zeros(4, 3, dtype=torch.long)
     wanted[range(4) if among is None else among] = 1
     assert torch.equal(seen, wanted)
-    assert torch.equal(back, batch.weight * wanted.view(-1, 1))                              # put_back undoes select
+    # put_back undoes select
+    assert torch.equal(back, batch.weight * wanted.view(-1, 1))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_part_keeps_to_the_budget(sources, budget):
-    """Counted as it is computed: each prompt once, its group padded to the longest completion. One row must go even if it is too much."""
-    batch = batch_of(sources, group=4, longest=30, lengths=[[30, 2, 2, 2], [1, 1, 1, 1], [3, 2, 1, 2], [9, 9, 9, 9]])
+    """Counted as it is computed: each prompt once, its group padded to the longest completion. One row
+    must go even if it is too much."""
+    batch = batch_of(
+        sources, group=4, longest=30, lengths=[[30, 2, 2, 2], [1, 1, 1, 1], [3, 2, 1, 2], [9, 9, 9, 9]]
+    )
     for part, prompts, _ in batch.micro_batches(budget):
         cost = len(prompts) * max(len(s.tokens) for s in part.sources) + part.tokens.numel()
         assert cost <= budget or part.length.numel() == 1, (cost, prompts)
@@ -159,8 +186,10 @@ def test_learnable(sources):
 
 # ---- masks
 
+
 def test_masks_come_from_lengths(sources):
-    """The pad token is also a stop token here, and a completion may be nothing but stop tokens: only lengths say what is real."""
+    """The pad token is also a stop token here, and a completion may be nothing but stop tokens: only
+    lengths say what is real."""
     batch = batch_of(sources)
     length = batch.length.flatten()
     for token in (0, STOPS[0]):
@@ -176,7 +205,12 @@ def test_what_stands_in_the_padding_changes_nothing(sources, image):
     for fill in (0, STOPS[0], image):
         tokens = batch.tokens.masked_fill(padding, fill)
         policy.zero_grad()
-        logp, entropy = completion_logprobs(policy, replace(batch, tokens=tokens).collated(image_token=image, merge=2, device="cpu"), temperature=1.0, chunk=7)
+        logp, entropy = completion_logprobs(
+            policy,
+            replace(batch, tokens=tokens).collated(image_token=image, merge=2, device="cpu"),
+            temperature=1.0,
+            chunk=7,
+        )
         (logp * torch.arange(logp.numel()).view(logp.shape)).sum().backward()
         found.append((logp, entropy, [p.grad.clone() for p in policy.parameters()]))
     for other in found[1:]:
@@ -187,10 +221,16 @@ def test_what_stands_in_the_padding_changes_nothing(sources, image):
 
 # ---- the gradient of a step
 
+
 def step_gradient(policy, batch, image, micro_tokens, weighting="completion", chunk=1024):
     """Gradient of a whole update as train.py computes it: weights decided once, parts added up."""
     policy.zero_grad()
-    batch = replace(batch, weight=token_weights(batch.mask, weighting, tokens=batch.mask.sum(), completions=len(batch.mask), cap=12))
+    batch = replace(
+        batch,
+        weight=token_weights(
+            batch.mask, weighting, tokens=batch.mask.sum(), completions=len(batch.mask), cap=12
+        ),
+    )
     for part, _, _ in batch.micro_batches(micro_tokens):
         part = part.collated(image_token=image, merge=2, device="cpu")
         part.prompts.patches = part.prompts.patches.double()
@@ -202,23 +242,43 @@ def step_gradient(policy, batch, image, micro_tokens, weighting="completion", ch
 
 @pytest.mark.parametrize("weighting", ["token", "completion", "constant"])
 def test_the_gradient_does_not_depend_on_how_the_step_is_cut(sources, image, weighting):
-    """Any budget, any order of the prompts, any chunk: the same gradient of every parameter, the vision tower's included.
+    """Any budget, any order of the prompts, any chunk: the same gradient of every parameter, the vision
+    tower's included.
 
-    The policy computes in float64, so what is left is the float32 of the log-probs: 6e-8 a token. A wrong normaliser is off by a factor.
+    The policy computes in float64, so what is left is the float32 of the log-probs: 6e-8 a token. A wrong
+    normaliser is off by a factor.
     """
     policy, batch = small_policy().double(), batch_of(sources)
     batch.logp_old = batch.logp_ref = None
     with torch.no_grad():
-        logp, _ = completion_logprobs(policy.float(), batch.collated(image_token=image, merge=2, device="cpu"), temperature=1.0, chunk=99)
-    batch.logp_old, batch.logp_ref = logp + 0.1 * torch.randn(logp.shape, generator=torch.Generator().manual_seed(3)), logp - 0.2
+        logp, _ = completion_logprobs(
+            policy.float(),
+            batch.collated(image_token=image, merge=2, device="cpu"),
+            temperature=1.0,
+            chunk=99,
+        )
+    batch.logp_old, batch.logp_ref = (
+        logp + 0.1 * torch.randn(logp.shape, generator=torch.Generator().manual_seed(3)),
+        logp - 0.2,
+    )
     policy = policy.double()
     whole = step_gradient(policy, batch, image, 10**9, weighting)
     order = torch.tensor([2, 0, 3, 1])
     rows = (order[:, None] * 3 + torch.arange(3)).flatten()
-    shuffled = TrainBatch([sources[p] for p in order], batch.tokens[order], batch.length[order], batch.advantage[rows], None,
-                          batch.logp_old[rows], batch.logp_ref[rows])
-    for cut in (step_gradient(policy, batch, image, 1, weighting), step_gradient(policy, batch, image, 130, weighting, chunk=5),
-                step_gradient(policy, shuffled, image, 200, weighting)):
+    shuffled = TrainBatch(
+        [sources[p] for p in order],
+        batch.tokens[order],
+        batch.length[order],
+        batch.advantage[rows],
+        None,
+        batch.logp_old[rows],
+        batch.logp_ref[rows],
+    )
+    for cut in (
+        step_gradient(policy, batch, image, 1, weighting),
+        step_gradient(policy, batch, image, 130, weighting, chunk=5),
+        step_gradient(policy, shuffled, image, 200, weighting),
+    ):
         for name, gradient in whole.items():
             error = ((cut[name] - gradient).norm() / gradient.norm()).item()
             assert gradient.norm() > 0 and error <= 1e-6, f"{name}: {error:.1e}"

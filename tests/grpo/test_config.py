@@ -1,4 +1,5 @@
-"""The config: what is typed is checked, an error says where and what was probably meant, and what is written is what was run."""
+"""The config: what is typed is checked, an error says where and what was probably meant, and what is
+written is what was run."""
 
 import dataclasses
 import re
@@ -36,59 +37,65 @@ def test_bases_may_not_go_round_in_a_circle(tmp_path):
         load(tmp_path / "a.yaml")
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["shape"], "unknown recipe 'shape' (did you mean 'shapes'?)"),
-    (["nowhere.yaml"], "there is no such file"),
-    (["shapes", "blink"], "the recipe is 'shapes' already"),
-    (["lr=1"], "argument 'lr=1': unknown key 'lr' (did you mean 'optim.lr'?)"),
-    (["loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
-    (["los.kl_coef=1"], "did you mean 'loss.kl_coef'?"),
-    (["optim=3"], "'optim' is a group of settings; set one of optim."),
-    (["loss.kl=k3_iss"], "expected one of k1, k2, k3, k3_is, got 'k3_iss' (did you mean 'k3_is'?)"),
-    (["method=gpro"], "did you mean 'grpo'?"),
-    (["steps=1.5"], "steps: expected a whole number, got 1.5"),
-    (["steps=true"], "expected a whole number, got true"),
-    (["steps=null"], "expected a whole number, got null"),
-    (["blind=1"], "blind: expected true or false, got 1"),
-    (["optim.lr=fast"], "expected a number, got 'fast'"),
-    (["optim.lr=.nan"], "expected a number"),
-    (["optim.lr=1e999"], "expected a number"),
-    (["rewards.format=much"], "rewards.format: expected a number"),
-    (["rewards.a.b=1"], "unknown key 'rewards.a.b'"),
-    (["limit=[1"], "is not valid YAML"),
-    (["freeze=[vision, llm]"], "nothing left to train"),
-    (["freeze=[eyes]"], "freeze[0]: expected one of vision, llm, got 'eyes'"),
-    (["sampling=dynamic"], "set loss.kl_coef=0"),
-    (["enough=0"], "enough: is a share of the step's groups"),
-    (["max_rounds=0"], "max_rounds: must be at least 1"),
-    (["sft.loss_on=prompt"], "expected one of answer, prompt_and_answer"),
-    (["stages=[{until: 2}]"], "stages[0]: 'group' is missing"),
-    (["stages=[{until: 2, group: 4, capp: 3}]"], "unknown key 'capp' (did you mean 'cap'?)"),
-    (["stages=[{until: 9, group: 4, cap: 3}, {until: 3, group: 4, cap: 3}]"], "`until` must grow"),
-    (["--steps=3"], "settings are written without dashes: steps=3"),
-    (["--pla"], "did you mean '--plan'?"),
-    (["temperature=0"], "temperature: must be above 0"),
-    (["group=1"], "at least 2, got 1"),
-    (["loss.clip_low=1"], "loss.clip_low: must be in [0, 1)"),
-    (["init=x/config.json"], "random weights can't learn from rewards"),
-    (["min_pixels=9", "max_pixels=4"], "min_pixels: 9 is more than max_pixels, 4"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["shape"], "unknown recipe 'shape' (did you mean 'shapes'?)"),
+        (["nowhere.yaml"], "there is no such file"),
+        (["shapes", "blink"], "the recipe is 'shapes' already"),
+        (["lr=1"], "argument 'lr=1': unknown key 'lr' (did you mean 'optim.lr'?)"),
+        (["loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
+        (["los.kl_coef=1"], "did you mean 'loss.kl_coef'?"),
+        (["optim=3"], "'optim' is a group of settings; set one of optim."),
+        (["loss.kl=k3_iss"], "expected one of k1, k2, k3, k3_is, got 'k3_iss' (did you mean 'k3_is'?)"),
+        (["method=gpro"], "did you mean 'grpo'?"),
+        (["steps=1.5"], "steps: expected a whole number, got 1.5"),
+        (["steps=true"], "expected a whole number, got true"),
+        (["steps=null"], "expected a whole number, got null"),
+        (["blind=1"], "blind: expected true or false, got 1"),
+        (["optim.lr=fast"], "expected a number, got 'fast'"),
+        (["optim.lr=.nan"], "expected a number"),
+        (["optim.lr=1e999"], "expected a number"),
+        (["rewards.format=much"], "rewards.format: expected a number"),
+        (["rewards.a.b=1"], "unknown key 'rewards.a.b'"),
+        (["limit=[1"], "is not valid YAML"),
+        (["freeze=[vision, llm]"], "nothing left to train"),
+        (["freeze=[eyes]"], "freeze[0]: expected one of vision, llm, got 'eyes'"),
+        (["sampling=dynamic"], "set loss.kl_coef=0"),
+        (["enough=0"], "enough: is a share of the step's groups"),
+        (["max_rounds=0"], "max_rounds: must be at least 1"),
+        (["sft.loss_on=prompt"], "expected one of answer, prompt_and_answer"),
+        (["stages=[{until: 2}]"], "stages[0]: 'group' is missing"),
+        (["stages=[{until: 2, group: 4, capp: 3}]"], "unknown key 'capp' (did you mean 'cap'?)"),
+        (["stages=[{until: 9, group: 4, cap: 3}, {until: 3, group: 4, cap: 3}]"], "`until` must grow"),
+        (["--steps=3"], "settings are written without dashes: steps=3"),
+        (["--pla"], "did you mean '--plan'?"),
+        (["temperature=0"], "temperature: must be above 0"),
+        (["group=1"], "at least 2, got 1"),
+        (["loss.clip_low=1"], "loss.clip_low: must be in [0, 1)"),
+        (["init=x/config.json"], "random weights can't learn from rewards"),
+        (["min_pixels=9", "max_pixels=4"], "min_pixels: 9 is more than max_pixels, 4"),
+    ],
+)
 def test_an_error_says_where_and_what_was_meant(argv, message):
     with pytest.raises(ConfigError) as error:
         parse(argv)
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("stepz: 3", "my.yaml: unknown key 'stepz' (did you mean 'steps'?)"),
-    ("optim: {lrr: 3}", "my.yaml: unknown key 'optim.lrr' (did you mean 'optim.lr'?)"),
-    ("optim: 3", "my.yaml: expected `key: value` lines under optim, got 3"),
-    ("template: 5", "my.yaml: template: expected text, got 5"),
-    ("- steps", "expected `key: value` lines, got list"),
-    ("steps: [", "not valid YAML"),
-    ("steps: 3\nsteps: 4", "my.yaml: line 2: the key 'steps' stands there twice"),
-    ("base: shape", "unknown recipe 'shape'"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("stepz: 3", "my.yaml: unknown key 'stepz' (did you mean 'steps'?)"),
+        ("optim: {lrr: 3}", "my.yaml: unknown key 'optim.lrr' (did you mean 'optim.lr'?)"),
+        ("optim: 3", "my.yaml: expected `key: value` lines under optim, got 3"),
+        ("template: 5", "my.yaml: template: expected text, got 5"),
+        ("- steps", "expected `key: value` lines, got list"),
+        ("steps: [", "not valid YAML"),
+        ("steps: 3\nsteps: 4", "my.yaml: line 2: the key 'steps' stands there twice"),
+        ("base: shape", "unknown recipe 'shape'"),
+    ],
+)
 def test_an_error_in_a_recipe_names_the_file(tmp_path, text, message):
     (tmp_path / "my.yaml").write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -97,9 +104,12 @@ def test_an_error_in_a_recipe_names_the_file(tmp_path, text, message):
 
 
 def test_yaml_traps():
-    """YAML reads 1e-6 as a string and `no` as false; a whole number is a float where one is wanted, a string is taken to the letter."""
+    """YAML reads 1e-6 as a string and `no` as false; a whole number is a float where one is wanted, a
+    string is taken to the letter."""
     assert load("shapes", ["optim.lr=1e-6"]).optim.lr == 1e-6
-    assert load("shapes", ["temperature=2"]).temperature == 2.0 and isinstance(load("shapes", ["temperature=2"]).temperature, float)
+    assert load("shapes", ["temperature=2"]).temperature == 2.0 and isinstance(
+        load("shapes", ["temperature=2"]).temperature, float
+    )
     assert load("shapes", ["out=123"]).out == "123"
     assert load("shapes", ["data=no"]).data == "no"
     assert load("shapes", ["data=null"]).data is None
@@ -116,7 +126,8 @@ def test_rewards_are_replaced_by_a_file_and_changed_by_an_argument(tmp_path):
     (tmp_path / "my.yaml").write_text("base: shapes\nrewards: {accuracy: 2}\n")
     assert load(tmp_path / "my.yaml").rewards == {"accuracy": 2.0}
     assert load("shapes", ["rewards.format=0.5"]).rewards == {"accuracy": 1.0, "format": 0.5}
-    assert load("shapes").rewards == {"accuracy": 1.0, "format": 1.0}            # and nothing leaked into the defaults
+    # and nothing leaked into the defaults
+    assert load("shapes").rewards == {"accuracy": 1.0, "format": 1.0}
 
 
 def test_stages_become_stages():
@@ -132,7 +143,8 @@ def test_what_is_written_is_what_was_run(tmp_path, recipe):
 
 def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     cfg = load("shapes", [f"out={tmp_path}"])
-    config.check_same_run(cfg, tmp_path)                                         # nothing there yet
+    # nothing there yet
+    config.check_same_run(cfg, tmp_path)
     config.save(cfg, tmp_path)
     config.check_same_run(load("shapes", [f"out={tmp_path}/.", "save.keep=3", "report.every=1"]), tmp_path)
     for change, shown in (("optim.lr=1e-9", "optim.lr: 0.0"), ("seed=1", "seed: 0 -> 1")):
@@ -156,7 +168,9 @@ def test_help_is_always_given_and_says_everything():
 def test_every_field_explains_itself():
     for key, (_, _, help_text) in leaves(Config).items():
         assert len(help_text) > 10 and help_text.endswith((".", "]", "...].", ")")), key
-    assert config.markdown_table("optim.").count("\n| `optim.") == len([k for k in leaves(Config) if k.startswith("optim.")])
+    assert config.markdown_table("optim.").count("\n| `optim.") == len(
+        [k for k in leaves(Config) if k.startswith("optim.")]
+    )
 
 
 def test_list_has_a_line_for_each_recipe():
@@ -176,8 +190,15 @@ def test_the_written_file_is_plain_yaml(tmp_path):
 
 
 def test_no_setting_is_dead():
-    """Each is read somewhere that trains or evaluates: a key that does nothing is a promise broken in silence (ledger #16)."""
+    """Each is read somewhere that trains or evaluates: a key that does nothing is a promise broken in
+    silence (ledger #16)."""
     aside = {"config.py", "settings.py", "typed.py", "plan.py"}
-    source = "".join(p.read_text() for p in [*ROOT.glob("*.py"), *(ROOT / "grpo").glob("*.py")] if p.name not in aside)
-    dead = [key for key in leaves(Config) if key != "out" and not re.search(rf"\.{key.rpartition('.')[2]}\b", source)]
+    source = "".join(
+        p.read_text() for p in [*ROOT.glob("*.py"), *(ROOT / "grpo").glob("*.py")] if p.name not in aside
+    )
+    dead = [
+        key
+        for key in leaves(Config)
+        if key != "out" and not re.search(rf"\.{key.rpartition('.')[2]}\b", source)
+    ]
     assert not dead, f"read nowhere: {dead}"

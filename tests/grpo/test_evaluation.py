@@ -1,4 +1,5 @@
-"""grpo/evaluation.py with a policy that says what it is told to, and with a random one for what only a real forward can show."""
+"""grpo/evaluation.py with a policy that says what it is told to, and with a random one for what only a
+real forward can show."""
 
 import dataclasses
 from functools import partial
@@ -22,7 +23,8 @@ from grpo.statistics import maj_at_k, pass_at_k, wilson
 from models import weights
 from models.config import ModelConfig
 
-STOP = 0                    # <|endoftext|> of the built-in tokenizer
+# <|endoftext|> of the built-in tokenizer
+STOP = 0
 CAP = 40
 
 
@@ -35,7 +37,9 @@ def chat(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def random_policy():
-    return weights.init(ModelConfig.from_dict(tokenizer.model_config(tokenizer.build().get_vocab_size())), seed=0)
+    return weights.init(
+        ModelConfig.from_dict(tokenizer.model_config(tokenizer.build().get_vocab_size())), seed=0
+    )
 
 
 class Scripted(nn.Module):
@@ -50,10 +54,13 @@ class Scripted(nn.Module):
     def prefill(self, prompts, group, capacity, slots=None):
         rows, first = [], 0
         for tokens, length, grid in zip(prompts.tokens, prompts.length, prompts.grid):
-            patches = prompts.patches[first:first + int(grid.prod())]
+            patches = prompts.patches[first : first + int(grid.prod())]
             first += len(patches)
-            blind = float(patches.view(len(patches), 3, -1).std(dim=(0, 2)).max()) < 1e-6          # one grey everywhere
-            question = self.chat.text(tokens[:length].tolist()).partition("User : ")[2].partition(" Select")[0]
+            # one grey everywhere
+            blind = float(patches.view(len(patches), 3, -1).std(dim=(0, 2)).max()) < 1e-6
+            question = (
+                self.chat.text(tokens[:length].tolist()).partition("User : ")[2].partition(" Select")[0]
+            )
             for g in range(group):
                 ids = [*self.chat.encode(self.script(question, g, blind)), STOP]
                 rows.append((ids + [STOP] * capacity)[:capacity])
@@ -66,7 +73,8 @@ class Scripted(nn.Module):
 
     def logits(self, hidden):
         scores = nn.functional.one_hot(hidden, 200).float() * 100
-        scores[..., self.chat.encode("it")[0]] += 50                               # the second choice, where the first is banned
+        # the second choice, where the first is banned
+        scores[..., self.chat.encode("it")[0]] += 50
         return scores
 
 
@@ -93,8 +101,17 @@ def picture(color=(200, 30, 30)):
 
 def example(number, answer="yes", **changes):
     """Questions are told apart by how often they say "it"."""
-    return Example(**{"uid": f"q{number}", "question": "Is " + "it " * number + "?", "choices": ("yes", "no"), "answer": answer,
-                      "task": "T", "pictures": (picture,)} | changes)
+    return Example(
+        **{
+            "uid": f"q{number}",
+            "question": "Is " + "it " * number + "?",
+            "choices": ("yes", "no"),
+            "answer": answer,
+            "task": "T",
+            "pictures": (picture,),
+        }
+        | changes
+    )
 
 
 RIGHT, WRONG = "look </think> <answer> (A) </answer>", "</think> <answer> (B) </answer>"
@@ -110,9 +127,16 @@ def test_an_answer_is_read_as_it_was_written(chat):
     assert (a.well_formed, a.length, a.stopped) == (True, 6, True)
     assert a.text == "<think>look </think> <answer> (A) </answer>" and a.tokens == (*chat.encode(RIGHT), STOP)
     assert (b.answer, b.correct, b.well_formed, b.length) == ("no", False, True, 5)
-    assert (c.answer, c.letter, c.correct, c.well_formed, c.why) == (None, None, False, False, "no answer tag")
+    assert (c.answer, c.letter, c.correct, c.well_formed, c.why) == (
+        None,
+        None,
+        False,
+        False,
+        "no answer tag",
+    )
     assert (d.length, d.stopped) == (CAP, False)
-    assert a.looked is None and a.first_right is None                                              # not a question of the built-in world
+    # not a question of the built-in world
+    assert a.looked is None and a.first_right is None
     plain = a.to_dict()
     assert plain["completion"] == a.text and "tokens" not in plain and "text" not in plain
 
@@ -123,15 +147,27 @@ def test_waves_keep_the_order_and_the_budget(chat):
     whole = answer_all(policy, chat, examples, cap=CAP)
     assert policy.waves == [20]
     policy.waves.clear()
-    assert answer_all(policy, chat, examples, cap=CAP, wave=1, progress=done.append) == whole     # a question over the budget goes alone
+    # a question over the budget goes alone
+    assert answer_all(policy, chat, examples, cap=CAP, wave=1, progress=done.append) == whole
     assert policy.waves == [1] * 20 and sum(done) == 20
 
-    size = len(chat.prompt(example(1)).tokens) + CAP                                               # each further "it" is one token more
-    for repeats, wave, expected in (([1] * 7, 3 * size, [3, 3, 1]), ([1] * 7, 3 * size - 1, [2, 2, 2, 1]), ([1, 1, 2, 1], 3 * size, [2, 2]),
-                                    ([2, 1, 1], 3 * size, [2, 1]), ([9, 1, 1, 1], 3 * size, [2, 2]), ([9, 9, 1, 1, 1], 3 * size, [2, 3])):
+    # each further "it" is one token more
+    size = len(chat.prompt(example(1)).tokens) + CAP
+    for repeats, wave, expected in (
+        ([1] * 7, 3 * size, [3, 3, 1]),
+        ([1] * 7, 3 * size - 1, [2, 2, 2, 1]),
+        ([1, 1, 2, 1], 3 * size, [2, 2]),
+        ([2, 1, 1], 3 * size, [2, 1]),
+        ([9, 1, 1, 1], 3 * size, [2, 2]),
+        ([9, 9, 1, 1, 1], 3 * size, [2, 3]),
+    ):
         policy.waves.clear()
-        asked = answer_all(policy, chat, [example(n, uid=f"q{i}") for i, n in enumerate(repeats)], cap=CAP, wave=wave)
-        assert policy.waves == expected and [group[0].uid for group in asked] == [f"q{i}" for i in range(len(repeats))]
+        asked = answer_all(
+            policy, chat, [example(n, uid=f"q{i}") for i, n in enumerate(repeats)], cap=CAP, wave=wave
+        )
+        assert policy.waves == expected and [group[0].uid for group in asked] == [
+            f"q{i}" for i in range(len(repeats))
+        ]
 
 
 class Damaged(list):
@@ -174,12 +210,16 @@ def test_a_banned_token_is_not_written(chat):
 def test_several_completions_a_question(chat):
     policy = Scripted(chat, lambda question, g, blind: RIGHT if g < question.count("it") else WRONG)
     answers = answer_all(policy, chat, [example(1), example(3)], cap=CAP, samples=4, temperature=1.0)
-    assert [[a.correct for a in group] for group in answers] == [[True, False, False, False], [True, True, True, False]]
+    assert [[a.correct for a in group] for group in answers] == [
+        [True, False, False, False],
+        [True, True, True, False],
+    ]
     with pytest.raises(ValueError, match="temperature"):
         answer_all(policy, chat, [example(1)], cap=CAP, samples=2)
 
 
 # ---- counting
+
 
 def answered(e, text, length=5, stopped=True):
     return read_answer(e, text, [7] * length, stopped)
@@ -187,38 +227,81 @@ def answered(e, text, length=5, stopped=True):
 
 def test_scores_of_one_answer_a_question():
     three = ("red", "blue", "white")
-    answers = [[answered(example(1), "<think>" + RIGHT, length=10)], [answered(example(2), "<think>" + WRONG, length=4)],
-               [answered(example(3), "<think> so (A)", length=7, stopped=False)],
-               [answered(example(4, "blue", choices=three, task="U"), "<think></think><answer>blue</answer>", length=3)]]
+    answers = [
+        [answered(example(1), "<think>" + RIGHT, length=10)],
+        [answered(example(2), "<think>" + WRONG, length=4)],
+        [answered(example(3), "<think> so (A)", length=7, stopped=False)],
+        [
+            answered(
+                example(4, "blue", choices=three, task="U"), "<think></think><answer>blue</answer>", length=3
+            )
+        ],
+    ]
     found = scores(answers)
     assert (found["questions"], found["completions"], found["skipped"]) == (4, 1, 0)
     assert (found["accuracy"], found["interval"]) == (0.5, list(wilson(2, 4)))
     assert found["chance"] == pytest.approx((3 / 2 + 1 / 3) / 4)
-    assert (found["format"], found["extraction_failure"], found["truncated"], found["mean_length"]) == (0.75, 0.25, 0.25, 6.0)
+    assert (found["format"], found["extraction_failure"], found["truncated"], found["mean_length"]) == (
+        0.75,
+        0.25,
+        0.25,
+        6.0,
+    )
     assert found["failures"] == {"no answer tag": 1} and "pass@k" not in found and "looking" not in found
     assert list(found["tasks"]) == ["T", "U"]
-    assert (found["tasks"]["T"]["accuracy"], found["tasks"]["T"]["interval"]) == (pytest.approx(1 / 3), list(wilson(1, 3)))
+    assert (found["tasks"]["T"]["accuracy"], found["tasks"]["T"]["interval"]) == (
+        pytest.approx(1 / 3),
+        list(wilson(1, 3)),
+    )
     assert (found["tasks"]["U"]["accuracy"], found["tasks"]["U"]["chance"]) == (1.0, pytest.approx(1 / 3))
-    assert flat_scores(found) == {"accuracy": 0.5, "accuracy/T": pytest.approx(1 / 3), "accuracy/U": 1.0, "format": 0.75,
-                                  "mean_length": 6.0, "extraction_failure": 0.25, "truncated": 0.25, "skipped": 0,
-                                  "repetition": pytest.approx((5 / 6 + 3 / 4) / 4), "loop_ratio": 0, "aha/visualthinker": 0, "aha/vlaa": 0,
-                                  "aha/visualthinker/accuracy_without": 0.5, "aha/vlaa/accuracy_without": 0.5}
+    assert flat_scores(found) == {
+        "accuracy": 0.5,
+        "accuracy/T": pytest.approx(1 / 3),
+        "accuracy/U": 1.0,
+        "format": 0.75,
+        "mean_length": 6.0,
+        "extraction_failure": 0.25,
+        "truncated": 0.25,
+        "skipped": 0,
+        "repetition": pytest.approx((5 / 6 + 3 / 4) / 4),
+        "loop_ratio": 0,
+        "aha/visualthinker": 0,
+        "aha/vlaa": 0,
+        "aha/visualthinker/accuracy_without": 0.5,
+        "aha/vlaa/accuracy_without": 0.5,
+    }
 
 
 def test_reflection_and_repetition_of_any_task():
-    """Inside each question: waiting goes with right answers in the first and with nothing in the second. A stop token breaks no loop."""
+    """Inside each question: waiting goes with right answers in the first and with nothing in the second. A
+    stop token breaks no loop."""
     wait = "<think> wait , "
-    answers = [[answered(example(1), wait + RIGHT), answered(example(1), "<think>" + WRONG)], [answered(example(2), wait + WRONG, length=17), answered(example(2), "<think>" + WRONG)]]
+    answers = [
+        [answered(example(1), wait + RIGHT), answered(example(1), "<think>" + WRONG)],
+        [answered(example(2), wait + WRONG, length=17), answered(example(2), "<think>" + WRONG)],
+    ]
     found = scores(answers)
-    assert found["aha"]["vlaa"] == 0.5 and found["aha"]["vlaa/gain"] == 0.5 and found["aha"]["vlaa/gain_groups"] == 2 and found["aha"]["word/wait"] == 0.5
-    assert found["loop_ratio"] == 0.25 and flat_scores(found)["aha/vlaa/accuracy_with"] == 0.5 and "aha/word/wait" not in flat_scores(found)
+    assert (
+        found["aha"]["vlaa"] == 0.5
+        and found["aha"]["vlaa/gain"] == 0.5
+        and found["aha"]["vlaa/gain_groups"] == 2
+        and found["aha"]["word/wait"] == 0.5
+    )
+    assert (
+        found["loop_ratio"] == 0.25
+        and flat_scores(found)["aha/vlaa/accuracy_with"] == 0.5
+        and "aha/word/wait" not in flat_scores(found)
+    )
 
 
 def test_scores_of_several_answers_a_question():
-    """The question is the unit of every interval: twelve completions of three questions are no twelve questions."""
+    """The question is the unit of every interval: twelve completions of three questions are no twelve
+    questions."""
     letters = ["AAAB", "ABB-", "----"]
-    answers = [[answered(example(n), f"<think></think><answer>{x}</answer>" if x != "-" else "<think>") for x in row]
-               for n, row in enumerate(letters, 1)]
+    answers = [
+        [answered(example(n), f"<think></think><answer>{x}</answer>" if x != "-" else "<think>") for x in row]
+        for n, row in enumerate(letters, 1)
+    ]
     found = scores(answers)
     assert found["accuracy"] == pytest.approx((3 / 4 + 1 / 4) / 3) and found["completions"] == 4
     assert found["interval"] == pytest.approx(wilson(1, 3))
@@ -229,8 +312,14 @@ def test_scores_of_several_answers_a_question():
         assert found["pass@k"][k]["value"] == pytest.approx(passed / 3)
         assert found["pass@k"][k]["interval"] == pytest.approx(wilson(passed, 3))
         assert found["maj@k"][k]["value"] == pytest.approx(majority / 3)
-    assert found["pass@k"][1]["value"] == pytest.approx(found["maj@k"][1]["value"]) == pytest.approx(found["accuracy"])
-    assert found["pass@k"][4]["value"] == pytest.approx(2 / 3) and found["maj@k"][4]["value"] == pytest.approx(1 / 3)
+    assert (
+        found["pass@k"][1]["value"]
+        == pytest.approx(found["maj@k"][1]["value"])
+        == pytest.approx(found["accuracy"])
+    )
+    assert found["pass@k"][4]["value"] == pytest.approx(2 / 3) and found["maj@k"][4][
+        "value"
+    ] == pytest.approx(1 / 3)
     assert list(scores([group[:3] for group in answers])["pass@k"]) == [1, 2, 3]
 
 
@@ -250,13 +339,25 @@ def test_the_work_of_the_second_look():
         return f"{text} </think> <answer> (A) </answer>"
 
     e = example(1, uid="shapes/heldout/0/1", choices=("left", "right"), answer="left")
-    texts = [look("right", "left"), look("right", "left"), look("left", "right"), look("left", "left"), look("right"),
-             "<think></think><answer>(A)</answer>"]
-    answers = [[answered(dataclasses.replace(e, uid=f"shapes/heldout/0/{n}"), text)] for n, text in enumerate(texts)]
+    texts = [
+        look("right", "left"),
+        look("right", "left"),
+        look("left", "right"),
+        look("left", "left"),
+        look("right"),
+        "<think></think><answer>(A)</answer>",
+    ]
+    answers = [
+        [answered(dataclasses.replace(e, uid=f"shapes/heldout/0/{n}"), text)] for n, text in enumerate(texts)
+    ]
     found = scores(answers)
     assert (found["looking"], found["self_correction"]) == (pytest.approx(5 / 6), pytest.approx(4 / 6))
     assert (found["wrong_to_right"], found["right_to_wrong"]) == (2, 1)
-    assert [(a.first_right, a.last_right) for (a,) in answers[:3]] == [(False, True), (False, True), (True, False)]
+    assert [(a.first_right, a.last_right) for (a,) in answers[:3]] == [
+        (False, True),
+        (False, True),
+        (True, False),
+    ]
     assert {"looking", "self_correction", "wrong_to_right", "right_to_wrong"} <= set(flat_scores(found))
 
 
@@ -266,20 +367,24 @@ def test_a_benchmark_with_the_same_task_names_is_not_the_built_in_world():
 
 # ---- with a real forward
 
+
 def test_neither_waves_nor_company_change_an_answer(chat, random_policy):
     examples = [Shapes("heldout", 12)[i] for i in range(12)]
     ask = partial(answer_all, random_policy, chat, cap=12, samples=3, temperature=1.0)
     together, alone, turned = ask(examples), ask(examples, wave=1), ask(examples[::-1])
     assert isinstance(together, Answers) and together == alone == turned[::-1]
-    assert len({a.text for group in together for a in group}) > 12                                  # it does sample
+    # it does sample
+    assert len({a.text for group in together for a in group}) > 12
     assert together != ask(examples, seed=1)
     assert all(a.looked is not None for group in together for a in group)
 
 
 # ---- ranks, memory, protocols
 
+
 def test_shares_together_are_the_whole(chat, monkeypatch):
-    """Two ranks ask every other question each; what both get is, in order and skipped ones too, what one rank gets alone."""
+    """Two ranks ask every other question each; what both get is, in order and skipped ones too, what one
+    rank gets alone."""
     policy = Scripted(chat, lambda question, g, blind: RIGHT if question.count("it") % 2 else WRONG)
     examples = [example(n % 9 + 1, uid=f"q{n}") for n in range(7)]
     examples[2] = example(200, uid="long one")
@@ -288,13 +393,15 @@ def test_shares_together_are_the_whole(chat, monkeypatch):
     monkeypatch.setattr("grpo.evaluation.gathered", lambda rows: parts.append(rows) or rows)
     mine = [answer_all(policy, chat, examples, cap=CAP, share=(rank, 2)) for rank in (0, 1)]
     assert [[group[0].uid for group in each] for each in mine] == [["q0", "q4", "q6"], ["q1", "q3"]]
-    monkeypatch.setattr("grpo.evaluation.gathered", lambda rows: [row for part in parts for row in part])       # as distributed.gathered joins them
+    # as distributed.gathered joins them
+    monkeypatch.setattr("grpo.evaluation.gathered", lambda rows: [row for part in parts for row in part])
     both = answer_all(policy, chat, examples, cap=CAP, share=(1, 2))
     assert both == alone and both.skipped == alone.skipped and len(both.skipped) == 2
 
 
 def test_memory_that_is_full_is_shared_by_fewer(chat, monkeypatch):
-    """A GPU that holds three questions at a time: the same answers, the room is halved until they fit, and it is said."""
+    """A GPU that holds three questions at a time: the same answers, the room is halved until they fit, and
+    it is said."""
     policy = Scripted(chat, lambda question, g, blind: RIGHT if question.count("it") % 2 else WRONG)
     examples, said = [example(n % 9 + 1, uid=f"q{n}") for n in range(20)], []
     whole = answer_all(policy, chat, examples, cap=CAP)
@@ -309,16 +416,24 @@ def test_memory_that_is_full_is_shared_by_fewer(chat, monkeypatch):
     assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole
     assert said and "out of memory with 20 questions" in said[0] and room.size < 20 * (CAP + 100) / 2
     policy.waves.clear()
-    assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole                       # the next pass begins with what was learned
+    # the next pass begins with what was learned
+    assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole
     assert max(policy.waves) <= 3
-    monkeypatch.setattr("grpo.evaluation.generate", lambda *args, **how: small(policy, SimpleNamespace(tokens=range(4))))
+    monkeypatch.setattr(
+        "grpo.evaluation.generate", lambda *args, **how: small(policy, SimpleNamespace(tokens=range(4)))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         answer_all(policy, chat, examples, cap=CAP, wave=1)
 
 
 def test_another_reader_reads_the_same_completions(chat):
     policy = Scripted(chat, lambda question, g, blind: "look </think> so (A)")
-    strictly, loosely = (answer_all(policy, chat, [example(1)], cap=CAP, **how)[0][0] for how in ({}, {"read": paper}))
+    strictly, loosely = (
+        answer_all(policy, chat, [example(1)], cap=CAP, **how)[0][0] for how in ({}, {"read": paper})
+    )
     assert (strictly.answer, strictly.why, strictly.correct) == (None, "no answer tag", False)
     assert strictly.text == loosely.text and (loosely.answer, loosely.letter) == ("yes", "A")
-    assert loosely.picture == "q1#1" and answered(example(1, pictures=(Path("a/b.png"), picture)), RIGHT).picture == "b.png, q1#2"
+    assert (
+        loosely.picture == "q1#1"
+        and answered(example(1, pictures=(Path("a/b.png"), picture)), RIGHT).picture == "b.png, q1#2"
+    )

@@ -1,4 +1,5 @@
-"""grpo/guards.py: each guard at its threshold and beside it; and in runs: what is said, once, what is written, and that a resumed run does the same."""
+"""grpo/guards.py: each guard at its threshold and beside it; and in runs: what is said, once, what is
+written, and that a resumed run does the same."""
 
 import json
 import shutil
@@ -16,13 +17,30 @@ from grpo.guards import GUARDS, LONGEST, check, fitting, warnings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-HEALTHY = {"step": 1, "reward": 0.5, "reward_std": 0.4, "kl": 0.1, "entropy": 0.7, "completions/clipped_ratio": 0.1, "completions/identical_groups": 0.1}
-ILL = {"kl": {"kl": 2.01}, "no_reward": {"reward": 0.0, "reward_std": 0.0}, "truncated": {"completions/clipped_ratio": 1.0}, "entropy": {"entropy": 0.0099},
-       "identical": {"completions/identical_groups": 0.5}}
-NEARLY = {"kl": [{"kl": 2.0}, {"kl": None}, {"kl": float("inf")}],
-          "no_reward": [{"reward": 0.0}, {"reward_std": 0.0}, {"reward": -0.1, "reward_std": 0.0}],         # rewards of -1 and 1 average to 0, too
-          "truncated": [{"completions/clipped_ratio": 0.99}], "entropy": [{"entropy": 0.01}, {"entropy": float("nan")}, {"entropy": None}],
-          "identical": [{"completions/identical_groups": 0.49}]}
+HEALTHY = {
+    "step": 1,
+    "reward": 0.5,
+    "reward_std": 0.4,
+    "kl": 0.1,
+    "entropy": 0.7,
+    "completions/clipped_ratio": 0.1,
+    "completions/identical_groups": 0.1,
+}
+ILL = {
+    "kl": {"kl": 2.01},
+    "no_reward": {"reward": 0.0, "reward_std": 0.0},
+    "truncated": {"completions/clipped_ratio": 1.0},
+    "entropy": {"entropy": 0.0099},
+    "identical": {"completions/identical_groups": 0.5},
+}
+# rewards of -1 and 1 average to 0, too
+NEARLY = {
+    "kl": [{"kl": 2.0}, {"kl": None}, {"kl": float("inf")}],
+    "no_reward": [{"reward": 0.0}, {"reward_std": 0.0}, {"reward": -0.1, "reward_std": 0.0}],
+    "truncated": [{"completions/clipped_ratio": 0.99}],
+    "entropy": [{"entropy": 0.01}, {"entropy": float("nan")}, {"entropy": None}],
+    "identical": [{"completions/identical_groups": 0.49}],
+}
 
 
 @pytest.mark.parametrize("name", GUARDS)
@@ -37,7 +55,11 @@ def test_a_guard_holds_after_so_many_steps_and_not_before(name):
 
 
 def test_nothing_is_wrong_with_a_healthy_run_or_with_no_metrics():
-    assert not any(check([HEALTHY] * 100).values()) and not any(check([]).values()) and not any(check([{"step": 1}] * 100).values())
+    assert (
+        not any(check([HEALTHY] * 100).values())
+        and not any(check([]).values())
+        and not any(check([{"step": 1}] * 100).values())
+    )
     assert set(ILL) == set(NEARLY) == set(GUARDS) and LONGEST == 20
 
 
@@ -49,12 +71,19 @@ def test_each_guard_says_what_to_do():
 
 
 def test_the_warnings_of_a_run():
-    rows = [{"step": 0}] + [{"step": step, "guard/kl": int(step in (7, 8)), "guard/nonfinite": int(step == 3), "guard/entropy": 0} for step in range(1, 10)]
-    assert [(w["name"], w["first"], w["steps"]) for w in warnings(rows)] == [("nonfinite", 3, 1), ("kl", 7, 2)]
+    rows = [{"step": 0}] + [
+        {"step": step, "guard/kl": int(step in (7, 8)), "guard/nonfinite": int(step == 3), "guard/entropy": 0}
+        for step in range(1, 10)
+    ]
+    assert [(w["name"], w["first"], w["steps"]) for w in warnings(rows)] == [
+        ("nonfinite", 3, 1),
+        ("kl", 7, 2),
+    ]
     assert warnings([]) == []
 
 
 # ---- out of memory
+
 
 class Once:
     """Work that needs the memory of `room` tokens, and leaves half a gradient behind where it has less."""
@@ -63,7 +92,8 @@ class Once:
         self.policy, self.room, self.tried = torch.nn.Linear(4, 1, bias=False), room, []
         with torch.no_grad():
             self.policy.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
-        self.data = torch.eye(4).repeat(256, 1)                                       # 1024 tokens
+        # 1024 tokens
+        self.data = torch.eye(4).repeat(256, 1)
 
     def __call__(self, budget):
         self.tried.append(budget)
@@ -79,7 +109,12 @@ def test_out_of_memory_halves_the_micro_batches_and_keeps_the_gradient(capsys):
     assert fitting(enough, 1024, enough.policy) == ("done", 1024) and not capsys.readouterr().err
     assert fitting(little, 1024, little.policy) == ("done", 256)
     said = capsys.readouterr().err
-    assert little.tried == [1024, 512, 256] and said.count("out of memory") == 2 and "micro_tokens=512" in said and "micro_tokens=256" in said
+    assert (
+        little.tried == [1024, 512, 256]
+        and said.count("out of memory") == 2
+        and "micro_tokens=512" in said
+        and "micro_tokens=256" in said
+    )
     assert torch.equal(enough.policy.weight.grad, little.policy.weight.grad)
     assert enough.policy.weight.grad.tolist() == [[256.0] * 4]
 
@@ -95,8 +130,21 @@ def test_without_end_it_is_an_error_and_other_errors_are_not_its_business():
 
 # ---- in runs
 
-QUICK = ["shapes", "steps=4", "prompts=3", "group=4", "cap=8", "rewards={length: 1000}", "eval.items=0", "save.every=1", "save.keep=0", "report.every=0",
-         "limit=40", "device=cpu", "optim.warmup=0"]
+QUICK = [
+    "shapes",
+    "steps=4",
+    "prompts=3",
+    "group=4",
+    "cap=8",
+    "rewards={length: 1000}",
+    "eval.items=0",
+    "save.every=1",
+    "save.keep=0",
+    "report.every=0",
+    "limit=40",
+    "device=cpu",
+    "optim.warmup=0",
+]
 
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -112,7 +160,11 @@ def poison(monkeypatch, *steps):
 
     def poisoned(*args, **how):
         loss, stats = policy_loss(*args, **how)
-        return (loss * float("nan"), replace(stats, loss=stats.loss * float("nan"))) if now[0] in steps else (loss, stats)
+        return (
+            (loss * float("nan"), replace(stats, loss=stats.loss * float("nan")))
+            if now[0] in steps
+            else (loss, stats)
+        )
 
     monkeypatch.setattr(train, "stage_at", watched)
     monkeypatch.setattr(train, "policy_loss", poisoned)
@@ -136,12 +188,20 @@ def test_one_update_is_skipped_and_a_resumed_run_skips_it_too(base, tmp_path, mo
     assert said.count(guards.NONFINITE) == 1 and "step 2: " in said
     rows = rows_of(out)
     assert [row["guard/nonfinite"] for row in rows] == [0, 1, 0, 0] and rows[1]["loss"] is None
-    assert len(rows[1]["guard/nonfinite_uids"]) == 3 and all(uid.startswith("shapes/train/0/") for uid in rows[1]["guard/nonfinite_uids"])
-    assert files_of(out, 1) == files_of(out, 2) and files_of(out, 2)["model.safetensors"] != files_of(out, 3)["model.safetensors"]
+    assert len(rows[1]["guard/nonfinite_uids"]) == 3 and all(
+        uid.startswith("shapes/train/0/") for uid in rows[1]["guard/nonfinite_uids"]
+    )
+    assert (
+        files_of(out, 1) == files_of(out, 2)
+        and files_of(out, 2)["model.safetensors"] != files_of(out, 3)["model.safetensors"]
+    )
     whole = files_of(out, 4)
-    for kept in (1, 3):                                              # killed before the bad step, and after it
+    # killed before the bad step, and after it
+    for kept in (1, 3):
         again = Path(shutil.copytree(out, tmp_path / f"from_{kept}"))
-        (again / "config.yaml").write_text((again / "config.yaml").read_text().replace(f"out: {out}", f"out: {again}"))
+        (again / "config.yaml").write_text(
+            (again / "config.yaml").read_text().replace(f"out: {out}", f"out: {again}")
+        )
         for folder in complete(again)[kept:]:
             shutil.rmtree(folder)
         assert train.main([*QUICK, f"model={base}", f"out={again}"]) == 0
@@ -180,28 +240,50 @@ def test_a_guard_speaks_once_and_a_resumed_run_knows(base, tmp_path, monkeypatch
     assert said.count(GUARDS["truncated"].says) == 1 and "step 5: every completion" in said
     rows = rows_of(tmp_path / "run")
     assert [row["guard/truncated"] for row in rows] == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert not any(row[f"guard/{name}"] for row in rows for name in ("kl", "no_reward", "entropy", "identical", "nonfinite"))
+    assert not any(
+        row[f"guard/{name}"]
+        for row in rows
+        for name in ("kl", "no_reward", "entropy", "identical", "nonfinite")
+    )
     shutil.rmtree(complete(tmp_path / "run")[-1])
     assert train.main(argv) == 0
     assert GUARDS["truncated"].says not in capsys.readouterr().err and rows_of(tmp_path / "run") == rows
 
 
 @pytest.mark.parametrize("method", ["grpo", "sft"])
-def test_a_run_that_is_out_of_memory_learns_what_one_with_smaller_micro_batches_does(base, tmp_path, monkeypatch, capsys, method):
+def test_a_run_that_is_out_of_memory_learns_what_one_with_smaller_micro_batches_does(
+    base, tmp_path, monkeypatch, capsys, method
+):
     where = train if method == "grpo" else sft
-    real, argv = where.completion_logprobs, [*QUICK, "steps=2", "prompts=6", f"method={method}", "cap=60" if method == "sft" else "cap=8", f"model={base}"]
+    real, argv = (
+        where.completion_logprobs,
+        [
+            *QUICK,
+            "steps=2",
+            "prompts=6",
+            f"method={method}",
+            "cap=60" if method == "sft" else "cap=8",
+            f"model={base}",
+        ],
+    )
 
     def crowded(policy, part, **how):
-        if torch.is_grad_enabled() and part.tokens.shape[0] * (max(len(s.tokens) for s in part.sources) + part.tokens[0].numel()) > 256:
+        if (
+            torch.is_grad_enabled()
+            and part.tokens.shape[0] * (max(len(s.tokens) for s in part.sources) + part.tokens[0].numel())
+            > 256
+        ):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return real(policy, part, **how)
 
-    monkeypatch.setattr(shard, "_sums", lambda policy: torch.float32)                  # as on a GPU: groups share a micro-batch
+    # as on a GPU: groups share a micro-batch
+    monkeypatch.setattr(shard, "_sums", lambda policy: torch.float32)
     assert train.main([*argv, "loss.micro_tokens=256", f"out={tmp_path / 'small'}"]) == 0
     monkeypatch.setattr(where, "completion_logprobs", crowded)
     capsys.readouterr()
     assert train.main([*argv, "loss.micro_tokens=1024", f"out={tmp_path / 'crowded'}"]) == 0
-    assert capsys.readouterr().err.count("out of memory") == 2                       # 512, then 256, and no more in the second step
+    # 512, then 256, and no more in the second step
+    assert capsys.readouterr().err.count("out of memory") == 2
     assert files_of(tmp_path / "crowded", 2) == files_of(tmp_path / "small", 2)
 
 
@@ -213,12 +295,28 @@ def test_out_of_memory_while_sampling_draws_the_same_in_fewer_slots(base, tmp_pa
         if slots > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return real(*args, slots=slots, **how)
-    how = ["shapes", f"model={base}", "steps=2", "prompts=3", "group=4", "cap=8", "eval.items=0", "save.every=0", "report.every=0", "limit=40", "rewards={length: 1000}"]
+
+    how = [
+        "shapes",
+        f"model={base}",
+        "steps=2",
+        "prompts=3",
+        "group=4",
+        "cap=8",
+        "eval.items=0",
+        "save.every=0",
+        "report.every=0",
+        "limit=40",
+        "rewards={length: 1000}",
+    ]
     assert train.main([*how, f"out={tmp_path / 'straight'}"]) == 0
     monkeypatch.setattr(train, "generate", tight)
     assert train.main([*how, f"out={tmp_path / 'tight'}"]) == 0
     assert asked == [12, 6, 3] * 2 and "trying again with slots=3" in capsys.readouterr().err
-    weights = [(tmp_path / name / "checkpoints" / "step_000002" / "model.safetensors").read_bytes() for name in ("straight", "tight")]
+    weights = [
+        (tmp_path / name / "checkpoints" / "step_000002" / "model.safetensors").read_bytes()
+        for name in ("straight", "tight")
+    ]
     assert weights[0] == weights[1]
     monkeypatch.setattr(train, "generate", lambda *args, slots, **how: tight(*args, slots=99, **how))
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,4 +1,5 @@
-"""Log-probabilities in chunks that are recomputed: equal to the plain form in value and gradient, and small in memory."""
+"""Log-probabilities in chunks that are recomputed: equal to the plain form in value and gradient, and
+small in memory."""
 
 import math
 from types import SimpleNamespace
@@ -17,12 +18,17 @@ LENGTH = torch.tensor([[7, 1, 4], [2, 7, 5]])
 
 
 class ToyPolicy(nn.Module):
-    """Hidden states that are a function of the completion tokens before them; no model is needed to test a head."""
+    """Hidden states that are a function of the completion tokens before them; no model is needed to test a
+    head."""
 
     def __init__(self, vocab=V, impossible=(), seed=0):
         super().__init__()
         torch.manual_seed(seed)
-        self.embed, self.head, self.impossible = nn.Embedding(vocab, D), nn.Linear(D, vocab, bias=False), list(impossible)
+        self.embed, self.head, self.impossible = (
+            nn.Embedding(vocab, D),
+            nn.Linear(D, vocab, bias=False),
+            list(impossible),
+        )
         self.widest = self.scored = 0
 
     def forward(self, prompts, completions, length=None):
@@ -43,13 +49,19 @@ class ToyPolicy(nn.Module):
 def make_batch(length=LENGTH, cap=C, vocab=V):
     g = torch.Generator().manual_seed(1)
     mask = (torch.arange(cap) < length[..., None]).flatten(0, 1)
-    return SimpleNamespace(prompts=torch.randn(length.shape[0], 1, 1, D, generator=g), length=length, mask=mask,
-                           tokens=torch.randint(vocab, (*length.shape, cap), generator=g))
+    return SimpleNamespace(
+        prompts=torch.randn(length.shape[0], 1, 1, D, generator=g),
+        length=length,
+        mask=mask,
+        tokens=torch.randint(vocab, (*length.shape, cap), generator=g),
+    )
 
 
 def plain(policy, batch, temperature):
     """What every small trainer does: all logits at once."""
-    logp = torch.log_softmax(policy.logits(policy(batch.prompts, batch.tokens).flatten(0, 1)) / temperature, dim=-1)
+    logp = torch.log_softmax(
+        policy.logits(policy(batch.prompts, batch.tokens).flatten(0, 1)) / temperature, dim=-1
+    )
     chosen = logp.gather(-1, batch.tokens.flatten(0, 1)[..., None]).squeeze(-1)
     return torch.where(batch.mask, chosen, 0.0), torch.where(batch.mask, -(logp.exp() * logp).sum(-1), 0.0)
 
@@ -57,7 +69,8 @@ def plain(policy, batch, temperature):
 @pytest.mark.parametrize("chunk", [1, 7, 26, 27, 1000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_equal_to_the_plain_form_in_value_and_gradient(chunk, temperature):
-    """26 tokens, so chunks of 1, a ragged 7, exactly all, and more than all. 1e-6: float32 sums of 31 terms; the gradients are up to 11 large and 4e-6 from those in float64."""
+    """26 tokens, so chunks of 1, a ragged 7, exactly all, and more than all. 1e-6: float32 sums of 31
+    terms; the gradients are up to 11 large and 4e-6 from those in float64."""
     policy, batch = ToyPolicy(), make_batch()
     g = torch.Generator().manual_seed(2)
     upstream = torch.randn(batch.mask.shape, generator=g)
@@ -72,7 +85,8 @@ def test_equal_to_the_plain_form_in_value_and_gradient(chunk, temperature):
 
 
 def both_gradients(policy, batch, chunk, parameters, temperature=0.8):
-    """Of the parameters, by the plain form and by ours, for a loss in which every token has a slope of its own."""
+    """Of the parameters, by the plain form and by ours, for a loss in which every token has a slope of its
+    own."""
     upstream = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2))
     expected = torch.autograd.grad((plain(policy, batch, temperature)[0] * upstream).sum(), parameters)
     logp, _ = completion_logprobs(policy, batch, temperature=temperature, chunk=chunk)
@@ -81,7 +95,8 @@ def both_gradients(policy, batch, chunk, parameters, temperature=0.8):
 
 @pytest.mark.parametrize("chunk", [4, 1000])
 def test_the_slope_of_a_banned_word_is_zero(chunk):
-    """A batch that holds one all the same: its logit is a constant, so only the other words of its distribution move."""
+    """A batch that holds one all the same: its logit is a constant, so only the other words of its
+    distribution move."""
     policy, batch = ToyPolicy(impossible=[0, 30]), make_batch()
     batch.tokens[0, 0, 2] = 30
     expected, found = both_gradients(policy, batch, chunk, list(policy.parameters()), temperature=1.0)
@@ -101,14 +116,21 @@ def test_spans_of_tokens_add_up(chunk, monkeypatch):
 
 
 def test_a_tokens_gradient_does_not_depend_on_the_batch():
-    """The hidden state's gradient of a row is the same bit for bit with more rows beside it: blocks of words are as large."""
+    """The hidden state's gradient of a row is the same bit for bit with more rows beside it: blocks of
+    words are as large."""
     policy = ToyPolicy(4000)
     g = torch.Generator().manual_seed(3)
-    hidden, tokens, upstream = torch.randn(64, D, generator=g), torch.randint(4000, (64,), generator=g), torch.randn(64, generator=g)
+    hidden, tokens, upstream = (
+        torch.randn(64, D, generator=g),
+        torch.randint(4000, (64,), generator=g),
+        torch.randn(64, generator=g),
+    )
 
     def gradient(count):
         rows = hidden[:count].clone().requires_grad_()
-        logp, _ = logprobs.masked_logprobs(policy, rows, tokens[:count], torch.ones(count, dtype=torch.bool), temperature=0.8, chunk=8)
+        logp, _ = logprobs.masked_logprobs(
+            policy, rows, tokens[:count], torch.ones(count, dtype=torch.bool), temperature=0.8, chunk=8
+        )
         return torch.autograd.grad((logp * upstream[:count]).sum(), rows)[0]
 
     torch.testing.assert_close(gradient(64)[:32], gradient(32), rtol=0, atol=0)
@@ -120,7 +142,8 @@ def test_a_tied_head_adds_to_the_embeddings_gradient():
     (expected,), (found,) = both_gradients(policy, batch, 4, [policy.embed.weight])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=4e-6)
     policy.head.weight = nn.Parameter(policy.embed.weight.detach().clone())
-    assert (both_gradients(policy, batch, 4, [policy.embed.weight])[1][0] - found).norm() > 0.1 * found.norm()      # the head's share is not nothing
+    # the head's share is not nothing
+    assert (both_gradients(policy, batch, 4, [policy.embed.weight])[1][0] - found).norm() > 0.1 * found.norm()
 
 
 @pytest.mark.parametrize("frozen", ["head", "embed"])
@@ -138,8 +161,8 @@ def test_a_frozen_part_gets_no_gradient_and_changes_no_other(frozen):
 
 @pytest.mark.parametrize("chunk", [4, 1000])
 def test_products_in_bfloat16_and_sums_in_float32(chunk):
-    """Under autocast both forms round their factors to 8 bits; the plain form also rounds the head's gradient. Called outside of autocast, the backward pass knows
-    what the forward pass computed in."""
+    """Under autocast both forms round their factors to 8 bits; the plain form also rounds the head's
+    gradient. Called outside of autocast, the backward pass knows what the forward pass computed in."""
     policy, batch = ToyPolicy(), make_batch()
     upstream = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2))
     exact, _ = both_gradients(policy, batch, chunk, list(policy.parameters()))
@@ -163,7 +186,11 @@ def test_zero_outside_the_mask_and_nothing_scored_there():
     policy, batch = ToyPolicy(), make_batch()
     logp, entropy = completion_logprobs(policy, batch, temperature=1.0, chunk=5)
     assert (logp[~batch.mask] == 0).all() and (entropy[~batch.mask] == 0).all()
-    assert (logp[batch.mask] < 0).all() and (entropy[batch.mask] > 0).all() and (entropy <= math.log(V) + 1e-5).all()
+    assert (
+        (logp[batch.mask] < 0).all()
+        and (entropy[batch.mask] > 0).all()
+        and (entropy <= math.log(V) + 1e-5).all()
+    )
     assert policy.scored == batch.mask.sum() and policy.widest == 5
 
 
@@ -186,7 +213,8 @@ def test_entropy_carries_no_gradient_and_none_is_made_without_grad():
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_impossible_tokens_make_no_nan(temperature):
-    """The placeholder ids have the lowest float32 as logit: over a temperature below 1 that is -inf, and 0 * -inf is NaN."""
+    """The placeholder ids have the lowest float32 as logit: over a temperature below 1 that is -inf, and 0
+    * -inf is NaN."""
     policy, batch = ToyPolicy(impossible=[0, 1, 30]), make_batch()
     batch.tokens = batch.tokens.clamp(2, 29)
     logp, entropy = completion_logprobs(policy, batch, temperature=temperature, chunk=6)
@@ -226,10 +254,13 @@ def kept_bytes(chunk, vocab=4000, cap=40):
 
 
 def test_chunks_are_recomputed_not_kept():
-    """160 tokens x 4,000 words are 2.4 MiB of logits. Chunks that autograd keeps would save nothing, which is the bug this pins."""
+    """160 tokens x 4,000 words are 2.4 MiB of logits. Chunks that autograd keeps would save nothing, which
+    is the bug this pins."""
     logits = 160 * 4000 * 4
-    assert kept_bytes(chunk=1000) > 0.9 * logits  # one chunk holds them all ...
-    assert kept_bytes(chunk=20) < 0.1 * logits    # ... eight hold none of them
+    # one chunk holds them all ...
+    assert kept_bytes(chunk=1000) > 0.9 * logits
+    # ... eight hold none of them
+    assert kept_bytes(chunk=20) < 0.1 * logits
 
 
 class Large(TorchDispatchMode):
@@ -241,7 +272,10 @@ class Large(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        view = torch.is_tensor(out) and any(torch.is_tensor(a) and a.untyped_storage().data_ptr() == out.untyped_storage().data_ptr() for a in args)
+        view = torch.is_tensor(out) and any(
+            torch.is_tensor(a) and a.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
+            for a in args
+        )
         if torch.is_tensor(out) and out.numel() >= self.least and not view:
             self.seen.append(str(function))
         return out
@@ -249,7 +283,8 @@ class Large(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_backward_pass_makes_one_gradient_of_the_head(dtype):
-    """Eighty chunks, one (V, D) result, which is the gradient itself. Autograd would make one per chunk and add them."""
+    """Eighty chunks, one (V, D) result, which is the gradient itself. Autograd would make one per chunk
+    and add them."""
     policy, batch = ToyPolicy(4000), make_batch(torch.full((2, 2), 40), 40, 4000)
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16, cache_enabled=False):
         logp, _ = completion_logprobs(policy, batch, temperature=0.9, chunk=2)
@@ -259,8 +294,15 @@ def test_the_backward_pass_makes_one_gradient_of_the_head(dtype):
 
 
 def test_a_chunk_is_as_many_tokens_as_its_bytes_hold():
-    assert chunk_of(151936, 111.3, "cpu") == chunk_of(151936, None, "cpu") == 192 and chunk_of(151936, None, "cuda") == 880
-    assert chunk_of(151936, 0.01, "cpu") == 1 and chunk_of(151936, 9, "cpu") == 15 and chunk_of(128, 1, "cpu") == 2048
+    assert (
+        chunk_of(151936, 111.3, "cpu") == chunk_of(151936, None, "cpu") == 192
+        and chunk_of(151936, None, "cuda") == 880
+    )
+    assert (
+        chunk_of(151936, 0.01, "cpu") == 1
+        and chunk_of(151936, 9, "cpu") == 15
+        and chunk_of(128, 1, "cpu") == 2048
+    )
 
 
 def test_a_batch_without_tokens():
@@ -268,7 +310,9 @@ def test_a_batch_without_tokens():
     policy, batch = ToyPolicy(), make_batch(torch.zeros(1, 2, dtype=torch.long))
     logp, entropy = completion_logprobs(policy, batch, temperature=1.0, chunk=4)
     logp.sum().backward()
-    assert (logp == 0).all() and (entropy == 0).all() and all((p.grad == 0).all() for p in policy.parameters())
+    assert (
+        (logp == 0).all() and (entropy == 0).all() and all((p.grad == 0).all() for p in policy.parameters())
+    )
 
 
 @pytest.mark.parametrize("wrong", [dict(temperature=0, chunk=4), dict(temperature=1.0, chunk=0)])

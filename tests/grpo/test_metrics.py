@@ -50,7 +50,8 @@ def test_a_torn_last_line_is_dropped(path):
 
 
 def test_a_complete_object_without_its_newline_is_torn_too(path):
-    """It might be the beginning of another line's end: {"step": 2} is whole only if something after it says so."""
+    """It might be the beginning of another line's end: {"step": 2} is whole only if something after it
+    says so."""
     whole = write(path, 0)
     path.write_bytes(whole + b'{"step": 1}')
     assert [row["step"] for row in read(path)] == [0]
@@ -73,8 +74,16 @@ def test_resume_without_a_file_and_metrics_without_a_path(path):
 
 
 def test_numbers_of_any_kind_are_strict_json(path):
-    Metrics(path).write({"step": 1, "a": torch.tensor(0.5), "b": float("nan"), "c": float("inf"), "d": {"e": torch.ones(2)},
-                         "f": "\ud800 \u2028"})
+    Metrics(path).write(
+        {
+            "step": 1,
+            "a": torch.tensor(0.5),
+            "b": float("nan"),
+            "c": float("inf"),
+            "d": {"e": torch.ones(2)},
+            "f": "\ud800 \u2028",
+        }
+    )
     line = path.read_text()
     assert line.count("\n") == 1
     row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -92,7 +101,8 @@ def test_a_full_disk_leaves_whole_lines(path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, hard))       # room for a part of the line: what a full disk does
+        # room for a part of the line: what a full disk does
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, hard))
         with pytest.raises(OSError):
             Metrics(path).write({"step": 1, "reward": 0.123456789})
     finally:
@@ -103,8 +113,10 @@ def test_a_full_disk_leaves_whole_lines(path):
 
 def test_after_a_kill_and_a_resume_all_lines_are_whole(path):
     """The kernel may stop a write between two pages, so a long line can be torn; this run of it often is."""
-    program = ("import sys, itertools; from grpo.metrics import Metrics; m = Metrics(sys.argv[1])\n"
-               "for step in itertools.count(): m.write({'step': step, 'text': 'x' * 5000})")
+    program = (
+        "import sys, itertools; from grpo.metrics import Metrics; m = Metrics(sys.argv[1])\n"
+        "for step in itertools.count(): m.write({'step': step, 'text': 'x' * 5000})"
+    )
     child = subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=ROOT)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and (not path.exists() or path.stat().st_size < 200_000):

@@ -17,15 +17,34 @@ from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
 
 sys.path.insert(0, str(Path(__file__).parent))
-from plan_peak import prompts  # noqa: E402
-from tests.bench.timing import child  # noqa: E402
+from plan_peak import prompts
+from tests.bench.timing import child
 
 TINY = ModelConfig.from_folder(BUILT_IN)
-GATED = ModelConfig("qwen2_5_vl", vocab_size=90, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=6,
-                    num_key_value_heads=2, mrope_section=(1, 1, 2),
-                    image_token_id=80, video_token_id=81, vision_start_token_id=82, vision_end_token_id=83,
-                    vision=VisionConfig(depth=2, width=32, num_heads=2, intermediate_size=56, hidden_size=48, gated=True, window_size=56,
-                                        fullatt_block_indexes=(1,)))
+GATED = ModelConfig(
+    "qwen2_5_vl",
+    vocab_size=90,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    mrope_section=(1, 1, 2),
+    image_token_id=80,
+    video_token_id=81,
+    vision_start_token_id=82,
+    vision_end_token_id=83,
+    vision=VisionConfig(
+        depth=2,
+        width=32,
+        num_heads=2,
+        intermediate_size=56,
+        hidden_size=48,
+        gated=True,
+        window_size=56,
+        fullatt_block_indexes=(1,),
+    ),
+)
 
 
 def named(items):
@@ -44,13 +63,24 @@ def test_parameters_are_those_of_the_model(model):
 @pytest.mark.parametrize("model", [TINY, GATED], ids=["qwen2_vl", "qwen2_5_vl"])
 def test_kv_cache_is_what_prefill_makes(model):
     cfg = config.load("shapes", ["prompts=2", "group=3", "cap=7", "max_prompt=20"])
-    made = weights.init(model, 0).prefill(collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7)
+    made = weights.init(model, 0).prefill(
+        collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7
+    )
     planned = named(plan.make_plan(cfg, model).stages[0].rollout)
-    assert (planned["KV cache, prompts"], planned["KV cache, completions"], planned["masks"]) == cache_bytes(made)
-    few = weights.init(model, 0).prefill(collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7, slots=4)
-    assert tuple(named(plan.make_plan(replace(cfg, slots=4), model).stages[0].rollout)[name] for name in ("KV cache, prompts", "KV cache, completions", "masks")) == cache_bytes(few)
+    assert (planned["KV cache, prompts"], planned["KV cache, completions"], planned["masks"]) == cache_bytes(
+        made
+    )
+    few = weights.init(model, 0).prefill(
+        collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7, slots=4
+    )
+    assert tuple(
+        named(plan.make_plan(replace(cfg, slots=4), model).stages[0].rollout)[name]
+        for name in ("KV cache, prompts", "KV cache, completions", "masks")
+    ) == cache_bytes(few)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        low = weights.init(model, 0).prefill(collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7)
+        low = weights.init(model, 0).prefill(
+            collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7
+        )
     halved = named(plan.make_plan(cfg, model, dtype="bfloat16").stages[0].rollout)
     assert (halved["KV cache, prompts"], halved["KV cache, completions"], halved["masks"]) == cache_bytes(low)
 
@@ -71,35 +101,57 @@ def kept_by_autograd(model, count, length, group, cap, side, recompute):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor)                                                # else its address is used again
+            # else its address is used again
+            alive.append(tensor)
         return tensor
+
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         policy(batch, torch.full((count, group, cap), 11), torch.full((count, group), cap))
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("model, shape", [(TINY, (3, 24, 4, 16, 6)), (TINY, (2, 40, 8, 64, 6)), (TINY, (2, 100, 2, 10, 18)),
-                                          (GATED, (2, 40, 6, 30, 8))])
+@pytest.mark.parametrize(
+    "model, shape",
+    [
+        (TINY, (3, 24, 4, 16, 6)),
+        (TINY, (2, 40, 8, 64, 6)),
+        (TINY, (2, 100, 2, 10, 18)),
+        (GATED, (2, 40, 6, 30, 8)),
+    ],
+)
 def test_activations_are_what_autograd_keeps(model, shape):
     count, length, group, cap, side = shape
     load = plan.Load(count, length, side * side, count * group, cap)
     planned = {again: plan.activations(model, load, 4, again) for again in (False, True)}
     whole, inputs = (kept_by_autograd(model, *shape, again) for again in (False, True))
     assert planned[False] == pytest.approx(whole, rel=0.1)
-    # With recomputation the hooks see the blocks' inputs; the block being recomputed comes on top, at most a layer's share of the whole.
+    # With recomputation the hooks see the blocks' inputs; the block being recomputed comes on top, at most a
+    # layer's share of the whole.
     layers = min(model.num_hidden_layers, model.vision.depth)
     assert inputs < planned[True] < inputs + 1.3 * whole / layers
 
 
 MIDDLE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8}
-LARGE = {"hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 10, "num_attention_heads": 20, "num_key_value_heads": 4, "vocab_size": 8192}
+LARGE = {
+    "hidden_size": 640,
+    "intermediate_size": 2560,
+    "num_hidden_layers": 10,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 4,
+    "vocab_size": 8192,
+}
 
 
-@pytest.mark.parametrize("model, side, settings", [
-    ({}, 6, "prompts=8 group=8 cap=40 max_prompt=60"),
-    (MIDDLE, 12, "prompts=4 group=6 cap=60 max_prompt=100 loss.micro_tokens=1000 recompute=true"),
-    (MIDDLE | {"vocab_size": 50000}, 8, "prompts=1 group=2 cap=50 max_prompt=60 loss.logits_mib=10"),
-    (LARGE, 8, "prompts=2 group=4 cap=30 max_prompt=100 loss.micro_tokens=250")], ids=["built-in", "recomputed", "many words", "large, in two"])
+@pytest.mark.parametrize(
+    "model, side, settings",
+    [
+        ({}, 6, "prompts=8 group=8 cap=40 max_prompt=60"),
+        (MIDDLE, 12, "prompts=4 group=6 cap=60 max_prompt=100 loss.micro_tokens=1000 recompute=true"),
+        (MIDDLE | {"vocab_size": 50000}, 8, "prompts=1 group=2 cap=50 max_prompt=60 loss.logits_mib=10"),
+        (LARGE, 8, "prompts=2 group=4 cap=30 max_prompt=100 loss.micro_tokens=250"),
+    ],
+    ids=["built-in", "recomputed", "many words", "large, in two"],
+)
 def test_the_peak_of_learning_is_what_a_process_grows_by(model, side, settings):
     """1.5 to 100 million parameters, a picture in each prompt; a tenth is what --plan promises."""
     case = json.dumps({"model": model, "side": side, "settings": settings.split()})
@@ -108,18 +160,38 @@ def test_the_peak_of_learning_is_what_a_process_grows_by(model, side, settings):
 
 
 def test_micro_batches_are_cut_as_in_training():
-    for budget, count, group, cap, length in ((400, 5, 4, 20, 30), (100, 3, 8, 20, 30), (10_000, 5, 4, 20, 30), (10, 2, 4, 20, 30)):
-        cfg = config.load("shapes", [f"loss.micro_tokens={budget}", f"prompts={count}", f"group={group}", f"cap={cap}",
-                                     f"max_prompt={length}"])
-        batch = TrainBatch(prompts(TINY, count, length, 2), torch.zeros(count, group, cap, dtype=torch.long),
-                           torch.full((count, group), cap))
-        largest = max((part.length.shape for part, _, _ in batch.micro_batches(budget)), key=lambda shape: shape.numel())
+    for budget, count, group, cap, length in (
+        (400, 5, 4, 20, 30),
+        (100, 3, 8, 20, 30),
+        (10_000, 5, 4, 20, 30),
+        (10, 2, 4, 20, 30),
+    ):
+        cfg = config.load(
+            "shapes",
+            [
+                f"loss.micro_tokens={budget}",
+                f"prompts={count}",
+                f"group={group}",
+                f"cap={cap}",
+                f"max_prompt={length}",
+            ],
+        )
+        batch = TrainBatch(
+            prompts(TINY, count, length, 2),
+            torch.zeros(count, group, cap, dtype=torch.long),
+            torch.full((count, group), cap),
+        )
+        largest = max(
+            (part.length.shape for part, _, _ in batch.micro_batches(budget)), key=lambda shape: shape.numel()
+        )
         learning = plan.make_plan(cfg, TINY).stages[0].learning
         assert f"a micro-batch of {largest[0] * length + largest.numel() * cap:,} tokens" in learning[1].why
 
 
 def test_what_is_not_needed_is_not_planned():
-    held = [named(plan.make_plan(config.load("shapes", [f"loss.kl_coef={kl}"]), TINY).held) for kl in (0, 0.04)]
+    held = [
+        named(plan.make_plan(config.load("shapes", [f"loss.kl_coef={kl}"]), TINY).held) for kl in (0, 0.04)
+    ]
     assert held[0]["reference"] == 0 and held[1]["reference"] == held[1]["weights"] > 0
     assert not plan.make_plan(config.load("tiny_base"), TINY).stages[0].rollout
 
@@ -131,8 +203,14 @@ def test_the_optimizer_holds_what_is_planned():
         for parameter in policy.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-        held = sum(t.nbytes for p in policy.parameters() for t in optimizer.state(p).values() if torch.is_tensor(t) and t.dim())
-        rel = 0 if name == "adamw" else 0.12              # of Muon's, the plan forgets norms, biases and the patch embedding
+        held = sum(
+            t.nbytes
+            for p in policy.parameters()
+            for t in optimizer.state(p).values()
+            if torch.is_tensor(t) and t.dim()
+        )
+        # of Muon's, the plan forgets norms, biases and the patch embedding
+        rel = 0 if name == "adamw" else 0.12
         assert named(plan.make_plan(cfg, TINY).held)["optimizer"] == pytest.approx(held, rel=rel)
 
 
@@ -150,38 +228,65 @@ def cast_weights(model, recompute):
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             alive.append(tensor)
         return tensor
+
     batch = collate_prompts(prompts(model, 2, 21, 4), image_token=model.image_token_id)
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with (
+        torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
         policy(batch, torch.full((2, 3, 7), 11), torch.full((2, 3), 7))
     return sum(kept.values())
 
 
 def test_bfloat16_makes_no_copy_but_those_of_autocast():
-    """Weights, gradients and moments stay float32, the reference does not; of every matrix the backward pass keeps a copy in bfloat16, unless blocks are recomputed."""
+    """Weights, gradients and moments stay float32, the reference does not; of every matrix the backward
+    pass keeps a copy in bfloat16, unless blocks are recomputed."""
     cfg, small = config.load("shapes"), config.load("shapes", ["recompute=true"])
-    full, half, frugal = (plan.make_plan(c, TINY, dtype=dtype) for c, dtype in ((cfg, "float32"), (cfg, "bfloat16"), (small, "bfloat16")))
+    full, half, frugal = (
+        plan.make_plan(c, TINY, dtype=dtype)
+        for c, dtype in ((cfg, "float32"), (cfg, "bfloat16"), (small, "bfloat16"))
+    )
     count = sum(plan.parameters(TINY).values())
-    assert named(half.held) == named(full.held) | {"reference": 2 * count} and named(full.held)["weights"] == named(full.held)["reference"] == 4 * count
+    assert (
+        named(half.held) == named(full.held) | {"reference": 2 * count}
+        and named(full.held)["weights"] == named(full.held)["reference"] == 4 * count
+    )
     away = plan.make_plan(config.load("shapes", ["loss.reference_on=host"]), TINY)
     assert named(away.held) == named(full.held) | {"reference": 0}
     copies = [named(p.stages[0].learning)["bfloat16 copies"] for p in (full, half, frugal)]
     kept = cast_weights(TINY, False)
-    assert copies[0] == 0 and kept < copies[1] < 1.12 * kept        # a bound: nothing goes back through the patch embedding, and the head is used elsewhere
-    assert cast_weights(TINY, True) < copies[2] < copies[1] / 2     # the merger's; a block being recomputed comes on top
+    # a bound: nothing goes back through the patch embedding, and the head is used elsewhere
+    assert copies[0] == 0 and kept < copies[1] < 1.12 * kept
+    # the merger's; a block being recomputed comes on top
+    assert cast_weights(TINY, True) < copies[2] < copies[1] / 2
 
 
-@pytest.mark.parametrize("part, kept", [("vision", lambda p: p["vision"]), ("llm", lambda p: p["embedding"] + p["decoder"])])
+@pytest.mark.parametrize(
+    "part, kept", [("vision", lambda p: p["vision"]), ("llm", lambda p: p["embedding"] + p["decoder"])]
+)
 def test_frozen_parts_need_no_gradients_and_no_moments(part, kept):
-    plans = [plan.make_plan(config.load("shapes", [f"freeze={freeze}", "loss.micro_tokens=1000"]), TINY) for freeze in ("[]", f"[{part}]")]
+    plans = [
+        plan.make_plan(config.load("shapes", [f"freeze={freeze}", "loss.micro_tokens=1000"]), TINY)
+        for freeze in ("[]", f"[{part}]")
+    ]
     parts = plan.parameters(TINY)
     for items, key, each in (("held", "optimizer", 8), ("learning", "gradients", 4)):
-        full, frozen = (named(getattr(p, "held") if items == "held" else p.stages[0].learning)[key] for p in plans)
+        full, frozen = (
+            named(getattr(p, "held") if items == "held" else p.stages[0].learning)[key] for p in plans
+        )
         assert full - frozen == each * kept(parts)
     assert named(plans[0].held)["weights"] == named(plans[1].held)["weights"]
 
 
-@pytest.mark.parametrize("name, size", [("Qwen/Qwen2-VL-2B", 4_417_971_200), ("Qwen/Qwen2-VL-7B-Instruct", 16_582_751_232),
-                                        ("Qwen/Qwen2.5-VL-3B-Instruct", 7_509_245_952), ("Qwen/Qwen2.5-VL-7B-Instruct", 16_584_333_312)])
+@pytest.mark.parametrize(
+    "name, size",
+    [
+        ("Qwen/Qwen2-VL-2B", 4_417_971_200),
+        ("Qwen/Qwen2-VL-7B-Instruct", 16_582_751_232),
+        ("Qwen/Qwen2.5-VL-3B-Instruct", 7_509_245_952),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 16_584_333_312),
+    ],
+)
 def test_known_models_have_the_size_of_the_hubs_files(name, size):
     """`total_size` in the hub's model.safetensors.index.json, of bfloat16 weights."""
     assert 2 * sum(plan.parameters(known.KNOWN[name]).values()) == size
@@ -191,14 +296,29 @@ def test_a_known_model_is_planned_without_being_there(monkeypatch):
     monkeypatch.setattr(plan, "model_folder", lambda *_, **__: pytest.fail("asked for the model"))
     text = plan.text(config.load("visualthinker_sat"))
     assert "2.21 B parameters" in text and "1,500 steps" in text and "64 rows x 700 tokens" in text
-    assert plan.text(config.load("visualthinker_sat", ["model=Qwen/Qwen2-VL-2B@main"])).splitlines()[2:] == text.splitlines()[2:]
+    assert (
+        plan.text(config.load("visualthinker_sat", ["model=Qwen/Qwen2-VL-2B@main"])).splitlines()[2:]
+        == text.splitlines()[2:]
+    )
 
 
 def test_stages_cover_all_steps_and_ranks_share_the_prompts():
-    cfg = config.load("shapes", ["steps=50", "prompts=10", "group=4", "cap=32",
-                                 "stages=[{until: 20, group: 16, cap: 64}, {until: 30, group: 8, cap: 128}]"])
+    cfg = config.load(
+        "shapes",
+        [
+            "steps=50",
+            "prompts=10",
+            "group=4",
+            "cap=32",
+            "stages=[{until: 20, group: 16, cap: 64}, {until: 30, group: 8, cap: 128}]",
+        ],
+    )
     stages = plan.make_plan(cfg, TINY, ranks=4).stages
-    assert [(s.first, s.last, s.group, s.cap) for s in stages] == [(0, 19, 16, 64), (20, 29, 8, 128), (30, 49, 4, 32)]
+    assert [(s.first, s.last, s.group, s.cap) for s in stages] == [
+        (0, 19, 16, 64),
+        (20, 29, 8, 128),
+        (30, 49, 4, 32),
+    ]
     assert stages[2].tokens == (3 * cfg.max_prompt, 3 * 4 * 32)
     short = config.load("shapes", ["steps=10", "stages=[{until: 20, group: 16, cap: 64}]"])
     assert [(s.first, s.last) for s in plan.make_plan(short, TINY).stages] == [(0, 9)]
@@ -208,13 +328,30 @@ def test_the_table_loads_nothing_and_adds_up(monkeypatch):
     monkeypatch.setattr(weights, "load", lambda *_, **__: pytest.fail("--plan loaded weights"))
     cfg = config.load("shapes")
     text = plan.text(cfg)
-    for word in ("weights", "gradients", "optimizer", "reference", "KV cache, prompts", "KV cache, completions", "logits", "activations",
-                 "decode steps", "tokens", "peak"):
+    for word in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "reference",
+        "KV cache, prompts",
+        "KV cache, completions",
+        "logits",
+        "activations",
+        "decode steps",
+        "tokens",
+        "peak",
+    ):
         assert f"\n  {word}" in text or f"\n{word}" in text
     assert f"{cfg.cap * cfg.steps:,} over {cfg.steps:,} steps" in text
-    assert "rollouts" not in text and "\n  rollouts                           3  a step" in plan.text(config.load("shapes", ["sampling=dynamic", "loss.kl_coef=0", "max_rounds=3"]))
+    assert "rollouts" not in text and "\n  rollouts                           3  a step" in plan.text(
+        config.load("shapes", ["sampling=dynamic", "loss.kl_coef=0", "max_rounds=3"])
+    )
     made = plan.make_plan(cfg, TINY)
-    assert made.peak == max(plan.total(made.held) + plan.total(part) for stage in made.stages for part in (stage.rollout, stage.learning))
+    assert made.peak == max(
+        plan.total(made.held) + plan.total(part)
+        for stage in made.stages
+        for part in (stage.rollout, stage.learning)
+    )
 
 
 def test_the_copy_that_checkpoints_are_written_from():

@@ -1,4 +1,5 @@
-"""grpo/protocols.py: totals against closed forms and the paper's printed table, readings against a list of what models write, and against math-verify itself."""
+"""grpo/protocols.py: totals against closed forms and the paper's printed table, readings against a list of
+what models write, and against math-verify itself."""
 
 import time
 from math import sqrt
@@ -7,34 +8,68 @@ import pytest
 
 from data.types import Example
 from grpo import protocols
-from grpo.protocols import PAIRS, PROTOCOLS, Mark, family, mathvista, micro, paper, rounded, source_averaged, strict, task_averaged, truncated
+from grpo.protocols import (
+    PAIRS,
+    PROTOCOLS,
+    Mark,
+    family,
+    mathvista,
+    micro,
+    paper,
+    rounded,
+    source_averaged,
+    strict,
+    task_averaged,
+    truncated,
+)
 from grpo.statistics import wilson
 from grpo.subject import worded
 
 YES_NO = Example("u", "Is it?", ("yes", "no"), "yes")
 NO = Example("u", "Is it?", ("yes", "no"), "no")
 COUNT = Example("u", "How many?", ("3", "2", "1", "0"), "2")
-DESK = Example("u", "Which is closer?", ("the box (highlighted by a red box)", "the desk"), "the box (highlighted by a red box)")
+DESK = Example(
+    "u",
+    "Which is closer?",
+    ("the box (highlighted by a red box)", "the desk"),
+    "the box (highlighted by a red box)",
+)
 
 
 # ---- totals
 
+
 def test_the_paper_s_row_of_table_3():
-    """470/788, 434/650, 325/600 and 340/600 right are printed as 59.64, 66.76, 54.16, 56.66 and 59.47 in all: micro, and truncated (rounded it is 59.48)."""
-    counts = {"Count": (470, 788, "59.64"), "Relation": (434, 650, "66.76"), "Depth": (325, 600, "54.16"), "Distance": (340, 600, "56.66")}
+    """470/788, 434/650, 325/600 and 340/600 right are printed as 59.64, 66.76, 54.16, 56.66 and 59.47 in
+    all: micro, and truncated (rounded it is 59.48)."""
+    counts = {
+        "Count": (470, 788, "59.64"),
+        "Relation": (434, 650, "66.76"),
+        "Depth": (325, 600, "54.16"),
+        "Distance": (340, 600, "56.66"),
+    }
     for right, n, printed in counts.values():
         assert truncated(right / n) == printed
-    marks = [Mark(task, "somewhere", float(i < right)) for task, (right, n, _) in counts.items() for i in range(n)]
+    marks = [
+        Mark(task, "somewhere", float(i < right)) for task, (right, n, _) in counts.items() for i in range(n)
+    ]
     found = micro(marks)
-    assert len(marks) == 2638 and found["value"] == pytest.approx(1569 / 2638) and truncated(found["value"]) == "59.47"
+    assert (
+        len(marks) == 2638
+        and found["value"] == pytest.approx(1569 / 2638)
+        and truncated(found["value"]) == "59.47"
+    )
     assert found["interval"] == pytest.approx(wilson(1569, 2638))
     assert f"{100 * found['value']:.2f}" == "59.48" and rounded(found["value"]) == "59.5"
-    assert PROTOCOLS["paper"].shown is truncated and [name for name, each in PROTOCOLS.items() if each.shown is truncated] == ["paper"]
+    assert PROTOCOLS["paper"].shown is truncated and [
+        name for name, each in PROTOCOLS.items() if each.shown is truncated
+    ] == ["paper"]
 
 
 @pytest.mark.parametrize("n", [1, 3, 7, 100, 267, 600, 650, 788, 2638])
 def test_truncation_is_that_of_the_fraction(n):
-    """Floats come out a hair low (0.29 is 28.999… %): every count of every size is cut as whole-number arithmetic cuts it."""
+    """Floats come out a hair low (0.29 is 28.999… %): every count of every size is cut as whole-number
+    arithmetic cuts it."""
     for right in range(n + 1):
         assert truncated(right / n) == f"{right * 10_000 // n // 100}.{right * 10_000 // n % 100:02}"
 
@@ -48,16 +83,28 @@ def test_cambrian_s_total():
     found = source_averaged(marks)
     assert found["value"] == pytest.approx(((3 / 4 + 1 / 2) / 2 + 1 / 4) / 2)
     assert found["parts"] == {"ADE20K": 0.75, "COCO": 0.5, "Omni3D": 0.25}
-    assert micro(marks)["value"] == pytest.approx(6 / 14)                                   # and the two are not the same
+    # and the two are not the same
+    assert micro(marks)["value"] == pytest.approx(6 / 14)
     assert source_averaged(marks[::-1])["value"] == found["value"]
 
 
 def test_blink_s_total_is_the_mean_of_its_subtasks():
-    marks = [Mark(task, None, float(i < right)) for task, right, n in (("a", 1, 4), ("b", 6, 6), ("c", 0, 2)) for i in range(n)]
+    marks = [
+        Mark(task, None, float(i < right))
+        for task, right, n in (("a", 1, 4), ("b", 6, 6), ("c", 0, 2))
+        for i in range(n)
+    ]
     found = task_averaged(marks)
-    assert found["value"] == pytest.approx((1 / 4 + 1 + 0) / 3) and found["parts"] == {"a": 0.25, "b": 1.0, "c": 0.0} and micro(marks)["value"] == 7 / 12
+    assert (
+        found["value"] == pytest.approx((1 / 4 + 1 + 0) / 3)
+        and found["parts"] == {"a": 0.25, "b": 1.0, "c": 0.0}
+        and micro(marks)["value"] == 7 / 12
+    )
     alone = task_averaged(marks[:4])
-    assert (alone["value"], alone["interval"]) == (micro(marks[:4])["value"], pytest.approx(micro(marks[:4])["interval"]))
+    assert (alone["value"], alone["interval"]) == (
+        micro(marks[:4])["value"],
+        pytest.approx(micro(marks[:4])["interval"]),
+    )
 
 
 def test_its_interval_is_put_together_from_each_source_s():
@@ -66,7 +113,8 @@ def test_its_interval_is_put_together_from_each_source_s():
     parts = [(1 / 4, 300, 400), (1 / 4, 200, 400), (1 / 2, 300, 1200)]
     below = sum((w * (right / n - wilson(right, n)[0])) ** 2 for w, right, n in parts)
     assert found["value"] - low == pytest.approx(sqrt(below))
-    variance = sum(w**2 * right / n * (1 - right / n) / n for w, right, n in parts)         # with many questions: the normal interval
+    # with many questions: the normal interval
+    variance = sum(w**2 * right / n * (1 - right / n) / n for w, right, n in parts)
     assert high - low == pytest.approx(2 * 1.959964 * sqrt(variance), rel=0.01)
     low, high = source_averaged(marks_of(ADE20K=(4, 4), COCO=(4, 4), Omni3D=(4, 4)))["interval"]
     assert 0 < low < 1 and high == 1.0
@@ -81,30 +129,57 @@ def test_a_source_that_is_missing_is_named():
 
 # ---- what a completion says under the paper's protocol
 
-PAPER = [                                                   # completion, question, what is read, right?   As math-verify 0.8.0 and 0.9.0 have it
-    ("<answer>(A)</answer>", YES_NO, "(A)", True), ("<answer>A</answer>", YES_NO, "A", True), ("<answer> a </answer>", YES_NO, "a", True),
-    ("<answer>A. yes</answer>", YES_NO, "A", True), ("<answer>(A) yes</answer>", YES_NO, "(A)", True), ("<answer>yes</answer>", YES_NO, "yes", True),
-    ("<answer>B</answer>", YES_NO, "B", False), ("<answer>no</answer>", YES_NO, "no", False),
-    ("", YES_NO, None, False), ("<answer></answer>", YES_NO, None, False), ("<answer>G</answer>", YES_NO, None, False),
-    ("<answer>Yes</answer>", YES_NO, None, False),                                          # a choice counts in its own letters only
+# completion, question, what is read, right?   As math-verify 0.8.0 and 0.9.0 have it
+PAPER = [
+    ("<answer>(A)</answer>", YES_NO, "(A)", True),
+    ("<answer>A</answer>", YES_NO, "A", True),
+    ("<answer> a </answer>", YES_NO, "a", True),
+    ("<answer>A. yes</answer>", YES_NO, "A", True),
+    ("<answer>(A) yes</answer>", YES_NO, "(A)", True),
+    ("<answer>yes</answer>", YES_NO, "yes", True),
+    ("<answer>B</answer>", YES_NO, "B", False),
+    ("<answer>no</answer>", YES_NO, "no", False),
+    ("", YES_NO, None, False),
+    ("<answer></answer>", YES_NO, None, False),
+    ("<answer>G</answer>", YES_NO, None, False),
+    # a choice counts in its own letters only
+    ("<answer>Yes</answer>", YES_NO, None, False),
     ("<answer>（A）</answer>", YES_NO, None, False),
-    ("<answer>A or B</answer>", YES_NO, "A", True),                                         # the gate that `strict` closes
-    ("<answer>A or B or C</answer>", COUNT, "A", False),                                    # the first: the text begins with it
-    ("I think it is a cat", YES_NO, "a", True),                                             # the article
-    ("<answer>A</answer><answer>B</answer>", YES_NO, "A", True), ("not (A) but (B)", NO, "(B)", True),
-    ("<answer>\nB\n</answer>", NO, "B", True), ("<answer>B\nor A</answer>", YES_NO, None, False),        # a tag over two lines is no tag
-    ("The final answer is (B)", NO, "(B)", True), ("answer: B because A is far", NO, "B", True), ("**B**", NO, "B", True),
+    # the gate that `strict` closes
+    ("<answer>A or B</answer>", YES_NO, "A", True),
+    # the first: the text begins with it
+    ("<answer>A or B or C</answer>", COUNT, "A", False),
+    # the article
+    ("I think it is a cat", YES_NO, "a", True),
+    ("<answer>A</answer><answer>B</answer>", YES_NO, "A", True),
+    ("not (A) but (B)", NO, "(B)", True),
+    ("<answer>\nB\n</answer>", NO, "B", True),
+    # a tag over two lines is no tag
+    ("<answer>B\nor A</answer>", YES_NO, None, False),
+    ("The final answer is (B)", NO, "(B)", True),
+    ("answer: B because A is far", NO, "B", True),
+    ("**B**", NO, "B", True),
     ("<think>the answer: A, no</think> B.", NO, "A", False),
-    ("<answer>B) no</answer>", NO, "no", True), ("<answer>c</answer>", COUNT, "c", False),
-    ("<answer>2</answer>", COUNT, "2", True), ("<answer>2.0</answer>", COUNT, "2", True), ("<answer>two</answer>", COUNT, None, False),
-    ("There are 3 cats and 2 dogs", COUNT, "2", True), ("<answer>There are 2 organs</answer>", COUNT, "2", True),
-    ("<answer>the box (highlighted by a red box)</answer>", DESK, "the box (highlighted by a red box)", True), ("<answer>box</answer>", DESK, None, False),
-    ("<answer>The Box</answer>", DESK, None, False)]
+    ("<answer>B) no</answer>", NO, "no", True),
+    ("<answer>c</answer>", COUNT, "c", False),
+    ("<answer>2</answer>", COUNT, "2", True),
+    ("<answer>2.0</answer>", COUNT, "2", True),
+    ("<answer>two</answer>", COUNT, None, False),
+    ("There are 3 cats and 2 dogs", COUNT, "2", True),
+    ("<answer>There are 2 organs</answer>", COUNT, "2", True),
+    ("<answer>the box (highlighted by a red box)</answer>", DESK, "the box (highlighted by a red box)", True),
+    ("<answer>box</answer>", DESK, None, False),
+    ("<answer>The Box</answer>", DESK, None, False),
+]
 
 
 def read_as(text, example, said, right):
     found = paper(text, example)
-    expected = said and {"a": "yes", "b": "no"}.get(said.strip("()").lower(), said) if example.choices == ("yes", "no") else said
+    expected = (
+        said and {"a": "yes", "b": "no"}.get(said.strip("()").lower(), said)
+        if example.choices == ("yes", "no")
+        else said
+    )
     if example is COUNT and said and said.lower() in ("a", "c"):
         expected = {"a": "3", "c": "1"}[said.lower()]
     assert (found.answer, found.correct) == (expected, right), text
@@ -130,19 +205,27 @@ def test_what_compares_is_said(monkeypatch):
     monkeypatch.setattr(protocols, "math_verify", lambda: None)
     assert "not installed" in PROTOCOLS["paper"].checker()
     monkeypatch.setattr(protocols, "math_verify", lambda: "0.8.0")
-    assert PROTOCOLS["paper"].checker() == "math-verify 0.8.0" and PROTOCOLS["strict"].checker() == "our rule (strict)"
+    assert (
+        PROTOCOLS["paper"].checker() == "math-verify 0.8.0"
+        and PROTOCOLS["strict"].checker() == "our rule (strict)"
+    )
 
 
 def test_what_takes_for_ever_is_ended(monkeypatch, tmp_path):
-    """A checker that hangs on one completion is ended: that completion is unread, and the next one is read."""
+    """A checker that hangs on one completion is ended: that completion is unread, and the next one is
+    read."""
     file = tmp_path / "slow_verdict.py"
-    file.write_text("def verdict(text, example, length):\n    while text == 'hang':\n        pass\n    return 2.0 if text == 'B' else 0.0\n\n\n"
-                    "verdict.timeout = 0.5\n")
+    file.write_text(
+        "def verdict(text, example, length):\n    while text == 'hang':\n        pass\n    return 2.0 if "
+        "text == 'B' else 0.0\n\n\n"
+        "verdict.timeout = 0.5\n"
+    )
     monkeypatch.setattr(protocols, "VERDICT", file)
     monkeypatch.setattr(protocols, "math_verify", lambda: "a slow one")
     assert paper("<answer>hang</answer>", NO) == (None, None, "nothing parsed", False)
     assert paper("<answer>B</answer>", NO) == ("no", "B", "", True)
-    assert paper("<answer>A</answer>", NO) == (None, None, "nothing parsed", False)                  # what it says counts, not what our search finds
+    # what it says counts, not what our search finds
+    assert paper("<answer>A</answer>", NO) == (None, None, "nothing parsed", False)
     protocols.open_reward(f"{file}:verdict").close()
 
 
@@ -152,19 +235,39 @@ def test_long_texts_take_no_longer(monkeypatch):
     assert paper("A " * 5_000_000, YES_NO).why == "answer too long"
     start = time.process_time()
     for piece in ("answer ", "final answer ", "<answer>", "<answer>\n</answer>", "a ", "** "):
-        paper((piece * protocols.LONGEST)[:protocols.LONGEST], YES_NO)
-    assert time.process_time() - start < 10                                                 # 1 s on the slow machine that this was written on
-    assert strict("a\n" * 5_000_000, YES_NO, True).correct and strict("a " * 5_000_000, YES_NO, True).why == "answer too long"
+        paper((piece * protocols.LONGEST)[: protocols.LONGEST], YES_NO)
+    # 1 s on the slow machine that this was written on
+    assert time.process_time() - start < 10
+    assert (
+        strict("a\n" * 5_000_000, YES_NO, True).correct
+        and strict("a " * 5_000_000, YES_NO, True).why == "answer too long"
+    )
 
 
 # ---- the strict one, and direct prompts
 
-@pytest.mark.parametrize("text, letter, why", [
-    ("(A)", "A", ""), ("A", "A", ""), ("A. yes", "A", ""), ("yes", "A", ""), ("Yes.", "A", ""), ("\n (B) no\nUser: And now?", "B", ""),
-    ("<answer> (A) </answer>", "A", ""), ("A or B", None, "not a choice"), ("It is (A)", None, "not a choice"), ("", None, "empty answer"),
-    ("  \n ", None, "empty answer"), ("<answer>A</answer> <answer>A</answer>", None, "several answer tags"), ("</answer>", None, "unclosed answer tag")])
+
+@pytest.mark.parametrize(
+    "text, letter, why",
+    [
+        ("(A)", "A", ""),
+        ("A", "A", ""),
+        ("A. yes", "A", ""),
+        ("yes", "A", ""),
+        ("Yes.", "A", ""),
+        ("\n (B) no\nUser: And now?", "B", ""),
+        ("<answer> (A) </answer>", "A", ""),
+        ("A or B", None, "not a choice"),
+        ("It is (A)", None, "not a choice"),
+        ("", None, "empty answer"),
+        ("  \n ", None, "empty answer"),
+        ("<answer>A</answer> <answer>A</answer>", None, "several answer tags"),
+        ("</answer>", None, "unclosed answer tag"),
+    ],
+)
 def test_a_direct_prompt_asks_for_no_tag(text, letter, why):
-    """The first line that says something is the answer, and all of it; with a reasoning prompt the same text is unread."""
+    """The first line that says something is the answer, and all of it; with a reasoning prompt the same
+    text is unread."""
     found = strict(text, YES_NO, True)
     assert (found.letter, found.why, found.correct) == (letter, why, letter == "A")
     assert "<answer>" in text or strict(text, YES_NO).answer is None
@@ -172,19 +275,37 @@ def test_a_direct_prompt_asks_for_no_tag(text, letter, why):
 
 # ---- MathVista's comparison
 
+
 def question(answer, kind, **extra):
-    return Example("u", "?", (), answer, extra={"answer_type": kind, "precision": 1.0, "kind": "number", **extra})
+    return Example(
+        "u", "?", (), answer, extra={"answer_type": kind, "precision": 1.0, "kind": "number", **extra}
+    )
 
 
-@pytest.mark.parametrize("example, said, right", [
-    (question("1.2", "float"), "1.2", True), (question("1.2", "float"), "1.23 m", True), (question("1.2", "float"), "1.3", False),
-    (question("1.2", "float"), r"\frac{6}{5}", True), (question("1.25", "float", precision=2.0), "1.2", False), (question("1.2", "float"), "about 1.2", None),
-    (question("7", "integer"), "7", True), (question("7", "integer"), "7.9", True), (question("7", "integer"), "8", False),  # it cuts, as theirs does
-    (question("7", "integer"), "seven", None), (question("7", "integer"), "1e999", None), (question("7", "integer", precision=None), "7 cm", True),
-    (question("[0, 5]", "list"), "[0,5]", True), (question("[0, 5]", "list"), "[5,0]", False),
-    (Example("u", "?", ("145°", "35°"), "145°", extra={"answer_type": "text"}), "145", True),                                   # the nearest choice
-    (Example("u", "?", ("145°", "35°"), "145°", extra={"answer_type": "text"}), "(B)", False),
-    (Example("u", "?", ("145°", "35°"), "145°", extra={"answer_type": "text"}), "A", True)])
+# the nearest choice
+@pytest.mark.parametrize(
+    "example, said, right",
+    [
+        (question("1.2", "float"), "1.2", True),
+        (question("1.2", "float"), "1.23 m", True),
+        (question("1.2", "float"), "1.3", False),
+        (question("1.2", "float"), r"\frac{6}{5}", True),
+        (question("1.25", "float", precision=2.0), "1.2", False),
+        (question("1.2", "float"), "about 1.2", None),
+        (question("7", "integer"), "7", True),
+        (question("7", "integer"), "7.9", True),
+        # it cuts, as theirs does
+        (question("7", "integer"), "8", False),
+        (question("7", "integer"), "seven", None),
+        (question("7", "integer"), "1e999", None),
+        (question("7", "integer", precision=None), "7 cm", True),
+        (question("[0, 5]", "list"), "[0,5]", True),
+        (question("[0, 5]", "list"), "[5,0]", False),
+        (Example("u", "?", ("145°", "35°"), "145°", extra={"answer_type": "text"}), "145", True),
+        (Example("u", "?", ("145°", "35°"), "145°", extra={"answer_type": "text"}), "(B)", False),
+        (Example("u", "?", ("145°", "35°"), "145°", extra={"answer_type": "text"}), "A", True),
+    ],
+)
 def test_mathvista_compares_as_its_owners_do(example, said, right):
     found = mathvista(f"<think> so </think> <answer> {said} </answer>", example)
     assert found.correct == bool(right) and (found.answer is None) == (right is None), found
@@ -192,6 +313,7 @@ def test_mathvista_compares_as_its_owners_do(example, said, right):
 
 
 # ---- who is asked how
+
 
 def test_a_template_says_whom_it_asks():
     for kind, pair in PAIRS.items():
@@ -201,11 +323,22 @@ def test_a_template_says_whom_it_asks():
 
 def test_prompt_and_template_choose_among_four():
     free, own = PROTOCOLS["paper"], PROTOCOLS["strict"]
-    assert worded("visualthinker", free, None, keep=False) == worded("visualthinker_direct", free, "reasoning", keep=False) == "visualthinker"
+    assert (
+        worded("visualthinker", free, None, keep=False)
+        == worded("visualthinker_direct", free, "reasoning", keep=False)
+        == "visualthinker"
+    )
     assert worded("visualthinker", own, "direct", keep=True) == "visualthinker_direct"
-    assert worded("chatml", own, None, keep=True) == worded("chatml", own, "reasoning", keep=True) == "chatml"         # as it was trained
-    assert worded("chatml", free, None, keep=False) == worded("chatml_direct", own, "reasoning", keep=True) == "chatml_eval"
+    # as it was trained
+    assert worded("chatml", own, None, keep=True) == worded("chatml", own, "reasoning", keep=True) == "chatml"
+    assert (
+        worded("chatml", free, None, keep=False)
+        == worded("chatml_direct", own, "reasoning", keep=True)
+        == "chatml_eval"
+    )
     assert worded("chatml", own, "direct", keep=True) == "chatml_direct"
-    assert worded("shapes", free, None, keep=False) == worded("shapes", own, "reasoning", keep=True) == "shapes"
+    assert (
+        worded("shapes", free, None, keep=False) == worded("shapes", own, "reasoning", keep=True) == "shapes"
+    )
     with pytest.raises(ValueError, match="--prompt: the template shapes has no direct form"):
         worded("shapes", own, "direct", keep=True)

@@ -1,7 +1,8 @@
-"""Mathematics is pure: no function writes its arguments, consumes randomness, or answers differently when asked again.
+"""Mathematics is pure: no function writes its arguments, consumes randomness, or answers differently when
+asked again.
 
-Pins the most instructive bug of the field: a log-prob function that zeroed its labels through a view, so that the normaliser computed from
-them afterwards was wrong, and Adam hid it.
+Pins the most instructive bug of the field: a log-prob function that zeroed its labels through a view, so that
+the normaliser computed from them afterwards was wrong, and Adam hid it.
 """
 
 import copy
@@ -42,20 +43,38 @@ class Policy(nn.Module):
         return nn.functional.linear(hidden, head)
 
 
-BATCH = SimpleNamespace(prompts=draw(2, 3), tokens=torch.arange(20).reshape(2, 2, 5) % 7, length=MASK.sum(1).reshape(2, 2), mask=MASK)
+BATCH = SimpleNamespace(
+    prompts=draw(2, 3),
+    tokens=torch.arange(20).reshape(2, 2, 5) % 7,
+    length=MASK.sum(1).reshape(2, 2),
+    mask=MASK,
+)
 
-CASES = {  # every public function: arguments for a call
+# every public function: arguments for a call
+CASES = {
     (objective, "group_advantages"): [((draw(3, 4),), dict(scale=s)) for s in ("std", "none", "batch")],
     (objective, "token_ratio"): [((LOGP, OLD), {})],
     (objective, "sequence_ratio"): [((LOGP, OLD, MASK), {})],
     (objective, "clipped_surrogate"): [((LOGP.exp(), ROWS, *CLIP), {})],
     (objective, "clip_cases"): [((LOGP.exp(), ROWS, *CLIP), {})],
-    **{(objective, name): [((LOGP, OLD, ROWS, MASK, *CLIP), {})] for name in ("clip", "gspo", "cispo", "reinforce")},
+    **{
+        (objective, name): [((LOGP, OLD, ROWS, MASK, *CLIP), {})]
+        for name in ("clip", "gspo", "cispo", "reinforce")
+    },
     **{(objective, name): [((LOGP, REF, LOGP.exp()), {})] for name in ("k1", "k2", "k3", "k3_is")},
-    (objective, "token_weights"): [((MASK, how), dict(tokens=11, completions=4, cap=5)) for how in ("token", "completion", "constant")],
-    (objective, "policy_loss"): [((LOGP, old, ref, ROWS[:, 0], WEIGHT), dict(kl_coef=0.1 if ref is not None else 0.0, kl=kl, surrogate=s))
-                                 for old in (OLD, None) for ref in (REF, None)
-                                 for kl in ("k1", "k3_is") for s in ("clip", "gspo", "cispo", "reinforce")],
+    (objective, "token_weights"): [
+        ((MASK, how), dict(tokens=11, completions=4, cap=5)) for how in ("token", "completion", "constant")
+    ],
+    (objective, "policy_loss"): [
+        (
+            (LOGP, old, ref, ROWS[:, 0], WEIGHT),
+            dict(kl_coef=0.1 if ref is not None else 0.0, kl=kl, surrogate=s),
+        )
+        for old in (OLD, None)
+        for ref in (REF, None)
+        for kl in ("k1", "k3_is")
+        for s in ("clip", "gspo", "cispo", "reinforce")
+    ],
     (objective, "gradient_weight"): [((LOGP, old, ROWS[:, 0], WEIGHT), {}) for old in (OLD, None)],
     (objective, "choose"): [(("thing", "a", {"a": 1}), {})],
     (sampling, "log_distribution"): [((draw(3, 7), 0.7), {})],
@@ -63,8 +82,16 @@ CASES = {  # every public function: arguments for a call
     (sampling, "uniforms"): [((1, 2, [3, 4], 2, 5), {})],
     (sampling, "uid_hash"): [(("shapes/0",), {})],
     (logprobs, "chunk_of"): [((7, mib, "cpu"), {}) for mib in (None, 0.001)],
-    (logprobs, "completion_logprobs"): [((Policy(), BATCH), dict(temperature=0.7, chunk=chunk)) for chunk in (2, 100)],
-    (logprobs, "masked_logprobs"): [((Policy(), draw(4, 5, 3), torch.arange(20).reshape(4, 5) % 7, MASK), dict(temperature=0.7, chunk=chunk)) for chunk in (2, 100)],
+    (logprobs, "completion_logprobs"): [
+        ((Policy(), BATCH), dict(temperature=0.7, chunk=chunk)) for chunk in (2, 100)
+    ],
+    (logprobs, "masked_logprobs"): [
+        (
+            (Policy(), draw(4, 5, 3), torch.arange(20).reshape(4, 5) % 7, MASK),
+            dict(temperature=0.7, chunk=chunk),
+        )
+        for chunk in (2, 100)
+    ],
     (schedule, "lr_at"): [((3,), dict(lr=1.0, warmup=2, decay="cosine", steps=9))],
     (schedule, "stage_at"): [((3, [SimpleNamespace(until=2), SimpleNamespace(until=5)], None), {})],
 }
@@ -96,24 +123,35 @@ def test_no_function_writes_its_arguments(module, name):
         random, versions = torch.get_rng_state(), [t._version for t in tensors((args, kwargs))]
         first, second = function(*args, **kwargs), function(*args, **kwargs)
         assert same((args, kwargs), before), "an argument changed"
-        assert [t._version for t in tensors((args, kwargs))] == versions, "an argument was written to, if only with what it held"
-        assert same(first, second) and (tensors(first) or first == second), "the second call answered differently"
+        assert [t._version for t in tensors((args, kwargs))] == versions, (
+            "an argument was written to, if only with what it held"
+        )
+        assert same(first, second) and (tensors(first) or first == second), (
+            "the second call answered differently"
+        )
         assert torch.equal(torch.get_rng_state(), random), "the random generator moved"
         if name != "choose":
             storages = {t.untyped_storage().data_ptr() for t in tensors((args, kwargs))}
-            assert not any(t.untyped_storage().data_ptr() in storages for t in tensors(first)), "a result is a view of an argument"
+            assert not any(t.untyped_storage().data_ptr() in storages for t in tensors(first)), (
+                "a result is a view of an argument"
+            )
 
 
 def test_every_public_function_is_listed():
     """So that a new function can't be forgotten here."""
     for module in (objective, sampling, logprobs, schedule):
-        public = {n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__ and not n.startswith("_")}
+        public = {
+            n
+            for n, f in vars(module).items()
+            if inspect.isfunction(f) and f.__module__ == module.__name__ and not n.startswith("_")
+        }
         assert public == {name for owner, name in CASES if owner is module}
 
 
 def test_this_test_can_fail():
     def writes(x):
         return x.view(-1).zero_()
+
     x = draw(2, 2)
     version = x._version
     writes(x)

@@ -1,4 +1,5 @@
-"""Every recipe: its plan, its dry run, and two steps of it with its own choices, scaled down, on a tiny random checkpoint; and what its settings promise."""
+"""Every recipe: its plan, its dry run, and two steps of it with its own choices, scaled down, on a tiny
+random checkpoint; and what its settings promise."""
 
 import json
 import shutil
@@ -16,15 +17,33 @@ from grpo.checkpoint import complete
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from qwen import jsonl_folder, problems_file, qwen_folder, sat_file  # noqa: E402
+from qwen import jsonl_folder, problems_file, qwen_folder, sat_file
 
 RECIPES = list(config.recipes())
 REAL = [name for name in RECIPES if config.load(name).model not in ("tiny",)]
-# Nothing a recipe chooses is touched, only how much of it there is. A random policy never answers right, so it is paid for its length as well.
-SMALL = ["steps=2", "prompts=2", "group=3", "cap=40", "max_rounds=2", "max_pixels=6272", "min_pixels=3136", "device=cpu", "dtype=float32", "eval.items=2", "eval.every=0",
-         "eval.cap=4", "save.every=1", "save.keep=0", "optim.warmup=0", "optim.lr=1e-3"]
+# Nothing a recipe chooses is touched, only how much of it there is. A random policy never answers right, so
+# it is paid for its length as well.
+SMALL = [
+    "steps=2",
+    "prompts=2",
+    "group=3",
+    "cap=40",
+    "max_rounds=2",
+    "max_pixels=6272",
+    "min_pixels=3136",
+    "device=cpu",
+    "dtype=float32",
+    "eval.items=2",
+    "eval.every=0",
+    "eval.cap=4",
+    "save.every=1",
+    "save.keep=0",
+    "optim.warmup=0",
+    "optim.lr=1e-3",
+]
 PAID = ["rewards.length=100"]
-OWN = {"vision_r1_rl": ["stages=[{until: 1, group: 4, cap: 12}]"], "vision_r1_cold": ["cap=60"]}       # its documents are that long
+# its documents are that long
+OWN = {"vision_r1_rl": ["stages=[{until: 1, group: 4, cap: 12}]"], "vision_r1_cold": ["cap=60"]}
 
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -40,13 +59,27 @@ def data(tmp_path_factory):
     """{task: a file or folder in its layout}."""
     folder = tmp_path_factory.mktemp("data")
     sat = sat_file(folder / "SAT_train.parquet")
-    return {"sat": sat, "sat_paper": sat, "jsonl": jsonl_folder(folder / "mine", documents=True), "vision_r1": problems_file(folder / "train.parquet")}
+    return {
+        "sat": sat,
+        "sat_paper": sat,
+        "jsonl": jsonl_folder(folder / "mine", documents=True),
+        "vision_r1": problems_file(folder / "train.parquet"),
+    }
 
 
 def small(recipe, base, data, out, *settings):
     """The command line of a recipe scaled down."""
     cfg = config.load(recipe)
-    return [recipe, f"model={base}", f"data={data[cfg.task]}", f"out={out}", *SMALL, *(PAID if cfg.method == "grpo" else []), *OWN.get(recipe, []), *settings]
+    return [
+        recipe,
+        f"model={base}",
+        f"data={data[cfg.task]}",
+        f"out={out}",
+        *SMALL,
+        *(PAID if cfg.method == "grpo" else []),
+        *OWN.get(recipe, []),
+        *settings,
+    ]
 
 
 def trained(recipe, base, data, out, *settings):
@@ -61,13 +94,17 @@ def metrics(folder):
 
 def moved(base, folder):
     """Names of the weights that training changed, and of those it did not: bit for bit."""
-    before, after = load_file(base / "model.safetensors"), load_file(complete(folder)[-1] / "model.safetensors")
+    before, after = (
+        load_file(base / "model.safetensors"),
+        load_file(complete(folder)[-1] / "model.safetensors"),
+    )
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     return changed, before.keys() - changed
 
 
 # ---- all of them
+
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_plan(recipe, capsys, monkeypatch):
@@ -84,28 +121,69 @@ def test_two_steps(recipe, base, data, tmp_path, capsys):
     out = trained(recipe, base, data, tmp_path / "run")
     cfg, rows = config.load(tmp_path / "run" / "config.yaml"), [row for row in metrics(out) if row["step"]]
     assert [row["step"] for row in rows] == [1, 2] and all(row["grad_norm"] > 0 for row in rows)
-    named = {"group", "cap", "loss", "rewards", "advantage", "template", "task", "freeze", "sampling", "enough", "sft"}
+    named = {
+        "group",
+        "cap",
+        "loss",
+        "rewards",
+        "advantage",
+        "template",
+        "task",
+        "freeze",
+        "sampling",
+        "enough",
+        "sft",
+    }
     ours = config.load(recipe)
-    assert [key for key in named - {"group", "cap", "rewards"} if getattr(cfg, key) != getattr(ours, key)] == []
+    assert [
+        key for key in named - {"group", "cap", "rewards"} if getattr(cfg, key) != getattr(ours, key)
+    ] == []
     assert cfg.optim.decay == ours.optim.decay and set(ours.rewards) <= set(cfg.rewards)
     changed, kept = moved(base, out)
-    frozen = {"vision": {n for n in changed | kept if n.startswith("visual.")}, "llm": {n for n in changed | kept if not n.startswith("visual.")}}
-    assert kept == set().union(*(frozen[part] for part in cfg.freeze)), "what is frozen stays, to the bit, and all else moves"
+    frozen = {
+        "vision": {n for n in changed | kept if n.startswith("visual.")},
+        "llm": {n for n in changed | kept if not n.startswith("visual.")},
+    }
+    assert kept == set().union(*(frozen[part] for part in cfg.freeze)), (
+        "what is frozen stays, to the bit, and all else moves"
+    )
     assert bool(kept) == ("frozen" in recipe)
 
 
 # ---- what single recipes promise
 
+
 def test_the_papers_numbers_are_the_recipes():
     """arXiv 2503.05132, Table 2 and the released script."""
     cfg = config.load("visualthinker_sat")
     assert (cfg.prompts, cfg.group, cfg.cap, cfg.max_prompt, cfg.steps) == (8, 8, 700, 1024, 1500)
-    assert (cfg.min_pixels, cfg.max_pixels, cfg.temperature, cfg.template, cfg.model) == (3136, 401408, 1.0, "visualthinker", "Qwen/Qwen2-VL-2B")
-    assert (cfg.optim.lr, cfg.optim.decay, cfg.optim.warmup, cfg.optim.weight_decay, cfg.optim.max_grad_norm) == (1e-6, "linear", 0, 0, 1.0)
-    assert (cfg.loss.kl_coef, cfg.loss.kl, cfg.loss.updates, cfg.loss.weighting, cfg.advantage) == (0.04, "k3", 1, "completion", "std")
+    assert (cfg.min_pixels, cfg.max_pixels, cfg.temperature, cfg.template, cfg.model) == (
+        3136,
+        401408,
+        1.0,
+        "visualthinker",
+        "Qwen/Qwen2-VL-2B",
+    )
+    assert (
+        cfg.optim.lr,
+        cfg.optim.decay,
+        cfg.optim.warmup,
+        cfg.optim.weight_decay,
+        cfg.optim.max_grad_norm,
+    ) == (1e-6, "linear", 0, 0, 1.0)
+    assert (cfg.loss.kl_coef, cfg.loss.kl, cfg.loss.updates, cfg.loss.weighting, cfg.advantage) == (
+        0.04,
+        "k3",
+        1,
+        "completion",
+        "std",
+    )
     sft = config.load("sat_sft")
     assert (sft.method, sft.optim.lr, sft.sft.loss_on) == ("sft", 2e-5, "answer")
-    assert [(s.group, s.cap) for s in (*config.load("vision_r1_rl").stages, config.load("vision_r1_rl"))] == [(16, 4096), (8, 8192)]
+    assert [(s.group, s.cap) for s in (*config.load("vision_r1_rl").stages, config.load("vision_r1_rl"))] == [
+        (16, 4096),
+        (8, 8192),
+    ]
     for name in ("sat_gpg", "sat_dapo"):
         assert config.load(name).loss.kl_coef == 0 and config.load(name).sampling == "dynamic"
 
@@ -117,9 +195,21 @@ def test_every_recipe_is_in_the_docs_with_its_command():
 
 @pytest.mark.parametrize("loss_on", ["answer", "prompt_and_answer"])
 def test_imitation_of_the_papers_kind(base, data, tmp_path, loss_on):
-    rows = metrics(trained("sat_sft", base, data, tmp_path / "run", f"sft.loss_on={loss_on}", "steps=6", "optim.lr=1e-2", "eval.items=0"))
+    rows = metrics(
+        trained(
+            "sat_sft",
+            base,
+            data,
+            tmp_path / "run",
+            f"sft.loss_on={loss_on}",
+            "steps=6",
+            "optim.lr=1e-2",
+            "eval.items=0",
+        )
+    )
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
-    assert (rows[0]["loss"] == pytest.approx(rows[0]["nll"])) == (loss_on == "answer")          # nll is that of the answers alone
+    # nll is that of the answers alone
+    assert (rows[0]["loss"] == pytest.approx(rows[0]["nll"])) == (loss_on == "answer")
 
 
 def test_sampling_settings_of_the_folder_do_not_leak(base, data, tmp_path):
@@ -127,13 +217,18 @@ def test_sampling_settings_of_the_folder_do_not_leak(base, data, tmp_path):
     plain = Path(shutil.copytree(base, tmp_path / "plain"))
     values = json.loads((plain / "generation_config.json").read_text())
     (plain / "generation_config.json").write_text(json.dumps({"eos_token_id": values["eos_token_id"]}))
-    runs = [trained("visualthinker_sat", folder, data, tmp_path / name, "eval.items=0") for folder, name in ((base, "a"), (plain, "b"))]
+    runs = [
+        trained("visualthinker_sat", folder, data, tmp_path / name, "eval.items=0")
+        for folder, name in ((base, "a"), (plain, "b"))
+    ]
     assert metrics(runs[0]) == metrics(runs[1])
-    assert metrics(runs[0])[0]["entropy"] > 1                                                    # and it is sampled, at temperature 1
+    # and it is sampled, at temperature 1
+    assert metrics(runs[0])[0]["entropy"] > 1
 
 
 def ends_as(straight, killed, monkeypatch, run_it):
-    """A run whose save is `killed`, started again, ends as the `straight` one: its metrics and every file of the last checkpoint."""
+    """A run whose save is `killed`, started again, ends as the `straight` one: its metrics and every file
+    of the last checkpoint."""
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, "save", killed)
         run_it()
@@ -145,14 +240,23 @@ def ends_as(straight, killed, monkeypatch, run_it):
 
 # ---- dynamic sampling, in a run
 
+
 def test_dynamic_sampling_draws_again_and_goes_on_exactly(base, data, tmp_path, monkeypatch):
-    """Paid for format, as a random policy never is, all groups are idle: every round is used. Paid for length, next to none is."""
-    idle = metrics(trained("sat_gpg", base, data, tmp_path / "idle", "rewards={format: 1}", "max_rounds=3", "eval.items=0"))
+    """Paid for format, as a random policy never is, all groups are idle: every round is used. Paid for
+    length, next to none is."""
+    idle = metrics(
+        trained(
+            "sat_gpg", base, data, tmp_path / "idle", "rewards={format: 1}", "max_rounds=3", "eval.items=0"
+        )
+    )
     assert all(row["sampling/rounds"] == 3 and row["grad_norm"] == 0 for row in idle)
-    assert [row["sampling/frac_resampled"] for row in idle] == pytest.approx([4 / 6, 3 / 5])         # in the second step a question came up twice, and was asked once
+    # in the second step a question came up twice, and was asked once
+    assert [row["sampling/frac_resampled"] for row in idle] == pytest.approx([4 / 6, 3 / 5])
     settings = ("max_rounds=4", "enough=1", "group=2", "steps=3", "cap=6", "eval.items=0")
     straight = trained("sat_dapo", base, data, tmp_path / "straight", *settings)
-    assert any(row["sampling/rounds"] > 1 for row in metrics(straight)), "cap 6 and groups of 2: some end alike"
+    assert any(row["sampling/rounds"] > 1 for row in metrics(straight)), (
+        "cap 6 and groups of 2: some end alike"
+    )
     assert all(row["grad_norm"] > 0 and row["sampling/logp_gap_max"] < 1e-4 for row in metrics(straight))
 
     real = checkpoint.save
@@ -161,14 +265,21 @@ def test_dynamic_sampling_draws_again_and_goes_on_exactly(base, data, tmp_path, 
         real(folder, step, *args, **how)
         if step == 2:
             raise KeyboardInterrupt
-    ends_as(straight, killed, monkeypatch, lambda: trained("sat_dapo", base, data, tmp_path / "killed", *settings))
+
+    ends_as(
+        straight, killed, monkeypatch, lambda: trained("sat_dapo", base, data, tmp_path / "killed", *settings)
+    )
 
 
 # ---- both architectures, from files, end to end
 
-@pytest.mark.parametrize("architecture, task", [("qwen2_vl", "jsonl"), ("qwen2_5_vl", "sat"), ("qwen2_5_vl", "jsonl")])
+
+@pytest.mark.parametrize(
+    "architecture, task", [("qwen2_vl", "jsonl"), ("qwen2_5_vl", "sat"), ("qwen2_5_vl", "jsonl")]
+)
 def test_three_steps_and_an_exact_resume(architecture, task, data, tmp_path, monkeypatch):
-    """A JSONL folder and a parquet file with photographs: all parameters move, and a run that was stopped ends as one that was not."""
+    """A JSONL folder and a parquet file with photographs: all parameters move, and a run that was stopped
+    ends as one that was not."""
     model = qwen_folder(tmp_path / "model", architecture)
     settings = (f"task={task}", f"data={data[task]}", "steps=3", "cap=12", "loss.kl_coef=0.04")
     straight = trained("visualthinker_sat", model, data, tmp_path / "straight", *settings)
@@ -180,51 +291,110 @@ def test_three_steps_and_an_exact_resume(architecture, task, data, tmp_path, mon
         if step == 3:
             raise KeyboardInterrupt
         return real(folder, step, *args, **how)
-    ends_as(straight, killed, monkeypatch, lambda: trained("visualthinker_sat", model, data, tmp_path / "killed", *settings))
+
+    ends_as(
+        straight,
+        killed,
+        monkeypatch,
+        lambda: trained("visualthinker_sat", model, data, tmp_path / "killed", *settings),
+    )
 
 
 # ---- where a model comes from
 
+
 def test_a_hub_model_is_fetched_by_pattern_at_its_revision(base, monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "snapshot", lambda *args: asked.append(args) or base)
-    assert run.model_folder("Qwen/Qwen2-VL-2B", "abc") == base and run.model_folder("Qwen/Qwen2-VL-2B@v1", "abc") == base
-    assert asked == [("Qwen/Qwen2-VL-2B", run.HUB_FILES, "model", "abc"), ("Qwen/Qwen2-VL-2B", run.HUB_FILES, "model", "v1")]
+    assert (
+        run.model_folder("Qwen/Qwen2-VL-2B", "abc") == base
+        and run.model_folder("Qwen/Qwen2-VL-2B@v1", "abc") == base
+    )
+    assert asked == [
+        ("Qwen/Qwen2-VL-2B", run.HUB_FILES, "model", "abc"),
+        ("Qwen/Qwen2-VL-2B", run.HUB_FILES, "model", "v1"),
+    ]
     from fnmatch import fnmatch
+
     fetched = lambda name: any(fnmatch(name, pattern) for pattern in run.HUB_FILES)  # noqa: E731
-    assert all(map(fetched, ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json", "merges.txt", *checkpoint.SIDE_FILES)))
-    assert not any(map(fetched, ("pytorch_model.bin", "modeling_qwen.py", "model.pt", "README.md", "training_args.bin", "model.gguf")))
-    assert run.model_folder(str(base)) == base and len(asked) == 2                               # a folder that is there wins
+    assert all(
+        map(
+            fetched,
+            (
+                "config.json",
+                "model-00001-of-00002.safetensors",
+                "model.safetensors.index.json",
+                "tokenizer.json",
+                "merges.txt",
+                *checkpoint.SIDE_FILES,
+            ),
+        )
+    )
+    assert not any(
+        map(
+            fetched,
+            (
+                "pytorch_model.bin",
+                "modeling_qwen.py",
+                "model.pt",
+                "README.md",
+                "training_args.bin",
+                "model.gguf",
+            ),
+        )
+    )
+    # a folder that is there wins
+    assert run.model_folder(str(base)) == base and len(asked) == 2
 
 
 def test_a_run_keeps_to_the_commit_it_began_with(base, data, tmp_path, monkeypatch):
-    """The branch moves between two starts: the second still asks for the first one's commit, and the weights of its reference are that one's."""
+    """The branch moves between two starts: the second still asks for the first one's commit, and the
+    weights of its reference are that one's."""
     asked, cache = [], tmp_path / "hub" / "snapshots"
     for commit in ("c0ffee", "decaf0"):
         shutil.copytree(base, cache / commit)
 
     def snapshot(repo, files, kind, revision):
         asked.append(revision)
-        return cache / ("c0ffee" if revision in ("main", "c0ffee") and not moved else revision if revision in ("c0ffee", "decaf0") else "decaf0")
+        return cache / (
+            "c0ffee"
+            if revision in ("main", "c0ffee") and not moved
+            else revision
+            if revision in ("c0ffee", "decaf0")
+            else "decaf0"
+        )
+
     moved = []
     monkeypatch.setattr(hub, "snapshot", snapshot)
     how = ("steps=1", "eval.items=0")
     trained("visualthinker_sat", "Qwen/Qwen2-VL-2B", data, tmp_path / "run", *how)
-    assert json.loads((tmp_path / "run" / "base.json").read_text()) == {"model": "Qwen/Qwen2-VL-2B", "revision": "c0ffee"}
+    assert json.loads((tmp_path / "run" / "base.json").read_text()) == {
+        "model": "Qwen/Qwen2-VL-2B",
+        "revision": "c0ffee",
+    }
     moved.append(True)
     trained("visualthinker_sat", "Qwen/Qwen2-VL-2B", data, tmp_path / "run", *how)
     assert asked == ["main", "c0ffee"]
     trained("visualthinker_sat", "Qwen/Qwen2-VL-2B", data, tmp_path / "other", *how)
-    assert asked[-1] == "main" and json.loads((tmp_path / "other" / "base.json").read_text())["revision"] == "decaf0"
+    assert (
+        asked[-1] == "main"
+        and json.loads((tmp_path / "other" / "base.json").read_text())["revision"] == "decaf0"
+    )
 
 
 def test_a_hub_out_of_reach_is_one_line(monkeypatch, tmp_path, capsys):
     def unreachable(repo, *_):
         raise hub.HubError(f"model {repo}: the hub is out of reach and the cache does not hold it")
+
     monkeypatch.setattr(hub, "snapshot", unreachable)
     assert train.main(["visualthinker_sat", f"out={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr().err.strip()
-    assert "\n" not in said and "Qwen/Qwen2-VL-2B" in said and "no such folder" in said and "out of reach" in said
+    assert (
+        "\n" not in said
+        and "Qwen/Qwen2-VL-2B" in said
+        and "no such folder" in said
+        and "out of reach" in said
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -238,15 +408,34 @@ def test_a_plan_of_another_hub_model_reads_two_small_files(base, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sat_dapo", "sat_sft"])
 def test_two_ranks(recipe, base, data, tmp_path):
-    """Ranks that draw again different numbers of times wait for nobody while they do, and write one run. (Imitation with the prompt is that of one rank: test_train.py.)"""
+    """Ranks that draw again different numbers of times wait for nobody while they do, and write one run.
+    (Imitation with the prompt is that of one rank: test_train.py.)"""
     import os
     import subprocess
-    settings = ["sft.loss_on=prompt_and_answer", "eval.items=0"] if recipe == "sat_sft" else ["max_rounds=4", "enough=1", "group=2", "cap=6", "eval.items=0"]
+
+    settings = (
+        ["sft.loss_on=prompt_and_answer", "eval.items=0"]
+        if recipe == "sat_sft"
+        else ["max_rounds=4", "enough=1", "group=2", "cap=6", "eval.items=0"]
+    )
     folders = {}
     for ranks in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "train.py",
-                   *small(recipe, base, data, tmp_path / str(ranks), "prompts=4", *settings)]
-        done = subprocess.run(command, cwd=Path(train.__file__).parent, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            "train.py",
+            *small(recipe, base, data, tmp_path / str(ranks), "prompts=4", *settings),
+        ]
+        done = subprocess.run(
+            command,
+            cwd=Path(train.__file__).parent,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr
         folders[ranks] = tmp_path / str(ranks)
     rows = metrics(folders[2])
@@ -255,4 +444,6 @@ def test_two_ranks(recipe, base, data, tmp_path):
         assert all(row["sampling/rounds"] >= 1 and row["frac_reward_zero_std"] < 1 for row in rows)
     else:
         for a, b in zip(metrics(folders[1]), rows):
-            assert b["loss"] == pytest.approx(a["loss"], rel=1e-4) and b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-3)
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-4) and b["grad_norm"] == pytest.approx(
+                a["grad_norm"], rel=1e-3
+            )

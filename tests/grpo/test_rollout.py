@@ -1,4 +1,5 @@
-"""Rollouts: what is written is what the full forward pass would have written, token for token, whatever shares the batch."""
+"""Rollouts: what is written is what the full forward pass would have written, token for token, whatever
+shares the batch."""
 
 import sys
 from dataclasses import replace
@@ -18,7 +19,7 @@ from grpo.sampling import sample, uid_hash, uniforms
 from models.cache import KVCache
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import STOPS, small_folder, small_policy, small_prompts  # noqa: E402
+from small import STOPS, small_folder, small_policy, small_prompts
 
 CAP, GROUP, SEED, STEP = 14, 4, 3, 8
 
@@ -43,14 +44,39 @@ def policy():
     return small_policy()
 
 
-def write(policy, chat, sources, *, group=GROUP, cap=CAP, temperature=1.0, stop_ids=STOPS, seed=SEED, step=STEP, banned=(), slots=None):
-    return generate(policy, collate_prompts(sources, image_token=chat.image_token), group=group, cap=cap, temperature=temperature, stop_ids=stop_ids,
-                    address=(seed, step, [uid_hash(p.uid) for p in sources]), banned=banned, slots=slots)
+def write(
+    policy,
+    chat,
+    sources,
+    *,
+    group=GROUP,
+    cap=CAP,
+    temperature=1.0,
+    stop_ids=STOPS,
+    seed=SEED,
+    step=STEP,
+    banned=(),
+    slots=None,
+):
+    return generate(
+        policy,
+        collate_prompts(sources, image_token=chat.image_token),
+        group=group,
+        cap=cap,
+        temperature=temperature,
+        stop_ids=stop_ids,
+        address=(seed, step, [uid_hash(p.uid) for p in sources]),
+        banned=banned,
+        slots=slots,
+    )
 
 
 def rows(rollout):
     """P lists of G completions, each a list of tokens."""
-    return [[tokens[:n] for tokens, n in zip(group, length)] for group, length in zip(rollout.tokens.tolist(), rollout.length.tolist())]
+    return [
+        [tokens[:n] for tokens, n in zip(group, length)]
+        for group, length in zip(rollout.tokens.tolist(), rollout.length.tolist())
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +86,14 @@ def together(policy, chat, sources):
 
 # ---- the same as without any cache
 
+
 @torch.no_grad()
 def by_full_forward(policy, prompts, u, temperature, stop_ids):
     """One completion of one prompt, each token from a fresh pass over prompt and completion. u: (C,)."""
     tokens, logps = [], []
     for t in range(len(u)):
-        completion = torch.tensor([[[*tokens, 0]]])                          # the last one is what is predicted: it is not read
+        # the last one is what is predicted: it is not read
+        completion = torch.tensor([[[*tokens, 0]]])
         hidden = policy(prompts, completion)[0, 0, -1]
         token, logp = sample(policy.logits(hidden), u[t], temperature)
         tokens.append(int(token))
@@ -77,7 +105,8 @@ def by_full_forward(policy, prompts, u, temperature, stop_ids):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])
 def test_each_row_is_what_the_full_forward_draws(policy, chat, sources, temperature):
-    """Shared prompts, key-value cache, compaction, lock step, against one row by itself without any of them; greedy at temperature 0."""
+    """Shared prompts, key-value cache, compaction, lock step, against one row by itself without any of
+    them; greedy at temperature 0."""
     rollout = write(policy, chat, sources[:3], group=3, temperature=temperature)
     for p, source in enumerate(sources[:3]):
         prompts = collate_prompts([source], image_token=chat.image_token)
@@ -88,14 +117,19 @@ def test_each_row_is_what_the_full_forward_draws(policy, chat, sources, temperat
             assert rollout.tokens[p, g, :n].tolist() == tokens, (p, g)
             torch.testing.assert_close(rollout.logp[p, g, :n], torch.tensor(logps), atol=1e-5, rtol=0)
     texts = [tuple(row) for group in rows(rollout) for row in group]
-    assert len(set(texts)) > 5 if temperature else all(len(set(map(tuple, group))) == 1 for group in rows(rollout))
+    assert (
+        len(set(texts)) > 5
+        if temperature
+        else all(len(set(map(tuple, group))) == 1 for group in rows(rollout))
+    )
 
 
 # ---- the company a row keeps
 
+
 def test_one_prompt_at_a_time(policy, chat, sources, together):
     for p, source in enumerate(sources):
-        assert rows(write(policy, chat, [source])) == rows(together)[p:p + 1]
+        assert rows(write(policy, chat, [source])) == rows(together)[p : p + 1]
 
 
 def test_order_and_repetition(policy, chat, sources, together):
@@ -125,30 +159,46 @@ def test_closing_slots_changes_no_token(policy, chat, sources, together, monkeyp
     calls, keep = [], KVCache.keep
     monkeypatch.setattr(module, "CLOSE_AT", share)
     monkeypatch.setattr(module, "FEWEST", (1, 0))
-    monkeypatch.setattr(KVCache, "keep", lambda cache, alive, most: calls.append((most, len(alive), int(alive.sum()))) or keep(cache, alive, most))
+    monkeypatch.setattr(
+        KVCache,
+        "keep",
+        lambda cache, alive, most: (
+            calls.append((most, len(alive), int(alive.sum()))) or keep(cache, alive, most)
+        ),
+    )
     same(write(policy, chat, sources), together)
     assert bool(calls) == often
-    assert all(most == living <= share * slots for most, slots, living in calls)              # each one shrinks it, to the living
+    # each one shrinks it, to the living
+    assert all(most == living <= share * slots for most, slots, living in calls)
 
 
 @pytest.mark.parametrize("few", [1, 2, 5, 15, 16, 99])
 @pytest.mark.parametrize("look", [1, 4])
-def test_rows_that_wait_for_a_slot_draw_the_same_tokens(policy, chat, sources, together, monkeypatch, few, look):
+def test_rows_that_wait_for_a_slot_draw_the_same_tokens(
+    policy, chat, sources, together, monkeypatch, few, look
+):
     monkeypatch.setattr(module, "LOOK", {"cpu": look})
     begun, begin = [], KVCache.begin
-    monkeypatch.setattr(KVCache, "begin", lambda cache, slots, prompt: begun.append(len(slots)) or begin(cache, slots, prompt))
+    monkeypatch.setattr(
+        KVCache, "begin", lambda cache, slots, prompt: begun.append(len(slots)) or begin(cache, slots, prompt)
+    )
     same(write(policy, chat, sources, slots=few), together)
     assert sum(begun) == max(16 - few, 0)
 
 
 @pytest.mark.parametrize("few", [None, 5])
 @pytest.mark.parametrize("reads", [3, 8, 100])
-def test_steps_of_one_shape_equal_those_that_read_only_what_is_there(policy, chat, sources, together, monkeypatch, reads, few):
-    """What a CUDA graph needs: sixteen tokens between two looks, and each reads a multiple of `reads` places, most of them empty."""
+def test_steps_of_one_shape_equal_those_that_read_only_what_is_there(
+    policy, chat, sources, together, monkeypatch, reads, few
+):
+    """What a CUDA graph needs: sixteen tokens between two looks, and each reads a multiple of `reads`
+    places, most of them empty."""
     monkeypatch.setattr(module, "LOOK", {"cpu": 16})
     shapes = Shaped(monkeypatch, reads)
     same(write(policy, chat, sources, slots=few), together)
-    assert all(span % reads == 0 or span == CAP for span in shapes.spans) and len(set(shapes.spans)) <= -(-CAP // reads)
+    assert all(span % reads == 0 or span == CAP for span in shapes.spans) and len(set(shapes.spans)) <= -(
+        -CAP // reads
+    )
 
 
 class Shaped:
@@ -166,17 +216,20 @@ class Shaped:
                 spans.extend([key] * times)
                 for _ in range(times):
                     self.work()
+
         monkeypatch.setattr(module, "Repeat", Noted)
 
 
 def test_a_step_compiles_as_one_graph(policy, chat, sources, together, monkeypatch):
-    """No break, so no way back to Python and no wait for the device within a token; and the compiled step draws the same tokens."""
+    """No break, so no way back to Python and no wait for the device within a token; and the compiled step
+    draws the same tokens."""
     monkeypatch.setattr(module, "LOOK", {"cpu": 16})
     compiled = []
 
     def change(work):
         compiled.append(torch.compile(work.func.__func__, fullgraph=True, backend="aot_eager"))
         return lambda: compiled[-1](work.func.__self__, *work.args)
+
     Shaped(monkeypatch, CAP, change)
     same(write(policy, chat, sources), together)
     assert compiled
@@ -187,7 +240,14 @@ def test_a_step_compiles_as_one_graph(policy, chat, sources, together, monkeypat
 def test_recorded_steps_equal_eager_ones(chat, sources, few):
     policy = small_policy().to("cuda")
     prompts = collate_prompts(sources, image_token=chat.image_token).to("cuda")
-    how = dict(group=GROUP, cap=200, temperature=1.0, stop_ids=STOPS, address=(SEED, STEP, [uid_hash(p.uid) for p in sources]), slots=few)
+    how = dict(
+        group=GROUP,
+        cap=200,
+        temperature=1.0,
+        stop_ids=STOPS,
+        address=(SEED, STEP, [uid_hash(p.uid) for p in sources]),
+        slots=few,
+    )
     same(generate(policy, prompts, recorded=True, **how), generate(policy, prompts, **how))
 
 
@@ -206,11 +266,13 @@ def test_slots_are_closed_as_rows_stop_but_for_a_few(policy, chat, sources, monk
     monkeypatch.setattr(policy, "step", lambda last, cache: slots.append(len(last)) or step(last, cache))
     rollout = write(policy, chat, sources)
     few = min(fewest[0] + 2 * fewest[1], 16)
-    assert slots[0] == -(-few // 4) * 4                                                     # 4 prompts: the first step is the same for the rows of each
+    # 4 prompts: the first step is the same for the rows of each
+    assert slots[0] == -(-few // 4) * 4
     assert slots[1:] == [max(int((rollout.length > t).sum()), few) for t in range(1, len(slots))]
 
 
 # ---- the address
+
 
 def test_the_address_decides(policy, chat, sources, together):
     assert torch.equal(write(policy, chat, sources).tokens, together.tokens)
@@ -222,16 +284,19 @@ def test_the_address_decides(policy, chat, sources, together):
 
 
 def test_the_picture_decides(policy, chat):
-    """The same words, the same random numbers, another picture: other tokens. Both are drawn, so nothing but what is seen differs."""
+    """The same words, the same random numbers, another picture: other tokens. Both are drawn, so nothing
+    but what is seen differs."""
     world = Shapes("train", 100, seed=5)
     first = [chat.prompt(world[i]) for i in range(4)]
     second = [chat.prompt(replace(world[i], pictures=world[i + 4].pictures)) for i in range(4)]
     assert all((a.tokens == b.tokens).all() for a, b in zip(first, second))
     a, b = rows(write(policy, chat, first)), rows(write(policy, chat, second))
-    assert sum(x != y for group in zip(a, b) for x, y in zip(*group)) > 8                     # of 16
+    # of 16
+    assert sum(x != y for group in zip(a, b) for x, y in zip(*group)) > 8
 
 
 # ---- stopping
+
 
 def check_ends(rollout, stops, cap):
     P, G, C = rollout.tokens.shape
@@ -239,8 +304,9 @@ def check_ends(rollout, stops, cap):
     for p in range(P):
         for g in range(G):
             n, tokens = int(rollout.length[p, g]), rollout.tokens[p, g].tolist()
-            assert (tokens[n - 1] in stops) == bool(rollout.stopped[p, g])                   # the stop token is part of it
-            assert not set(tokens[:n - 1]) & set(stops)
+            # the stop token is part of it
+            assert (tokens[n - 1] in stops) == bool(rollout.stopped[p, g])
+            assert not set(tokens[: n - 1]) & set(stops)
             assert rollout.stopped[p, g] or n == cap
             assert not any(tokens[n:]) and not rollout.logp[p, g, n:].any()
             assert (rollout.logp[p, g, :n] < 0).all()
@@ -248,12 +314,15 @@ def check_ends(rollout, stops, cap):
 
 def test_rows_end_with_their_stop_token(together):
     check_ends(together, STOPS, CAP)
-    assert together.stopped.any() and not together.stopped.all()                             # both kinds are in it
+    # both kinds are in it
+    assert together.stopped.any() and not together.stopped.all()
 
 
 def test_the_stop_token_is_trained(policy, chat, sources, together):
     batch = TrainBatch(sources, together.tokens, together.length)
-    logp, _ = completion_logprobs(policy, batch.collated(image_token=chat.image_token, merge=2, device="cpu"), temperature=1.0, chunk=64)
+    logp, _ = completion_logprobs(
+        policy, batch.collated(image_token=chat.image_token, merge=2, device="cpu"), temperature=1.0, chunk=64
+    )
     last = logp.view(*together.tokens.shape).gather(-1, together.length[..., None] - 1)[..., 0]
     assert (last[together.stopped] < 0).all()
 
@@ -272,11 +341,17 @@ def test_some_stop_at_the_first_token(policy, chat, sources):
 
 
 def test_nobody_stops(policy, chat, sources):
-    rollout = write(policy, chat, sources, stop_ids=(chat.image_token,))                     # which can't be drawn
-    assert rollout.tokens.shape == (4, GROUP, CAP) and (rollout.length == CAP).all() and not rollout.stopped.any()
+    # which can't be drawn
+    rollout = write(policy, chat, sources, stop_ids=(chat.image_token,))
+    assert (
+        rollout.tokens.shape == (4, GROUP, CAP)
+        and (rollout.length == CAP).all()
+        and not rollout.stopped.any()
+    )
 
 
 # ---- what can't be drawn
+
 
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
 def test_banned_ids_are_never_drawn(policy, chat, sources, temperature):
@@ -291,7 +366,9 @@ def test_placeholders_are_never_drawn_however_much_the_policy_wants_to(chat, sou
     policy = small_policy(tied=False)
     placeholders = list(policy.config.placeholder_ids)
     with torch.no_grad():
-        policy.lm_head.weight[placeholders] = 100 * torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+        policy.lm_head.weight[placeholders] = 100 * torch.randn(
+            4, 32, generator=torch.Generator().manual_seed(0)
+        )
     prompts = collate_prompts(sources, image_token=chat.image_token)
     with torch.no_grad():
         hidden = policy(prompts, torch.zeros(4, 1, 1, dtype=torch.long))
@@ -299,12 +376,16 @@ def test_placeholders_are_never_drawn_however_much_the_policy_wants_to(chat, sou
         assert set((hidden @ policy.lm_head.weight.T).argmax(-1).flatten().tolist()) & set(placeholders)
     rollout = write(policy, chat, sources, temperature=temperature)
     assert not {t for group in rows(rollout) for row in group for t in row} & set(placeholders)
-    batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(image_token=chat.image_token, merge=2, device="cpu")
+    batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(
+        image_token=chat.image_token, merge=2, device="cpu"
+    )
     logp, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=64)
-    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() < 1e-5                 # nor do they take probability in the loss
+    # nor do they take probability in the loss
+    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() < 1e-5
 
 
 # ---- the policy that samples is the policy that is trained
+
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize("micro", [10**9, 100])
@@ -314,6 +395,13 @@ def test_log_probs_are_those_of_the_training_forward(policy, chat, sources, temp
     logp = torch.zeros(batch.mask.shape)
     for part, prompts, at in batch.micro_batches(micro):
         part = part.collated(image_token=chat.image_token, merge=2, device="cpu")
-        batch.put_back(logp, completion_logprobs(policy, part, temperature=temperature, chunk=64)[0].detach(), prompts, at)
-    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() <= (1e-5 if micro == 100 else 2e-6)      # attention is exact (layers.exact); products of few rows are not
-    assert rollout.logp[rollout.logp < 0].std() > 0.5                                        # and they are not all alike
+        batch.put_back(
+            logp,
+            completion_logprobs(policy, part, temperature=temperature, chunk=64)[0].detach(),
+            prompts,
+            at,
+        )
+    # attention is exact (layers.exact); products of few rows are not
+    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() <= (1e-5 if micro == 100 else 2e-6)
+    # and they are not all alike
+    assert rollout.logp[rollout.logp < 0].std() > 0.5

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from small import small_folder, small_policy, small_prompts  # noqa: E402
+from small import small_folder, small_policy, small_prompts
 
-from grpo.batch import collate_prompts  # noqa: E402
-from grpo.room import SHARE, WAVE, Room, free_memory, measured, slots, token_bytes  # noqa: E402
+from grpo.batch import collate_prompts
+from grpo.room import SHARE, WAVE, Room, free_memory, measured, slots, token_bytes
 
 
 def test_plain_room_counts_tokens():
@@ -24,26 +24,49 @@ def test_plain_room_counts_tokens():
 
 def test_the_cache_is_reckoned_to_the_byte(tmp_path):
     policy, prompts = small_policy(), small_prompts(small_folder(tmp_path))
-    batch = collate_prompts(prompts, image_token=policy.config.image_token_id, merge=policy.config.vision.spatial_merge_size)
+    batch = collate_prompts(
+        prompts, image_token=policy.config.image_token_id, merge=policy.config.vision.spatial_merge_size
+    )
     cache = policy.prefill(batch, 3, 7)
     token = token_bytes(policy.config, 4)
-    own = sum(x.nbytes for x in (*cache.own_k, *cache.own_v)) + cache.bias[:, batch.tokens.shape[1] - 1:].nbytes
+    own = (
+        sum(x.nbytes for x in (*cache.own_k, *cache.own_v))
+        + cache.bias[:, batch.tokens.shape[1] - 1 :].nbytes
+    )
     assert own == len(prompts) * 3 * 7 * token["completion"]
-    assert sum(x.nbytes for x in (*cache.prompt_k, *cache.prompt_v)) < len(prompts) * batch.tokens.shape[1] * token["prompt"]
+    assert (
+        sum(x.nbytes for x in (*cache.prompt_k, *cache.prompt_v))
+        < len(prompts) * batch.tokens.shape[1] * token["prompt"]
+    )
     assert token_bytes(policy.config, 2)["completion"] * 2 < token["completion"]
     assert token["row"] >= policy.config.vocab_size * 4
 
 
 def test_slots_follow_the_memory(tmp_path):
     policy, prompts = small_policy(), small_prompts(small_folder(tmp_path))
-    batch = collate_prompts(prompts, image_token=policy.config.image_token_id, merge=policy.config.vision.spatial_merge_size)
+    batch = collate_prompts(
+        prompts, image_token=policy.config.image_token_id, merge=policy.config.vision.spatial_merge_size
+    )
     rows = 50 * len(prompts)
-    assert slots(policy, batch, 50, 30) == rows and slots(policy, batch, 50, 30, most=7) == 7 and slots(policy, batch, 50, 30, free=0) == 1
-    free = next(free for free in range(0, 100_000_000, 100_000) if slots(policy, batch, 50, 30, free=free) >= rows // 2)
+    assert (
+        slots(policy, batch, 50, 30) == rows
+        and slots(policy, batch, 50, 30, most=7) == 7
+        and slots(policy, batch, 50, 30, free=0) == 1
+    )
+    free = next(
+        free
+        for free in range(0, 100_000_000, 100_000)
+        if slots(policy, batch, 50, 30, free=free) >= rows // 2
+    )
     cache = policy.prefill(batch, 50, 30, slots=slots(policy, batch, 50, 30, free=free))
-    held = sum(x.nbytes for xs in (cache.own_k, cache.own_v, cache.prompt_k, cache.prompt_v, [cache.bias]) for x in xs)
+    held = sum(
+        x.nbytes
+        for xs in (cache.own_k, cache.own_v, cache.prompt_k, cache.prompt_v, [cache.bias])
+        for x in xs
+    )
     assert rows // 2 <= len(cache.filled) < rows and held < SHARE * free
-    assert slots(policy, batch, 5000, 30, free=100 * free) >= 100 * len(cache.filled)          # the prompts count once
+    # the prompts count once
+    assert slots(policy, batch, 5000, 30, free=100 * free) >= 100 * len(cache.filled)
 
 
 def test_room_follows_the_memory():
@@ -54,5 +77,6 @@ def test_room_follows_the_memory():
     assert fits and needed <= SHARE * 10_000_000 < needed * (len(fits) + 1) / len(fits)
     assert sum(measured(policy, free=20_000_000).holds(n, 50, 2, 30) for n in range(1, 5000)) >= 2 * len(fits)
     ample = measured(policy, free=1 << 40)
-    assert (ample.size, ample.prompt, ample.completion, ample.row) == (WAVE, 1, 1, 0)            # on a CPU more is no faster
+    # on a CPU more is no faster
+    assert (ample.size, ample.prompt, ample.completion, ample.row) == (WAVE, 1, 1, 0)
     assert free_memory(next(policy.parameters()).device) > 1 << 20

@@ -24,7 +24,9 @@ def by_hand(seed, step, uid, g, t):
     return max((state >> 40) * 2.0**-24, 2.0**-25)
 
 
-# ---- uniforms ----------------------------------------------------------------------------------------------------------------------------
+# ---- uniforms
+# ----------------------------------------------------------------------
+
 
 def test_uniforms_are_the_hash_of_their_address():
     uids = [0, -7, uid_hash("shapes/train/3"), 2**63 - 1, -(2**63), 2**64 - 1]
@@ -41,7 +43,12 @@ def test_uniforms_depend_on_the_address_alone():
     whole = uniforms(3, 9, [a, b, c], 6, 40)
     assert torch.equal(uniforms(3, 9, [c, a], 4, 25), whole[[2, 0], :4, :25])
     assert torch.equal(uniforms(3, 9, [b], 6, 40)[0], whole[1])
-    for other in (uniforms(4, 9, [a], 6, 40), uniforms(3, 10, [a], 6, 40), uniforms(3, 9, [a + 1], 6, 40), uniforms(9, 3, [a], 6, 40)):
+    for other in (
+        uniforms(4, 9, [a], 6, 40),
+        uniforms(3, 10, [a], 6, 40),
+        uniforms(3, 9, [a + 1], 6, 40),
+        uniforms(9, 3, [a], 6, 40),
+    ):
         assert (other[0] == whole[0]).float().mean() < 0.01
 
 
@@ -53,29 +60,40 @@ def test_uniforms_leave_the_generator_alone():
 
 
 def test_uniforms_are_uniform_and_unrelated():
-    """256 bins by chi-square, and correlations along every axis of the address, seeds and steps included. n = 160,000."""
+    """256 bins by chi-square, and correlations along every axis of the address, seeds and steps included.
+    n = 160,000."""
     u = uniforms(0, 0, list(range(20)), 8, 1000)
     assert 0 < u.min() and u.max() < 1
     counts = torch.histc(u, 256, 0, 1)
     expected = u.numel() / 256
     assert abs(((counts - expected) ** 2 / expected).sum() - 255) < 6 * math.sqrt(2 * 255)
-    near = [(u[1:], u[:-1]), (u[:, 1:], u[:, :-1]), (u[..., 1:], u[..., :-1]),
-            (u, uniforms(1, 0, list(range(20)), 8, 1000)), (u, uniforms(0, 1, list(range(20)), 8, 1000))]
+    near = [
+        (u[1:], u[:-1]),
+        (u[:, 1:], u[:, :-1]),
+        (u[..., 1:], u[..., :-1]),
+        (u, uniforms(1, 0, list(range(20)), 8, 1000)),
+        (u, uniforms(0, 1, list(range(20)), 8, 1000)),
+    ]
     for x, y in near:
         correlation = torch.corrcoef(torch.stack([x.flatten(), y.flatten()]))[0, 1]
         assert abs(correlation) < 5 / math.sqrt(x.numel())
 
 
 def test_uid_hash_is_stable_and_wide():
-    assert uid_hash("shapes/train/0") == int.from_bytes(bytes.fromhex("41208e55e84727c6"), "little", signed=True)
+    assert uid_hash("shapes/train/0") == int.from_bytes(
+        bytes.fromhex("41208e55e84727c6"), "little", signed=True
+    )
     assert len({uid_hash(str(i)) for i in range(1000)}) == 1000
     assert all(-(2**63) <= uid_hash(str(i)) < 2**63 for i in range(1000)) and uid_hash("é") != uid_hash("e")
 
 
-# ---- sample ------------------------------------------------------------------------------------------------------------------------------
+# ---- sample
+# ----------------------------------------------------------------------
+
 
 def test_inverse_cdf_by_hand():
-    """p = 1/2, 1/4, 1/8, 1/8: the token changes exactly at the cumulative sums, and a boundary belongs to the token above it."""
+    """p = 1/2, 1/4, 1/8, 1/8: the token changes exactly at the cumulative sums, and a boundary belongs to
+    the token above it."""
     logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log()
     u = torch.tensor([1e-7, 0.4999, 0.5001, 0.7499, 0.7501, 0.8749, 0.8751, 1 - 2.0**-24])
     tokens, logp = sample(logits.expand(8, 4), u, 1.0)
@@ -85,7 +103,8 @@ def test_inverse_cdf_by_hand():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_frequencies_by_chi_square(temperature):
-    """40,000 draws over 9 words, one impossible. The 99.9999 % point of chi-square with 7 degrees of freedom is 42."""
+    """40,000 draws over 9 words, one impossible. The 99.9999 % point of chi-square with 7 degrees of
+    freedom is 42."""
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0, IMPOSSIBLE, 0.3, -2.0, 1.5, 0.9])
     u = uniforms(5, 1, list(range(10)), 40, 100)
     tokens, logp = sample(logits.expand(10, 40, 100, 9), u, temperature)
@@ -100,12 +119,14 @@ def test_frequencies_by_chi_square(temperature):
 
 @pytest.mark.parametrize("size", [5, 1000, 151_936])
 def test_a_token_of_probability_zero_is_never_returned(size):
-    """Also where u falls beside it, at either end of the vocabulary, and where the float32 sum of the probabilities isn't 1."""
+    """Also where u falls beside it, at either end of the vocabulary, and where the float32 sum of the
+    probabilities isn't 1."""
     g = torch.Generator().manual_seed(size)
     logits = torch.randn(8, size, generator=g)
     banned = torch.zeros(size, dtype=torch.bool)
     banned[[0, 1, size // 2, size - 2, size - 1]] = True
-    banned[size // 3] = False  # at least one is possible
+    # at least one is possible
+    banned[size // 3] = False
     for value in (IMPOSSIBLE, -math.inf, -1e4):
         u = torch.tensor([0.0, 2.0**-25, 2.0**-24, 0.25, 0.5, 0.75, 1 - 2.0**-23, 1 - 2.0**-24])
         for temperature in (0.3, 1.0):
@@ -114,10 +135,13 @@ def test_a_token_of_probability_zero_is_never_returned(size):
 
 
 def test_a_scan_that_is_not_monotone_does_no_harm(monkeypatch):
-    """A parallel cumulative sum may move by an ulp where a zero is added. Simulated: impossible tokens sit higher than their neighbours."""
+    """A parallel cumulative sum may move by an ulp where a zero is added. Simulated: impossible tokens sit
+    higher than their neighbours."""
     logits = torch.tensor([1.0, IMPOSSIBLE, 0.0, IMPOSSIBLE, IMPOSSIBLE])
     true = torch.Tensor.cumsum
-    monkeypatch.setattr(torch.Tensor, "cumsum", lambda x, dim: true(x, dim) + torch.tensor([0.0, 1e-3, 0.0, 1e-3, 2e-3]))
+    monkeypatch.setattr(
+        torch.Tensor, "cumsum", lambda x, dim: true(x, dim) + torch.tensor([0.0, 1e-3, 0.0, 1e-3, 2e-3])
+    )
     tokens, _ = sample(logits.expand(1001, 5), torch.linspace(0, 1 - 2.0**-24, 1001), 1.0)
     assert set(tokens.tolist()) == {0, 2}
 
@@ -132,7 +156,8 @@ def test_one_certain_token():
 def test_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 3.0]])
     tokens, logp = sample(logits, None, 0)
-    assert tokens.tolist() == [1, 0]  # the first of equals
+    # the first of equals
+    assert tokens.tolist() == [1, 0]
     torch.testing.assert_close(logp, torch.log_softmax(logits, -1)[[0, 1], [1, 0]])
 
 
@@ -150,4 +175,5 @@ def test_distribution_is_float32_at_the_given_temperature():
     logits = torch.tensor([1.0, 3.0], dtype=torch.bfloat16)
     logp = log_distribution(logits, 0.5)
     assert logp.dtype == torch.float32
-    assert logp[1].item() == pytest.approx(-math.log1p(math.exp(-4)), abs=1e-7)  # bfloat16 would be 1e-4 away
+    # bfloat16 would be 1e-4 away
+    assert logp[1].item() == pytest.approx(-math.log1p(math.exp(-4)), abs=1e-7)

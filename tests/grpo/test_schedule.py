@@ -27,7 +27,11 @@ def test_cosine_decay_to_a_fraction():
 def test_the_rate_is_positive_never_above_lr_and_falls_after_the_warmup(decay):
     rates = [lr_at(s, lr=3e-4, warmup=5, decay=decay, steps=50, lr_min=0.1) for s in range(50)]
     assert all(0 < rate <= 3e-4 for rate in rates) and max(rates) == pytest.approx(3e-4)
-    assert rates[:5] == sorted(rates[:5]) and rates[5:] == sorted(rates[5:], reverse=True) and rates[-1] >= 0.1 * 3e-4
+    assert (
+        rates[:5] == sorted(rates[:5])
+        and rates[5:] == sorted(rates[5:], reverse=True)
+        and rates[-1] >= 0.1 * 3e-4
+    )
 
 
 def test_a_warmup_longer_than_the_run():
@@ -43,7 +47,9 @@ def test_mistakes_are_named():
 
 
 def test_stages():
-    first, second, default = (SimpleNamespace(until=u, group=g, cap=c) for u, g, c in ((3, 16, 64), (5, 8, 128), (None, 8, 256)))
+    first, second, default = (
+        SimpleNamespace(until=u, group=g, cap=c) for u, g, c in ((3, 16, 64), (5, 8, 128), (None, 8, 256))
+    )
     chosen = [stage_at(step, [first, second], default) for step in range(7)]
     assert chosen == [first] * 3 + [second] * 2 + [default] * 2
     assert stage_at(100, [], default) is default

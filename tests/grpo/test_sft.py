@@ -1,4 +1,5 @@
-"""Imitation: the loss is the mean negative log-likelihood of the tokens that count, as transformers computes it for the prompt and its document in one piece."""
+"""Imitation: the loss is the mean negative log-likelihood of the tokens that count, as transformers
+computes it for the prompt and its document in one piece."""
 
 import sys
 from functools import partial
@@ -14,12 +15,16 @@ from grpo.sft import imitate, totals
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-from zoo import IMAGE, completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of  # noqa: E402
+from zoo import IMAGE, completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 
 def batch_of(prompts, tokens, length):
-    sources = [SimpleNamespace(uid=str(p), tokens=prompts.tokens[p, :n].numpy(), patches=patches.numpy(), grid=grid.numpy())
-               for p, (n, (patches, grid)) in enumerate(zip(prompts.length.tolist(), pictures_of(prompts)))]
+    sources = [
+        SimpleNamespace(
+            uid=str(p), tokens=prompts.tokens[p, :n].numpy(), patches=patches.numpy(), grid=grid.numpy()
+        )
+        for p, (n, (patches, grid)) in enumerate(zip(prompts.length.tolist(), pictures_of(prompts)))
+    ]
     return TrainBatch(sources, tokens, length)
 
 
@@ -28,9 +33,20 @@ def learn(policy, batch, loss_on, weighting="token", micro=10**6, chunk=1000):
     policy.zero_grad()
     tokens, documents = totals(batch, loss_on, policy.config.placeholder_ids)
     collate = partial(TrainBatch.collated, image_token=IMAGE, merge=2, device="cpu")
-    loss, weight, logp = imitate(policy, batch, loss_on=loss_on, weighting=weighting, tokens=tokens, completions=documents, cap=9, micro_tokens=micro, chunk=chunk,
-                                 collate=collate)
-    distributed.sum_gradients(policy)                                                   # which rounds them
+    loss, weight, logp = imitate(
+        policy,
+        batch,
+        loss_on=loss_on,
+        weighting=weighting,
+        tokens=tokens,
+        completions=documents,
+        cap=9,
+        micro_tokens=micro,
+        chunk=chunk,
+        collate=collate,
+    )
+    # which rounds them
+    distributed.sum_gradients(policy)
     return float(loss), float(weight), logp, {name: p.grad.clone() for name, p in policy.named_parameters()}
 
 
@@ -42,14 +58,17 @@ def case():
 
 
 def by_transformers(twin, config, prompts, tokens, length, loss_on):
-    """The same from transformers: every document behind its own copy of the prompt, one mean over all tokens that count."""
+    """The same from transformers: every document behind its own copy of the prompt, one mean over all
+    tokens that count."""
     twin.zero_grad()
     total, count = 0.0, 0
     for p in range(len(tokens)):
         for g in range(tokens.shape[1]):
-            given = twin_inputs(prompts, p, tokens[p, g, :length[p, g]])
+            given = twin_inputs(prompts, p, tokens[p, g, : length[p, g]])
             ids, logits = given["input_ids"][0], twin(**given).logits[0]
-            logits = logits.index_fill(-1, torch.tensor(config.placeholder_ids), torch.finfo(torch.float32).min)
+            logits = logits.index_fill(
+                -1, torch.tensor(config.placeholder_ids), torch.finfo(torch.float32).min
+            )
             counts = ~torch.isin(ids[1:], torch.tensor(config.placeholder_ids))
             if loss_on == "answer":
                 counts &= torch.arange(1, len(ids)) >= prompts.length[p]
@@ -57,7 +76,11 @@ def by_transformers(twin, config, prompts, tokens, length, loss_on):
             count += int(counts.sum())
     loss = total / count
     loss.backward()
-    return float(loss), {weights.hub_name(name): p.grad for name, p in twin.named_parameters() if p.grad is not None}, count
+    return (
+        float(loss),
+        {weights.hub_name(name): p.grad for name, p in twin.named_parameters() if p.grad is not None},
+        count,
+    )
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "prompt_and_answer"])
@@ -71,19 +94,31 @@ def test_value_and_gradient_are_those_of_transformers(case, tmp_path, loss_on):
     assert loss == pytest.approx(expected, rel=1e-5) and weight == pytest.approx(1)
     assert found.keys() == gradient.keys()
     for name, value in gradient.items():
-        torch.testing.assert_close(found[name], value, atol=2e-5 * max(1.0, float(value.abs().max())), rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name],
+            value,
+            atol=2e-5 * max(1.0, float(value.abs().max())),
+            rtol=1e-4,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 @pytest.mark.parametrize("weighting", ["token", "completion", "constant"])
 def test_how_it_is_cut_changes_nothing(case, weighting):
-    """A group split by rows shares its prompt's words among them; chunks of the head cut across prompts and documents."""
+    """A group split by rows shares its prompt's words among them; chunks of the head cut across prompts
+    and documents."""
     policy, prompts, tokens, length = case
     batch = batch_of(prompts, tokens, length)
-    whole, parts = learn(policy, batch, "prompt_and_answer", weighting), learn(policy, batch, "prompt_and_answer", weighting, micro=30, chunk=3)
+    whole, parts = (
+        learn(policy, batch, "prompt_and_answer", weighting),
+        learn(policy, batch, "prompt_and_answer", weighting, micro=30, chunk=3),
+    )
     assert parts[0] == pytest.approx(whole[0], rel=1e-5) and parts[1] == pytest.approx(whole[1], rel=1e-5)
     torch.testing.assert_close(parts[2], whole[2], atol=1e-5, rtol=1e-5)
     for name, value in whole[3].items():
-        torch.testing.assert_close(parts[3][name], value, atol=1e-5 * max(1.0, float(value.abs().max())), rtol=1e-4)
+        torch.testing.assert_close(
+            parts[3][name], value, atol=1e-5 * max(1.0, float(value.abs().max())), rtol=1e-4
+        )
 
 
 def test_the_log_probs_reported_are_those_of_the_answers(case):

@@ -1,4 +1,6 @@
-"""Sharding, on one rank: what is wrapped computes what is not, weights are gathered and put back, and ghosts leave no trace. Several ranks: tests/faults/test_ranks.py."""
+"""Sharding, on one rank: what is wrapped computes what is not, weights are gathered and put back, and
+ghosts leave no trace. Several ranks: tests/faults/test_ranks.py."""
+
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from grpo.run import BUILT_IN
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import full  # noqa: E402
+from small import full
 
 WORLD = World(0, 1, torch.device("cpu"))
 HOW = {"name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
@@ -29,7 +31,8 @@ HOW = {"name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "
 
 @pytest.fixture
 def alone():
-    """A process group of one, on one thread: two cut a product by its number of rows, and a ghost has some."""
+    """A process group of one, on one thread: two cut a product by its number of rows, and a ghost has
+    some."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -44,7 +47,10 @@ def batch(base):
     chat, world = Chat(base, template="shapes"), Shapes("train", 100, seed=5)
     prompts = [chat.prompt(world[i] if i != 1 else replace(world[i], pictures=())) for i in range(3)]
     random = torch.Generator().manual_seed(2)
-    length, tokens = torch.tensor([[5, 2], [3, 3], [1, 6]]), torch.randint(8, 120, (3, 2, 6), generator=random)
+    length, tokens = (
+        torch.tensor([[5, 2], [3, 3], [1, 6]]),
+        torch.randint(8, 120, (3, 2, 6), generator=random),
+    )
     found = TrainBatch(prompts, tokens, length, torch.randn(6, generator=random), stretch=[0, 1, 2])
     found.weight = token_weights(found.mask, "token", tokens=length.sum(), completions=6, cap=6)
     return found
@@ -54,7 +60,11 @@ def learn(policy, batch, budget=10**6):
     """One pass over a batch. → log-probs (B, C); the gradients are summed up."""
     logps = torch.zeros(batch.mask.shape)
     for part, at, rows in shard.passes(policy, batch, budget):
-        part = part.collated(image_token=policy.config.image_token_id, merge=policy.config.vision.spatial_merge_size, device="cpu")
+        part = part.collated(
+            image_token=policy.config.image_token_id,
+            merge=policy.config.vision.spatial_merge_size,
+            device="cpu",
+        )
         logp, entropy = completion_logprobs(policy, part, temperature=1.0, chunk=4)
         assert entropy[~part.mask].eq(0).all()
         policy_loss(logp, None, None, part.advantage, part.weight)[0].backward()
@@ -68,38 +78,59 @@ def gradients(policy):
 
 
 def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
-    """Log-probs, gradients, their norm, two optimizer steps and its state, bit for bit; a part without a picture runs with a ghost beside it."""
+    """Log-probs, gradients, their norm, two optimizer steps and its state, bit for bit; a part without a
+    picture runs with a ghost beside it."""
     plain, cut = weights.load(base), weights.load(base)
     shard.shard(cut, WORLD, low=False)
     matrices = [isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2]
-    assert all(matrices) and matrices and not any(isinstance(p, DTensor) for p in cut.parameters() if p.dim() < 2)
+    assert (
+        all(matrices)
+        and matrices
+        and not any(isinstance(p, DTensor) for p in cut.parameters() if p.dim() < 2)
+    )
     optimizers = [Optimizer(policy, **HOW) for policy in (plain, cut)]
-    for budget in (10**6, 60):                                                      # groups whole, then cut by rows
+    # groups whole, then cut by rows
+    for budget in (10**6, 60):
         assert torch.equal(learn(plain, batch, budget), learn(cut, batch, budget))
         one, other = gradients(plain), gradients(cut)
         for name in one:
-            torch.testing.assert_close(other[name], one[name], rtol=1e-6, atol=1e-6 * float(one[name].abs().max()), msg=name)      # the ghost widens a sum by zeros
+            # the ghost widens a sum by zeros
+            torch.testing.assert_close(
+                other[name], one[name], rtol=1e-6, atol=1e-6 * float(one[name].abs().max()), msg=name
+            )
         norms = [float(clip_gradient(policy, 0.5)) for policy in (plain, cut)]
         assert norms[0] == pytest.approx(norms[1], rel=1e-6) and norms[0] > 0.5
-        assert float(torch.stack([g.norm() for g in gradients(cut).values()]).norm()) == pytest.approx(0.5, rel=1e-5)
+        assert float(torch.stack([g.norm() for g in gradients(cut).values()]).norm()) == pytest.approx(
+            0.5, rel=1e-5
+        )
     for _ in range(2):
         for policy, optimizer in zip((plain, cut), optimizers):
             learn(policy, batch)
             clip_gradient(policy, 0.5)
             optimizer.step()
     for (name, p), q in zip(plain.named_parameters(), cut.parameters()):
-        torch.testing.assert_close(full(q.detach()), p.detach(), rtol=0, atol=1e-5, msg=name)                  # two steps of 1e-3
+        # two steps of 1e-3
+        torch.testing.assert_close(full(q.detach()), p.detach(), rtol=0, atol=1e-5, msg=name)
         state = optimizers[1].state(q)
-        assert state.keys() == optimizers[0].state(p).keys() == {"step", "exp_avg", "exp_avg_sq"} and full(state["exp_avg"]).shape == p.shape
+        assert (
+            state.keys() == optimizers[0].state(p).keys() == {"step", "exp_avg", "exp_avg_sq"}
+            and full(state["exp_avg"]).shape == p.shape
+        )
 
 
 def test_one_process_is_not_sharded_and_pays_nothing(base, batch):
     policy = weights.load(base)
     with shard.whole(policy) as inside:
         assert inside is policy
-    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [[source] for source in batch.sources]        # no ghosts
+    # no ghosts
+    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [
+        [source] for source in batch.sources
+    ]
     batch.stretch = [0, 0, 1]
-    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [batch.sources[:2], batch.sources[2:]]
+    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [
+        batch.sources[:2],
+        batch.sources[2:],
+    ]
 
 
 def test_gradients_add_up_in_float64_and_are_rounded_once(base, batch):
@@ -125,21 +156,34 @@ def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
             dtypes = {name: p.dtype for name, p in sampler.named_parameters()}
             once = generate(sampler, prompts, **how)
         each = generate(policy, prompts, **how)
-    assert sampler is not policy and torch.equal(once.tokens, each.tokens) and torch.equal(once.logp, each.logp)
-    assert {p.dtype for p in policy.parameters()} == {torch.float32} and dtypes["model.embed_tokens.weight"] == dtypes["model.norm.weight"] == torch.float32
-    assert dtypes["lm_head.weight"] == dtypes["model.layers.0.mlp.up_proj.weight"] == dtypes["visual.blocks.0.attn.qkv.weight"] == torch.bfloat16
+    assert (
+        sampler is not policy and torch.equal(once.tokens, each.tokens) and torch.equal(once.logp, each.logp)
+    )
+    assert {p.dtype for p in policy.parameters()} == {torch.float32} and dtypes[
+        "model.embed_tokens.weight"
+    ] == dtypes["model.norm.weight"] == torch.float32
+    assert (
+        dtypes["lm_head.weight"]
+        == dtypes["model.layers.0.mlp.up_proj.weight"]
+        == dtypes["visual.blocks.0.attn.qkv.weight"]
+        == torch.bfloat16
+    )
 
 
 def test_whole_gathers_and_puts_back(base, alone):
     plain, cut = weights.load(base), weights.load(base)
     shard.shard(cut, WORLD, low=True)
     with pytest.raises(KeyError), shard.whole(cut) as policy:
-        assert type(policy) is type(plain) and not any(isinstance(p, DTensor) or p.requires_grad for p in policy.parameters())
+        assert type(policy) is type(plain) and not any(
+            isinstance(p, DTensor) or p.requires_grad for p in policy.parameters()
+        )
         for (name, p), (_, q) in zip(plain.named_parameters(), policy.named_parameters()):
             block = p.dim() >= 2 and (".layers." in name or ".blocks." in name)
-            assert q.dtype == (torch.bfloat16 if block else torch.float32), name       # as autocast would have it: products low, embedding, norms and head not
+            # as autocast would have it: products low, embedding, norms and head not
+            assert q.dtype == (torch.bfloat16 if block else torch.float32), name
             assert torch.equal(p.to(q.dtype), q), name
-        raise KeyError                                                                  # whatever happens inside
+        # whatever happens inside
+        raise KeyError
     assert all(isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2)
 
 
@@ -147,10 +191,21 @@ def test_a_ghost_says_nothing(base, batch):
     policy = weights.load(base)
     part = batch.select([1])
     haunted = part.beside(part.silent(shard.ghost(policy)))
-    assert haunted.tokens.shape == (2, 2, 3) and haunted.length.tolist() == [[3, 3], [0, 0]] and haunted.mask[2:].sum() == 0
-    assert haunted.weight[:2].equal(part.weight) and haunted.weight[2:].eq(0).all() and haunted.advantage[2:].eq(0).all()
+    assert (
+        haunted.tokens.shape == (2, 2, 3)
+        and haunted.length.tolist() == [[3, 3], [0, 0]]
+        and haunted.mask[2:].sum() == 0
+    )
+    assert (
+        haunted.weight[:2].equal(part.weight)
+        and haunted.weight[2:].eq(0).all()
+        and haunted.advantage[2:].eq(0).all()
+    )
     collated = haunted.collated(image_token=policy.config.image_token_id, merge=2, device="cpu")
-    assert len(collated.prompts.patches) == 8 and policy(collated.prompts, collated.tokens, collated.length)[1].eq(0).all()
+    assert (
+        len(collated.prompts.patches) == 8
+        and policy(collated.prompts, collated.tokens, collated.length)[1].eq(0).all()
+    )
     whole = torch.zeros(batch.mask.shape)
     batch.put_back(whole, torch.arange(12.0).view(4, 3), [1], slice(None))
     assert whole[2:4, :3].flatten().tolist() == list(range(6)) and whole.sum() == 15
@@ -160,7 +215,8 @@ def test_a_ghost_says_nothing(base, batch):
 def test_shares_are_stretches(count, size):
     shares = [World(rank, size, torch.device("cpu")).share(list(range(count))) for rank in range(size)]
     assert sum(shares, []) == list(range(count)) and max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert bool(shares[0]) == bool(count)                                               # rank 0 has something wherever there is anything
+    # rank 0 has something wherever there is anything
+    assert bool(shares[0]) == bool(count)
 
 
 def test_a_collective_that_was_done_is_left_out():
@@ -174,7 +230,8 @@ def test_a_collective_that_was_done_is_left_out():
 
 
 def test_the_plan_knows_what_is_gathered_and_held(alone):
-    """The plan of a rank against the tensors themselves; vectors, which the plan counts as if they were cut, are 1 % of the built-in policy."""
+    """The plan of a rank against the tensors themselves; vectors, which the plan counts as if they were
+    cut, are 1 % of the built-in policy."""
     policy = weights.load(BUILT_IN)
     cfg = config.load("shapes", ["dtype=bfloat16"])
     shard.shard(policy, WORLD, low=True)
@@ -182,7 +239,12 @@ def test_the_plan_knows_what_is_gathered_and_held(alone):
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), shard.whole(policy) as inside:
         there = {p.data_ptr(): p.nbytes for p in (*policy.parameters(), *inside.parameters())}
         assert items["gathered policy"].bytes == pytest.approx(sum(there.values()), rel=0.01)
-    held = {ranks: {item.name: item.bytes for item in plan.make_plan(cfg, policy.config, ranks=ranks).held} for ranks in (1, 4)}
-    assert all(held[4][name] == -(-size // 4) for name, size in held[1].items()) and held[1]["weights"] == sum(p.numel() * 4 for p in policy.parameters())
+    held = {
+        ranks: {item.name: item.bytes for item in plan.make_plan(cfg, policy.config, ranks=ranks).held}
+        for ranks in (1, 4)
+    }
+    assert all(held[4][name] == -(-size // 4) for name, size in held[1].items()) and held[1][
+        "weights"
+    ] == sum(p.numel() * 4 for p in policy.parameters())
     whole = config.load("shapes", ["dtype=bfloat16", "shard=never"])
     assert plan.make_plan(whole, policy.config, ranks=4).held == plan.make_plan(whole, policy.config).held

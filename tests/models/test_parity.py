@@ -1,7 +1,8 @@
-"""Equal to transformers' own Qwen2-VL and Qwen2.5-VL (eager, float32): vision tower, logits, gradients, greedy decoding.
+"""Equal to transformers' own Qwen2-VL and Qwen2.5-VL (eager, float32): vision tower, logits, gradients,
+greedy decoding.
 
-Tolerances: two float32 programs that sum in different orders. The tiny policies have logits and features of size 1 to 10, where 1e-5 is a
-few dozen roundings; a wrong mask, position or scale is off by 1e-2 and more.
+Tolerances: two float32 programs that sum in different orders. The tiny policies have logits and features of
+size 1 to 10, where 1e-5 is a few dozen roundings; a wrong mask, position or scale is off by 1e-2 and more.
 """
 
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, completions_for, prompt_batch, tiny_policy, twin_inputs, twin_of  # noqa: E402
+from zoo import ARCHITECTURES, completions_for, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 # Two pictures, none, one larger than a window with ragged windows at its edges, one smaller than a window.
 PICTURES = [[(1, 4, 6), (1, 6, 6)], [], [(1, 12, 20)], [(1, 4, 6)]]
@@ -34,13 +35,17 @@ def rows():
 
 def test_the_twin_is_the_untied_one_only_where_asked(pair):
     policy, twin = pair
-    assert (twin.lm_head.weight.data_ptr() == twin.model.language_model.embed_tokens.weight.data_ptr()) == policy.config.tie_word_embeddings
+    assert (
+        twin.lm_head.weight.data_ptr() == twin.model.language_model.embed_tokens.weight.data_ptr()
+    ) == policy.config.tie_word_embeddings
 
 
 MIXED = [(1, 12, 20), (1, 4, 6), (1, 12, 20), (1, 34, 10)]
 
 
-@pytest.mark.parametrize("grids", [[(1, 2, 2)], [(1, 6, 6)] * 3, MIXED, [(1, 16, 16)], [(2, 8, 12), (1, 8, 12)]], ids=str)
+@pytest.mark.parametrize(
+    "grids", [[(1, 2, 2)], [(1, 6, 6)] * 3, MIXED, [(1, 16, 16)], [(2, 8, 12), (1, 8, 12)]], ids=str
+)
 @torch.no_grad()
 def test_vision_tower(pair, grids):
     policy, twin = pair
@@ -61,13 +66,16 @@ def test_logits_of_every_completion_token(pair, rows):
     for p in range(len(completions)):
         for g in range(completions.shape[1]):
             n = int(length[p, g])
-            theirs = twin(**twin_inputs(prompts, p, completions[p, g, :n])).logits[0, prompts.length[p] - 1 : -1]
+            theirs = twin(**twin_inputs(prompts, p, completions[p, g, :n])).logits[
+                0, prompts.length[p] - 1 : -1
+            ]
             torch.testing.assert_close(ours[p, g, :n, real], theirs[:, real], atol=1e-5, rtol=1e-5)
             assert theirs.std() > 0.5
 
 
 def test_gradient_of_every_parameter(pair, rows):
-    """Shared prompts, ragged groups, one backward pass, against transformers on each row by itself, prompt and pictures repeated."""
+    """Shared prompts, ragged groups, one backward pass, against transformers on each row by itself, prompt
+    and pictures repeated."""
     policy, twin = pair
     prompts, completions, length = rows
     weight = torch.randn(completions.shape, generator=torch.Generator().manual_seed(5))
@@ -83,13 +91,16 @@ def test_gradient_of_every_parameter(pair, rows):
     for p in range(len(completions)):
         for g in range(completions.shape[1]):
             n = int(length[p, g])
-            logits = twin(**twin_inputs(prompts, p, completions[p, g, :n])).logits[0, prompts.length[p] - 1 : -1]
+            logits = twin(**twin_inputs(prompts, p, completions[p, g, :n])).logits[
+                0, prompts.length[p] - 1 : -1
+            ]
             score(logits, completions[p, g, :n], weight[p, g, :n]).backward()
     theirs = {hub(name): parameter.grad for name, parameter in twin.named_parameters()}
     ours = {name: parameter.grad for name, parameter in policy.named_parameters()}
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
-        # float32 on both sides, summed in another order: 1e-6 to 3e-6. test_shared_prompt.py compares with the repeated form in float64.
+        # float32 on both sides, summed in another order: 1e-6 to 3e-6. test_shared_prompt.py compares with
+        # the repeated form in float64.
         error, size = (gradient - theirs[name]).norm(), theirs[name].norm()
         assert size > 0, name
         assert error <= 5e-6 * size, f"{name}: {error / size:.1e}"
@@ -110,7 +121,9 @@ def test_greedy_decoding(pair, rows):
     for p in range(len(prompts.tokens)):
         inputs = twin_inputs(prompts, p, torch.zeros(0, dtype=torch.long))
         banned = list(policy.config.placeholder_ids)
-        theirs = twin.generate(**inputs, max_new_tokens=steps, do_sample=False, suppress_tokens=banned, pad_token_id=0)
+        theirs = twin.generate(
+            **inputs, max_new_tokens=steps, do_sample=False, suppress_tokens=banned, pad_token_id=0
+        )
         assert torch.equal(drawn[p, 0], theirs[0, prompts.length[p] :])
 
 

@@ -1,7 +1,8 @@
-"""The prompt is computed once per group: equal to the repeated form in value and gradient, to decoding, and whoever the neighbours are.
+"""The prompt is computed once per group: equal to the repeated form in value and gradient, to decoding, and
+whoever the neighbours are.
 
-Values in float32 within 1e-5 of each other (sums in different orders, values of size 1 to 10); gradients in float64, where only exact
-mathematics passes 1e-10.
+Values in float32 within 1e-5 of each other (sums in different orders, values of size 1 to 10); gradients in
+float64, where only exact mathematics passes 1e-10.
 """
 
 import sys
@@ -17,7 +18,7 @@ from models.decoder import by_length
 from models.qwen_vl import PromptBatch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, completions_for, pictures_of, prompt_batch, repeated, tiny_policy  # noqa: E402
+from zoo import ARCHITECTURES, completions_for, pictures_of, prompt_batch, repeated, tiny_policy
 
 PICTURES = [[(1, 4, 6), (1, 6, 6)], [], [(1, 12, 10)], [(1, 4, 6)]]
 GROUP, LONGEST = 3, 9
@@ -46,13 +47,19 @@ def inputs_of(prompts, completions):
 
 def decode(policy, cache, inputs):
     """inputs (P, G, C) → hidden (P, G, C, D)."""
-    return torch.stack([policy.step(tokens.flatten(), cache).view(*tokens.shape, -1) for tokens in inputs.unbind(-1)], 2)
+    return torch.stack(
+        [policy.step(tokens.flatten(), cache).view(*tokens.shape, -1) for tokens in inputs.unbind(-1)], 2
+    )
 
 
 def gradients(policy, prompts, completions, length, weight):
     policy.zero_grad()
     (policy(prompts, completions, length) * weight).sum().backward()
-    return {name: parameter.grad.clone() for name, parameter in policy.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in policy.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def in_double(prompts):
@@ -64,7 +71,9 @@ def in_double(prompts):
 def test_gradient_equals_the_repeated_form(architecture, recompute, rows):
     policy, (prompts, completions, length) = tiny_policy(architecture).double(), rows
     prompts = in_double(prompts)
-    weight = torch.randn(*completions.shape, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    weight = torch.randn(
+        *completions.shape, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
     policy.recompute = policy.visual.recompute = recompute
     shared = gradients(policy, prompts, completions, length, weight)
     policy.recompute = policy.visual.recompute = False
@@ -91,7 +100,8 @@ def test_lengths_only_remove_padding(policy, rows):
     """With `length`, real tokens get what they get without, and the rest is zero."""
     prompts, completions, length = rows
     length = length.clone()
-    length[1, 2] = 0  # a row may be empty
+    # a row may be empty
+    length[1, 2] = 0
     real = torch.arange(LONGEST) < length[..., None]
     ragged, full = policy(prompts, completions, length), policy(prompts, completions)
     close(ragged[real], full[real])
@@ -114,7 +124,8 @@ def test_padding_is_never_read(policy, rows):
 
 @torch.no_grad()
 def test_linear_layers_see_real_tokens_only(policy, rows):
-    """Operations of all matrix products outside attention, counted where they run: two per parameter and real token, the last block's fewer; nothing for padding."""
+    """Operations of all matrix products outside attention, counted where they run: two per parameter and
+    real token, the last block's fewer; nothing for padding."""
     prompts, completions, length = rows
     patches, inner = len(prompts.patches), policy.config.vision
     with FlopCounterMode(display=False) as counter:
@@ -122,16 +133,30 @@ def test_linear_layers_see_real_tokens_only(policy, rows):
     found = counter.get_flop_counts()["Global"]
     products = sum(flops for op, flops in found.items() if "attention" not in str(op))
     asked, said = int((prompts.length - 1).sum()), int(length.sum())
-    assert said < length.numel() * LONGEST and asked < len(prompts.length) * (prompts.tokens.shape[1] - 1)      # there is padding
+    # there is padding
+    assert said < length.numel() * LONGEST and asked < len(prompts.length) * (prompts.tokens.shape[1] - 1)
     shapes = {name: p.numel() for name, p in policy.named_parameters() if p.dim() > 1}
-    tower = sum(n for name, n in shapes.items() if name.startswith("visual.") and "merger" not in name) * patches
+    tower = (
+        sum(n for name, n in shapes.items() if name.startswith("visual.") and "merger" not in name) * patches
+    )
     merger = sum(n for name, n in shapes.items() if "merger" in name) * patches // inner.spatial_merge_size**2
-    blocks = [sum(n for name, n in shapes.items() if name.startswith(f"model.layers.{number}.")) for number in range(len(policy.model.layers))]
-    keys = sum(n for name, n in shapes.items() if name.startswith(f"model.layers.{len(blocks) - 1}.") and ("k_proj" in name or "v_proj" in name))
-    assert products == 2 * (tower + merger + sum(blocks[:-1]) * (asked + said) + blocks[-1] * said + keys * asked)
+    blocks = [
+        sum(n for name, n in shapes.items() if name.startswith(f"model.layers.{number}."))
+        for number in range(len(policy.model.layers))
+    ]
+    keys = sum(
+        n
+        for name, n in shapes.items()
+        if name.startswith(f"model.layers.{len(blocks) - 1}.") and ("k_proj" in name or "v_proj" in name)
+    )
+    assert products == 2 * (
+        tower + merger + sum(blocks[:-1]) * (asked + said) + blocks[-1] * said + keys * asked
+    )
 
 
-@pytest.mark.parametrize("length", [[[5, 5], [5, 5]], [[2, 9, 5], [9, 9, 1]], [[0, 3, 0], [0, 0, 0]], [[9], [1]]])
+@pytest.mark.parametrize(
+    "length", [[[5, 5], [5, 5]], [[2, 9, 5], [9, 9, 1]], [[0, 3, 0], [0, 0, 0]], [[9], [1]]]
+)
 def test_parts_of_like_length_hold_every_token_once(length):
     length = torch.tensor(length)
     whole, parts = by_length(length, 9)
@@ -142,10 +167,15 @@ def test_parts_of_like_length_hold_every_token_once(length):
     assert sum(part.shape[1] for part in parts) == length.shape[1]
     row = flat.split([part.tokens for part in parts])
     for part, tokens in zip(parts, row):
-        padded = part.pad(tokens + 1)                                                       # a row's tokens lie side by side, in order
+        # a row's tokens lie side by side, in order
+        padded = part.pad(tokens + 1)
         for line in padded.flatten(0, 1):
             real = line[line > 0]
-            assert torch.equal(line[:len(real)], real) and (len(real) < 2 or (real.diff() == 1).all()) and len({(int(x) - 1) // 9 for x in real}) <= 1
+            assert (
+                torch.equal(line[: len(real)], real)
+                and (len(real) < 2 or (real.diff() == 1).all())
+                and len({(int(x) - 1) // 9 for x in real}) <= 1
+            )
         longest = int((padded > 0).sum(-1).max())
         assert part.shape[2] == max(longest, 1) and (padded > 0).sum(-1).amax(0).min() >= 0.8 * longest
 
@@ -154,7 +184,9 @@ def test_parts_change_nothing(rows, monkeypatch):
     """Lengths far apart: attention in several parts gives what one part gives, in value and gradient."""
     policy, (prompts, completions, _) = tiny_policy().double(), rows
     prompts, length = in_double(prompts), torch.tensor([[9, 3, 1], [2, 2, 2], [1, 9, 4], [5, 8, 0]])
-    weight = torch.randn(*completions.shape, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    weight = torch.randn(
+        *completions.shape, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
+    )
     assert len(by_length(length, LONGEST)[1]) == 3
     found = gradients(policy, prompts, completions, length, weight)
     monkeypatch.setattr(decoder, "LIKE", 0.0)
@@ -165,7 +197,8 @@ def test_parts_change_nothing(rows, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_mask_serves_all_blocks(dtype, rows):
-    """A mask is as large as the scores of one query head and its prompt; each block of each row would keep one of its own if attention made it from truth values."""
+    """A mask is as large as the scores of one query head and its prompt; each block of each row would keep
+    one of its own if attention made it from truth values."""
     policy, (prompts, completions, length) = tiny_policy(), rows
     P, _, C = completions.shape
     queries = policy.config.num_attention_heads // policy.config.num_key_value_heads * C
@@ -177,7 +210,10 @@ def test_one_mask_serves_all_blocks(dtype, rows):
             alive.append(tensor)
         return tensor
 
-    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16, cache_enabled=False), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with (
+        torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16, cache_enabled=False),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
         policy(prompts, completions, length)
     size = P * queries * (prompts.tokens.shape[1] - 1 + C) * (8 if dtype == torch.float32 else 2)
     assert len(policy.model.layers) > 1 and [nbytes for _, nbytes in masks] == [size]
@@ -185,7 +221,8 @@ def test_one_mask_serves_all_blocks(dtype, rows):
 
 @torch.no_grad()
 def test_prompts_do_not_see_each_other(policy, rows):
-    """Each prompt by itself, with its own pictures and no padding, gives what it gives beside the others; likewise in decoding."""
+    """Each prompt by itself, with its own pictures and no padding, gives what it gives beside the others;
+    likewise in decoding."""
     prompts, completions, length = rows
     together = policy(prompts, completions, length)
     cache = policy.prefill(prompts, GROUP, LONGEST)
@@ -195,48 +232,80 @@ def test_prompts_do_not_see_each_other(policy, rows):
         slots = prompts.image_slot[p, :n]
         first = int(slots[slots >= 0].min()) if len(grid) else 0
         alone = PromptBatch(
-            prompts.tokens[p : p + 1, :n], prompts.length[p : p + 1], prompts.positions[p : p + 1, :, :n], prompts.next_position[p : p + 1],
-            torch.where(slots >= 0, slots - first, -1)[None], patches, grid)
+            prompts.tokens[p : p + 1, :n],
+            prompts.length[p : p + 1],
+            prompts.positions[p : p + 1, :, :n],
+            prompts.next_position[p : p + 1],
+            torch.where(slots >= 0, slots - first, -1)[None],
+            patches,
+            grid,
+        )
         for g in range(GROUP):
-            close(policy(alone, completions[p : p + 1, g : g + 1], length[p : p + 1, g : g + 1])[0, 0], together[p, g])
+            close(
+                policy(alone, completions[p : p + 1, g : g + 1], length[p : p + 1, g : g + 1])[0, 0],
+                together[p, g],
+            )
         cache = policy.prefill(alone, GROUP, LONGEST)
-        assert not cache.seen.any()                                                 # no padding
+        # no padding
+        assert not cache.seen.any()
         mine = decode(policy, cache, inputs_of(alone, completions[p : p + 1]))
         close(mine[0], decoded[p])
 
 
 @torch.no_grad()
 def test_closing_slots_changes_nothing(policy, rows):
-    """Slots are closed in the middle of decoding, twice; rows that stay move, a prompt without rows goes, and all go on as before."""
+    """Slots are closed in the middle of decoding, twice; rows that stay move, a prompt without rows goes,
+    and all go on as before."""
     prompts, completions, _ = rows
-    inputs, forward = inputs_of(prompts, completions).flatten(0, 1), policy(prompts, completions).flatten(0, 1)
+    inputs, forward = (
+        inputs_of(prompts, completions).flatten(0, 1),
+        policy(prompts, completions).flatten(0, 1),
+    )
     cache = policy.prefill(prompts, GROUP, LONGEST)
     row = torch.arange(len(inputs))
-    plan = {2: [1, 3, 4, 5, 9, 11], 5: [3, 9]}                                              # who is alive then
+    # who is alive then
+    plan = {2: [1, 3, 4, 5, 9, 11], 5: [3, 9]}
     for c in range(LONGEST):
         if c in plan:
             kept = cache.keep(torch.isin(row, torch.tensor(plan[c])), len(plan[c]))
             row = row[kept]
-            assert sorted(row.tolist()) == plan[c] and cache.capacity == LONGEST and len(cache.own_k[0]) == len(row)
-            assert len(cache.prompt_k[0]) == len({r // GROUP for r in plan[c]}) == cache.lines.count // policy.config.num_key_value_heads
+            assert (
+                sorted(row.tolist()) == plan[c]
+                and cache.capacity == LONGEST
+                and len(cache.own_k[0]) == len(row)
+            )
+            assert (
+                len(cache.prompt_k[0])
+                == len({r // GROUP for r in plan[c]})
+                == cache.lines.count // policy.config.num_key_value_heads
+            )
         close(policy.step(inputs[row, c], cache), forward[row, c])
     assert c > 5
 
 
 @torch.no_grad()
 def test_a_slot_is_used_again(policy, rows):
-    """Three slots write all twelve rows: one is given to the next row every few tokens, so that rows of any length and prompt stand beside each other."""
+    """Three slots write all twelve rows: one is given to the next row every few tokens, so that rows of
+    any length and prompt stand beside each other."""
     prompts, completions, _ = rows
-    inputs, forward = inputs_of(prompts, completions).flatten(0, 1), policy(prompts, completions).flatten(0, 1)
+    inputs, forward = (
+        inputs_of(prompts, completions).flatten(0, 1),
+        policy(prompts, completions).flatten(0, 1),
+    )
     cache = policy.prefill(prompts, GROUP, LONGEST, slots=3)
     row, waiting, done = torch.arange(3), 3, set()
-    assert len(cache.own_k[0]) == 3 and len(cache.prompt_k[0]) == len(prompts.tokens) and not any(x.any() for x in (*cache.own_k, *cache.own_v))
+    assert (
+        len(cache.own_k[0]) == 3
+        and len(cache.prompt_k[0]) == len(prompts.tokens)
+        and not any(x.any() for x in (*cache.own_k, *cache.own_v))
+    )
     for turn in range(100):
         at = cache.filled.clone()
         close(policy.step(inputs[row, at], cache), forward[row, at])
         full = cache.filled == LONGEST
         done |= set(row[full].tolist())
-        change = full | (torch.arange(3) == turn % 5) & (waiting < 9)                        # some are given up early
+        # some are given up early
+        change = full | (torch.arange(3) == turn % 5) & (waiting < 9)
         for slot in change.nonzero().flatten():
             row[slot] = min(waiting, len(inputs) - 1)
             cache.begin(slot[None], row[slot][None] // GROUP)
@@ -272,7 +341,9 @@ def test_recomputation_keeps_less_and_changes_nothing(policy, rows):
         sizes.append(sum(kept.values()))
         policy.zero_grad()
         hidden.square().sum().backward()
-        grads.append([parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None])
+        grads.append(
+            [parameter.grad.clone() for parameter in policy.parameters() if parameter.grad is not None]
+        )
     policy.recompute = policy.visual.recompute = False
     assert sizes[1] < 0.6 * sizes[0]
     assert all(torch.equal(a, b) for a, b in zip(*grads))

@@ -1,4 +1,5 @@
-"""Weights: transformers loads what we save, we load what it saves, and a folder that does not fit is refused, file and tensor named."""
+"""Weights: transformers loads what we save, we load what it saves, and a folder that does not fit is
+refused, file and tensor named."""
 
 import json
 import os
@@ -16,7 +17,7 @@ from models import weights
 from models.config import ModelConfig, VisionConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, TWINS, completions_for, prompt_batch, tiny_config, tiny_policy, twin_inputs  # noqa: E402
+from zoo import ARCHITECTURES, TWINS, completions_for, prompt_batch, tiny_config, tiny_policy, twin_inputs
 
 CASES = [(architecture, tied) for architecture in ARCHITECTURES for tied in (True, False)]
 
@@ -58,7 +59,11 @@ def rewrite(file, change):
 def test_round_trip_bit_for_bit(architecture, tied, shard, tmp_path):
     policy = tiny_policy(architecture, tied)
     weights.save(policy, tmp_path, max_shard_bytes=shard)
-    assert (tmp_path / weights.INDEX).exists() == (shard < 5e9) == (len(list(tmp_path.glob("*.safetensors"))) > 1)
+    assert (
+        (tmp_path / weights.INDEX).exists()
+        == (shard < 5e9)
+        == (len(list(tmp_path.glob("*.safetensors"))) > 1)
+    )
     again = weights.load(tmp_path)
     assert same(policy, again)
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in again.parameters())
@@ -72,7 +77,9 @@ def test_transformers_reads_ours_and_we_read_its(architecture, tied, tmp_path, r
     twin = TWINS[architecture].from_pretrained(tmp_path / "ours", attn_implementation="eager")
     assert twin.dtype == torch.float32
     logits = twin(**twin_inputs(prompts, 0, completions[0, 0])).logits[0, prompts.length[0] - 1 : -1]
-    torch.testing.assert_close(policy.logits(policy(prompts, completions))[0, 0, :, 7:], logits[:, 7:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        policy.logits(policy(prompts, completions))[0, 0, :, 7:], logits[:, 7:], atol=1e-5, rtol=1e-5
+    )
     twin.save_pretrained(tmp_path / "theirs")
     twin.save_pretrained(tmp_path / "shards", max_shard_size="60KB")
     assert (tmp_path / "shards" / weights.INDEX).exists()
@@ -85,7 +92,11 @@ def test_names_in_memory_of_transformers_are_accepted(folder):
 
     def rename(tensors):
         for key in list(tensors):
-            theirs = "model." + key if key.startswith("visual.") else key.replace("model.", "model.language_model.", 1)
+            theirs = (
+                "model." + key
+                if key.startswith("visual.")
+                else key.replace("model.", "model.language_model.", 1)
+            )
             tensors[theirs] = tensors.pop(key)
 
     rewrite(folder / weights.SINGLE, rename)
@@ -113,16 +124,27 @@ def test_a_tied_head_is_written_once_and_accepted_twice(folder):
     rewrite(folder / weights.SINGLE, lambda t: t.update({weights.HEAD: t[weights.EMBEDDING].clone()}))
     assert same(weights.load(folder), tiny_policy())
     rewrite(folder / weights.SINGLE, lambda t: t[weights.HEAD].add_(1))
-    with pytest.raises(ValueError, match=r"model\.safetensors: 'lm_head.weight' differs from 'model.embed_tokens.weight'"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: 'lm_head.weight' differs from 'model.embed_tokens.weight'"
+    ):
         weights.load(folder)
 
 
-@pytest.mark.parametrize("change, why", [
-    (lambda t: t.pop("model.norm.weight"), "1 tensors are missing, first 'model.norm.weight'"),
-    (lambda t: t.update(surplus=torch.zeros(1)), r"model\.safetensors: unexpected tensor 'surplus'"),
-    (lambda t: t.update({"model.norm.weight": torch.zeros(65)}), r"'model.norm.weight' has shape \(65,\), config.json asks for \(64,\)"),
-    (lambda t: t.update({"model.language_model.norm.weight": torch.ones(64)}), r"'model.(language_model.)?norm.weight' is also in"),
-])
+@pytest.mark.parametrize(
+    "change, why",
+    [
+        (lambda t: t.pop("model.norm.weight"), "1 tensors are missing, first 'model.norm.weight'"),
+        (lambda t: t.update(surplus=torch.zeros(1)), r"model\.safetensors: unexpected tensor 'surplus'"),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(65)}),
+            r"'model.norm.weight' has shape \(65,\), config.json asks for \(64,\)",
+        ),
+        (
+            lambda t: t.update({"model.language_model.norm.weight": torch.ones(64)}),
+            r"'model.(language_model.)?norm.weight' is also in",
+        ),
+    ],
+)
 def test_tensors_that_do_not_fit(folder, change, why):
     rewrite(folder / weights.SINGLE, change)
     with pytest.raises(ValueError, match=why):
@@ -178,7 +200,9 @@ def test_folders_without_weights(folder):
 
 def test_random_start_is_a_function_of_config_and_seed():
     config = tiny_config()
-    assert same(weights.init(config, 3), weights.init(config, 3)) and not same(weights.init(config, 3), weights.init(config, 4))
+    assert same(weights.init(config, 3), weights.init(config, 3)) and not same(
+        weights.init(config, 3), weights.init(config, 4)
+    )
     policy = weights.init(replace(config, initializer_range=0.5), 0)
     assert policy.model.embed_tokens.weight.std().item() == pytest.approx(0.5, rel=0.05)
     for name, parameter in policy.named_parameters():
@@ -193,18 +217,42 @@ BENCH = Path(__file__).resolve().parents[1] / "bench" / "load_2b.py"
 
 def measured(*arguments):
     """The last line of tests/bench/load_2b.py, in a process of its own."""
-    done = subprocess.run([sys.executable, str(BENCH), *map(str, arguments)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, str(BENCH), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_loading_takes_the_weights_and_one_tensor(tmp_path):
-    """111 MB in one file. What was read of a memory-mapped file counts as the process's own while the file is open, so opening it once for all tensors took twice as much."""
+    """111 MB in one file. What was read of a memory-mapped file counts as the process's own while the file
+    is open, so opening it once for all tensors took twice as much."""
     sys.path.insert(0, str(BENCH.parent))
     from load_2b import write
+
     vision = VisionConfig(depth=4, width=256, num_heads=4, intermediate_size=1024, hidden_size=512)
-    size = write(ModelConfig("qwen2_vl", 5000, 512, 2048, 12, 4, 2, vision, tie_word_embeddings=True, image_token_id=3, video_token_id=4, vision_start_token_id=5,
-                             vision_end_token_id=6), tmp_path, 1e12)
+    size = write(
+        ModelConfig(
+            "qwen2_vl",
+            5000,
+            512,
+            2048,
+            12,
+            4,
+            2,
+            vision,
+            tie_word_embeddings=True,
+            image_token_id=3,
+            video_token_id=4,
+            vision_start_token_id=5,
+            vision_end_token_id=6,
+        ),
+        tmp_path,
+        1e12,
+    )
     found = measured("--folder", tmp_path, "--child")
     assert found["policy"] == size > 90e6
     assert found["peak"] < 1.2 * size
@@ -212,5 +260,6 @@ def test_loading_takes_the_weights_and_one_tensor(tmp_path):
 
 @pytest.mark.slow
 def test_loading_the_real_2b(tmp_path):
-    """4.4 GB of random weights of the real shapes, as the hub shards them. Needs that much room on the disk and in memory."""
+    """4.4 GB of random weights of the real shapes, as the hub shards them. Needs that much room on the
+    disk and in memory."""
     assert measured()["ratio"] <= 1.2

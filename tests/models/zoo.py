@@ -1,4 +1,5 @@
-"""Tiny random policies of both architectures, their twins in transformers, and prompts with pictures of several sizes."""
+"""Tiny random policies of both architectures, their twins in transformers, and prompts with pictures of
+several sizes."""
 
 import torch
 import transformers
@@ -10,11 +11,15 @@ from models.qwen_vl import PromptBatch
 
 ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl")
 IMAGE, VOCABULARY = 3, 90
-TWINS = {"qwen2_vl": transformers.Qwen2VLForConditionalGeneration, "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration}
+TWINS = {
+    "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
+    "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+}
 
 
 def tiny_config(architecture="qwen2_vl", tied=True) -> ModelConfig:
-    """D = 64, H = 4, K = 2, E = 16, three blocks; a vision tower of four, windows of 4x4 merged tokens in Qwen2.5-VL.
+    """D = 64, H = 4, K = 2, E = 16, three blocks; a vision tower of four, windows of 4x4 merged tokens in
+    Qwen2.5-VL.
 
     rope_theta and rms_norm_eps are not the defaults, so that losing them between two files shows.
     """
@@ -22,27 +27,49 @@ def tiny_config(architecture="qwen2_vl", tied=True) -> ModelConfig:
     if architecture == "qwen2_vl":
         vision = VisionConfig(intermediate_size=64, **vision)
     else:
-        vision = VisionConfig(intermediate_size=52, gated=True, window_size=112, fullatt_block_indexes=(1, 3), **vision)
+        vision = VisionConfig(
+            intermediate_size=52, gated=True, window_size=112, fullatt_block_indexes=(1, 3), **vision
+        )
     return ModelConfig(
-        architecture, VOCABULARY, 64, 96, 3, 4, 2, vision, mrope_section=(2, 3, 3), rope_theta=5000.0, rms_norm_eps=1e-5,
-        tie_word_embeddings=tied, image_token_id=IMAGE, video_token_id=4, vision_start_token_id=5, vision_end_token_id=6)
+        architecture,
+        VOCABULARY,
+        64,
+        96,
+        3,
+        4,
+        2,
+        vision,
+        mrope_section=(2, 3, 3),
+        rope_theta=5000.0,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=tied,
+        image_token_id=IMAGE,
+        video_token_id=4,
+        vision_start_token_id=5,
+        vision_end_token_id=6,
+    )
 
 
 def tiny_policy(architecture="qwen2_vl", tied=True, seed=0):
-    """A random policy in which every parameter matters: norms and biases are drawn too, matrices so large that attention is uneven."""
+    """A random policy in which every parameter matters: norms and biases are drawn too, matrices so large
+    that attention is uneven."""
     policy = weights.init(tiny_config(architecture, tied), seed)
     random = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=random) * (0.1 if parameter.dim() > 1 else 0.3))
+            parameter.add_(
+                torch.randn(parameter.shape, generator=random) * (0.1 if parameter.dim() > 1 else 0.3)
+            )
     return policy
 
 
 def twin_of(policy, folder):
-    """The same weights in transformers (eager attention, float32), through a folder that we save and it loads."""
+    """The same weights in transformers (eager attention, float32), through a folder that we save and it
+    loads."""
     weights.save(policy, folder)
     twin, info = TWINS[policy.config.architecture].from_pretrained(
-        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True)
+        folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return twin.eval()
 
@@ -57,18 +84,27 @@ def prompt_tokens(grids, text, random) -> torch.Tensor:
 
 
 def prompt_batch(pictures, text=4, seed=0) -> PromptBatch:
-    """pictures: per prompt, the grids of its pictures. The p-th prompt begins with `text + p` words, so lengths differ."""
+    """pictures: per prompt, the grids of its pictures. The p-th prompt begins with `text + p` words, so
+    lengths differ."""
     random = torch.Generator().manual_seed(seed)
     tokens = [prompt_tokens(grids, text + p, random) for p, grids in enumerate(pictures)]
     count, longest = len(tokens), max(map(len, tokens))
     grid = torch.tensor([g for grids in pictures for g in grids], dtype=torch.long).view(-1, 3)
     batch = PromptBatch(
-        tokens=torch.randint(7, VOCABULARY, (count, longest), generator=random), length=torch.tensor([len(t) for t in tokens]),
-        positions=torch.zeros(count, 3, longest, dtype=torch.long), next_position=torch.zeros(count, dtype=torch.long),
-        image_slot=torch.full((count, longest), -1), patches=torch.randn(int(grid.prod(1).sum()), 1176, generator=random), grid=grid)
+        tokens=torch.randint(7, VOCABULARY, (count, longest), generator=random),
+        length=torch.tensor([len(t) for t in tokens]),
+        positions=torch.zeros(count, 3, longest, dtype=torch.long),
+        next_position=torch.zeros(count, dtype=torch.long),
+        image_slot=torch.full((count, longest), -1),
+        patches=torch.randn(int(grid.prod(1).sum()), 1176, generator=random),
+        grid=grid,
+    )
     features = 0
     for p, (ids, grids) in enumerate(zip(tokens, pictures)):
-        batch.tokens[p, : len(ids)] = ids  # behind it stay random words: padding must not matter, whatever it holds
+        batch.tokens[p, : len(ids)] = (
+            # behind it stay random words: padding must not matter, whatever it holds
+            ids
+        )
         own = torch.tensor(grids, dtype=torch.long).view(-1, 3)
         batch.positions[p, :, : len(ids)], batch.next_position[p] = mrope_positions(ids, own, IMAGE, 2)
         where = (ids == IMAGE).nonzero()[:, 0]
@@ -97,10 +133,14 @@ def repeated(prompts, group):
         start += int(where.sum())
     again = lambda x: x.repeat_interleave(group, 0)  # noqa: E731
     return PromptBatch(
-        tokens=again(prompts.tokens), length=again(prompts.length), positions=again(prompts.positions),
-        next_position=again(prompts.next_position), image_slot=slots,
+        tokens=again(prompts.tokens),
+        length=again(prompts.length),
+        positions=again(prompts.positions),
+        next_position=again(prompts.next_position),
+        image_slot=slots,
         patches=torch.cat([patches for patches, _ in per_prompt for _ in range(group)]),
-        grid=torch.cat([grid for _, grid in per_prompt for _ in range(group)]))
+        grid=torch.cat([grid for _, grid in per_prompt for _ in range(group)]),
+    )
 
 
 def pictures_of(prompts):
