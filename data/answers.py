@@ -15,7 +15,7 @@ import re
 import sys
 import unicodedata
 from fractions import Fraction
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 from data.units import UNITS, unit_named
 
@@ -72,7 +72,7 @@ class Number(NamedTuple):
     """What an answer says: its value (exact if the text is) and its unit in the spelling of
     `data/units.py`, "" for none."""
 
-    value: Union[Fraction, float]
+    value: Fraction | float
     unit: str
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 from data import answers
 from data.types import LETTERS, Example
@@ -22,7 +23,7 @@ THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>"
 # characters of an answer; a longer one is a text, not an answer
 LONGEST = 2_000
 
-# Chinese-trained models write （Ａ） as readily as (A): full-width forms are read as the ASCII ones they double.
+# Chinese-trained models write （Ａ） as readily as (A): full-width forms are read as their ASCII twins.
 _NARROW = {**{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0x3002: "."}
 _LABEL = re.compile(r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[.):]|$)[.):]?)[.:]?\s*(.*)", re.DOTALL)
 _BRIDGE = re.compile(rf"{END_THINK}\s*{ANSWER}")
@@ -100,10 +101,8 @@ def is_right_paper(text: str, example: Example) -> bool:
     said = _answer_paper(text)
     if said == example.answer.strip():
         return True
-    letter = None
-    for letter in _LETTER_PAPER.finditer(said):
-        pass
-    return letter is not None and letter[1] == example.answer.strip()
+    letters = list(_LETTER_PAPER.finditer(said))
+    return bool(letters) and letters[-1][1] == example.answer.strip()
 
 
 def well_formed(text: str) -> bool:

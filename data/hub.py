@@ -9,9 +9,10 @@ is one line that says what to do.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Iterable, Literal, Sequence
+from typing import Literal
 
 from data.types import BadSource
 

@@ -14,9 +14,10 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class JsonlShard:
                         starts.append(start)
                         lines.append(number)
                     start += len(line)
-            self._file = open(path, "rb")
+            self._file = open(path, "rb")  # noqa: SIM115, lives as long as this object
         except OSError as error:
             raise BadSource(f"{path}: cannot be read: {error.strerror}") from error
         self._starts, self._lines = np.array(starts, np.int64), np.array(lines, np.int64)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ class ParquetShard:
         all."""
         found = []
         for column, picture in (
-            (column, picture) for column in self.pictures for picture in _several(values[column])
+            (name, picture) for name in self.pictures for picture in _several(values[name])
         ):
             data = _bytes(picture)
             if not data:
@@ -165,7 +166,7 @@ class _Unpacked:
     def __init__(self, file: Any, group: int, columns: Sequence[str]) -> None:
         import pyarrow
 
-        self._held = tempfile.TemporaryFile(prefix="glimpse-")
+        self._held = tempfile.TemporaryFile(prefix="glimpse-")  # noqa: SIM115, lives as long as this object
         starts = [0]
         batches = file.iter_batches(batch_size=ROWS, row_groups=[group], columns=list(columns))
         first = next(batches)

@@ -10,10 +10,10 @@ data.check` lists them all.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, overload
+from typing import Any, overload
 
 import numpy as np
 from tqdm import tqdm
@@ -123,7 +123,7 @@ class Rows(Sequence):
     @overload
     def __getitem__(self, place: int) -> Example: ...
     @overload
-    def __getitem__(self, place: slice) -> "Rows": ...
+    def __getitem__(self, place: slice) -> Rows: ...
     def __getitem__(self, place):
         if isinstance(place, slice):
             part = copy.copy(self)

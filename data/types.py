@@ -6,15 +6,16 @@ count it and say which it was.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Union
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 # The bytes of a picture file, its path, or a function that draws it when it is needed.
-Picture = Union[bytes, Path, Callable[[], Image.Image]]
+Picture = bytes | Path | Callable[[], Image.Image]
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -31,7 +31,7 @@ class Background:
         def run() -> None:
             try:
                 work()
-            except BaseException as error:  # noqa: BLE001  whatever it is, `wait` raises it
+            except BaseException as error:
                 self.error = error
 
         self.thread = threading.Thread(target=run, name="checkpoint")

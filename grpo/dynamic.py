@@ -107,7 +107,7 @@ class Drawn:
         rollout = Rollout(
             r.tokens[index][..., :longest], r.length[index], r.stopped[index], r.logp[index][..., :longest]
         )
-        pick = lambda items: [items[i] for i in groups]  # noqa: E731
+        pick = lambda items: [items[i] for i in groups]
         left = [p for i, p in enumerate(self.prompts) if i not in set(groups)]
         return replace(
             self,

@@ -318,7 +318,7 @@ def policy_loss(
     loss = (weight * (kl_coef * distance - gain)).sum()
 
     low, high = clip_cases(ratio, advantage, clip_low, clip_high)
-    total = lambda x: (weight * x).sum().detach()  # noqa: E731
+    total = lambda x: (weight * x).sum().detach()
     return loss, LossStats(
         loss=loss.detach(),
         policy=total(-gain),

@@ -75,7 +75,7 @@ class Log:
         if not lines:
             self._append({"evaluation": head})
 
-    def of(self, **how: Any) -> "Kept":
+    def of(self, **how: Any) -> Kept:
         """The completions that were asked for in one way: by the same model with the same prompt, sampling
         and limits."""
         return _Pass(self, how)

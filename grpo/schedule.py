@@ -5,6 +5,7 @@ Pure, so a resumed run needs nothing saved. Steps count from 0.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 # How far the learning rate still is from its end, as a function of the progress after the warm-up: 0 -> 1, 1
@@ -45,6 +46,6 @@ def stage_at(step: int, stages, default):
     used.
     """
     ends = [stage.until for stage in stages]
-    if any(later <= earlier for earlier, later in zip(ends, ends[1:])):
+    if any(later <= earlier for earlier, later in itertools.pairwise(ends)):
         raise ValueError(f"stages must end one after the other, but their 'until' are {ends}.")
     return next((stage for stage in stages if step < stage.until), default)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 # a header, and a line of cells for each row
 Rows = tuple[list[Any], list[list[Any]]]
 

@@ -26,7 +26,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from data.types import Example
@@ -54,7 +54,7 @@ def names_a_file(name: str) -> bool:
     return ".py:" in name
 
 
-@lru_cache(maxsize=None)
+@cache
 def open_reward(name: str) -> UserReward:
     """The function FILE.py:FUNCTION, FILE relative to the working directory; loaded once a run. Raises
     RewardError."""

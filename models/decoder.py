@@ -20,10 +20,11 @@ from models.layers import (
     causal_attention,
     decode_attention,
     group_attention,
+    inverse_frequencies,
+    rope_from_angles,
     rotate,
     wide,
 )
-from models.layers import inverse_frequencies, rope_from_angles
 from models.packing import Packing
 
 # completions at least so many times as long as the longest of a part belong to it

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from small import small_folder
+
 import train
 from grpo import report
-from small import small_folder
 
 
 @pytest.fixture(scope="module")

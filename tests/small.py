@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-
 from torch.distributed.tensor import DTensor
 
 from data import tokenizer

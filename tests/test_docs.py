@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import docs_sync
 
 import evaluate
-from data.sources import SOURCES
 from data.shapes import Shapes
+from data.sources import SOURCES
 from grpo import config, keep, plan
 from grpo.batch import TrainBatch
 from grpo.distributed import World
@@ -355,7 +355,7 @@ def written(monkeypatch, tmp_path) -> set[str]:
         teaching=[0, 1, 2, 3],
         entropy=0.0,
         stats=LossStats.zero(),
-        clock={moment: 0.0 for moment in moments},
+        clock=dict.fromkeys(moments, 0.0),
         shown=None,
         **same,
     )

@@ -87,7 +87,7 @@ def test_from_a_file_to_the_forward(file):
         *(whole.pictures[:i] + whole.pictures[i + 1 :] for i in range(4)),
     ]
     seen += [
-        whole.pictures[:i] + (Image.new("RGB", SIZES[(3 + i) % 4]).copy,) + whole.pictures[i + 1 :]
+        (*whole.pictures[:i], Image.new("RGB", SIZES[(3 + i) % 4]).copy, *whole.pictures[i + 1 :])
         for i in range(4)
     ]
     for other in seen[1:]:

@@ -331,16 +331,16 @@ def test_what_a_line_says_is_what_is_asked(tmp_path, rows, choices, ascii):
         "".join(json.dumps(row, ensure_ascii=ascii) + "\n" for row in rows), encoding="utf-8", newline=""
     )
     found = SOURCES["jsonl"](tmp_path / "mine.jsonl", "all", None, 0)
-    for row, example in zip(rows, found, strict=True):
-        assert (example.question, example.answer, example.choices) == (
+    for row, asked in zip(rows, found, strict=True):
+        assert (asked.question, asked.answer, asked.choices) == (
             row["question"],
             row["answer"],
             tuple(row.get("choices", ())),
         )
         assert (
-            example.task == row.get("task", "")
-            and example.uid == row.get("uid", example.uid)
-            and {**row.get("extra", {}), "kind": "text"} == example.extra
+            asked.task == row.get("task", "")
+            and asked.uid == row.get("uid", asked.uid)
+            and {**row.get("extra", {}), "kind": "text"} == asked.extra
         )
 
 

@@ -205,7 +205,7 @@ def forbidden(source):
         used = []
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             used = [node.id]
-        elif isinstance(node, ast.Attribute) and not (node.attr in ("compile", "eval")):
+        elif isinstance(node, ast.Attribute) and node.attr not in ("compile", "eval"):
             used = [node.attr]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             used = [part for alias in node.names for part in alias.name.split(".")] + (

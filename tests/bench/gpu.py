@@ -108,7 +108,7 @@ class Bench:
         start = time.perf_counter()
         try:
             work()
-        except Exception as error:  # noqa: BLE001  an hour with a GPU is worth more than a clean end
+        except Exception as error:
             self.note(f"FAILED: {work.__name__}", f"{type(error).__name__}: {error}"[:300])
         gc.collect()
         if self.device.type == "cuda":

@@ -28,13 +28,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from small import small_config, small_folder
+
 import train
 from grpo import checkpoint
 from grpo.background import Background
 from grpo.keep import Keeper
 from grpo.optim import Optimizer
 from models import weights
-from small import small_config, small_folder
 from tests.bench.about import about
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.bench import logprobs, roofline, rollout, save, scaling, shared_prompt, step, timing
+from tests.bench import logprobs, rollout, roofline, save, scaling, shared_prompt, step, timing
 
 SCRIPTS = {
     "rollout": (rollout, "speedup"),

@@ -345,7 +345,7 @@ def test_without_exactly_one_readable_answer_nothing_is_earned(text, example):
         f"{before}<answer></answer>{after}",
         f"{before}{content}{after}",
     ):
-        assert "<think>" in spoilt and after.count("</think>") or not is_right(spoilt, example)
+        assert ("<think>" in spoilt and after.count("</think>")) or not is_right(spoilt, example)
 
 
 def test_numbers_are_for_questions_that_ask_for_one():

@@ -13,7 +13,7 @@ from data.sources import SOURCES, BadSource
 from data.types import BadExample, BadRow
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_chat import processor, qwen, verbatim  # noqa: E402, F401
+from test_chat import processor, qwen, verbatim  # noqa: F401
 
 pyarrow = pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
 REAL = Path(__file__).resolve().parents[3] / "shared/data/blink/Spatial_Relation/val-00000-of-00001.parquet"

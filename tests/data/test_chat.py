@@ -297,10 +297,10 @@ def test_text_ends_at_the_first_stop_token_and_keeps_the_tags(words):
     stop, other = chat.stop_ids
     said = chat.encode("look </think> <answer> (B) </answer>")
     expected = "<think>look </think> <answer> (B) </answer>"
-    for tokens in (said, said + [stop], said + [other], said + [stop] + said, np.array(said + [stop, other])):
+    for tokens in (said, [*said, stop], [*said, other], [*said, stop, *said], np.array([*said, stop, other])):
         assert chat.text(tokens) == expected
     assert chat.text([stop]) == "<think>" and chat.text([]) == "<think>"
-    assert Chat(words, template="chatml_direct").text(said + [stop]) == expected.removeprefix("<think>")
+    assert Chat(words, template="chatml_direct").text([*said, stop]) == expected.removeprefix("<think>")
 
 
 def test_odd_special_tokens_in_a_completion_are_seen(words):
@@ -317,7 +317,7 @@ def test_texts_of_a_rollout(words):
 
     chat = Chat(words, template="shapes")
     rows = [
-        [chat.encode("look (A)") + [chat.stop_ids[0]], chat.encode("yes")],
+        [[*chat.encode("look (A)"), chat.stop_ids[0]], chat.encode("yes")],
         [chat.encode("no no no no"), [chat.stop_ids[0]]],
     ]
     length = torch.tensor([[len(row) for row in group] for group in rows])
@@ -333,7 +333,7 @@ def test_texts_of_a_rollout(words):
 def test_a_byte_level_completion_comes_back_to_the_letter(qwen):
     chat = Chat(qwen, template="visualthinker")
     said = " the cat  is\n\tnot there.</think>\n<answer>(A) naïve 两 🐱</answer>"
-    assert chat.text(chat.encode(said) + [chat.stop_ids[0]]) == "<think>" + said
+    assert chat.text([*chat.encode(said), chat.stop_ids[0]]) == "<think>" + said
 
 
 def test_several_stop_tokens_and_no_sampling_settings(qwen, words):

@@ -1,5 +1,6 @@
 """Which examples are used at which step."""
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -60,7 +61,7 @@ def test_rounds_are_orders_of_their_own():
     rounds = [tuple(indices_at(7, 10_000, 20, 0, round)) for round in range(30)]
     assert rounds[0] == tuple(indices_at(7, 10_000, 20, 0)) and len(set(rounds)) == 30
     # 29 pairs that share 0.04 each by chance
-    assert sum(len(set(a) & set(b)) for a, b in zip(rounds, rounds[1:])) < 10
+    assert sum(len(set(a) & set(b)) for a, b in itertools.pairwise(rounds)) < 10
     for round in range(3):
         used = [i for step in range(3) for i in indices_at(step, 12, 4, 3, round)]
         assert sorted(used) == list(range(12))

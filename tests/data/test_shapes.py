@@ -1,6 +1,7 @@
 """The built-in world: every answer is recomputed here from the geometry, and the picture is looked at, not
 trusted."""
 
+import itertools
 import re
 from collections import Counter
 from math import hypot
@@ -154,7 +155,7 @@ def test_what_is_asked_about_varies(world):
     30 of one is nine deviations."""
     for task in ("Depth", "Distance"):
         answers = [e.answer.split() for _, e in world["train"] if e.task == task]
-        assert set(c for c, _ in answers) == set(COLORS) and set(s for _, s in answers) == set(SHAPES)
+        assert {c for c, _ in answers} == set(COLORS) and {s for _, s in answers} == set(SHAPES)
         assert max(Counter(c for c, _ in answers).values()) < 30
 
 
@@ -289,7 +290,7 @@ def test_nearer_is_larger_and_in_front():
         int((np.asarray(draw((Thing("red", "square", 3, 3, size),))) == COLORS["red"]).all(-1).sum())
         for size in range(1, SIZES + 1)
     ]
-    assert all(b > 2 * a for a, b in zip(areas, areas[1:]))
+    assert all(b > 2 * a for a, b in itertools.pairwise(areas))
     behind, before = Thing("red", "square", 3, 3, 3), Thing("blue", "square", 3, 3, 2)
     # whatever the order, the larger one hides the smaller
     for scene in ((behind, before), (before, behind)):

@@ -34,11 +34,12 @@ from unittest import mock
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
+from kills import left_behind
+from small import small_folder
+
 import train
 from data.shapes import Shapes
 from grpo import checkpoint, metrics, report
-from kills import left_behind
-from small import small_folder
 
 ENDS = ("identical", "skipped", "refused")
 ROWS, STEPS = 8, 3
@@ -196,7 +197,7 @@ def cases() -> list[Case]:
             ("optimizer.safetensors", "cut in half"),
         )
     ]
-    older = lambda p: p.newest.with_name("step_000001")  # noqa: E731
+    older = lambda p: p.newest.with_name("step_000001")
     named = ("damaged: ", "Going on from step_000001")
     found += [
         Case(
@@ -284,7 +285,7 @@ def cases() -> list[Case]:
             )
         )
     # ---- pictures and rows
-    picture = lambda p: p.data / "images" / "2.png"  # noqa: E731
+    picture = lambda p: p.data / "images" / "2.png"
     for how, harm in {
         **HARMS,
         "with a broken header": partial(flip, at=0.0),
@@ -416,7 +417,7 @@ def started(place: Place) -> tuple[int, str]:
     ):
         try:
             status = train.main([*SETTINGS, *place.settings, f"model={place.base}", f"out={place.run}"])
-        except Exception:  # noqa: BLE001  anything that gets through to here is what this program looks for
+        except Exception:
             status = -1
             traceback.print_exc()
     return status, said.getvalue()
@@ -426,9 +427,8 @@ def judged(case: Case, place: Place, wanted: dict) -> tuple[str, str]:
     """Let a case happen. → ("" or what is wrong, the last line that was said)."""
     before = {str(path): path.read_bytes() for path in place.run.rglob("step_*/*")}
     harmed = case.harm(place)
-    if case.harm in (filling,) or getattr(case.harm, "func", None) is small_disk:
-        if harmed is None:
-            return "not possible here", "no right to mount a disk"
+    if (case.harm in (filling,) or getattr(case.harm, "func", None) is small_disk) and harmed is None:
+        return "not possible here", "no right to mount a disk"
     with (
         harmed
         if isinstance(harmed, (contextlib.ExitStack, type(mock.patch.object(os, "sep"))))

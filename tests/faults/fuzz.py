@@ -40,11 +40,11 @@ import numpy as np
 from PIL import Image
 
 from data import answers
-from tests.data.adversarial import CASES
 from data.choices import read
 from data.images import open_picture, preprocess
 from data.types import BadPicture, Example
 from grpo.rewards import REWARDS, rule
+from tests.data.adversarial import CASES
 
 # of one answer under all rules, or of one picture, and of each PIXELS that it has
 SECONDS = 1.0

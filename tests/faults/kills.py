@@ -40,9 +40,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from small import small_folder
+
 import train
 from grpo import checkpoint, report
-from small import small_folder
 
 # so that the last save is not one of those in between
 EVERY, STEPS = 2, 5

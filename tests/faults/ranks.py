@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch
 from safetensors.torch import load_file, save_file
+from small import full, small_folder
 
 import train
 from data.chat import Chat
@@ -49,7 +50,6 @@ from grpo.objective import policy_loss, token_weights
 from grpo.run import BUILT_IN
 from models import weights
 from models.qwen_vl import QwenVL
-from small import full, small_folder
 
 # of weights, relative to the largest of their tensor
 CLOSE = 1e-5
@@ -219,7 +219,7 @@ def parted(one: dict, other: dict) -> tuple[float, str]:
 def compare(one: Path, other: Path) -> dict:
     """Two finished runs."""
     a, b = tokens_of(one), tokens_of(other)
-    weights_of = lambda out: load_file(complete(out)[-1] / "model.safetensors")  # noqa: E731
+    weights_of = lambda out: load_file(complete(out)[-1] / "model.safetensors")
     (apart, where), first, second = (
         parted(weights_of(one), weights_of(other)),
         metrics_of(one),

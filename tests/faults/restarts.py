@@ -31,8 +31,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from grpo.checkpoint import complete
 from small import small_folder
+
+from grpo.checkpoint import complete
 
 STEPS, TIMEOUT = 5, 5.0
 QUICK = [

@@ -120,7 +120,7 @@ def test_the_line_of_a_step_is_on_the_disk_before_its_checkpoint_is_visible(base
     def visible(source, target):
         if str(target).endswith(tuple("0123456789")):
             step = int(str(target)[-6:])
-            name, content = [each for each in flushed if each[0] == "metrics.jsonl"][-1]
+            _name, content = [each for each in flushed if each[0] == "metrics.jsonl"][-1]
             seen.append(
                 (
                     step,

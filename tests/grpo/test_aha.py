@@ -29,7 +29,6 @@ from grpo.record import completion_rows, step_metrics
 from grpo.rollout import Rollout
 from grpo.statistics import paired_difference
 
-
 # ---- words
 
 

@@ -49,7 +49,7 @@ def test_fixed_point():
     end elsewhere."""
     for G, kl_coef in ((2, 0.5), (3, 0.4)):
         found = descend(G, kl_coef, "k3_is")
-        away = lambda other: (found - other).abs().max().item()  # noqa: E731
+        away = lambda other: (found - other).abs().max().item()
         # found 6e-7
         assert away(tilted(G, kl_coef)) < 1e-5
         assert away(tilted(G, kl_coef, factor=1.0)) > 0.05

@@ -1,6 +1,8 @@
 """Dynamic sampling: which groups are kept is decided by their rewards and by nothing else, and what is
 left out is counted."""
 
+import functools
+import operator
 from types import SimpleNamespace
 
 import pytest
@@ -56,7 +58,7 @@ def uids(found):
 
 
 def test_the_table():
-    assert SAMPLING == {"fixed": fixed, "dynamic": dynamic}
+    assert {"fixed": fixed, "dynamic": dynamic} == SAMPLING
 
 
 def test_fixed_is_one_round_whatever_it_earned():
@@ -190,8 +192,11 @@ def test_what_is_asked_is_a_function_of_seed_step_and_round():
     is the step of a run without rounds."""
     assert asked_in(0, 0, 1)[0] == indices_at(3, 20, 6, 4)
     for size in (1, 2, 4):
-        rounds = [sum((asked_in(round, rank, size)[0] for rank in range(size)), []) for round in range(4)]
-        flat = sum(rounds, [])
+        rounds = [
+            functools.reduce(operator.iadd, (asked_in(round, rank, size)[0] for rank in range(size)), [])
+            for round in range(4)
+        ]
+        flat = functools.reduce(operator.iadd, rounds, [])
         assert len(flat) == len(set(flat)) and [sorted(r) for r in rounds] == [
             sorted(asked_in(round, 0, 1)[0]) for round in range(4)
         ]

@@ -149,7 +149,7 @@ def test_a_tied_head_adds_to_the_embeddings_gradient():
 @pytest.mark.parametrize("frozen", ["head", "embed"])
 def test_a_frozen_part_gets_no_gradient_and_changes_no_other(frozen):
     policy, batch = ToyPolicy(), make_batch()
-    expected, found = both_gradients(policy, batch, 4, list(policy.parameters()))
+    _expected, found = both_gradients(policy, batch, 4, list(policy.parameters()))
     getattr(policy, frozen).weight.requires_grad_(False)
     (trained,) = [p for p in policy.parameters() if p.requires_grad]
     _, (alone,) = both_gradients(policy, batch, 4, [trained])

@@ -339,11 +339,11 @@ def toy_update(seed=0, rows=7, cap=6, vocab=5):
     mask = torch.arange(cap)[None] < length[:, None]
     tokens = torch.randint(vocab, (rows, cap), generator=g)
     bias = torch.randn(rows, cap, vocab, generator=g)
-    draw = lambda: torch.randn(rows, cap, generator=g) * 0.3  # noqa: E731
+    draw = lambda: torch.randn(rows, cap, generator=g) * 0.3
     theta = torch.randn(vocab, generator=g)
     score = lambda theta, rows: (
         torch.log_softmax(bias[rows] + theta, -1).gather(-1, tokens[rows][..., None]).squeeze(-1)
-    )  # noqa: E731
+    )
     base = score(theta, slice(None))
     return theta, score, mask, base + draw(), base + draw(), torch.randn(rows, generator=g)
 

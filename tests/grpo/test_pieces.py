@@ -202,7 +202,7 @@ def test_it_opens_as_a_model(tmp_path, base, small_files):
     assert run.model_folder(str(tmp_path)) == run.model_folder(str(folder)) == folder
     held = load_file(tmp_path / "held_1")
     assert all(torch.equal(p, held[name]) for name, p in weights.load(folder).named_parameters())
-    theirs, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+    _theirs, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -18,6 +18,7 @@ from models.qwen_vl import QwenVL
 
 sys.path.insert(0, str(Path(__file__).parent))
 from plan_peak import prompts
+
 from tests.bench.timing import child
 
 TINY = ModelConfig.from_folder(BUILT_IN)
@@ -87,7 +88,7 @@ def test_kv_cache_is_what_prefill_makes(model):
 
 def cache_bytes(cache):
     """Of the prompts' keys and values, the rows' own, and the masks."""
-    size = lambda tensors: sum(x.nbytes for x in tensors)  # noqa: E731
+    size = lambda tensors: sum(x.nbytes for x in tensors)
     return size([*cache.prompt_k, *cache.prompt_v]), size([*cache.own_k, *cache.own_v]), cache.bias.nbytes
 
 
@@ -271,9 +272,7 @@ def test_frozen_parts_need_no_gradients_and_no_moments(part, kept):
     ]
     parts = plan.parameters(TINY)
     for items, key, each in (("held", "optimizer", 8), ("learning", "gradients", 4)):
-        full, frozen = (
-            named(getattr(p, "held") if items == "held" else p.stages[0].learning)[key] for p in plans
-        )
+        full, frozen = (named(p.held if items == "held" else p.stages[0].learning)[key] for p in plans)
         assert full - frozen == each * kept(parts)
     assert named(plans[0].held)["weights"] == named(plans[1].held)["weights"]
 

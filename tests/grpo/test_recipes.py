@@ -283,7 +283,7 @@ def test_three_steps_and_an_exact_resume(architecture, task, data, tmp_path, mon
     model = qwen_folder(tmp_path / "model", architecture)
     settings = (f"task={task}", f"data={data[task]}", "steps=3", "cap=12", "loss.kl_coef=0.04")
     straight = trained("visualthinker_sat", model, data, tmp_path / "straight", *settings)
-    changed, kept = moved(model, straight)
+    _changed, kept = moved(model, straight)
     assert not kept and [row["step"] for row in metrics(straight)] == [0, 1, 2, 3]
     real = checkpoint.save
 
@@ -316,7 +316,7 @@ def test_a_hub_model_is_fetched_by_pattern_at_its_revision(base, monkeypatch):
     ]
     from fnmatch import fnmatch
 
-    fetched = lambda name: any(fnmatch(name, pattern) for pattern in run.HUB_FILES)  # noqa: E731
+    fetched = lambda name: any(fnmatch(name, pattern) for pattern in run.HUB_FILES)
     assert all(
         map(
             fetched,

@@ -21,6 +21,8 @@ from grpo.guards import GUARDS
 from grpo.metrics import Metrics, read
 
 sys.path.insert(0, str(Path(__file__).parent))
+import itertools
+
 from fake_run import fake_run, question
 
 HOSTILE = (
@@ -185,7 +187,10 @@ def test_steps_are_spread_over_the_run(tmp_path):
     report.write_report(tmp_path)
     steps = [moment["step"] for moment in data_of(tmp_path)["moments"]]
     assert len(steps) == report.MOST_STEPS and steps[0] == 1 and steps[-1] == 1000
-    assert max(b - a for a, b in zip(steps, steps[1:])) - min(b - a for a, b in zip(steps, steps[1:])) <= 1
+    assert (
+        max(b - a for a, b in itertools.pairwise(steps)) - min(b - a for a, b in itertools.pairwise(steps))
+        <= 1
+    )
 
 
 def test_an_empty_folder_and_an_unfinished_run(tmp_path):

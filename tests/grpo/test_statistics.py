@@ -8,7 +8,6 @@ import pytest
 
 from grpo.statistics import Z, maj_at_k, mcnemar, paired_difference, pass_at_k, wilson
 
-
 # ---- wilson
 
 

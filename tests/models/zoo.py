@@ -76,7 +76,7 @@ def twin_of(policy, folder):
 
 def prompt_tokens(grids, text, random) -> torch.Tensor:
     """A few words, then each picture between its marks with words after it."""
-    words = lambda n: torch.randint(7, VOCABULARY, (n,), generator=random)  # noqa: E731
+    words = lambda n: torch.randint(7, VOCABULARY, (n,), generator=random)
     pieces = [words(text)]
     for t, h, w in grids:
         pieces += [torch.tensor([5]), torch.full((t * h * w // 4,), IMAGE), torch.tensor([6]), words(3)]
@@ -131,7 +131,7 @@ def repeated(prompts, group):
         where = slots[row] >= 0
         slots[row, where] = start + torch.arange(int(where.sum()))
         start += int(where.sum())
-    again = lambda x: x.repeat_interleave(group, 0)  # noqa: E731
+    again = lambda x: x.repeat_interleave(group, 0)
     return PromptBatch(
         tokens=again(prompts.tokens),
         length=again(prompts.length),
