@@ -18,16 +18,16 @@ import torch
 from tqdm import tqdm
 
 from data.chat import TEMPLATES, Chat
-from data.sources import SOURCES
-from grpo.ask import ask, told
-from grpo.checkpoint import CheckpointError
-from grpo.evaluation import answer_all, differences, scores
-from grpo.files import write_whole
-from grpo.protocols import CAP, PROTOCOLS
-from grpo.resume_eval import Kept, Log
-from grpo.room import Room, measured
-from grpo.subject import BENCHMARKS, Subject, banned_ids, subject
-from grpo.tables import as_markdown, difference_table, k_table, labels, score_table
+from data.sources.table import SOURCES
+from grpo.evaluation.answers import answer_all, differences, scores
+from grpo.evaluation.ask import ask, told
+from grpo.evaluation.evaluated_model import BENCHMARKS, Subject, banned_ids, subject
+from grpo.evaluation.protocols import CAP, PROTOCOLS
+from grpo.evaluation.resume import Kept, Log
+from grpo.evaluation.tables import as_markdown, difference_table, k_table, labels, score_table
+from grpo.memory import Room, measured
+from grpo.storage.atomic import write_whole
+from grpo.storage.checkpoint import CheckpointError
 
 # of the built-in questions, which have no end: six times the 64 over which tasks, answers and letters are
 # balanced

@@ -17,23 +17,26 @@ from functools import partial
 
 import torch
 
-from grpo import checkpoint, config, distributed, plan, shard
 from grpo.batch import TrainBatch, collate_prompts, learnable
+from grpo.config import parse
 from grpo.dynamic import SAMPLING, Drawn
-from grpo.guards import NonFinite, fitting, in_fewer_slots
-from grpo.interrupt import Interrupted
-from grpo.keep import Keeper
 from grpo.logprobs import chunk_of, completion_logprobs
+from grpo.memory import slots
+from grpo.monitor.recorder import Keeper
+from grpo.monitor.step_metrics import completion_rows
+from grpo.monitor.warnings import NonFinite, fitting, in_fewer_slots
 from grpo.objective import LossStats, group_advantages, policy_loss, token_weights
 from grpo.optim import clip_gradient
-from grpo.record import completion_rows
-from grpo.rewards import score
+from grpo.parallel import fsdp, ranks
+from grpo.plan import plan
+from grpo.rewards.rules import score
 from grpo.rollout import Rollout, generate
-from grpo.room import slots
-from grpo.run import chosen_prompts, lent, open_run
+from grpo.run.setup import chosen_prompts, lent, open_run
+from grpo.run.signals import Interrupted
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
 from grpo.sft import encode_documents, imitate, totals
+from grpo.storage import checkpoint
 
 
 def train_grpo(cfg, run, world, keeper) -> None:
@@ -49,7 +52,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
 
     for step in range(run.step, cfg.steps):
         start = time.perf_counter()
-        distributed.announce(f"step {step + 1}")
+        ranks.announce(f"step {step + 1}")
         # group size, completion cap
         stage = stage_at(step, cfg.stages, cfg)
         lr = lr_at(
@@ -69,9 +72,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
             partial(sample_and_score, run, cfg, world, step, stage), cfg.max_rounds, cfg.enough
         )
         prompts, rollout, clock = drawn.prompts, drawn.rollout, drawn.clock(start)
-        advantage = distributed.together(
-            drawn.reward, partial(group_advantages, scale=cfg.advantage)
-        )  # (P, G)
+        advantage = ranks.together(drawn.reward, partial(group_advantages, scale=cfg.advantage))  # (P, G)
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
         batch = TrainBatch(
@@ -100,7 +101,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
 
             def learn(micro_tokens: int):
                 stats, entropy_sum, logp_now = LossStats.zero(), 0.0, torch.zeros(batch.mask.shape)
-                for part, at, rows in shard.passes(policy, batch, micro_tokens, teaching):
+                for part, at, rows in fsdp.passes(policy, batch, micro_tokens, teaching):
                     part = collate(part)
                     logp, entropy = completion_logprobs(
                         policy, part, temperature=cfg.temperature, chunk=chunk
@@ -165,7 +166,7 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
         prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size
     ).to(world.device)
     clock.append(time.perf_counter())
-    with shard.whole(run.policy) as policy:
+    with fsdp.whole(run.policy) as policy:
         write = partial(
             generate,
             policy,
@@ -203,7 +204,7 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
 def scored(policy, batch: TrainBatch, cfg, collate, chunk: int) -> torch.Tensor:
     """The completions' log-probs under a policy that is not being trained. → (B, C) on the CPU."""
     logp = torch.zeros(batch.mask.shape)
-    for part, at, rows in shard.passes(policy, batch, cfg.loss.micro_tokens):
+    for part, at, rows in fsdp.passes(policy, batch, cfg.loss.micro_tokens):
         batch.put_back(
             logp,
             completion_logprobs(policy, collate(part), temperature=cfg.temperature, chunk=chunk)[0],
@@ -216,8 +217,8 @@ def scored(policy, batch: TrainBatch, cfg, collate, chunk: int) -> torch.Tensor:
 def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step: int, skip) -> float:
     """Sum the ranks' gradients, clip, step. → the gradient's norm before clipping. Where loss or norm is
     not finite, `skip` either raises or lets the update pass."""
-    distributed.sum_gradients(policy)
-    norm, loss = float(clip_gradient(policy, max_grad_norm or float("inf"))), float(distributed.total(loss))
+    ranks.sum_gradients(policy)
+    norm, loss = float(clip_gradient(policy, max_grad_norm or float("inf"))), float(ranks.total(loss))
     if math.isfinite(loss) and math.isfinite(norm):
         optimizer.step()
     else:
@@ -238,7 +239,7 @@ def train_sft(cfg, run, world, keeper) -> None:
 
     for step in range(run.step, cfg.steps):
         start = time.perf_counter()
-        distributed.announce(f"step {step + 1}")
+        ranks.announce(f"step {step + 1}")
         lr = lr_at(
             step,
             lr=cfg.optim.lr,
@@ -253,7 +254,7 @@ def train_sft(cfg, run, world, keeper) -> None:
             chat, [e.extra.get("documents") or (chat.bare(e.answer),) for e in examples], cfg.cap
         )
         batch = TrainBatch(prompts, documents, length)
-        tokens, completions = distributed.total(totals(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
+        tokens, completions = ranks.total(totals(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
         learn = partial(
             imitate,
             policy,
@@ -290,20 +291,20 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, open the run, train. → exit status."""
     started = time.perf_counter()
     try:
-        cfg, flags = config.parse(sys.argv[1:] if argv is None else argv)
+        cfg, flags = parse.parse(sys.argv[1:] if argv is None else argv)
         if flags.help or flags.list:
-            print(config.help_text() if flags.help else config.list_text())
+            print(parse.help_text() if flags.help else parse.list_text())
             return 0
         if flags.plan:
             print(plan.text(cfg, flags.plan))
             return 0
-        world = distributed.start(cfg.device, cfg.timeout)
+        world = ranks.start(cfg.device, cfg.timeout)
         run = open_run(cfg, world)
         keeper = Keeper(cfg, run, world, started)
         if flags.dry_run:
             print(keeper.describe())
             return 0
-        with distributed.precision(world, cfg.dtype), keeper:
+        with ranks.precision(world, cfg.dtype), keeper:
             keeper.before()
             (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, keeper)
             keeper.after()
@@ -314,13 +315,13 @@ def main(argv: list[str] | None = None) -> int:
         return told.status
     except (ValueError, OSError, NonFinite, checkpoint.CheckpointError) as error:
         print(f"\ntrain.py: {error}", file=sys.stderr)
-        distributed.stop(error)
+        ranks.stop(error)
         return 2
     except BaseException as error:
-        distributed.stop(error)
+        ranks.stop(error)
         raise
     finally:
-        distributed.stop()
+        ranks.stop()
 
 
 if __name__ == "__main__":

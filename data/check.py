@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from data.images import open_picture
-from data.rows import Rows
-from data.sources import LAYOUTS, SOURCES
+from data.sources.rows import Rows
+from data.sources.table import LAYOUTS, SOURCES
 from data.types import BadExample
 
 

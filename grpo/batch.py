@@ -202,7 +202,7 @@ class TrainBatch:
 
     def put_back(self, whole: Tensor, value: Tensor, prompts: list[int], rows: slice) -> None:
         """Write a micro-batch's (b, c) result into its place in `whole` (B, C), on the CPU. Rows behind
-        those of `prompts` are nobody's (`grpo/shard.py`)."""
+        those of `prompts` are nobody's (`grpo/parallel/fsdp.py`)."""
         groups, group = self.length.shape
         whole, value, count = whole.view(groups, group, whole.shape[-1]), value.cpu(), len(range(group)[rows])
         for at, p in enumerate(prompts):

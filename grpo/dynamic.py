@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.distributed import gathered, rank, total
+from grpo.parallel.ranks import gathered, rank, total
 from grpo.rollout import Rollout
 
 # rewards closer than this are the same, as in `group_advantages`

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from grpo.distributed import total
+from grpo.parallel.ranks import total
 
 # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
 PATCH_SCALE = 3.0

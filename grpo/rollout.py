@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from grpo.graphs import Repeat
+from grpo.cuda_graphs import Repeat
 from grpo.sampling import sample, uniforms
 from models.cache import KVCache
 
@@ -160,7 +160,7 @@ def generate(
     address: (seed, step, uid of each prompt as an integer); the same address gives the same completions.
     banned: ids that may not be drawn.
     slots: rows decoded at the same time, at most (None: all).  recorded: draw by CUDA graphs
-    (grpo/graphs.py).
+    (grpo/cuda_graphs.py).
     """
     device, P = prompts.tokens.device, len(prompts.tokens)
     # B rows in all

@@ -18,7 +18,7 @@ from torch import Tensor
 from grpo.batch import TrainBatch
 from grpo.logprobs import completion_logprobs, masked_logprobs
 from grpo.objective import token_weights
-from grpo.shard import passes
+from grpo.parallel.fsdp import passes
 
 
 def encode_documents(chat, documents: list[tuple[str, ...]], cap: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from small import small_folder
 
 import train
-from grpo import report
+from grpo.monitor import report
 
 
 @pytest.fixture(scope="module")

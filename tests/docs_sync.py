@@ -82,9 +82,9 @@ def _names(node: ast.stmt) -> list[str]:
 
 def settings(prefix: str | None) -> str:
     """The settings whose key starts with `prefix`; without one all of them, under their headings."""
-    from grpo.config import markdown_table
-    from grpo.settings import HEADINGS, Config, Stage
-    from grpo.typed import field_help, leaves
+    from grpo.config.parse import markdown_table
+    from grpo.config.settings import HEADINGS, Config, Stage
+    from grpo.config.typed import field_help, leaves
 
     if prefix:
         return markdown_table(prefix) + "\n"
@@ -104,7 +104,7 @@ def settings(prefix: str | None) -> str:
 
 def recipes(_) -> str:
     """What --list prints, as a table."""
-    from grpo.config import recipes
+    from grpo.config.parse import recipes
 
     rows = (f"| [`{name}`](grpo/recipes/{name}.yaml) | {about} |\n" for name, about in recipes().items())
     return "| recipe | what it is for |\n|---|---|\n" + "".join(rows)
@@ -112,8 +112,8 @@ def recipes(_) -> str:
 
 def mixture(_) -> str:
     """The documents that the base model has read: what share shows which behaviour, from the constants of
-    data/documents.py."""
-    from data.documents import AGAIN, CARELESS, MALFORMED, TERSE
+    data/shapes/documents.py."""
+    from data.shapes.documents import AGAIN, CARELESS, MALFORMED, TERSE
 
     looking = 1 - TERSE
     rows = [
@@ -143,7 +143,7 @@ def world(_) -> str:
     """The built-in world: its constants, and what 100 items of each task show."""
     from math import hypot
 
-    from data.shapes import CHANCE, COLORS, GRID, PAIRS, SHAPES, SIDE, SIZES, TASKS, UNSEEN_PAIRS, item
+    from data.shapes.world import CHANCE, COLORS, GRID, PAIRS, SHAPES, SIDE, SIZES, TASKS, UNSEEN_PAIRS, item
 
     def margin(task, about):
         x, *others = about["named"]
@@ -188,8 +188,8 @@ def world(_) -> str:
 
 def documents_shown(_) -> str:
     """Of the base model's documents the first of each sort."""
-    from data.documents import CAPTIONS, LOOK, LOOK_AGAIN, Documents
-    from data.shapes import TASKS
+    from data.shapes.documents import CAPTIONS, LOOK, LOOK_AGAIN, Documents
+    from data.shapes.world import TASKS
 
     def sort_of(task: str, text: str) -> str:
         if task.startswith("Caption"):
@@ -216,7 +216,7 @@ def documents_shown(_) -> str:
 
 
 def sizes(_) -> str:
-    """The built-in model beside Qwen2-VL-2B, whose figures are those of its config.json on the hub."""
+    """The built-in model beside Qwen2-VL-2B, whose figures are those of its parse.json on the hub."""
     from models.config import ModelConfig
 
     c = ModelConfig.from_folder(ROOT / "models" / "tiny")
@@ -241,11 +241,12 @@ def sizes(_) -> str:
 def shards(_) -> str:
     """Bytes a rank holds of a policy, its reference, gradients and moments, and what it gathers, in
     bfloat16; from the plan."""
-    from grpo import config, known, plan
+    from grpo.config import parse
+    from grpo.plan import known_models, plan
 
     def cells(name: str, ranks: int) -> tuple[str, str, str]:
         found = plan.make_plan(
-            config.load("visualthinker_sat", ["dtype=bfloat16"]), known.KNOWN[name], ranks=ranks
+            parse.load("visualthinker_sat", ["dtype=bfloat16"]), known_models.KNOWN[name], ranks=ranks
         )
         sizes = {
             item.name: item.bytes

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from data.shapes import CHANCE
+from data.shapes.world import CHANCE
 from tests.bench import speed_tables
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor
 
-from data import tokenizer
 from data.chat import Chat
-from data.shapes import Shapes
+from data.shapes import tokenizer
+from data.shapes.world import Shapes
 from models import weights
 from models.config import ModelConfig
 

@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
-from data import sources
-from data.shapes import Shapes
+from data.shapes.world import Shapes
+from data.sources import table
 from data.types import Example
-from grpo import checkpoint, objective
-from grpo import metrics as metrics_file
-from grpo.checkpoint import complete
+from grpo import objective
+from grpo.storage import checkpoint
+from grpo.storage import jsonl as metrics_file
+from grpo.storage.checkpoint import complete
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -205,7 +206,7 @@ def world_with(monkeypatch, change, every=3):
     monkeypatch.setattr(Some, "bad", staticmethod(change))
     monkeypatch.setattr(Some, "every", every)
     monkeypatch.setitem(
-        sources.SOURCES,
+        table.SOURCES,
         "shapes",
         lambda path, split, limit, seed: (
             Some(split, limit, seed) if split == "train" else Shapes(split, limit, seed)

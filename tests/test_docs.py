@@ -22,15 +22,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 import docs_sync
 
 import evaluate
-from data.shapes import Shapes
-from data.sources import SOURCES
-from grpo import config, keep, plan
+from data.shapes.world import Shapes
+from data.sources.table import SOURCES
 from grpo.batch import TrainBatch
-from grpo.distributed import World
-from grpo.evaluation import Answers, read_answer
+from grpo.config import parse
+from grpo.evaluation.answers import Answers, read_answer
+from grpo.monitor import recorder
+from grpo.monitor.step_metrics import completion_rows
 from grpo.objective import LossStats
-from grpo.record import completion_rows
-from grpo.rewards import REWARDS
+from grpo.parallel.ranks import World
+from grpo.plan import plan
+from grpo.rewards.rules import REWARDS
 from grpo.rollout import Rollout
 from models.config import ModelConfig
 
@@ -168,7 +170,7 @@ def test_commands_are_understood(path, monkeypatch):
             if script == "evaluate.py":
                 evaluate.arguments(argv)
                 continue
-            cfg, flags = config.parse(argv)
+            cfg, flags = parse.parse(argv)
             if not (flags.help or flags.list):
                 assert cfg.task in SOURCES and set(cfg.rewards) <= set(REWARDS), words
                 assert cfg.model != "tiny" or plan.text(cfg)
@@ -200,7 +202,7 @@ DRY = sorted(
         if (found := arguments_of(words)) and found[0] == "train.py"
         for argv in [found[1]]
         if not re.search(r"\bFILE\b", shlex.join(argv))
-        and ("--plan" in argv or config.parse(argv)[0].model == "tiny")
+        and ("--plan" in argv or parse.parse(argv)[0].model == "tiny")
     }
 )
 
@@ -304,7 +306,7 @@ class Lines(list):
 
 def written(monkeypatch, tmp_path) -> set[str]:
     """Every name in the lines of a run, by Keeper itself; the answers of evaluation are made up."""
-    cfg = config.load("shapes", ["report.every=0", "save.every=0", "eval.items=4", f"out={tmp_path}"])
+    cfg = parse.load("shapes", ["report.every=0", "save.every=0", "eval.items=4", f"out={tmp_path}"])
     examples, other = list(Shapes("train", 4)), list(Shapes("pairs", 4))
     text = (
         "<think> look : a x 1 , so it is left . but wait , let me look again : a x 1 , so it is left . "
@@ -318,7 +320,7 @@ def written(monkeypatch, tmp_path) -> set[str]:
         answers += [[read_answer(example, text, [1, 2, 3], True)] for example in asked]
         return answers
 
-    monkeypatch.setattr(keep, "answer_all", answer_all)
+    monkeypatch.setattr(recorder, "answer_all", answer_all)
     run = SimpleNamespace(
         step=0,
         folder=tmp_path,
@@ -328,7 +330,7 @@ def written(monkeypatch, tmp_path) -> set[str]:
         samples=Lines(),
         heldout={"heldout": examples, "pairs": other},
     )
-    keeper = keep.Keeper(cfg, run, World(0, 1, torch.device("cpu")), 0.0)
+    keeper = recorder.Keeper(cfg, run, World(0, 1, torch.device("cpu")), 0.0)
     keeper.bar = SimpleNamespace(
         write=lambda line: None, set_postfix_str=lambda line, refresh: None, update=lambda: None
     )

@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 
 import evaluate
-from data import tokenizer
+from data.shapes import tokenizer
 from data.types import Example
-from grpo import config, evaluation, resume_eval
-from grpo.evaluation import Answers, read_answer
-from grpo.tables import difference_table, k_table, markdown, score_table, table
+from grpo.config import parse
+from grpo.evaluation import answers as evaluation
+from grpo.evaluation import resume
+from grpo.evaluation.answers import Answers, read_answer
+from grpo.evaluation.tables import difference_table, k_table, markdown, score_table, table
 from models import weights
 from models.config import ModelConfig
 
@@ -42,7 +44,7 @@ def run(tmp_path_factory):
         )
         if complete:
             (checkpoint / "state.json").write_text(json.dumps({"step": step}))
-    config.save(config.load("shapes", ["cap=17", "max_prompt=150", "max_pixels=3136"]), folder)
+    parse.save(parse.load("shapes", ["cap=17", "max_prompt=150", "max_pixels=3136"]), folder)
     return folder
 
 
@@ -207,7 +209,7 @@ def test_defaults_without_a_run(run, tmp_path, capsys):
         assert call(capsys, "--model", lone, "--items", 2, "--seed", seed, "--json", file)[0] == 0
         found = json.loads(file.read_text())
         assert (found["config"]["subjects"][0]["cap"], found["config"]["subjects"][0]["template"]) == (
-            config.load("shapes").cap,
+            parse.load("shapes").cap,
             "shapes",
         )
         uids.append([a["uid"] for a in found["answers"]])
@@ -255,7 +257,7 @@ def test_how_a_model_is_asked(run, tmp_path, monkeypatch):
         "--dtype",
         "bfloat16",
     ) == ("chatml", 9, 7, 999, "bfloat16")
-    assert asked("tiny") == ("shapes", config.load("shapes").cap, 1024, None, "float32")
+    assert asked("tiny") == ("shapes", parse.load("shapes").cap, 1024, None, "float32")
     monkeypatch.chdir(run / "checkpoints" / "step_000010")
     assert asked(".") == asked(run) == ("shapes", 17, 150, 3136, "float32")
 
@@ -331,7 +333,7 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
         return answers
 
     monkeypatch.setattr(evaluate, "answer_all", invented)
-    monkeypatch.setattr("grpo.protocols.math_verify", lambda: None)
+    monkeypatch.setattr("grpo.evaluation.protocols.math_verify", lambda: None)
     found = {}
     for protocol in ("strict", "cambrian", "paper"):
         status, out, err = call(
@@ -371,7 +373,7 @@ import os, signal, sys
 from grpo import resume_eval
 import evaluate
 
-real, left = resume_eval.Log._append, [int(sys.argv.pop(1))]
+real, left = resume.Log._append, [int(sys.argv.pop(1))]
 
 def append(self, row):
     left[0] -= 1
@@ -381,7 +383,7 @@ def append(self, row):
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, row)
 
-resume_eval.Log._append = append
+resume.Log._append = append
 evaluate.main(sys.argv[1:])
 """
 
@@ -458,11 +460,7 @@ def test_a_file_that_is_not_ours_is_left_alone(run, tmp_path, capsys):
 
 def test_other_weights_are_another_model(run, tmp_path):
     first, second = (run / "checkpoints" / f"step_0000{step}" for step in (10, 20))
-    assert (
-        resume_eval.weights_digest(first)
-        == resume_eval.weights_digest(first)
-        != resume_eval.weights_digest(second)
-    )
+    assert resume.weights_digest(first) == resume.weights_digest(first) != resume.weights_digest(second)
 
 
 # ---- one question
@@ -521,7 +519,7 @@ def test_one_question(run, pictures, capsys, monkeypatch):
             [read_answer(examples[0], "<think> red </think> <answer> (B) </answer>", [1] * 9, True, read)]
         ]
 
-    monkeypatch.setattr("grpo.ask.answer_all", answered)
+    monkeypatch.setattr("grpo.evaluation.ask.answer_all", answered)
     out = call(capsys, "--model", run, "--ask", *pictures, "Red?", "--choice", "yes", "--choice", "no")[1]
     assert out == "<think> red </think> <answer> (B) </answer>\nanswer: (B) no\n"
 
@@ -693,7 +691,7 @@ def test_json_is_whole_or_not_there(run, tmp_path, capsys, monkeypatch):
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resume_eval.os, "fsync", full)
+    monkeypatch.setattr(resume.os, "fsync", full)
     status, _, err = call(capsys, "--model", run, "--items", 1, "--cap", 1, "--json", file)
     assert status == 2 and "No space left" in err and file.read_text() == "the old one"
     monkeypatch.undo()

@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 import train
 from data.chat import Chat
-from data.sources import SOURCES
-from grpo import report
+from data.sources.table import SOURCES
 from grpo.batch import collate_prompts
-from grpo.checkpoint import complete
-from grpo.run import BUILT_IN
+from grpo.monitor import report
+from grpo.run.setup import BUILT_IN
+from grpo.storage.checkpoint import complete
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parent))

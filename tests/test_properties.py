@@ -18,16 +18,17 @@ import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from data.choices import TAGS, extract, read, well_formed
+from data.answers.parser import TAGS, extract, read, well_formed
 from data.images import smart_resize
-from data.sources import SOURCES
+from data.sources.table import SOURCES
 from data.types import LETTERS, BadPicture, Example
-from grpo import config
 from grpo.batch import TrainBatch
-from grpo.config import ConfigError, load, parse
+from grpo.config import parse
+from grpo.config import parse as config
+from grpo.config.parse import ConfigError, load
+from grpo.config.settings import Config, Stage, value_of
+from grpo.config.typed import convert, leaves, read_yaml, unwrapped
 from grpo.objective import token_weights
-from grpo.settings import Config, Stage, value_of
-from grpo.typed import convert, leaves, read_yaml, unwrapped
 from models.decoder import Packing
 from models.mrope import mrope_positions
 

@@ -16,9 +16,10 @@ from PIL import Image
 
 import evaluate
 import train
-from data.sources import SOURCES, open_source
+from data.sources.table import SOURCES, open_source
 from data.types import BadRow, Example
-from grpo import checkpoint, rewards, user_rewards
+from grpo.rewards import rules, user_code
+from grpo.storage import checkpoint
 from models import weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -364,7 +365,7 @@ CODE = [
 ]
 
 
-@pytest.mark.parametrize("name", rewards.REWARDS)
+@pytest.mark.parametrize("name", rules.REWARDS)
 def test_code_in_a_completion_is_text(tmp_path, name):
     if name.endswith("math_verify"):
         pytest.importorskip("math_verify")
@@ -379,7 +380,7 @@ def test_code_in_a_completion_is_text(tmp_path, name):
             (said, examples[0]),
             (f"<think>{said}</think> <answer>{said}</answer>", examples[1]),
         ):
-            assert rewards.rule(name, 100)(text, example, 20) >= -1
+            assert rules.rule(name, 100)(text, example, 20) >= -1
     assert not mark.exists()
 
 
@@ -387,14 +388,14 @@ def test_what_math_verify_evaluates_is_arithmetic(monkeypatch):
     """Its search for an expression ends in sympy's parse_expr, which is Python's eval: what may come there
     are digits and signs, no names."""
     parser = pytest.importorskip("math_verify.parser")
-    from grpo import math_rewards
+    from grpo.rewards import math_verify
 
     seen, real = [], parser.parse_expr
     monkeypatch.setattr(parser, "parse_expr", lambda text, **how: seen.append(text) or real(text, **how))
     parser.parse_expr_cached.cache_clear()
     for said in [*CODE, "1+2", "(3)(4)", "2*open", "12+(7)x", "1+1.real", "3+0x10", "1+e", "5/2 = 2.5"]:
         for text in (said, f"{said}.", f" {said} ", f"the final answer is {said}. I hope"):
-            math_rewards.paper(text, Example("c/1", "How many?", (), "3"), None)
+            math_verify.paper(text, Example("c/1", "How many?", (), "3"), None)
     assert "1+2" in [text.strip() for text in seen] and not [
         text for text in seen if re.search(r"[^\d.\s+*×/^()÷-]", text)
     ]
@@ -404,6 +405,6 @@ def test_a_reward_is_code_only_where_the_user_says_so():
     """Names in a recipe are looked up in a table; a file is loaded only as FILE.py:FUNCTION, which is the
     user's own."""
     for name in ("os.system", "eval", "__import__('os')", "../x", "x.py", "REWARDS.__class__"):
-        assert not user_rewards.names_a_file(name)
+        assert not user_code.names_a_file(name)
         with pytest.raises(ValueError, match="reward"):
-            rewards.rule(name)
+            rules.rule(name)

@@ -14,9 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 import train
-from data import tokenizer
-from grpo import distributed
-from grpo.checkpoint import complete
+from data.shapes import tokenizer
+from grpo.parallel import ranks as distributed
+from grpo.storage.checkpoint import complete
 
 sys.path.insert(0, str(Path(__file__).parent))
 import itertools

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from data.choices import is_right, is_right_paper, well_formed, well_formed_paper
+from data.answers.parser import is_right, is_right_paper, well_formed, well_formed_paper
 from data.types import Example
 
 THOUGHT = "<think> " + "look at the picture and compare the two " * 13 + "</think> "

@@ -20,12 +20,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat
-from data.documents import described, gaps
-from data.shapes import TASKS, Shapes, draw, free_pairs, scatter
+from data.shapes.documents import described, gaps
+from data.shapes.world import TASKS, Shapes, draw, free_pairs, scatter
 from data.types import Example
 from grpo.batch import TrainBatch
-from grpo.evaluation import answer_all
-from grpo.run import model_folder
+from grpo.evaluation.answers import answer_all
+from grpo.run.setup import model_folder
 from grpo.sft import encode_documents
 from models import weights
 from tests.bench.about import about

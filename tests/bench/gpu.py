@@ -34,14 +34,16 @@ from qwen import qwen_folder
 from small import STOPS, small_folder, small_policy, small_prompts
 
 from data.types import Prompt
-from grpo import checkpoint, config, plan
 from grpo.batch import TrainBatch, collate_prompts
-from grpo.distributed import World, precision
-from grpo.known import KNOWN
+from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs
+from grpo.parallel.fsdp import whole
+from grpo.parallel.ranks import World, precision
+from grpo.plan import plan
+from grpo.plan.known_models import KNOWN
 from grpo.rollout import generate
 from grpo.sampling import uid_hash
-from grpo.shard import whole
+from grpo.storage import checkpoint
 from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
 from tests.bench.load_2b import write
@@ -393,7 +395,7 @@ class Bench:
                     )
                 self.note(f"step, {name}, peak", said["peak"] / 1e9, "GB", "≤ 80")
             planned = plan.make_plan(
-                config.load("visualthinker_sat", how[1:]), ModelConfig.from_folder(model)
+                parse.load("visualthinker_sat", how[1:]), ModelConfig.from_folder(model)
             ).peak
             self.note("step, peak by --plan", planned / 1e9, "GB")
             self.note(

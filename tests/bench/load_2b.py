@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from grpo.known import KNOWN
+from grpo.plan.known_models import KNOWN
 from models import weights
 from models.config import ModelConfig
 from models.qwen_vl import QwenVL

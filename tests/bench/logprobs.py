@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from grpo.known import KNOWN
 from grpo.logprobs import chunk_of, masked_logprobs
+from grpo.plan.known_models import KNOWN
 from models.qwen_vl import QwenVL
 from tests.bench.timing import child, extra_memory, finish, parser, ratio, take_turns
 

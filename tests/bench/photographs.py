@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from qwen import qwen_folder
 
-from data.sources import SOURCES
+from data.sources.table import SOURCES
 
 # a random policy is never right, so it is paid for its length
 SETTINGS = (

@@ -21,10 +21,10 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat
-from data.shapes import Shapes
+from data.shapes.world import Shapes
 from grpo.batch import collate_prompts
 from grpo.rollout import generate
-from grpo.run import BUILT_IN
+from grpo.run.setup import BUILT_IN
 from grpo.sampling import uid_hash
 from models import cache, layers, weights
 from tests.bench.timing import finish, ratio, sized, take_turns

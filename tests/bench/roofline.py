@@ -19,10 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat
-from data.shapes import Shapes
+from data.shapes.world import Shapes
 from grpo.batch import collate_prompts
 from grpo.rollout import generate
-from grpo.run import BUILT_IN
+from grpo.run.setup import BUILT_IN
 from models import weights
 from tests.bench.scaling import traffic
 from tests.bench.shared_prompt import Group, learn, random_policy, text_prompts

@@ -31,10 +31,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from small import small_config, small_folder
 
 import train
-from grpo import checkpoint
-from grpo.background import Background
-from grpo.keep import Keeper
+from grpo.monitor.recorder import Keeper
 from grpo.optim import Optimizer
+from grpo.storage import checkpoint
+from grpo.storage.background import Background
 from models import weights
 from tests.bench.about import about
 

@@ -28,11 +28,11 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train
 from data.order import indices_at
-from grpo import config
-from grpo.distributed import World
-from grpo.keep import Keeper
-from grpo.rewards import score
-from grpo.run import BUILT_IN, open_run
+from grpo.config import parse
+from grpo.monitor.recorder import Keeper
+from grpo.parallel.ranks import World
+from grpo.rewards.rules import score
+from grpo.run.setup import BUILT_IN, open_run
 from tests.bench.timing import CLOCKS, finish, ratio, sized
 
 LR = 1e-7
@@ -49,7 +49,7 @@ class Ours:
     """A run of the recipe `shapes`, one step a call."""
 
     def __init__(self, folder: Path, P: int, G: int, C: int, clock: str):
-        self.cfg = config.load(
+        self.cfg = parse.load(
             "shapes",
             [
                 f"out={folder}",

@@ -66,7 +66,7 @@ def peak() -> float:
 
 def main(gigabytes: float = 2, group: int = 100) -> float:
     """→ the growth in MB."""
-    from data.sources import SOURCES
+    from data.sources.table import SOURCES
 
     with tempfile.TemporaryDirectory(prefix="glimpse-stream-") as folder:
         file, rows = Path(folder) / "SAT_train.parquet", int(gigabytes * 1e9 / PICTURE)

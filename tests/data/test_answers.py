@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.answers import LONGEST, UNITS, Number, parse, same
-from data.choices import extract, is_right, is_right_paper, read
+from data.answers.numbers import LONGEST, UNITS, Number, parse, same
+from data.answers.parser import extract, is_right, is_right_paper, read
 from data.types import Example
 from tests.data.adversarial import CASES
 
@@ -43,7 +43,7 @@ def test_every_row_of_the_adversarial_table(case):
 def test_every_row_of_the_adversarial_table_by_math_verify():
     """In one test: two processes serve all rows. A machine so slow that math-verify's five seconds pass
     fails it, which is what it would do to a run."""
-    from grpo.rewards import accuracy_math_verify, accuracy_paper_math_verify
+    from grpo.rewards.rules import accuracy_math_verify, accuracy_paper_math_verify
 
     wrong = [
         (case.shown or case.said, case.gold, rule.__name__)

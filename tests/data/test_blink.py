@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.chat import Chat
-from data.sources import SOURCES, BadSource
+from data.sources.table import SOURCES, BadSource
 from data.types import BadExample, BadRow
 
 sys.path.insert(0, str(Path(__file__).parent))

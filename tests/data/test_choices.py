@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from data.choices import extract, is_right, is_right_paper, well_formed, well_formed_paper
+from data.answers.parser import extract, is_right, is_right_paper, well_formed, well_formed_paper
 from data.types import Example
 
 CHOICES = ("yes", "no", "can't tell", "A red car.")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from data import documents, tokenizer
+from data.answers.parser import extract, well_formed
 from data.chat import TEMPLATES
-from data.choices import extract, well_formed
-from data.documents import (
+from data.shapes import documents, tokenizer
+from data.shapes.documents import (
     AGAIN,
     CARELESS,
     MALFORMED,
@@ -30,7 +30,7 @@ from data.documents import (
     look,
     read_looks,
 )
-from data.shapes import COLORS, GRID, SIZES, TASKS, Shapes, free_pairs, gap, scatter
+from data.shapes.world import COLORS, GRID, SIZES, TASKS, Shapes, free_pairs, gap, scatter
 from models.config import ModelConfig
 
 TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
@@ -345,7 +345,7 @@ def test_the_built_in_folder_is_what_the_code_writes(tmp_path):
     tokenizer.write(tmp_path)
     for path in tmp_path.iterdir():
         assert (TINY / path.name).read_bytes() == path.read_bytes(), (
-            f"{path.name}: run python -m data.tokenizer models/tiny"
+            f"{path.name}: run python -m data.shapes.tokenizer models/tiny"
         )
     built = ModelConfig.from_dict(tokenizer.model_config(tokenizer.build().get_vocab_size()))
     assert ModelConfig.from_folder(TINY) == built

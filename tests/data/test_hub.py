@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data import hub
-from data.hub import HubError, NoMatch, matching, parts_of, resolve, snapshot
-from data.sources import SOURCES
+from data.sources import hub
+from data.sources.hub import HubError, NoMatch, matching, parts_of, resolve, snapshot
+from data.sources.table import SOURCES
 
 hf = pytest.importorskip("huggingface_hub", reason="comes with transformers")
 constants = pytest.importorskip("huggingface_hub.constants")

@@ -9,7 +9,7 @@ from math import hypot
 import numpy as np
 import pytest
 
-from data.shapes import (
+from data.shapes.world import (
     CELL,
     CHANCE,
     COLORS,

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from data.sources import HELDOUT, SOURCES, SPLITS, BadSource, open_source
+from data.sources.table import HELDOUT, SOURCES, SPLITS, BadSource, open_source
 
 
 def test_every_source_has_its_splits():

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import parquet, sources, training
-from data.sources import SOURCES, BadSource, open_source
+from data.sources import parquet, training
+from data.sources import table as sources
+from data.sources.table import SOURCES, BadSource, open_source
 from data.types import BadRow
 
 pyarrow = pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.jsonl import FIELDS
-from data.sources import SOURCES, BadSource, open_source
+from data.sources.jsonl import FIELDS
+from data.sources.table import SOURCES, BadSource, open_source
 from data.types import BadRow, Example
 
 pytest.importorskip("pyarrow", reason="the helpers write parquet, too")

@@ -38,8 +38,9 @@ from kills import left_behind
 from small import small_folder
 
 import train
-from data.shapes import Shapes
-from grpo import checkpoint, metrics, report
+from data.shapes.world import Shapes
+from grpo.monitor import report
+from grpo.storage import checkpoint, jsonl
 
 ENDS = ("identical", "skipped", "refused")
 ROWS, STEPS = 8, 3
@@ -358,7 +359,7 @@ def cases() -> list[Case]:
     found += [
         Case(
             "disk full while writing a line of metrics",
-            lambda p: full(metrics, "_plain"),
+            lambda p: full(jsonl, "_plain"),
             "refused",
             ("No space left",),
         ),

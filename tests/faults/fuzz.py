@@ -39,11 +39,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import numpy as np
 from PIL import Image
 
-from data import answers
-from data.choices import read
+from data.answers import numbers as answers
+from data.answers.parser import read
 from data.images import open_picture, preprocess
 from data.types import BadPicture, Example
-from grpo.rewards import REWARDS, rule
+from grpo.rewards.rules import REWARDS, rule
 from tests.data.adversarial import CASES
 
 # of one answer under all rules, or of one picture, and of each PIXELS that it has

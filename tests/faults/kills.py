@@ -43,7 +43,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from small import small_folder
 
 import train
-from grpo import checkpoint, report
+from grpo.monitor import report
+from grpo.storage import checkpoint
 
 # so that the last save is not one of those in between
 EVERY, STEPS = 2, 5

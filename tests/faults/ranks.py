@@ -41,13 +41,15 @@ from small import full, small_folder
 
 import train
 from data.chat import Chat
-from data.shapes import Shapes
-from grpo import distributed, keep, report, shard
+from data.shapes.world import Shapes
 from grpo.batch import TrainBatch
-from grpo.checkpoint import complete
 from grpo.logprobs import completion_logprobs
+from grpo.monitor import recorder, report
 from grpo.objective import policy_loss, token_weights
-from grpo.run import BUILT_IN
+from grpo.parallel import fsdp
+from grpo.parallel import ranks as distributed
+from grpo.run.setup import BUILT_IN
+from grpo.storage.checkpoint import complete
 from models import weights
 from models.qwen_vl import QwenVL
 
@@ -161,7 +163,7 @@ def run(out: Path, ranks: int, settings: list[str], stop: int = 0, crowded: bool
     def work(rank: int) -> int:
         if crowded:
             crowd(rank, ranks)
-        written, ask, leave = {}, train.sample_and_score, keep.Keeper.leave_if_told
+        written, ask, leave = {}, train.sample_and_score, recorder.Keeper.leave_if_told
 
         def asked(run, cfg, world, step, stage, round=0):
             drawn = ask(run, cfg, world, step, stage, round)
@@ -177,7 +179,7 @@ def run(out: Path, ranks: int, settings: list[str], stop: int = 0, crowded: bool
 
         train.sample_and_score = asked
         if stop:
-            keep.Keeper.leave_if_told = left
+            recorder.Keeper.leave_if_told = left
         status = train.main(["shapes", *QUIET, *settings, f"out={out}"])
         Path(f"{out}.{ranks}.{rank}.json").write_text(json.dumps(written))
         return status
@@ -259,7 +261,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
         world = distributed.start("cpu")
         chat, shapes, policy = Chat(BUILT_IN, template="shapes"), Shapes("train", 100), weights.load(BUILT_IN)
         if world.size > 1:
-            shard.shard(policy, world, low=False)
+            fsdp.shard(policy, world, low=False)
         random = torch.Generator().manual_seed(1)
         prompts = [chat.prompt(shapes[i] if i < 3 else replace(shapes[i], pictures=())) for i in range(5)]
         length = torch.randint(2, 40, (5, 4), generator=random) * torch.tensor([[1], [2], [1], [1], [1]])
@@ -270,7 +272,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
         mine = world.share(list(range(5)))
         batch = TrainBatch([prompts[p] for p in mine], tokens[mine], length[mine], advantage[mine].flatten())
         batch.weight = token_weights(batch.mask, "token", tokens=length.sum(), completions=20, cap=80)
-        for part, *_ in shard.passes(policy, batch, 10**6):
+        for part, *_ in fsdp.passes(policy, batch, 10**6):
             part = part.collated(
                 image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device="cpu"
             )

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from small import small_folder
 
-from grpo.checkpoint import complete
+from grpo.storage.checkpoint import complete
 
 STEPS, TIMEOUT = 5, 5.0
 QUICK = [

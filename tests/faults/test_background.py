@@ -10,8 +10,8 @@ import time
 import pytest
 
 import train
-from grpo import checkpoint
-from grpo.checkpoint import complete, newest
+from grpo.storage import checkpoint
+from grpo.storage.checkpoint import complete, newest
 
 QUICK = [
     "shapes",

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import train
-from grpo import interrupt
-from grpo.checkpoint import complete
+from grpo.run import signals
+from grpo.storage.checkpoint import complete
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -139,9 +139,9 @@ def test_what_comes_twice_within_two_seconds_was_meant_once(base, tmp_path, monk
 
 
 def test_before_the_first_step_there_is_nothing_to_save(base, straight, tmp_path, monkeypatch, capsys):
-    from grpo import keep
+    from grpo.monitor import recorder
 
-    real, out = keep.Keeper.evaluate, tmp_path / "run"
+    real, out = recorder.Keeper.evaluate, tmp_path / "run"
 
     def evaluate(*args, **how):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -149,7 +149,7 @@ def test_before_the_first_step_there_is_nothing_to_save(base, straight, tmp_path
         return real(*args, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(keep.Keeper, "evaluate", evaluate)
+        patched.setattr(recorder.Keeper, "evaluate", evaluate)
         assert train.main([*QUICK, f"model={base}", f"out={out}"]) == 143
     assert "nothing is saved; the same command starts anew" in capsys.readouterr().err and complete(out) == []
     assert train.main([*QUICK, f"model={base}", f"out={out}"]) == 0
@@ -200,8 +200,8 @@ def test_a_second_signal_stops_at_once_also_a_process_that_waits(base, tmp_path)
     """The main thread hears nothing, as in a sum with a rank that is dead; it would sleep for four minutes
     more."""
     what = """
-    interrupt.SAME = 0.1
-    signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.SIGNALS)
+    signals.SAME = 0.1
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
     for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(os.getpid(), number)
         time.sleep(0.5)
@@ -240,6 +240,6 @@ def test_one_rank_is_told_and_all_leave_after_the_same_step(base, straight, tmp_
 
 def test_status_is_what_shells_expect():
     assert (
-        interrupt.Interrupted(signal.SIGINT, 3, 9, Path("x")).status == 130
-        and interrupt.Interrupted(signal.SIGTERM, 0, 9, None).status == 143
+        signals.Interrupted(signal.SIGINT, 3, 9, Path("x")).status == 130
+        and signals.Interrupted(signal.SIGTERM, 0, 9, None).status == 143
     )

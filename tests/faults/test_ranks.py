@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from grpo.checkpoint import complete
+from grpo.storage.checkpoint import complete
 
 sys.path.insert(0, str(Path(__file__).parent))
 import ranks

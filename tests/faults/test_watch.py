@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.watch import LOST
+from grpo.parallel.watch import LOST
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).parent))

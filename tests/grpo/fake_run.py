@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from PIL import Image, ImageDraw
 
-from grpo import config
-from grpo.metrics import Metrics
+from grpo.config import parse
+from grpo.storage.jsonl import Metrics
 
 TASKS = ("Count", "Relation", "Depth", "Distance")
 TERSE = "it must be that one . </think> <answer> ( {letter} ) </answer>"
@@ -104,9 +104,9 @@ def group(seed: int, step: int, skill: float, size: int) -> dict:
 
 
 def fake_run(folder: Path, steps: int = 100, size: int = 12) -> Path:
-    """Write config.yaml, metrics.jsonl, samples.jsonl and summary.json of an invented run into `folder`."""
+    """Write parse.yaml, metrics.jsonl, samples.jsonl and summary.json of an invented run into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    config.save(config.load("shapes", [f"steps={steps}", f"group={size}", f"out={folder}"]), folder)
+    parse.save(parse.load("shapes", [f"steps={steps}", f"group={size}", f"out={folder}"]), folder)
     metrics, samples, draw = (
         Metrics(folder / "metrics.jsonl"),
         Metrics(folder / "samples.jsonl"),
@@ -223,7 +223,7 @@ def _step(draw: random.Random, done: float, skill: float) -> dict:
 
 
 if __name__ == "__main__":
-    from grpo.report import write_curves, write_report
+    from grpo.monitor.report import write_curves, write_report
 
     made = fake_run(Path(sys.argv[1]))
     print(write_curves(made), write_report(made))

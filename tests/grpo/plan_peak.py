@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from grpo import config, plan
 from grpo.batch import TrainBatch
+from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs
-from grpo.run import BUILT_IN
+from grpo.plan import plan
+from grpo.run.setup import BUILT_IN
 from models import weights
 from models.config import ModelConfig
 from tests.bench.timing import extra_memory
@@ -61,7 +62,7 @@ def main(case: dict) -> None:
     model = replace(ModelConfig.from_folder(BUILT_IN), **case["model"])
     model = replace(model, vision=replace(model.vision, hidden_size=model.hidden_size))
     side = case["side"]
-    cfg = config.load(
+    cfg = parse.load(
         "shapes",
         [
             "device=cpu",

@@ -1,5 +1,5 @@
-"""grpo/aha.py against closed forms, brute force and a simulation; nothing in it may take more than linear
-time."""
+"""grpo/evaluation/reflection.py against closed forms, brute force and a simulation; nothing in it may take
+more than linear time."""
 
 import random
 import time
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.types import Example
-from grpo.aha import (
+from grpo.evaluation.reflection import (
     FORMS,
     LEAST,
     LISTS,
@@ -25,9 +25,9 @@ from grpo.aha import (
     repetition,
     said,
 )
-from grpo.record import completion_rows, step_metrics
+from grpo.evaluation.statistics import paired_difference
+from grpo.monitor.step_metrics import completion_rows, step_metrics
 from grpo.rollout import Rollout
-from grpo.statistics import paired_difference
 
 # ---- words
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data.chat import Chat
-from data.shapes import Shapes
+from data.shapes.world import Shapes
 from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights

@@ -11,10 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data.chat import Chat
-from grpo import checkpoint, run
 from grpo.batch import collate_prompts
-from grpo.checkpoint import CheckpointError, complete, damage, load_optimizer, newest
 from grpo.optim import Optimizer
+from grpo.run import setup
+from grpo.storage import checkpoint
+from grpo.storage.checkpoint import CheckpointError, complete, damage, load_optimizer, newest
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -468,21 +469,21 @@ def test_a_model_is_not_taken_from_a_damaged_checkpoint(tmp_path, base, trained,
     truncated(second / "optimizer.safetensors")
     # nothing reads that
     assert (
-        run.model_folder(str(tmp_path)) == run.model_folder(str(second)) == second
+        setup.model_folder(str(tmp_path)) == setup.model_folder(str(second)) == second
         and not capsys.readouterr().err
     )
     flipped(second / "model.safetensors")
     assert (
-        run.model_folder(str(tmp_path)) == first
+        setup.model_folder(str(tmp_path)) == first
         and "step_000002/model.safetensors has other content" in capsys.readouterr().err
     )
     with pytest.raises(ValueError, match=r"damaged: .*step_000002/model.safetensors.*state\.json"):
-        run.model_folder(str(second))
+        setup.model_folder(str(second))
     (second / "state.json").unlink()
-    assert run.model_folder(str(second)) == second
+    assert setup.model_folder(str(second)) == second
     flipped(first / "model.safetensors")
     with pytest.raises(ValueError, match="No checkpoint is left"):
-        run.model_folder(str(tmp_path))
+        setup.model_folder(str(tmp_path))
 
 
 def test_the_state_of_another_optimizer(tmp_path, base, trained):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo import config
-from grpo.config import Config, ConfigError, load, parse
-from grpo.typed import leaves
+from grpo.config import parse
+from grpo.config import parse as config
+from grpo.config.parse import Config, ConfigError, load
+from grpo.config.typed import leaves
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,11 +10,11 @@ import torch
 
 from data.order import indices_at
 from data.types import BadExample
-from grpo.distributed import World
 from grpo.dynamic import SAMPLING, Drawn, dynamic, fixed
 from grpo.objective import group_advantages, policy_loss, token_weights
+from grpo.parallel.ranks import World
 from grpo.rollout import Rollout
-from grpo.run import chosen_prompts
+from grpo.run.setup import chosen_prompts
 
 EVEN, MIXED = [1.0, 1.0], [2.0, 0.0]
 

@@ -1,5 +1,5 @@
-"""grpo/evaluation.py with a policy that says what it is told to, and with a random one for what only a
-real forward can show."""
+"""grpo/evaluation/answers.py with a policy that says what it is told to, and with a random one for what
+only a real forward can show."""
 
 import dataclasses
 from functools import partial
@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data import tokenizer
 from data.chat import Chat
-from data.shapes import Shapes
+from data.shapes import tokenizer
+from data.shapes.world import Shapes
 from data.types import BadExample, Example
-from grpo.evaluation import Answers, answer_all, flat_scores, read_answer, scores
-from grpo.protocols import paper
+from grpo.evaluation.answers import Answers, answer_all, flat_scores, read_answer, scores
+from grpo.evaluation.protocols import paper
+from grpo.evaluation.statistics import maj_at_k, pass_at_k, wilson
+from grpo.memory import Room
 from grpo.rollout import generate
-from grpo.room import Room
-from grpo.statistics import maj_at_k, pass_at_k, wilson
 from models import weights
 from models.config import ModelConfig
 
@@ -390,11 +390,13 @@ def test_shares_together_are_the_whole(chat, monkeypatch):
     examples[2] = example(200, uid="long one")
     examples[5] = example(1, uid="broken", pictures=(Path("nowhere.png"),))
     alone, parts = answer_all(policy, chat, examples, cap=CAP), []
-    monkeypatch.setattr("grpo.evaluation.gathered", lambda rows: parts.append(rows) or rows)
+    monkeypatch.setattr("grpo.evaluation.answers.gathered", lambda rows: parts.append(rows) or rows)
     mine = [answer_all(policy, chat, examples, cap=CAP, share=(rank, 2)) for rank in (0, 1)]
     assert [[group[0].uid for group in each] for each in mine] == [["q0", "q4", "q6"], ["q1", "q3"]]
     # as distributed.gathered joins them
-    monkeypatch.setattr("grpo.evaluation.gathered", lambda rows: [row for part in parts for row in part])
+    monkeypatch.setattr(
+        "grpo.evaluation.answers.gathered", lambda rows: [row for part in parts for row in part]
+    )
     both = answer_all(policy, chat, examples, cap=CAP, share=(1, 2))
     assert both == alone and both.skipped == alone.skipped and len(both.skipped) == 2
 
@@ -411,7 +413,7 @@ def test_memory_that_is_full_is_shared_by_fewer(chat, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return generate(policy, prompts, **how)
 
-    monkeypatch.setattr("grpo.evaluation.generate", small)
+    monkeypatch.setattr("grpo.evaluation.answers.generate", small)
     room = Room(20 * (CAP + 100), say=said.append)
     assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole
     assert said and "out of memory with 20 questions" in said[0] and room.size < 20 * (CAP + 100) / 2
@@ -420,7 +422,8 @@ def test_memory_that_is_full_is_shared_by_fewer(chat, monkeypatch):
     assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole
     assert max(policy.waves) <= 3
     monkeypatch.setattr(
-        "grpo.evaluation.generate", lambda *args, **how: small(policy, SimpleNamespace(tokens=range(4)))
+        "grpo.evaluation.answers.generate",
+        lambda *args, **how: small(policy, SimpleNamespace(tokens=range(4))),
     )
     with pytest.raises(torch.OutOfMemoryError):
         answer_all(policy, chat, examples, cap=CAP, wave=1)

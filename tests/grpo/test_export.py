@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grpo import checkpoint, export
+from grpo import export
 from grpo.optim import Optimizer
+from grpo.storage import checkpoint
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -1,5 +1,5 @@
-"""grpo/guards.py: each guard at its threshold and beside it; and in runs: what is said, once, what is
-written, and that a resumed run does the same."""
+"""grpo/monitor/warnings.py: each guard at its threshold and beside it; and in runs: what is said, once,
+what is written, and that a resumed run does the same."""
 
 import json
 import shutil
@@ -11,9 +11,11 @@ import pytest
 import torch
 
 import train
-from grpo import guards, sft, shard
-from grpo.checkpoint import complete
-from grpo.guards import GUARDS, LONGEST, check, fitting, warnings
+from grpo import sft
+from grpo.monitor import warnings as guards
+from grpo.monitor.warnings import GUARDS, LONGEST, check, fitting, warnings
+from grpo.parallel import fsdp
+from grpo.storage.checkpoint import complete
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -277,7 +279,7 @@ def test_a_run_that_is_out_of_memory_learns_what_one_with_smaller_micro_batches_
         return real(policy, part, **how)
 
     # as on a GPU: groups share a micro-batch
-    monkeypatch.setattr(shard, "_sums", lambda policy: torch.float32)
+    monkeypatch.setattr(fsdp, "_sums", lambda policy: torch.float32)
     assert train.main([*argv, "loss.micro_tokens=256", f"out={tmp_path / 'small'}"]) == 0
     monkeypatch.setattr(where, "completion_logprobs", crowded)
     capsys.readouterr()

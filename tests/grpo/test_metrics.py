@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.metrics import Metrics, read
+from grpo.storage.jsonl import Metrics, read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_whole_lines(path):
 def test_after_a_kill_and_a_resume_all_lines_are_whole(path):
     """The kernel may stop a write between two pages, so a long line can be torn; this run of it often is."""
     program = (
-        "import sys, itertools; from grpo.metrics import Metrics; m = Metrics(sys.argv[1])\n"
+        "import sys, itertools; from grpo.storage.jsonl import Metrics; m = Metrics(sys.argv[1])\n"
         "for step in itertools.count(): m.write({'step': step, 'text': 'x' * 5000})"
     )
     child = subprocess.Popen([sys.executable, "-c", program, str(path)], cwd=ROOT)

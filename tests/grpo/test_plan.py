@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo import config, known, plan
 from grpo.batch import TrainBatch, collate_prompts
+from grpo.config import parse
 from grpo.optim import Optimizer
-from grpo.run import BUILT_IN
+from grpo.plan import known_models, plan
+from grpo.run.setup import BUILT_IN
 from models import weights
 from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
@@ -63,7 +64,7 @@ def test_parameters_are_those_of_the_model(model):
 
 @pytest.mark.parametrize("model", [TINY, GATED], ids=["qwen2_vl", "qwen2_5_vl"])
 def test_kv_cache_is_what_prefill_makes(model):
-    cfg = config.load("shapes", ["prompts=2", "group=3", "cap=7", "max_prompt=20"])
+    cfg = parse.load("shapes", ["prompts=2", "group=3", "cap=7", "max_prompt=20"])
     made = weights.init(model, 0).prefill(
         collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7
     )
@@ -167,7 +168,7 @@ def test_micro_batches_are_cut_as_in_training():
         (10_000, 5, 4, 20, 30),
         (10, 2, 4, 20, 30),
     ):
-        cfg = config.load(
+        cfg = parse.load(
             "shapes",
             [
                 f"loss.micro_tokens={budget}",
@@ -191,15 +192,15 @@ def test_micro_batches_are_cut_as_in_training():
 
 def test_what_is_not_needed_is_not_planned():
     held = [
-        named(plan.make_plan(config.load("shapes", [f"loss.kl_coef={kl}"]), TINY).held) for kl in (0, 0.04)
+        named(plan.make_plan(parse.load("shapes", [f"loss.kl_coef={kl}"]), TINY).held) for kl in (0, 0.04)
     ]
     assert held[0]["reference"] == 0 and held[1]["reference"] == held[1]["weights"] > 0
-    assert not plan.make_plan(config.load("tiny_base"), TINY).stages[0].rollout
+    assert not plan.make_plan(parse.load("tiny_base"), TINY).stages[0].rollout
 
 
 def test_the_optimizer_holds_what_is_planned():
     for name in ("adamw", "muon"):
-        cfg, policy = config.load("shapes", [f"optim.name={name}"]), weights.init(TINY, 0)
+        cfg, policy = parse.load("shapes", [f"optim.name={name}"]), weights.init(TINY, 0)
         optimizer = Optimizer(policy, name=name, lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0)
         for parameter in policy.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -242,7 +243,7 @@ def cast_weights(model, recompute):
 def test_bfloat16_makes_no_copy_but_those_of_autocast():
     """Weights, gradients and moments stay float32, the reference does not; of every matrix the backward
     pass keeps a copy in bfloat16, unless blocks are recomputed."""
-    cfg, small = config.load("shapes"), config.load("shapes", ["recompute=true"])
+    cfg, small = parse.load("shapes"), parse.load("shapes", ["recompute=true"])
     full, half, frugal = (
         plan.make_plan(c, TINY, dtype=dtype)
         for c, dtype in ((cfg, "float32"), (cfg, "bfloat16"), (small, "bfloat16"))
@@ -252,7 +253,7 @@ def test_bfloat16_makes_no_copy_but_those_of_autocast():
         named(half.held) == named(full.held) | {"reference": 2 * count}
         and named(full.held)["weights"] == named(full.held)["reference"] == 4 * count
     )
-    away = plan.make_plan(config.load("shapes", ["loss.reference_on=host"]), TINY)
+    away = plan.make_plan(parse.load("shapes", ["loss.reference_on=host"]), TINY)
     assert named(away.held) == named(full.held) | {"reference": 0}
     copies = [named(p.stages[0].learning)["bfloat16 copies"] for p in (full, half, frugal)]
     kept = cast_weights(TINY, False)
@@ -267,7 +268,7 @@ def test_bfloat16_makes_no_copy_but_those_of_autocast():
 )
 def test_frozen_parts_need_no_gradients_and_no_moments(part, kept):
     plans = [
-        plan.make_plan(config.load("shapes", [f"freeze={freeze}", "loss.micro_tokens=1000"]), TINY)
+        plan.make_plan(parse.load("shapes", [f"freeze={freeze}", "loss.micro_tokens=1000"]), TINY)
         for freeze in ("[]", f"[{part}]")
     ]
     parts = plan.parameters(TINY)
@@ -288,21 +289,21 @@ def test_frozen_parts_need_no_gradients_and_no_moments(part, kept):
 )
 def test_known_models_have_the_size_of_the_hubs_files(name, size):
     """`total_size` in the hub's model.safetensors.index.json, of bfloat16 weights."""
-    assert 2 * sum(plan.parameters(known.KNOWN[name]).values()) == size
+    assert 2 * sum(plan.parameters(known_models.KNOWN[name]).values()) == size
 
 
 def test_a_known_model_is_planned_without_being_there(monkeypatch):
     monkeypatch.setattr(plan, "model_folder", lambda *_, **__: pytest.fail("asked for the model"))
-    text = plan.text(config.load("visualthinker_sat"))
+    text = plan.text(parse.load("visualthinker_sat"))
     assert "2.21 B parameters" in text and "1,500 steps" in text and "64 rows x 700 tokens" in text
     assert (
-        plan.text(config.load("visualthinker_sat", ["model=Qwen/Qwen2-VL-2B@main"])).splitlines()[2:]
+        plan.text(parse.load("visualthinker_sat", ["model=Qwen/Qwen2-VL-2B@main"])).splitlines()[2:]
         == text.splitlines()[2:]
     )
 
 
 def test_stages_cover_all_steps_and_ranks_share_the_prompts():
-    cfg = config.load(
+    cfg = parse.load(
         "shapes",
         [
             "steps=50",
@@ -319,13 +320,13 @@ def test_stages_cover_all_steps_and_ranks_share_the_prompts():
         (30, 49, 4, 32),
     ]
     assert stages[2].tokens == (3 * cfg.max_prompt, 3 * 4 * 32)
-    short = config.load("shapes", ["steps=10", "stages=[{until: 20, group: 16, cap: 64}]"])
+    short = parse.load("shapes", ["steps=10", "stages=[{until: 20, group: 16, cap: 64}]"])
     assert [(s.first, s.last) for s in plan.make_plan(short, TINY).stages] == [(0, 9)]
 
 
 def test_the_table_loads_nothing_and_adds_up(monkeypatch):
     monkeypatch.setattr(weights, "load", lambda *_, **__: pytest.fail("--plan loaded weights"))
-    cfg = config.load("shapes")
+    cfg = parse.load("shapes")
     text = plan.text(cfg)
     for word in (
         "weights",
@@ -343,7 +344,7 @@ def test_the_table_loads_nothing_and_adds_up(monkeypatch):
         assert f"\n  {word}" in text or f"\n{word}" in text
     assert f"{cfg.cap * cfg.steps:,} over {cfg.steps:,} steps" in text
     assert "rollouts" not in text and "\n  rollouts                           3  a step" in plan.text(
-        config.load("shapes", ["sampling=dynamic", "loss.kl_coef=0", "max_rounds=3"])
+        parse.load("shapes", ["sampling=dynamic", "loss.kl_coef=0", "max_rounds=3"])
     )
     made = plan.make_plan(cfg, TINY)
     assert made.peak == max(
@@ -355,13 +356,13 @@ def test_the_table_loads_nothing_and_adds_up(monkeypatch):
 
 def test_the_copy_that_checkpoints_are_written_from():
     """Weights and two moments; Muon has one of most."""
-    weights, optimizer, _ = plan.make_plan(config.load("shapes", ["optim.name=adamw"]), TINY).held
+    weights, optimizer, _ = plan.make_plan(parse.load("shapes", ["optim.name=adamw"]), TINY).held
     assert optimizer.bytes == 2 * weights.bytes
-    said = plan.text(config.load("shapes", ["optim.name=adamw"])).splitlines()[-1]
+    said = plan.text(parse.load("shapes", ["optim.name=adamw"])).splitlines()[-1]
     assert said.startswith(f"and {plan.shown_bytes(3 * weights.bytes)} of the CPU's memory, for the copy")
-    assert plan.text(config.load("shapes", ["save.background=false"])).splitlines()[-1].startswith("peak: ")
+    assert plan.text(parse.load("shapes", ["save.background=false"])).splitlines()[-1].startswith("peak: ")
 
 
 def test_a_model_that_is_not_there():
-    with pytest.raises(ValueError, match="no config.json"):
-        plan.text(config.load("shapes", ["model=nowhere"]))
+    with pytest.raises(ValueError, match="no parse.json"):
+        plan.text(parse.load("shapes", ["model=nowhere"]))

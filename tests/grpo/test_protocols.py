@@ -1,5 +1,5 @@
-"""grpo/protocols.py: totals against closed forms and the paper's printed table, readings against a list of
-what models write, and against math-verify itself."""
+"""grpo/evaluation/protocols.py: totals against closed forms and the paper's printed table, readings
+against a list of what models write, and against math-verify itself."""
 
 import time
 from math import sqrt
@@ -7,8 +7,9 @@ from math import sqrt
 import pytest
 
 from data.types import Example
-from grpo import protocols
-from grpo.protocols import (
+from grpo.evaluation import protocols
+from grpo.evaluation.evaluated_model import worded
+from grpo.evaluation.protocols import (
     PAIRS,
     PROTOCOLS,
     Mark,
@@ -22,8 +23,7 @@ from grpo.protocols import (
     task_averaged,
     truncated,
 )
-from grpo.statistics import wilson
-from grpo.subject import worded
+from grpo.evaluation.statistics import wilson
 
 YES_NO = Example("u", "Is it?", ("yes", "no"), "yes")
 NO = Example("u", "Is it?", ("yes", "no"), "no")

@@ -1,4 +1,4 @@
-"""Every recipe: its plan, its dry run, and two steps of it with its own choices, scaled down, on a tiny
+"""Every recipe: its plan, its dry setup, and two steps of it with its own choices, scaled down, on a tiny
 random checkpoint; and what its settings promise."""
 
 import json
@@ -11,16 +11,19 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from data import hub
-from grpo import checkpoint, config, plan, run
-from grpo.checkpoint import complete
+from data.sources import hub
+from grpo.config import parse
+from grpo.plan import plan
+from grpo.run import setup
+from grpo.storage import checkpoint
+from grpo.storage.checkpoint import complete
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from qwen import jsonl_folder, problems_file, qwen_folder, sat_file
 
-RECIPES = list(config.recipes())
-REAL = [name for name in RECIPES if config.load(name).model not in ("tiny",)]
+RECIPES = list(parse.recipes())
+REAL = [name for name in RECIPES if parse.load(name).model not in ("tiny",)]
 # Nothing a recipe chooses is touched, only how much of it there is. A random policy never answers right, so
 # it is paid for its length as well.
 SMALL = [
@@ -69,7 +72,7 @@ def data(tmp_path_factory):
 
 def small(recipe, base, data, out, *settings):
     """The command line of a recipe scaled down."""
-    cfg = config.load(recipe)
+    cfg = parse.load(recipe)
     return [
         recipe,
         f"model={base}",
@@ -119,7 +122,7 @@ def test_two_steps(recipe, base, data, tmp_path, capsys):
     assert train.main(small(recipe, base, data, tmp_path / "run", "--dry-run")) == 0
     assert recipe in capsys.readouterr().out
     out = trained(recipe, base, data, tmp_path / "run")
-    cfg, rows = config.load(tmp_path / "run" / "config.yaml"), [row for row in metrics(out) if row["step"]]
+    cfg, rows = parse.load(tmp_path / "run" / "config.yaml"), [row for row in metrics(out) if row["step"]]
     assert [row["step"] for row in rows] == [1, 2] and all(row["grad_norm"] > 0 for row in rows)
     named = {
         "group",
@@ -134,7 +137,7 @@ def test_two_steps(recipe, base, data, tmp_path, capsys):
         "enough",
         "sft",
     }
-    ours = config.load(recipe)
+    ours = parse.load(recipe)
     assert [
         key for key in named - {"group", "cap", "rewards"} if getattr(cfg, key) != getattr(ours, key)
     ] == []
@@ -155,7 +158,7 @@ def test_two_steps(recipe, base, data, tmp_path, capsys):
 
 def test_the_papers_numbers_are_the_recipes():
     """arXiv 2503.05132, Table 2 and the released script."""
-    cfg = config.load("visualthinker_sat")
+    cfg = parse.load("visualthinker_sat")
     assert (cfg.prompts, cfg.group, cfg.cap, cfg.max_prompt, cfg.steps) == (8, 8, 700, 1024, 1500)
     assert (cfg.min_pixels, cfg.max_pixels, cfg.temperature, cfg.template, cfg.model) == (
         3136,
@@ -178,14 +181,14 @@ def test_the_papers_numbers_are_the_recipes():
         "completion",
         "std",
     )
-    sft = config.load("sat_sft")
+    sft = parse.load("sat_sft")
     assert (sft.method, sft.optim.lr, sft.sft.loss_on) == ("sft", 2e-5, "answer")
-    assert [(s.group, s.cap) for s in (*config.load("vision_r1_rl").stages, config.load("vision_r1_rl"))] == [
+    assert [(s.group, s.cap) for s in (*parse.load("vision_r1_rl").stages, parse.load("vision_r1_rl"))] == [
         (16, 4096),
         (8, 8192),
     ]
     for name in ("sat_gpg", "sat_dapo"):
-        assert config.load(name).loss.kl_coef == 0 and config.load(name).sampling == "dynamic"
+        assert parse.load(name).loss.kl_coef == 0 and parse.load(name).sampling == "dynamic"
 
 
 def test_every_recipe_is_in_the_docs_with_its_command():
@@ -307,16 +310,16 @@ def test_a_hub_model_is_fetched_by_pattern_at_its_revision(base, monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "snapshot", lambda *args: asked.append(args) or base)
     assert (
-        run.model_folder("Qwen/Qwen2-VL-2B", "abc") == base
-        and run.model_folder("Qwen/Qwen2-VL-2B@v1", "abc") == base
+        setup.model_folder("Qwen/Qwen2-VL-2B", "abc") == base
+        and setup.model_folder("Qwen/Qwen2-VL-2B@v1", "abc") == base
     )
     assert asked == [
-        ("Qwen/Qwen2-VL-2B", run.HUB_FILES, "model", "abc"),
-        ("Qwen/Qwen2-VL-2B", run.HUB_FILES, "model", "v1"),
+        ("Qwen/Qwen2-VL-2B", setup.HUB_FILES, "model", "abc"),
+        ("Qwen/Qwen2-VL-2B", setup.HUB_FILES, "model", "v1"),
     ]
     from fnmatch import fnmatch
 
-    fetched = lambda name: any(fnmatch(name, pattern) for pattern in run.HUB_FILES)
+    fetched = lambda name: any(fnmatch(name, pattern) for pattern in setup.HUB_FILES)
     assert all(
         map(
             fetched,
@@ -344,7 +347,7 @@ def test_a_hub_model_is_fetched_by_pattern_at_its_revision(base, monkeypatch):
         )
     )
     # a folder that is there wins
-    assert run.model_folder(str(base)) == base and len(asked) == 2
+    assert setup.model_folder(str(base)) == base and len(asked) == 2
 
 
 def test_a_run_keeps_to_the_commit_it_began_with(base, data, tmp_path, monkeypatch):
@@ -401,14 +404,14 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch, tmp_path, capsys):
 def test_a_plan_of_another_hub_model_reads_two_small_files(base, monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "snapshot", lambda *args: asked.append(args) or base)
-    assert "peak: " in plan.text(config.load("visualthinker_sat", ["model=somebody/else", "revision=v2"]))
+    assert "peak: " in plan.text(parse.load("visualthinker_sat", ["model=somebody/else", "revision=v2"]))
     assert asked == [("somebody/else", ("config.json", "preprocessor_config.json"), "model", "v2")]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sat_dapo", "sat_sft"])
 def test_two_ranks(recipe, base, data, tmp_path):
-    """Ranks that draw again different numbers of times wait for nobody while they do, and write one run.
+    """Ranks that draw again different numbers of times wait for nobody while they do, and write one setup.
     (Imitation with the prompt is that of one rank: test_train.py.)"""
     import os
     import subprocess

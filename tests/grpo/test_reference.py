@@ -10,7 +10,7 @@ import torch
 
 from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
-from grpo.run import frozen, lent
+from grpo.run.setup import frozen, lent
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import small_folder, small_policy, small_prompts

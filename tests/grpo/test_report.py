@@ -15,10 +15,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from grpo import report
-from grpo.curves import PANELS, charts
-from grpo.guards import GUARDS
-from grpo.metrics import Metrics, read
+from grpo.monitor import report
+from grpo.monitor.curves import PANELS, charts
+from grpo.monitor.warnings import GUARDS
+from grpo.storage.jsonl import Metrics, read
 
 sys.path.insert(0, str(Path(__file__).parent))
 import itertools

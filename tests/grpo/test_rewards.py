@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.types import Example
-from grpo.rewards import REWARDS, overlong, rule, score
+from grpo.rewards.rules import REWARDS, overlong, rule, score
 
 ASKED = Example(
     uid="t/0", question="Which is nearer?", choices=("the red cube", "the blue ball"), answer="the blue ball"

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data.chat import Chat
-from data.shapes import Shapes
-from grpo import graphs
+from data.shapes.world import Shapes
+from grpo import cuda_graphs
 from grpo import rollout as module
 from grpo.batch import TrainBatch, collate_prompts
 from grpo.logprobs import completion_logprobs
@@ -207,7 +207,7 @@ class Shaped:
     def __init__(self, monkeypatch, reads, change=lambda work: work):
         spans = self.spans = []
 
-        class Noted(graphs.Repeat):
+        class Noted(cuda_graphs.Repeat):
             def __init__(self, work, recorded):
                 super().__init__(change(work), False)
                 self.multiple = reads

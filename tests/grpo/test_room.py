@@ -1,4 +1,4 @@
-"""grpo/room.py: the bytes that it reckons with against those of a real cache."""
+"""grpo/memory.py: the bytes that it reckons with against those of a real cache."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from small import small_folder, small_policy, small_prompts
 
 from grpo.batch import collate_prompts
-from grpo.room import SHARE, WAVE, Room, free_memory, measured, slots, token_bytes
+from grpo.memory import SHARE, WAVE, Room, free_memory, measured, slots, token_bytes
 
 
 def test_plain_room_counts_tokens():

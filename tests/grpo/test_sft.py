@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from grpo import distributed
 from grpo.batch import TrainBatch
+from grpo.parallel import ranks
 from grpo.sft import imitate, totals
 from models import weights
 
@@ -46,7 +46,7 @@ def learn(policy, batch, loss_on, weighting="token", micro=10**6, chunk=1000):
         collate=collate,
     )
     # which rounds them
-    distributed.sum_gradients(policy)
+    ranks.sum_gradients(policy)
     return float(loss), float(weight), logp, {name: p.grad.clone() for name, p in policy.named_parameters()}
 
 

@@ -11,15 +11,18 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from data.chat import Chat
-from data.shapes import Shapes
-from grpo import config, distributed, plan, shard
+from data.shapes.world import Shapes
 from grpo.batch import TrainBatch, collate_prompts
-from grpo.distributed import World
+from grpo.config import parse
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
 from grpo.optim import Optimizer, clip_gradient
+from grpo.parallel import fsdp
+from grpo.parallel import ranks as distributed
+from grpo.parallel.ranks import World
+from grpo.plan import plan
 from grpo.rollout import generate
-from grpo.run import BUILT_IN
+from grpo.run.setup import BUILT_IN
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -62,7 +65,7 @@ def batch(base):
 def learn(policy, batch, budget=10**6):
     """One pass over a batch. → log-probs (B, C); the gradients are summed up."""
     logps = torch.zeros(batch.mask.shape)
-    for part, at, rows in shard.passes(policy, batch, budget):
+    for part, at, rows in fsdp.passes(policy, batch, budget):
         part = part.collated(
             image_token=policy.config.image_token_id,
             merge=policy.config.vision.spatial_merge_size,
@@ -84,7 +87,7 @@ def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
     """Log-probs, gradients, their norm, two optimizer steps and its state, bit for bit; a part without a
     picture runs with a ghost beside it."""
     plain, cut = weights.load(base), weights.load(base)
-    shard.shard(cut, WORLD, low=False)
+    fsdp.shard(cut, WORLD, low=False)
     matrices = [isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2]
     assert (
         all(matrices)
@@ -123,14 +126,14 @@ def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
 
 def test_one_process_is_not_sharded_and_pays_nothing(base, batch):
     policy = weights.load(base)
-    with shard.whole(policy) as inside:
+    with fsdp.whole(policy) as inside:
         assert inside is policy
     # no ghosts
-    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [
+    assert [part.sources for part, *_ in fsdp.passes(policy, batch, 10**6)] == [
         [source] for source in batch.sources
     ]
     batch.stretch = [0, 0, 1]
-    assert [part.sources for part, *_ in shard.passes(policy, batch, 10**6)] == [
+    assert [part.sources for part, *_ in fsdp.passes(policy, batch, 10**6)] == [
         batch.sources[:2],
         batch.sources[2:],
     ]
@@ -155,7 +158,7 @@ def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
     prompts = collate_prompts([chat.prompt(world[i]) for i in range(3)], image_token=chat.image_token)
     how = dict(group=4, cap=12, temperature=1.0, stop_ids=chat.stop_ids, address=(0, 0, [1, 2, 3]))
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        with shard.whole(policy) as sampler:
+        with fsdp.whole(policy) as sampler:
             dtypes = {name: p.dtype for name, p in sampler.named_parameters()}
             once = generate(sampler, prompts, **how)
         each = generate(policy, prompts, **how)
@@ -175,8 +178,8 @@ def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
 
 def test_whole_gathers_and_puts_back(base, alone):
     plain, cut = weights.load(base), weights.load(base)
-    shard.shard(cut, WORLD, low=True)
-    with pytest.raises(KeyError), shard.whole(cut) as policy:
+    fsdp.shard(cut, WORLD, low=True)
+    with pytest.raises(KeyError), fsdp.whole(cut) as policy:
         assert type(policy) is type(plain) and not any(
             isinstance(p, DTensor) or p.requires_grad for p in policy.parameters()
         )
@@ -193,7 +196,7 @@ def test_whole_gathers_and_puts_back(base, alone):
 def test_a_ghost_says_nothing(base, batch):
     policy = weights.load(base)
     part = batch.select([1])
-    haunted = part.beside(part.silent(shard.ghost(policy)))
+    haunted = part.beside(part.silent(fsdp.ghost(policy)))
     assert (
         haunted.tokens.shape == (2, 2, 3)
         and haunted.length.tolist() == [[3, 3], [0, 0]]
@@ -226,8 +229,8 @@ def test_shares_are_stretches(count, size):
 
 
 def test_a_collective_that_was_done_is_left_out():
-    sent, counter = [], shard.Counter(skip=2)
-    send = shard.Counted(counter, lambda out, given, **how: sent.append(how))
+    sent, counter = [], fsdp.Counter(skip=2)
+    send = fsdp.Counted(counter, lambda out, given, **how: sent.append(how))
     for number in range(4):
         out = torch.full((2,), 7.0)
         send(output_tensor=out, input_tensor=torch.ones(1), group=number)
@@ -239,10 +242,10 @@ def test_the_plan_knows_what_is_gathered_and_held(alone):
     """The plan of a rank against the tensors themselves; vectors, which the plan counts as if they were
     cut, are 1 % of the built-in policy."""
     policy = weights.load(BUILT_IN)
-    cfg = config.load("shapes", ["dtype=bfloat16"])
-    shard.shard(policy, WORLD, low=True)
+    cfg = parse.load("shapes", ["dtype=bfloat16"])
+    fsdp.shard(policy, WORLD, low=True)
     items = {item.name: item for item in plan.make_plan(cfg, policy.config, ranks=4).stages[0].rollout}
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), shard.whole(policy) as inside:
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), fsdp.whole(policy) as inside:
         there = {p.data_ptr(): p.nbytes for p in (*policy.parameters(), *inside.parameters())}
         assert items["gathered policy"].bytes == pytest.approx(sum(there.values()), rel=0.01)
     held = {
@@ -252,5 +255,5 @@ def test_the_plan_knows_what_is_gathered_and_held(alone):
     assert all(held[4][name] == -(-size // 4) for name, size in held[1].items()) and held[1][
         "weights"
     ] == sum(p.numel() * 4 for p in policy.parameters())
-    whole = config.load("shapes", ["dtype=bfloat16", "shard=never"])
+    whole = parse.load("shapes", ["dtype=bfloat16", "shard=never"])
     assert plan.make_plan(whole, policy.config, ranks=4).held == plan.make_plan(whole, policy.config).held

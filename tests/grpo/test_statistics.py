@@ -1,4 +1,4 @@
-"""grpo/statistics.py against closed forms, published figures and brute force."""
+"""grpo/evaluation/statistics.py against closed forms, published figures and brute force."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from grpo.statistics import Z, maj_at_k, mcnemar, paired_difference, pass_at_k, wilson
+from grpo.evaluation.statistics import Z, maj_at_k, mcnemar, paired_difference, pass_at_k, wilson
 
 # ---- wilson
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from data.types import Example
-from grpo import user_rewards
-from grpo.rewards import rule, score
-from grpo.user_rewards import (
+from grpo.rewards import user_code
+from grpo.rewards.rules import rule, score
+from grpo.rewards.user_code import (
     RewardError,
     RewardTimeout,
     UserReward,
@@ -143,7 +143,7 @@ def test_a_process_does_not_outlive_its_run(monkeypatch):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits for a parent that is gone"))
-    user_rewards._end_with(parent=-1)
+    user_code._end_with(parent=-1)
     assert ended == [1]
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_cannot_be_loaded_is_named_before_the_run(file, tmp_path, mo
         UserReward(f"{tmp_path / 'broken.py'}:f")
     (tmp_path / "endless.py").write_text("while True: pass\n")
     # too short for any file; an endless one takes longer than any
-    monkeypatch.setattr(user_rewards, "LOADING", 0.5)
+    monkeypatch.setattr(user_code, "LOADING", 0.5)
     with pytest.raises(
         RewardTimeout, match=r"endless.py:f': no result after 0.5 seconds, at loading the file"
     ):
@@ -208,7 +208,7 @@ def test_a_program_that_used_one_ends(tmp_path):
     """Python waits for such processes at its own exit, and this one ignores the SIGTERM that would end it."""
     (tmp_path / "mine.py").write_text("def paid(text, example, length):\n    return 1.0\n")
     (tmp_path / "program.py").write_text(
-        "from grpo.user_rewards import UserReward\nif __name__ == '__main__':\n    reward = "
+        "from grpo.rewards.user_code import UserReward\nif __name__ == '__main__':\n    reward = "
         "UserReward('mine.py:paid')\n    print('ready')\n"
     )
     done = subprocess.run(

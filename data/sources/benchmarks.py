@@ -1,0 +1,174 @@
+"""Benchmarks as their owners lay them out: BLINK, CV-Bench, MathVista, VSR. Each is a `Layout` and an adapter
+from a row to an `Example`.
+
+They are for evaluation, split "all". A model may be trained on half of one to see it learn ("train",
+"heldout": halves by picture), which is no result. What a benchmark's own prompt says is kept to the letter
+where its question and its choices alone do not give it.
+"""
+
+from __future__ import annotations
+
+from data.sources.jsonl import JsonlShard, inside
+from data.sources.parquet import ParquetShard
+from data.sources.rows import Layout, Row
+from data.types import LETTERS, Example, listed
+
+# VisualThinker-R1-Zero's wording of a caption (arXiv 2503.05132, its evaluation on VSR), grammar included.
+VSR_WORDING = (
+    'Please analyze the provided image. Does the statement "{caption}" accurately describes what you see? '
+    "Choose from (A) True or (B) False."
+)
+
+
+def right_choice(row: Row, choices: tuple[str, ...]) -> str:
+    """The choice whose letter stands in the field `answer`, as "(A)" or "A". Raises BadRow."""
+    answer = row.text("answer")
+    letter = answer.strip("() ")
+    if answer.strip() == "hidden":
+        raise row.bad("answer", "the answer is hidden", "BLINK's test split has none, use its val split")
+    if len(letter) != 1 or letter not in LETTERS[: len(choices)]:
+        raise row.bad("answer", f"{answer!r} is not the letter of one of {len(choices)} choices")
+    return choices[LETTERS.index(letter)]
+
+
+def as_prompted(row: Row, choices: tuple[str, ...]) -> dict[str, str]:
+    """`Example`'s question and wording such that what is asked is the field `prompt` to the letter.
+
+    BLINK puts the list of choices below the question, as `Example.asked` does; CV-Bench goes on in the same
+    line. A prompt that does not end in this list is of another form, and `question` is asked in its place.
+    """
+    prompt, listing = row.text("prompt"), listed(choices)
+    if prompt.endswith("\n" + listing):
+        return {"question": prompt.removesuffix("\n" + listing)}
+    return {"question": row.text("question"), "wording": prompt if prompt.endswith(listing) else ""}
+
+
+def blink_example(row: Row) -> Example:
+    """`prompt` is what BLINK asks; `question` is shorter in some subtasks."""
+    choices = row.texts("choices")
+    return Example(
+        uid=row.text("idx"),
+        choices=choices,
+        answer=right_choice(row, choices),
+        task=row.text("sub_task"),
+        pictures=row.pictures,
+        **as_prompted(row, choices),
+    )
+
+
+def cvbench_example(row: Row) -> Example:
+    """`extra` has source (ADE20K, COCO, Omni3D) and type (2D, 3D), of which Cambrian's score is made."""
+    choices, kind, number = row.texts("choices"), row.text("type"), row.values["idx"]
+    if kind not in ("2D", "3D"):
+        raise row.bad("type", f"is {kind!r}, not 2D or 3D")
+    if type(number) is not int:
+        raise row.bad("idx", f"holds {type(number).__name__}, not int")
+    return Example(
+        uid=f"{kind}/{number}",
+        choices=choices,
+        answer=right_choice(row, choices),
+        task=row.text("task"),
+        pictures=row.pictures,
+        extra={"source": row.text("source"), "type": kind},
+        **as_prompted(row, choices),
+    )
+
+
+def mathvista_example(row: Row) -> Example:
+    """A unit is asked for as MathVista's own `query` does. `extra` has what its scoring needs:
+    question_type, answer_type, precision, unit."""
+    question, answer = row.text("question"), row.text("answer")
+    if not answer.strip():
+        raise row.bad("answer", "is empty", "MathVista's test split has no answers, use testmini")
+    unit, kind = row.text("unit", missing=""), row.text("answer_type")
+    extra = {
+        "question_type": row.text("question_type"),
+        "answer_type": kind,
+        "precision": row.values["precision"],
+        "unit": unit,
+        "kind": "number" if kind in ("integer", "float") else "text",
+    }
+    choices = row.texts("choices", missing=())
+    if choices and answer not in choices:
+        raise row.bad("answer", f"{answer!r} is not one of the choices {list(choices)}")
+    about = row.values["metadata"]
+    return Example(
+        uid=row.text("pid"),
+        question=f"{question} (Unit: {unit})" if unit else question,
+        choices=choices,
+        answer=answer,
+        task=(about.get("task") or "") if isinstance(about, dict) else "",
+        pictures=row.pictures,
+        extra=extra | ({"kind": "text"} if choices else {}),
+    )
+
+
+def vsr_example(row: Row) -> Example:
+    """A caption that is true of its picture or not. The picture is one of COCO's, in a folder of this
+    machine."""
+    name, label = row.text("image"), row.values["label"]
+    if type(label) is not int or label not in (0, 1):
+        raise row.bad("label", f"is {label!r}, not 0 or 1")
+    caption = row.text("caption")
+    root = row.beside or row.folder
+    part = next(
+        (part for part in ("train2017", "val2017") if f"/{part}/" in row.text("image_link")), "train2017"
+    )
+    picture = inside(row, "image", name, [root, root / part, root / "images", root / "images" / part])
+    return Example(
+        uid=row.uid,
+        question=caption,
+        choices=("True", "False"),
+        answer=("False", "True")[label],
+        task=row.text("relation", missing=""),
+        pictures=(picture,),
+        wording=VSR_WORDING.format(caption=caption),
+    )
+
+
+BLINK = Layout(
+    shard=ParquetShard,
+    example=blink_example,
+    aside=2,
+    files=dict.fromkeys(("all", "train"), ("*val-*.parquet", "*.parquet")),
+    columns=("idx", "question", "sub_task", "choices", "answer", "prompt"),
+    pictures=(("image_1", "image_2", "image_3", "image_4"),),
+)
+CVBENCH = Layout(
+    shard=ParquetShard,
+    example=cvbench_example,
+    aside=2,
+    rows=2638,
+    files=dict.fromkeys(("all", "train"), ("*test_2d*.parquet *test_3d*.parquet", "*test*.parquet")),
+    columns=("idx", "type", "task", "question", "choices", "answer", "prompt", "source"),
+    pictures=(("image",),),
+)
+MATHVISTA = Layout(
+    shard=ParquetShard,
+    example=mathvista_example,
+    aside=2,
+    rows=1000,
+    files=dict.fromkeys(("all", "train"), ("*testmini-*.parquet", "*.parquet")),
+    columns=(
+        "pid",
+        "question",
+        "choices",
+        "unit",
+        "precision",
+        "answer",
+        "question_type",
+        "answer_type",
+        "metadata",
+    ),
+    pictures=(("decoded_image",),),
+)
+VSR = Layout(
+    shard=JsonlShard,
+    example=vsr_example,
+    aside=2,
+    rows=2195,
+    beside=True,
+    files={"all": ("*test.jsonl", "*.jsonl"), "train": ("*train.jsonl",), "heldout": ("*dev.jsonl",)},
+    columns=("image", "image_link", "caption", "label"),
+    pictures=(("image",),),
+)

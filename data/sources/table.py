@@ -1,0 +1,124 @@
+"""Where examples come from: one function a source, `(path, split, limit, seed) -> Sequence[Example]`, in one
+table.
+
+`limit` keeps the first so many examples, None as many as there are. `seed` decides what is drawn: the
+built-in world's examples, the order of SAT's options. What is held out is the same whatever the run's seed,
+so that runs can be compared. What is read from files is lazy: `examples[i]` reads a row, and raises
+BadExample if it is a bad one. `docs/data.md` says what each source reads.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data.sources import benchmarks, training
+from data.sources.rows import Layout, open_rows
+from data.types import BadExample, BadSource, Example
+
+
+def open_source(
+    name: str, path: str | Path | None, *, limit: int | None, seed: int, items: int
+) -> tuple[Sequence[Example], dict[str, list[Example]]]:
+    """A task's training examples (at most `limit`) and its held-out sets by name (`items` of each, the
+    unusable named). Raises BadSource."""
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        raise BadSource(
+            f"no task {name!r}{f'; did you mean {near[0]!r}?' if near else ''} There are {', '.join(SOURCES)}"
+        )
+    examples = SOURCES[name](path, "train", limit, seed)
+    if not len(examples):
+        raise BadSource(f"the task {name!r} gives no training example (data: {path}, limit: {limit})")
+    return examples, {split: usable(SOURCES[name](path, split, items, 0)) for split in HELDOUT[name]}
+
+
+def usable(examples: Sequence[Example]) -> list[Example]:
+    """Those that can be made, all of them in memory; the others are named on the terminal."""
+    found = []
+    for index in range(len(examples)):
+        try:
+            found.append(examples[index])
+        except BadExample as error:
+            tqdm.write(f"left out of the held-out questions: {error}", file=sys.stderr)
+    return found
+
+
+def shapes(path: str | Path | None, split: str, limit: int | None, seed: int) -> Sequence[Example]:
+    """Questions about the built-in world (`data/shapes/world.py`): splits train, heldout and pairs (of
+    colours and shapes never trained on)."""
+    from data.shapes.world import Shapes
+
+    _check("shapes", path, split, file=False)
+    return Shapes(split, seed=seed, **({} if limit is None else {"count": limit}))
+
+
+def documents(path: str | Path | None, split: str, limit: int | None, seed: int) -> Sequence[Example]:
+    """What the built-in base model has read (`data/shapes/documents.py`), to imitate; its held-out sets
+    are those of `shapes`."""
+    from data.shapes.documents import Documents
+
+    _check("documents", path, split, file=False)
+    if split != "train":
+        return shapes(path, split, limit, seed)
+    return Documents(seed=seed, **({} if limit is None else {"count": limit}))
+
+
+def rows(
+    name: str, path: str | Path | None, split: str, limit: int | None, seed: int = 0
+) -> Sequence[Example]:
+    """A source that reads files: a file, a folder, or an id of the hub (`owner/name`, `owner/name:file`).
+    Raises BadSource."""
+    _check(name, path, split, file=True)
+    return open_rows(LAYOUTS[name], path, split, limit, seed)
+
+
+LAYOUTS: dict[str, Layout] = {
+    "sat": training.SAT,
+    "sat_paper": training.SAT_PAPER,
+    "geometry3k": training.GEOMETRY3K,
+    "geoqa": training.GEOQA,
+    "clevr": training.CLEVR,
+    "vision_r1": training.VISION_R1,
+    "jsonl": training.JSONL,
+    "blink": benchmarks.BLINK,
+    "cvbench": benchmarks.CVBENCH,
+    "mathvista": benchmarks.MATHVISTA,
+    "vsr": benchmarks.VSR,
+}
+SOURCES: dict[str, Callable[[Any, str, Any, int], Sequence[Example]]] = {
+    "shapes": shapes,
+    "documents": documents,
+    **{name: partial(rows, name) for name in LAYOUTS},
+}
+SPLITS = {
+    "shapes": ("train", "heldout", "pairs"),
+    "documents": ("train", "heldout", "pairs"),
+    **dict.fromkeys(LAYOUTS, ("train", "heldout", "all")),
+}
+# what a run watches
+HELDOUT = {
+    "shapes": ("heldout", "pairs"),
+    "documents": ("heldout", "pairs"),
+    **dict.fromkeys(LAYOUTS, ("heldout",)),
+}
+
+
+def _check(name: str, path: str | Path | None, split: str, *, file: bool) -> None:
+    if split not in SPLITS[name]:
+        raise BadSource(f"the task {name!r} has no split {split!r}; it has {', '.join(SPLITS[name])}")
+    if file and path is None:
+        raise BadSource(
+            f"the task {name!r} reads files: give data=FILE, data=FOLDER or data=OWNER/NAME, a dataset "
+            "of the hub"
+        )
+    if not file and path is not None:
+        raise BadSource(
+            f"the task {name!r} draws its pictures and reads no file, but data is {path}; leave it out"
+        )

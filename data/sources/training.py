@@ -1,0 +1,173 @@
+"""Questions to train on, as their owners lay them out: SAT, Geometry3K, GeoQA, CLEVR, Vision-R1, and the
+user's own JSONL.
+
+SAT is here twice. `sat` asks like the benchmarks do, with lettered choices. `sat_paper` is
+VisualThinker-R1-Zero's protocol (arXiv 2503.05132, its SAT scripts): a question that lists the options in
+words, answered in words. Departures from its code, whose defects
+are no part of the protocol: the order of the options is a function of the seed; options come as the file's
+list, not cut at commas.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from data.answers import numbers
+from data.sources.jsonl import JsonlShard, own_example
+from data.sources.parquet import ParquetShard
+from data.sources.rows import Layout, Row
+from data.types import Example
+
+# the first so many of SAT_train.parquet, of which those with one picture are trained on
+PAPER_ROWS = 15_000
+# a slip of SAT's generator, in options about a single picture; SAT's own loader takes it out too
+SLIP = " in the first frame"
+
+_TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+
+
+# ---- SAT
+
+
+def sat_example(row: Row) -> Example:
+    """Lettered choices, in an order drawn from the seed."""
+    question, options, answer = _sat(row, clean=True)
+    return Example(
+        uid=row.uid,
+        question=question,
+        choices=options,
+        answer=answer,
+        task=sat_task(question, row.text("question_type")),
+        pictures=row.pictures,
+    )
+
+
+def sat_paper_example(row: Row) -> Example:
+    """A free answer. The space before the question is the paper's: what was left of "<image> Answer …"
+    when "<image>" had gone."""
+    question, options, answer = _sat(row, clean=False)
+    last = f"{', '.join(options[:-1])} or {options[-1]}"
+    return Example(
+        uid=row.uid,
+        question=f" Answer in natural language. {question} Choose between the following options: {last}",
+        choices=(),
+        answer=answer,
+        task=sat_task(question, row.text("question_type")),
+        pictures=row.pictures,
+        extra={"options": options, "kind": "text"},
+    )
+
+
+def _sat(row: Row, clean: bool) -> tuple[str, tuple[str, ...], str]:
+    """(question, options in their drawn order, answer). In the file the right option often stands first."""
+    options, answer = row.texts("answers"), row.text("correct_answer")
+    if clean:
+        options, answer = tuple(option.replace(SLIP, "") for option in options), answer.replace(SLIP, "")
+    if len(options) < 2 or len(set(options)) < len(options):
+        raise row.bad("answers", f"{list(options)} are not two or more different options")
+    if answer not in options:
+        raise row.bad("correct_answer", f"{answer!r} is not one of the answers {list(options)}")
+    return row.text("question"), shuffled(options, row.uid, row.seed), answer
+
+
+def shuffled(options: tuple[str, ...], uid: str, seed: int) -> tuple[str, ...]:
+    """The options in an order that seed and uid decide, whatever order they come in."""
+    return tuple(
+        sorted(options, key=lambda option: hashlib.sha256(f"{seed}/{uid}/{option}".encode()).digest())
+    )
+
+
+def sat_task(question: str, kind: str) -> str:
+    """CV-Bench's name for what one of SAT's static templates asks, by the words it is made of; `kind`
+    (question_type) for any other."""
+    words = {
+        "Count": ("How many",),
+        "Depth": ("closer to the camera", "further away or in front of", "behind"),
+        "Distance": ("is closer to",),
+        "Height": ("higher height",),
+        "Relation": ("to the left", "with respect to", "above or below"),
+    }
+    if kind != "other":
+        return kind
+    return next((task for task, signs in words.items() if any(sign in question for sign in signs)), kind)
+
+
+# ---- free answers
+
+
+def open_question(row: Row, question: str, answer: str) -> Example:
+    """A question whose answer is free: a number if it can be read as one. The mark "<image>" in it is
+    dropped: the picture stands before the question anyway."""
+    return Example(
+        uid=row.uid,
+        question=question.replace("<image>", "").strip(),
+        choices=(),
+        answer=answer,
+        pictures=row.pictures,
+        extra={"kind": "number" if numbers.parse(answer) else "text"},
+    )
+
+
+def problem_example(row: Row) -> Example:
+    """Geometry3K and Vision-R1-rl, EasyR1's layout: `problem` and `answer`, which may be LaTeX."""
+    return open_question(row, row.text("problem"), row.text("answer").strip())
+
+
+def solution_example(row: Row) -> Example:
+    """R1-V's layout: the answer stands in `solution`, as <answer> … </answer>."""
+    solution = row.text("solution")
+    found = _TAGGED.fullmatch(solution)
+    if not found:
+        raise row.bad("solution", f"{solution[:60]!r} is not <answer> … </answer>")
+    return open_question(row, row.text("problem"), found[1].strip())
+
+
+_SAT = {
+    "shard": ParquetShard,
+    "files": dict.fromkeys(("all", "train"), ("*SAT_train.parquet", "*train-*.parquet", "*.parquet")),
+    "columns": ("question", "answers", "question_type", "correct_answer"),
+    "pictures": (("image_bytes",), ("images",)),
+    "single": True,
+}
+_R1V = {
+    "shard": ParquetShard,
+    "files": dict.fromkeys(("all", "train"), ("*train-*.parquet", "*.parquet")),
+    "columns": ("problem", "solution"),
+    "pictures": (("image",), ("images",)),
+    "example": solution_example,
+}
+
+SAT = Layout(example=sat_example, **_SAT)
+SAT_PAPER = Layout(example=sat_paper_example, first=PAPER_ROWS, **_SAT)
+GEOMETRY3K = Layout(
+    shard=ParquetShard,
+    example=problem_example,
+    columns=("problem", "answer"),
+    pictures=(("images",), ("image",)),
+    files={
+        "all": ("*train*.parquet", "*.parquet"),
+        "train": ("*train*.parquet", "*.parquet"),
+        "heldout": ("*validation*.parquet",),
+    },
+)
+VISION_R1 = Layout(
+    shard=ParquetShard,
+    example=problem_example,
+    columns=("problem", "answer"),
+    pictures=(("images",), ("image",)),
+    files={
+        "all": ("*train*.parquet", "*.parquet"),
+        "train": ("*train*.parquet", "*.parquet"),
+        "heldout": ("*test*.parquet",),
+    },
+)
+GEOQA = CLEVR = Layout(**_R1V)
+JSONL = Layout(
+    shard=JsonlShard,
+    example=own_example,
+    columns=("question", "answer"),
+    pictures=(("pictures", "picture"),),
+    also=("*",),
+    files={"all": ("*.jsonl",), "train": ("*train.jsonl", "*.jsonl"), "heldout": ("*heldout.jsonl",)},
+)

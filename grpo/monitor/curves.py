@@ -1,0 +1,337 @@
+"""The curves of a run: which metrics are shown together, under which words; and curves.png (needs
+matplotlib).
+
+`PANELS` is shared by curves.png and report.html. Thin lines are the measurements, thick ones their running
+mean, dots are held-out.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo.storage.jsonl import read
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart. `lines` maps patterns of training metrics to labels, `dots` patterns of held-out metrics;
+    "*" becomes the label."""
+
+    title: str
+    note: str
+    lines: Mapping[str, str]
+    dots: Mapping[str, str]
+    # number | share (0-1, shown in percent) | log
+    scale: str = "number"
+    # metrics below and above the line
+    band: tuple[str, str] | None = None
+    # False: under the hood, and not in curves.png
+    main: bool = True
+    # no running mean: the numbers have no noise
+    exact: bool = False
+
+
+PANELS = (
+    Panel(
+        "Reward", "What GRPO maximises, averaged over all completions of a step.", {"reward": "reward"}, {}
+    ),
+    Panel(
+        "Accuracy",
+        "By task. Thick: sampled training answers. Dots: held-out questions, answered greedily.",
+        {"accuracy/*": "*"},
+        {"eval/accuracy/*": "*"},
+        "share",
+    ),
+    Panel(
+        "Format",
+        "Share of completions that think first and then give one readable answer.",
+        {"rewards/format/mean": "sampled"},
+        {"eval/format": "held-out"},
+        "share",
+    ),
+    Panel(
+        "Length",
+        "Mean tokens per completion; the band is the shortest and the longest. No reward asks for length.",
+        {"completions/mean_length": "sampled"},
+        {"eval/mean_length": "held-out"},
+        band=("completions/min_length", "completions/max_length"),
+    ),
+    Panel(
+        "Length, right and wrong",
+        "Mean tokens per completion. Reasoning that pays makes the right ones no shorter.",
+        {"completions/mean_length_right": "right", "completions/mean_length_wrong": "wrong"},
+        {},
+    ),
+    Panel(
+        "Words of reflection",
+        "Share of completions with a word of a published list, such as “wait”. They say what is "
+        "written, not what it is worth.",
+        {"aha/visualthinker": "VisualThinker’s list", "aha/vlaa": "VLAA’s list"},
+        {"eval/aha/visualthinker": "VisualThinker’s list", "eval/aha/vlaa": "VLAA’s list"},
+        "share",
+    ),
+    Panel(
+        "Accuracy with reflection − without",
+        "Among the answers to one and the same question. A step has few such questions: the table below "
+        "has the whole run.",
+        {"aha/visualthinker/gain": "VisualThinker’s list", "aha/vlaa/gain": "VLAA’s list"},
+        {},
+    ),
+    Panel(
+        "Repetition",
+        "4-grams that stood before in the same completion; completions that end in a loop.",
+        {"completions/repetition": "repeated 4-grams", "completions/loop_ratio": "end in a loop"},
+        {"eval/repetition": "repeated 4-grams", "eval/loop_ratio": "end in a loop"},
+        "share",
+    ),
+    Panel(
+        "Looking, and looking again",
+        "Share of completions that describe what they see, and that correct themselves.",
+        {"aha/looking": "looks", "aha/self_correction": "looks again"},
+        {},
+        "share",
+    ),
+    Panel(
+        "What the second look did",
+        "Share of all completions in which looking again made a wrong answer right, or a right one wrong.",
+        {"aha/wrong_to_right": "wrong → right", "aha/right_to_wrong": "right → wrong"},
+        {},
+        "share",
+    ),
+    Panel(
+        "Imitation",
+        "Negative log-likelihood of the documents, in nats per token, by kind.",
+        {"nll": "all", "nll/*": "*"},
+        {},
+    ),
+    Panel("KL to the reference", "How far the policy has moved, in nats per token.", {"kl": "KL"}, {}),
+    Panel(
+        "Log-prob gap",
+        "Sampling against training, |difference| per token. In float32 it should stay below 1e-5.",
+        {"sampling/logp_gap_mean": "mean", "sampling/logp_gap_max": "max"},
+        {},
+        "log",
+    ),
+    Panel(
+        "Entropy",
+        "Per token, in nats. Near zero, all completions of a group are alike.",
+        {"entropy": "entropy"},
+        {},
+        main=False,
+    ),
+    Panel(
+        "Each word of reflection",
+        "Share of completions that hold it.",
+        {"aha/word/*": "*"},
+        {},
+        "share",
+        main=False,
+    ),
+    Panel(
+        "Wasted",
+        "Completions cut at the cap; groups whose rewards are all equal, which teach nothing; groups "
+        "whose completions are all the same.",
+        {
+            "completions/clipped_ratio": "cut",
+            "frac_reward_zero_std": "equal rewards",
+            "completions/identical_groups": "identical",
+        },
+        {},
+        "share",
+        main=False,
+    ),
+    Panel(
+        "Clipped tokens",
+        "Share of tokens whose gradient was clipped away. Always 0 with one update per rollout.",
+        {"clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"},
+        {},
+        "share",
+        main=False,
+    ),
+    Panel("Gradient norm", "Before clipping.", {"grad_norm": "norm"}, {}, "log", main=False),
+    Panel("Learning rate", "", {"learning_rate": "rate"}, {}, main=False, exact=True),
+    Panel(
+        "Loss",
+        "Starts at zero and means little: advantages of a group cancel. Watch the reward.",
+        {"loss": "loss"},
+        {},
+        main=False,
+    ),
+    Panel("Seconds per step", "", {"step_time": "step", "time/*": "*"}, {}, main=False),
+)
+
+
+def charts(rows: Sequence[Mapping[str, Any]], most: int = 600) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl -> what each panel draws: {title, note, scale, main, lines: [{label, x, y,
+    smooth, dots, band}]}.
+
+    Panels and metrics without a number are left out. Lines of more than `most` points are thinned by
+    averaging neighbours.
+    """
+    drawn = []
+    for panel in PANELS:
+        lines = [line for how in ("lines", "dots") for line in _lines(rows, panel, how, most)]
+        if lines:
+            drawn.append(
+                {
+                    "title": panel.title,
+                    "note": panel.note,
+                    "scale": panel.scale,
+                    "main": panel.main,
+                    "lines": lines,
+                }
+            )
+    return drawn
+
+
+def _lines(rows: Sequence[Mapping[str, Any]], panel: Panel, how: str, most: int) -> list[dict[str, Any]]:
+    keys, found = dict.fromkeys(key for row in rows for key in row), []
+    for pattern, label in getattr(panel, how).items():
+        for key in fnmatch.filter(keys, pattern):
+            x, y = _points(rows, key)
+            if not x:
+                continue
+            stem = pattern.removesuffix("*")
+            line = {"label": label.replace("*", key.removeprefix(stem)), "dots": how == "dots"}
+            line["x"], line["y"] = _thinned(x, most), _thinned(y, most)
+            if how == "lines":
+                line["smooth"] = line["y"] if panel.exact else _smooth(line["y"])
+            if panel.band and how == "lines":
+                line["band"] = [_thinned(_points(rows, edge)[1], most) for edge in panel.band]
+                if any(len(edge) != len(line["x"]) for edge in line["band"]):
+                    del line["band"]
+            found.append(line)
+    return found
+
+
+def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    pairs = [
+        (row["step"], row[key])
+        for row in rows
+        if isinstance(row.get(key), (int, float)) and not isinstance(row[key], bool)
+    ]
+    return [x for x, _ in pairs], [y for _, y in pairs]
+
+
+def _thinned(values: list[float], most: int) -> list[float]:
+    if len(values) <= most:
+        return values
+    size = -(-len(values) // most)
+    return [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Running mean over about a twelfth of the run, centred, and one-sided at the ends."""
+    reach = len(values) // 24
+    windows = (
+        values[max(0, i - min(reach, i)) : i + min(reach, len(values) - 1 - i) + 1]
+        for i in range(len(values))
+    )
+    return [sum(window) / len(window) for window in windows]
+
+
+def write_curves(run_folder: str | Path) -> list[Path]:
+    """metrics.jsonl -> curves.png; the paths written. Without matplotlib or without metrics: none, and one
+    printed line that says why."""
+    path = Path(run_folder) / "curves.png"
+    try:
+        import matplotlib
+    except ImportError:
+        print(
+            "curves.png: skipped, matplotlib is not installed (pip install matplotlib, or pip install -e "
+            "'.[plot]')"
+        )
+        return []
+    drawn = [chart for chart in charts(read(Path(run_folder) / "metrics.jsonl")) if chart["main"]]
+    if not drawn:
+        print(f"curves.png: skipped, {Path(run_folder) / 'metrics.jsonl'} holds no metrics yet")
+        return []
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(4, len(drawn))
+    deep = -(-len(drawn) // columns)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            deep, columns, figsize=(3.7 * columns, 2.75 * deep), squeeze=False, layout="constrained"
+        )
+        for axis, chart in zip(axes.flat, drawn):
+            _draw(axis, chart)
+        for axis in axes.flat[len(drawn) :]:
+            axis.set_visible(False)
+        for axis in axes[-1]:
+            axis.set_xlabel("step")
+        figure.savefig(path, dpi=150, metadata={"Software": None})
+        plt.close(figure)
+    return [path]
+
+
+COLOURS = ("#3a6ea5", "#d07c2e", "#3d8f6e", "#a4527c", "#7a6cb5", "#8a7a3c", "#5b8a99", "#b05050")
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#b9b4a8",
+    "axes.linewidth": 0.8,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "grid.color": "#ece8de",
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": "#6d685e",
+    "ytick.color": "#6d685e",
+    "axes.labelcolor": "#6d685e",
+    "text.color": "#26241f",
+    "figure.facecolor": "#fdfcf9",
+    "axes.facecolor": "#fdfcf9",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.08,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
+
+
+def _draw(axis: Any, chart: Mapping[str, Any]) -> None:
+    labels = list(dict.fromkeys(line["label"] for line in chart["lines"]))
+    for line in chart["lines"]:
+        colour = COLOURS[labels.index(line["label"]) % len(COLOURS)]
+        if line["dots"]:
+            alone = not any(other["label"] == line["label"] and not other["dots"] for other in chart["lines"])
+            axis.plot(
+                line["x"],
+                line["y"],
+                "o",
+                ms=4,
+                color=colour,
+                mec="#fdfcf9",
+                mew=0.7,
+                label=line["label"] if alone else None,
+                zorder=5,
+            )
+            continue
+        if "band" in line:
+            axis.fill_between(line["x"], *line["band"], color=colour, alpha=0.10, lw=0)
+        axis.plot(line["x"], line["y"], color=colour, alpha=0.28, lw=0.8)
+        axis.plot(line["x"], line["smooth"], color=colour, lw=1.8, label=line["label"], zorder=4)
+    axis.set_title(chart["title"])
+    if chart["scale"] == "log" and any(y > 0 for line in chart["lines"] for y in line["y"]):
+        axis.set_yscale("log", nonpositive="mask")
+    if chart["scale"] == "share":
+        from matplotlib.ticker import PercentFormatter
+
+        high = max(y for line in chart["lines"] for y in line["y"])
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high > 0.25 else 1))
+        axis.set_ylim(*((-0.03, 1.03) if high > 0.25 else (-0.03 * max(high, 0.01), 1.1 * max(high, 0.01))))
+    if len(labels) > 1:
+        axis.legend(loc="best", handlelength=1.2, borderaxespad=0.2, labelspacing=0.25)

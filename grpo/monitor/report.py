@@ -1,0 +1,273 @@
+"""report.html: one page, without a network or a server, on which a person sees what a run learned and why.
+
+The curves; before and after; the same held-out questions answered again and again while the policy learns;
+and groups of completions with every token coloured by its gradient weight. The page is `grpo/monitor/page/`:
+skeleton, style and scripts, put into one file with the data as JSON.
+
+What models and data sets say is hostile until shown to be text. Three walls: the JSON is escaped so that no
+string can leave its <script> element; the scripts create text nodes only, never markup; and the page's
+Content-Security-Policy runs only scripts whose hash was taken here and loads nothing from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo.evaluation import reflection
+from grpo.monitor import warnings
+from grpo.monitor.curves import charts, write_curves
+from grpo.storage.jsonl import read
+
+__all__ = ["read_metrics", "write_curves", "write_report"]
+
+PAGE = Path(__file__).parent / "page"
+MOST_TEXT, MOST_TOKENS, MOST_STEPS, MOST_GROUPS, MOST_QUESTIONS = 6000, 3000, 12, 6, 12
+PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
+
+
+def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, [] if there are none yet."""
+    return read(Path(run_folder) / "metrics.jsonl")
+
+
+def write_report(run_folder: str | Path) -> list[Path]:
+    """config.yaml, metrics.jsonl, summary.json and samples.jsonl of a run folder -> report.html in it;
+    returns the paths written.
+
+    Files that are missing leave gaps. Raises ValueError if one is broken.
+    """
+    folder = Path(run_folder)
+    run = collect(folder)
+    script = "\n".join(
+        (PAGE / name).read_text("utf-8") for name in ("dom.js", "charts.js", "questions.js", "page.js")
+    )
+    style = (PAGE / "style.css").read_text("utf-8")
+    policy = (
+        f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}"
+    )
+    parts = {
+        "POLICY": policy,
+        "TITLE": _html(f"{run['name']} · Glimpse"),
+        "STYLE": style,
+        "DATA": embedded(run),
+        "SCRIPT": script,
+    }
+    page = re.sub(
+        r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->",
+        lambda match: parts[match[1]],
+        (PAGE / "page.html").read_text("utf-8"),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8", newline="\n")
+    return [path]
+
+
+def embedded(data: Any) -> str:
+    """JSON that is safe inside <script>: pure ASCII without `<`, `>` or `&`, so neither </script> nor <!--
+    nor a control character."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return re.sub(r"[<>&\x7f]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Everything the page shows, as plain values."""
+    path = folder / "config.yaml"
+    config = path.read_text("utf-8") if path.exists() else ""
+    rows = read_metrics(folder)
+    shown = read(folder / "samples.jsonl")
+    settings = _settings(config, path)
+    return {
+        "name": _cut(str(settings.get("recipe") or folder.resolve().name), 80),
+        "config": _cut(config, 60_000),
+        "settings": settings,
+        "summary": _summary(folder, rows),
+        "step": max((row["step"] for row in rows), default=0),
+        "charts": _rounded(charts(rows)),
+        "warnings": warnings.warnings(rows),
+        "reflection": _rounded(_reflection(rows)),
+        "questions": _questions(shown),
+        "moments": _moments(shown),
+    }
+
+
+def _settings(config: str, path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(config) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    wanted = (
+        "recipe",
+        "method",
+        "model",
+        "task",
+        "steps",
+        "prompts",
+        "group",
+        "cap",
+        "seed",
+        "temperature",
+        "blind",
+        "rewards",
+    )
+    return {
+        key: _cut(tree[key], 200) if isinstance(tree[key], str) else tree[key]
+        for key in wanted
+        if key in tree
+    }
+
+
+def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{"base": {name: number}, "final": {...}, "seconds", "finished"}; of a run that has not finished, its
+    first and last evaluations."""
+    path = folder / "summary.json"
+    if path.exists():
+        try:
+            raw = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
+        return {
+            "base": _numbers(raw.get("base", {})),
+            "final": _numbers(raw.get("final", {})),
+            "seconds": raw.get("seconds"),
+            "finished": True,
+        }
+    evaluations = [
+        {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows
+    ]
+    evaluations = [_numbers(found) for found in evaluations if found] or [{}]
+    return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": False}
+
+
+def _reflection(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """By keyword list and by third of the run: how often completions reflected, and what that went with;
+    only where any did."""
+    steps = [row for row in rows if "completions/count" in row]
+    third = -(-len(steps) // 3)
+    found = []
+    for name, title in (("visualthinker", "VisualThinker’s list"), ("vlaa", "VLAA’s list")):
+        parts = [steps[at : at + third] for at in range(0, len(steps), third)] if len(steps) >= 6 else [steps]
+        for part in [*parts, steps] if len(parts) > 1 else parts:
+            if (pooled := reflection.pooled(part, name)) and pooled["share"]:
+                gain = pooled.pop("gain")
+                found.append(
+                    {
+                        "list": title,
+                        "words": [word.replace("*", "…") for word in reflection.LISTS[name]],
+                        "from": part[0]["step"],
+                        "to": part[-1]["step"],
+                        **pooled,
+                        "gain": gain and [gain.mean, gain.low, gain.high, gain.groups],
+                    }
+                )
+    return found
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            flat[prefix + str(key)] = value
+    return flat
+
+
+def _questions(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each held-out question with the answers it got, step by step."""
+    found: dict[str, dict[str, Any]] = {}
+    for group in shown:
+        if group.get("kind") == "heldout" and group.get("completions"):
+            question = found.setdefault(str(group.get("uid")), _asked(group) | {"answers": []})
+            question["answers"].append({"step": group["step"], **_completion(group["completions"][0])})
+    for question in found.values():
+        question["answers"] = _spread(question["answers"], MOST_STEPS)
+    return list(found.values())[:MOST_QUESTIONS]
+
+
+def _moments(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Steps spread over the run, each with its groups of completions."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for group in shown:
+        if group.get("kind") == "train":
+            by_step.setdefault(group["step"], []).append(group)
+    return [
+        {
+            "step": step,
+            "groups": [
+                _asked(group) | {"completions": [_completion(c) for c in group.get("completions", [])]}
+                for group in by_step[step][:MOST_GROUPS]
+            ],
+        }
+        for step in _spread(sorted(by_step), MOST_STEPS)
+    ]
+
+
+def _asked(group: Mapping[str, Any]) -> dict[str, Any]:
+    picture = group.get("picture")
+    safe = isinstance(picture, str) and PICTURE.fullmatch(picture) is not None
+    return {
+        "uid": _cut(group.get("uid", ""), 200),
+        "question": _cut(group.get("question", ""), MOST_TEXT),
+        "task": _cut(group.get("task", ""), 80),
+        "choices": [_cut(choice, 500) for choice in group.get("choices", [])],
+        "answer": _cut(group.get("answer", ""), 500),
+        "picture": picture if safe else None,
+    }
+
+
+def _completion(completion: Mapping[str, Any]) -> dict[str, Any]:
+    tokens = [_cut(token, 200) for token in completion.get("tokens", [])[:MOST_TOKENS]]
+    kept = {
+        "tokens": tokens,
+        "length": len(completion.get("tokens", [])),
+        "text": _cut(completion.get("text", ""), MOST_TEXT),
+        "stopped": bool(completion.get("stopped", True)),
+        "clipped": [bool(c) for c in completion.get("clipped", [])[:MOST_TOKENS]],
+    }
+    for name in ("reward", "parts", "advantage"):
+        kept[name] = _rounded(completion.get(name))
+    for name in ("weight", "logp", "kl"):
+        kept[name] = _rounded(list(completion.get(name) or [])[:MOST_TOKENS])
+    return kept
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most `most` of the items, evenly spaced, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def _rounded(value: Any) -> Any:
+    """Four significant digits are all that a page shows, and keep it small. What is not finite becomes
+    null."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
+
+
+def _cut(text: Any, most: int) -> str:
+    text = str(text)
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters not shown)"
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _html(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,194 @@
+"""From a step to its line in metrics.jsonl, and to the completions that the report shows token by token."""
+
+import base64
+import io
+from statistics import fmean, pstdev, stdev
+
+import torch
+
+from data.answers.parser import is_right
+from data.images import open_picture
+from data.shapes.documents import agrees, read_looks
+from grpo.batch import TrainBatch
+from grpo.evaluation.answers import BUILT_IN
+from grpo.evaluation.reflection import ends_in_loop, reflection_scores, repetition, said
+from grpo.objective import KL_ESTIMATORS, gradient_weight, token_ratio
+from grpo.rollout import Rollout
+
+
+def completion_rows(rollout: Rollout, reward, parts, texts, examples) -> list[list[dict]]:
+    """One small dict for each completion, P lists of G: what the step's metrics are computed from, after
+    the ranks have put theirs together."""
+    rows = []
+    for p, example in enumerate(examples):
+        group = []
+        for g, text in enumerate(texts[p]):
+            looks = read_looks(text) if example.uid.startswith(BUILT_IN) else None
+            length, stopped = int(rollout.length[p, g]), bool(rollout.stopped[p, g])
+            tokens = rollout.tokens[p, g, :length].tolist()
+            # the stop token ends a loop, it does not break it
+            written = tokens[:-1] if stopped else tokens
+            group.append(
+                {
+                    "reward": float(reward[p, g]),
+                    "parts": {name: float(part[p, g]) for name, part in parts.items()},
+                    "right": is_right(text, example),
+                    "length": length,
+                    "stopped": stopped,
+                    "task": example.task,
+                    "said": said(text),
+                    "loop": ends_in_loop(written),
+                    "repetition": repetition(written),
+                    "as_first": tokens == rollout.tokens[p, 0, : int(rollout.length[p, 0])].tolist(),
+                    "looked": looks and looks.looked,
+                    "again": looks and looks.again,
+                    "first_right": looks and agrees(looks.first, example),
+                    "last_right": looks and agrees(looks.last, example),
+                }
+            )
+        rows.append(group)
+    return rows
+
+
+def step_metrics(groups: list[list[dict]]) -> dict[str, float]:
+    """The metrics of a step from its completions, TRL's names first. `reward_std` is the mean of the
+    groups' own deviations, as R1-V logs it."""
+    rows = [row for group in groups for row in group]
+    length = [row["length"] for row in rows]
+    deviations = [stdev([row["reward"] for row in group]) for group in groups]
+    found = {
+        "reward": fmean(row["reward"] for row in rows),
+        "reward_std": fmean(deviations),
+        "frac_reward_zero_std": fmean(d < 1e-6 for d in deviations),
+    }
+    for name in rows[0]["parts"]:
+        values = [row["parts"][name] for row in rows]
+        found |= {f"rewards/{name}/mean": fmean(values), f"rewards/{name}/std": pstdev(values)}
+    found |= {
+        "completions/count": len(rows),
+        "completions/mean_length": fmean(length),
+        "completions/min_length": min(length),
+        "completions/max_length": max(length),
+        "completions/clipped_ratio": fmean(not row["stopped"] for row in rows),
+        "completions/repetition": fmean(row["repetition"] for row in rows),
+        "completions/loop_ratio": fmean(row["loop"] for row in rows),
+        "completions/identical_groups": fmean(
+            len(group) > 1 and all(row["as_first"] for row in group) for group in groups
+        ),
+        "accuracy": fmean(row["right"] for row in rows),
+    }
+    for kind, wanted in (("right", True), ("wrong", False)):
+        if these := [row["length"] for row in rows if row["right"] == wanted]:
+            found[f"completions/mean_length_{kind}"] = fmean(these)
+    for task in sorted({row["task"] for row in rows if row["task"]}):
+        found[f"accuracy/{task}"] = fmean(row["right"] for row in rows if row["task"] == task)
+    found |= {
+        f"aha/{name}": value
+        for name, value in reflection_scores(
+            [[(row["said"], row["right"]) for row in group] for group in groups]
+        ).items()
+    }
+    if looked := [row for row in rows if row["looked"] is not None]:
+        found |= looking_metrics(looked)
+    return found
+
+
+def looking_metrics(rows: list[dict]) -> dict[str, float]:
+    """How often the policy looked and looked again, and what the second look turned: shares of all these
+    completions."""
+    again = [row for row in rows if row["again"]]
+    return {
+        "aha/looking": fmean(row["looked"] for row in rows),
+        "aha/self_correction": len(again) / len(rows),
+        "aha/first_look_right": fmean([row["first_right"] for row in rows if row["looked"]] or [0.0]),
+        "aha/wrong_to_right": sum(row["last_right"] and not row["first_right"] for row in again) / len(rows),
+        "aha/right_to_wrong": sum(row["first_right"] and not row["last_right"] for row in again) / len(rows),
+    }
+
+
+def picture_url(example) -> str | None:
+    """The example's first picture as a data: URL (PNG), None where it has none."""
+    if not example.pictures:
+        return None
+    buffer = io.BytesIO()
+    open_picture(example.pictures[0], name=example.uid).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def shown_groups(
+    step: int,
+    batch: TrainBatch,
+    logp,
+    rollout: Rollout,
+    reward,
+    parts,
+    texts,
+    examples,
+    pieces,
+    *,
+    prompts: int,
+    loss: dict,
+) -> list[dict]:
+    """The lines of samples.jsonl for the first `prompts` groups: every completion with its parts, and every
+    token with what moved it.
+
+    logp (B, C): the policy's log-probs before the update.  pieces: token id → the text it stands for.  loss:
+    clip_low, clip_high, surrogate, kl.
+    """
+    group = rollout.length.shape[1]
+    old = logp if batch.logp_old is None else batch.logp_old
+    pull = gradient_weight(
+        logp,
+        old,
+        batch.advantage,
+        batch.weight,
+        clip_low=loss["clip_low"],
+        clip_high=loss["clip_high"],
+        surrogate=loss["surrogate"],
+    )
+    ratio = token_ratio(logp, old)
+    kl = (
+        torch.zeros_like(logp)
+        if batch.logp_ref is None
+        else KL_ESTIMATORS[loss["kl"]](logp, batch.logp_ref, ratio)
+    )
+    silent = batch.mask & (pull == 0) & (batch.advantage[:, None] != 0)
+    lines = []
+    for p, example in list(enumerate(examples))[:prompts]:
+        completions = []
+        for g in range(group):
+            b, n = p * group + g, int(rollout.length[p, g])
+            completions.append(
+                {
+                    "tokens": [pieces(t) for t in rollout.tokens[p, g, :n].tolist()],
+                    "text": texts[p][g],
+                    "reward": float(reward[p, g]),
+                    "parts": {name: float(part[p, g]) for name, part in parts.items()},
+                    "advantage": float(batch.advantage[b]),
+                    "weight": _short(pull[b, :n]),
+                    "logp": _short(logp[b, :n]),
+                    "kl": _short(kl[b, :n]),
+                    "clipped": silent[b, :n].tolist(),
+                    "stopped": bool(rollout.stopped[p, g]),
+                }
+            )
+        lines.append(question_line("train", step, example) | {"completions": completions})
+    return lines
+
+
+def question_line(kind: str, step: int, example) -> dict:
+    """What the report says of a question, before its completions."""
+    return {
+        "step": step,
+        "kind": kind,
+        "uid": example.uid,
+        "question": example.question,
+        "choices": list(example.choices),
+        "answer": example.answer,
+        "task": example.task,
+        "picture": picture_url(example),
+    }
+
+
+def _short(values) -> list[float]:
+    return [float(f"{v:.4g}") for v in values.tolist()]
