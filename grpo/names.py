@@ -13,7 +13,7 @@ def choose(what: str, name: str, table: Mapping[str, T]) -> T:
     Raises ValueError for an unknown name. The error lists the known names and suggests the nearest one.
     """
     if name not in table:
-        near = get_close_matches(str(name), list(table), n=1)
+        near = get_close_matches(name, list(table), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown {what} {name!r}.{hint} Known: {', '.join(table)}.")
     return table[name]

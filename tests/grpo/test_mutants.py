@@ -30,8 +30,8 @@ OBJECTIVE = {
     "bounds not passed on": ("inside, **clip)", "inside, 0.2, 0.2)"),
     "ratio upside down": ("torch.clamp(logp - logp_old, max", "torch.clamp(logp_old - logp, max"),
     "ratio against the reference": (
-        "surrogate(logp, logp_old,",
-        "surrogate(logp, logp_old if logp_ref is None else logp_ref,",
+        "ratio = surrogate(logp, logp_old,",
+        "ratio = surrogate(logp, logp_old if logp_ref is None else logp_ref,",
     ),
     "ratio not clamped": (
         "torch.exp(torch.clamp(logp - logp_old, max=MAX_EXPONENT))",

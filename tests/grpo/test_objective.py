@@ -227,6 +227,11 @@ def test_gradient_weight_is_what_training_did(objective):
         objective.gradient_weight(old, None, torch.tensor([2.0, -1.0]), weight),
         weight * torch.tensor([[2.0], [-1.0]]),
     )
+    # with the bounds of the loss: r = 1.5 is no longer clipped
+    found = objective.gradient_weight(
+        old + ratio.log(), old, torch.tensor([2.0, -1.0]), 0.1 + 0 * weight, clip_high=0.6
+    )
+    close(found[0], [0.1 * 0.5 * 2, 0.1 * 1.1 * 2, 0.1 * 1.5 * 2])
 
 
 def test_bfloat16_is_lifted_to_float32(objective):

@@ -149,6 +149,8 @@ def test_advantage_scales(objective, variants):
         objective.group_advantages(reward, scale=variants.batch_std, eps=0.0),
         [[-0.5 / std, 0.5 / std], [-1.5 / std, 1.5 / std]],
     )
+    found = objective.group_advantages(reward, scale=variants.batch_std, eps=1.0)
+    close(found[0], [-0.5 / (std + 1), 0.5 / (std + 1)])
 
 
 def test_token_weights(objective, variants):
@@ -184,6 +186,28 @@ def test_weightings_are_the_means_they_stand_for(objective, variants):
             )[0],
             -value,
         )
+
+
+def test_names(objective, variants):
+    """What a recipe's word stands for."""
+    v, o = variants, objective
+    assert [v.SURROGATES[name] for name in ("clip", "gspo", "cispo", "reinforce")] == [
+        o.clipped_surrogate,
+        v.gspo,
+        v.cispo,
+        v.reinforce,
+    ]
+    assert [v.KL_ESTIMATORS[name] for name in ("k1", "k2", "k3", "k3_is")] == [v.k1, v.k2, o.k3, v.k3_is]
+    assert [v.ADVANTAGE_SCALES[name] for name in ("std", "none", "batch")] == [
+        o.group_std,
+        v.undivided,
+        v.batch_std,
+    ]
+    assert [v.WEIGHTINGS[name] for name in ("token", "completion", "constant")] == [
+        v.token_mean,
+        o.completion_mean,
+        v.constant,
+    ]
 
 
 # ---- Properties of every row of the tables
