@@ -64,7 +64,7 @@ def prompt_and_answer(policy, part: TrainBatch, weigh, chunk: int) -> tuple[Tens
     places of pictures are not predicted."""
     prompts, (P, G, C) = part.prompts, part.tokens.shape
     # (P, G, C, D), (P, S - 1, D)
-    said, asked = policy(prompts, part.tokens, part.length, whole=True)
+    said, asked = policy(prompts, part.tokens, part.length, with_prompts=True)
     places = torch.arange(1, prompts.tokens.shape[1], device=said.device)
     words = (places < prompts.length[:, None]) & ~torch.isin(
         prompts.tokens[:, 1:], torch.tensor(policy.config.placeholder_ids, device=said.device)

@@ -30,8 +30,8 @@ from grpo.config.settings import Config, Stage, value_of
 from grpo.config.typed import convert, leaves, read_yaml, unwrapped
 from grpo.objective import token_weights
 from grpo.variants import WEIGHTINGS
-from models.decoder import Packing
 from models.mrope import mrope_positions
+from models.packing import Packing
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 from zoo import IMAGE, TWINS, tiny_config
