@@ -17,7 +17,7 @@ from grpo.evaluation.resume import Kept, Written
 from grpo.evaluation.scores import Answers, Completion, read_completion
 from grpo.memory import WAVE, Room
 from grpo.parallel.ranks import gathered
-from grpo.rollout import generate
+from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import uid_hash
 
 # the "step" in the address of an evaluation's random numbers; training steps are 0, 1, …
@@ -121,7 +121,7 @@ def _write(policy, chat, asked: list[Asked], how: Asking) -> list[list[Written]]
         cap=how.cap,
         temperature=how.temperature,
         stop_ids=chat.stop_ids,
-        banned=how.banned,
+        options=DecodeOptions(how.banned),
         address=(how.seed, EVAL_STEP, [uid_hash(prompt.uid) for prompt in prompts]),
     )
     begun = torch.tensor(how.prefix, dtype=torch.long, device=rollout.tokens.device)

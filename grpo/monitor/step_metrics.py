@@ -10,8 +10,9 @@ import torch
 from data.images import open_picture
 from grpo.batch import TrainBatch
 from grpo.evaluation.scores import Completion, read_completion, total
-from grpo.objective import KL_ESTIMATORS, gradient_weight, token_ratio
+from grpo.objective import gradient_weight, token_ratio
 from grpo.rollout import Rollout
+from grpo.variants import KL_ESTIMATORS, SURROGATES
 
 
 def completion_rows(rollout: Rollout, reward, parts, texts, examples, measure) -> list[list[Completion]]:
@@ -102,7 +103,7 @@ def shown_groups(
         batch.weight,
         clip_low=loss["clip_low"],
         clip_high=loss["clip_high"],
-        surrogate=loss["surrogate"],
+        surrogate=SURROGATES[loss["surrogate"]],
     )
     ratio = token_ratio(logp, old)
     kl = (

@@ -1,4 +1,4 @@
-"""A second task with a measurement and a set of its own: metrics, evaluation, tables and report need no change."""
+"""A second task with its own measurement and set: metrics, evaluation, tables and report need no change."""
 
 import json
 
