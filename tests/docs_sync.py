@@ -271,8 +271,8 @@ def shards(_) -> str:
 
 
 def adversarial(_) -> str:
-    """Answers that fool checkers, with the verdict of every rule; tests/data/test_answers.py asserts each."""
-    from tests.data.adversarial import CASES
+    """Answers that fool checkers, with the verdict of every rule; test_numbers.py asserts each."""
+    from tests.data.answers.adversarial import CASES
 
     def cell(text: str) -> str:
         return (

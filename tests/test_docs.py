@@ -14,12 +14,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import docs_sync
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import docs_sync
 
 import evaluate
 from data.shapes.world import Shapes
