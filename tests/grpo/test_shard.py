@@ -32,7 +32,7 @@ import operator
 from small import full
 
 WORLD = World(0, 1, torch.device("cpu"))
-HOW = {"name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+HOW = {"name": "adamw", "lr": 1e-3, "beta2": 0.999, "weight_decay": 0.1}
 
 
 @pytest.fixture
