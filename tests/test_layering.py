@@ -61,7 +61,7 @@ def test_the_mathematics_is_pure(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["objective", "sampling", "schedule", "logprobs", "rewards", "rollout", "batch"]
+    "name", ["objective", "sampling", "schedule", "logprobs", "rewards/rules", "rollout", "batch"]
 )
 def test_configuration_stops_at_the_entry_points(name):
     path = ROOT / "grpo" / f"{name}.py"
