@@ -10,9 +10,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.config.typed import ConfigError, leaves
+from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
+
+# The names that a table knows are the values that its setting takes.
+if TYPE_CHECKING:
+    Weighting = Surrogate = Estimator = Scale = str
+else:
+    Weighting = Literal[tuple(WEIGHTINGS)]
+    Surrogate = Literal[tuple(SURROGATES)]
+    Estimator = Literal[tuple(KL_ESTIMATORS)]
+    Scale = Literal[tuple(ADVANTAGE_SCALES)]
 
 HEADINGS = {
     "recipe": "The run",
@@ -44,17 +54,17 @@ class Stage:
 class Loss:
     """The objective: docs/06."""
 
-    weighting: Literal["token", "completion", "constant"] = "completion"
+    weighting: Weighting = "completion"
     """How the loss is averaged. token: every token counts the same (DAPO); completion: every completion
     counts the same (the GRPO paper); constant: every token counts 1/cap (Dr. GRPO)."""
-    surrogate: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
+    surrogate: Surrogate = "clip"
     """The policy term. clip: PPO's clipped ratio per token; gspo: one ratio per completion; cispo: a clipped
     ratio as a weight; reinforce: no ratio (GPG)."""
     clip_low: float = 0.2
     """The lower clip of the ratio is 1 - clip_low."""
     clip_high: float = 0.2
     """The upper clip of the ratio is 1 + clip_high (DAPO's clip-higher: 0.28)."""
-    kl: Literal["k1", "k2", "k3", "k3_is"] = "k3"
+    kl: Estimator = "k3"
     """Estimator of the KL to the reference. k3: the GRPO paper's; k3_is: k3 times the ratio, so that the
     gradient is unbiased too."""
     kl_coef: float = 0.04
@@ -222,7 +232,7 @@ class Config:
 
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     """Reward parts and their weights: names in grpo/rewards/rules.py, or FILE.py:FUNCTION for your own."""
-    advantage: Literal["std", "none", "batch"] = "std"
+    advantage: Scale = "std"
     """Divisor of (reward - group mean). std: the group's standard deviation (GRPO); none: 1 (Dr. GRPO);
     batch: the standard deviation of all rewards."""
 
