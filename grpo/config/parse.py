@@ -36,7 +36,7 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 # of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
 FORMAT = 2
 # settings that may change when a run is continued: they do not change what is computed
-FREE = ("out", "recompute", "device", "timeout", "slots", "cuda_graphs", "loss.reference_on")
+FREE = ("out", "recompute", "device", "timeout", "max_rows", "cuda_graphs", "loss.reference_on")
 
 
 @dataclass(frozen=True)

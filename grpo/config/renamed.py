@@ -4,6 +4,7 @@ A setting that goes gets its line in RENAMED or REMOVED, so that an old recipe i
 """
 
 RENAMED = {
+    "slots": "max_rows",
     # TRL and EasyR1
     "beta": "loss.kl_coef",
     "epsilon": "loss.clip_low",

@@ -217,7 +217,7 @@ class Config:
     """Other group sizes and caps for the first steps: [{until: 200, group: 16, cap: 1024}, ...]."""
     temperature: float = 1.0
     """Temperature of sampling and of the log-probs in the loss."""
-    slots: int | None = None
+    max_rows: int | None = None
     """Completions decoded at the same time; it does not change them. null: as many as fit into memory."""
     cuda_graphs: bool = False
     """Decode with CUDA graphs, so that the GPU does not wait for Python. Off, because it is not measured on a
@@ -259,7 +259,7 @@ class Config:
 LEAST = {
     0: "steps seed loss.kl_coef loss.clip_high loss.stretches optim.warmup optim.weight_decay "
     "optim.max_grad_norm eval.every eval.items save.every save.keep report.every report.prompts",
-    1: "prompts group cap max_rounds limit slots min_pixels max_pixels loss.updates loss.micro_tokens "
+    1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates loss.micro_tokens "
     "eval.cap",
     2: "max_prompt",
 }
