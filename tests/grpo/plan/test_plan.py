@@ -1,12 +1,12 @@
 """--plan says what is really there: parameters and caches to the byte, activations within a tenth."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from plan_peak import prompts
 
 from grpo.batch import TrainBatch, collate_prompts
 from grpo.config import parse
@@ -16,10 +16,6 @@ from grpo.run.setup import BUILT_IN
 from models import weights
 from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plan_peak import prompts
-
 from tests.bench.timing import child
 
 TINY = ModelConfig.from_folder(BUILT_IN)

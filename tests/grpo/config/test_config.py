@@ -13,7 +13,7 @@ from grpo.config import Config, ConfigError, load, parse_args
 from grpo.config.renamed import REMOVED, RENAMED
 from grpo.config.typed import leaves, names
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_no_arguments_is_the_main_job():
