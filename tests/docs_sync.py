@@ -217,7 +217,7 @@ def documents_shown(_) -> str:
 
 
 def sizes(_) -> str:
-    """The built-in model beside Qwen2-VL-2B, whose figures are those of its parse.json on the hub."""
+    """The built-in model beside Qwen2-VL-2B, whose figures are those of its config.json on the hub."""
     from models.config import ModelConfig
 
     c = ModelConfig.from_folder(ROOT / "models" / "tiny")

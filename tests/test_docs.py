@@ -169,7 +169,7 @@ def test_commands_are_understood(path, monkeypatch):
             if script == "evaluate.py":
                 evaluate.arguments(argv)
                 continue
-            cfg, flags = parse.parse(argv)
+            cfg, flags = parse.parse_args(argv)
             if not (flags.help or flags.list):
                 assert cfg.task in SOURCES and set(cfg.rewards) <= set(REWARDS), words
                 assert cfg.model != "tiny" or plan.text(cfg)
@@ -201,7 +201,7 @@ DRY = sorted(
         if (found := arguments_of(words)) and found[0] == "train.py"
         for argv in [found[1]]
         if not re.search(r"\bFILE\b", shlex.join(argv))
-        and ("--plan" in argv or parse.parse(argv)[0].model == "tiny")
+        and ("--plan" in argv or parse.parse_args(argv)[0].model == "tiny")
     }
 )
 
