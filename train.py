@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from data.sources.table import hook_of
 from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.config import parse
 from grpo.dynamic import SAMPLING, Drawn
@@ -143,7 +144,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
             step + 1,
             rollout,
             batch,
-            completion_rows(rollout, *shown),
+            completion_rows(rollout, *shown, hook_of(cfg.task).measure),
             places=drawn.places,
             logp=first_logp,
             teaching=teaching,
@@ -294,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, open the run, train. → exit status."""
     started = time.perf_counter()
     try:
-        cfg, flags = parse.parse(sys.argv[1:] if argv is None else argv)
+        cfg, flags = parse.parse_args(sys.argv[1:] if argv is None else argv)
         if flags.help or flags.list:
             print(parse.help_text() if flags.help else parse.list_text())
             return 0
