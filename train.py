@@ -17,21 +17,22 @@ from functools import partial
 
 import torch
 
+from data.sources.table import hook_of
 from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.config import parse
 from grpo.dynamic import SAMPLING, Drawn
 from grpo.logprobs import chunk_of, completion_logprobs
-from grpo.memory import slots
+from grpo.memory import retry_with_fewer_rows, rows_that_fit
 from grpo.monitor.recorder import Keeper
 from grpo.monitor.step_metrics import completion_rows
-from grpo.monitor.warnings import NonFinite, fitting, in_fewer_slots
+from grpo.monitor.warnings import NonFinite, fitting
 from grpo.objective import LossStats, group_advantages, policy_loss, token_weights
 from grpo.optim import clip_gradient
 from grpo.parallel import fsdp, ranks
 from grpo.plan import plan
 from grpo.rewards.rules import score
-from grpo.rollout import Rollout, generate
-from grpo.run.setup import chosen_prompts, lent, open_run
+from grpo.rollout import DecodeOptions, Rollout, generate
+from grpo.run.setup import chosen_prompts, on_device, open_run
 from grpo.run.signals import Interrupted
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
@@ -90,7 +91,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
             batch.mask, WEIGHTINGS[cfg.loss.weighting], tokens=tokens, completions=completions, cap=stage.cap
         )  # (B, C)
         if run.reference is not None:
-            with lent(run.reference, world.device) as reference:
+            with on_device(run.reference, world.device) as reference:
                 batch.logp_ref = scored(reference, batch, cfg, collate, chunk)  # (B, C)
         if cfg.loss.updates > 1:
             # (B, C); with one update the ratio is 1, its gradient is not
@@ -143,7 +144,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
             step + 1,
             rollout,
             batch,
-            completion_rows(rollout, *shown),
+            completion_rows(rollout, *shown, hook_of(cfg.task).measure),
             places=drawn.places,
             logp=first_logp,
             teaching=teaching,
@@ -169,7 +170,7 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
         prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size
     ).to(world.device)
     clock.append(time.perf_counter())
-    with fsdp.whole(run.policy) as policy:
+    with fsdp.whole_weights(run.policy) as policy:
         write = partial(
             generate,
             policy,
@@ -179,11 +180,11 @@ def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn
             temperature=cfg.temperature,
             stop_ids=run.chat.stop_ids,
             address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]),
-            recorded=cfg.cuda_graphs,
         )
         rollout = (
-            in_fewer_slots(
-                lambda number: write(slots=number), slots(policy, padded, stage.group, stage.cap, cfg.slots)
+            retry_with_fewer_rows(
+                lambda rows: write(options=DecodeOptions(max_rows=rows, recorded=cfg.cuda_graphs)),
+                rows_that_fit(policy, padded, stage.group, stage.cap, cfg.max_rows),
             ).to("cpu")
             if prompts
             else Rollout.none(stage.group)
@@ -294,7 +295,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, open the run, train. → exit status."""
     started = time.perf_counter()
     try:
-        cfg, flags = parse.parse(sys.argv[1:] if argv is None else argv)
+        cfg, flags = parse.parse_args(sys.argv[1:] if argv is None else argv)
         if flags.help or flags.list:
             print(parse.help_text() if flags.help else parse.list_text())
             return 0

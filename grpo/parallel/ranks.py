@@ -98,17 +98,17 @@ def fresh_store(rank: int, timeout: timedelta) -> dist.Store:
             time.sleep(0.1)
 
 
-def is_low(world: World, dtype: str) -> bool:
+def use_bfloat16(world: World, dtype: str) -> bool:
     """Whether matrix products run in bfloat16. dtype: auto (on a GPU they do), float32 or bfloat16."""
     return dtype == "bfloat16" or (dtype == "auto" and world.device.type == "cuda")
 
 
 def precision(world: World, dtype: str) -> torch.autocast:
-    """A context in which matrix products run as `is_low` says. Weights, norms, log-probs, loss and
+    """A context in which matrix products run as `use_bfloat16` says. Weights, norms, log-probs, loss and
     optimizer stay in float32."""
     # a cached cast would outlive the update
     return torch.autocast(
-        world.device.type, dtype=torch.bfloat16, enabled=is_low(world, dtype), cache_enabled=False
+        world.device.type, dtype=torch.bfloat16, enabled=use_bfloat16(world, dtype), cache_enabled=False
     )
 
 

@@ -24,7 +24,7 @@ from data.types import BadExample
 from grpo.config.parse import Config, check_same_run, save
 from grpo.optim import Optimizer
 from grpo.parallel import fsdp
-from grpo.parallel.ranks import World, gathered, is_low, wait_for_all
+from grpo.parallel.ranks import World, gathered, use_bfloat16, wait_for_all
 from grpo.rewards.rules import rule
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
@@ -127,21 +127,21 @@ def freeze(policy: torch.nn.Module, parts: Sequence[str]) -> None:
         parameter.requires_grad_(("vision" if name.startswith("visual.") else "llm") not in parts)
 
 
-def frozen(reference: torch.nn.Module, low: bool) -> torch.nn.Module:
-    """A policy that is never trained, in place. low: products are in bfloat16, so its matrices are kept in
+def frozen(reference: torch.nn.Module, use_bfloat16: bool) -> torch.nn.Module:
+    """A policy that is never trained, in place. use_bfloat16: products are in it, so its matrices are kept in
     it.
 
     That changes nothing that the hub's models compute, whose weights are bfloat16: a product casts them there
     in any case, and norms and biases stay as they are.
     """
     for parameter in reference.requires_grad_(False).parameters():
-        if low and parameter.dim() > 1:
+        if use_bfloat16 and parameter.dim() > 1:
             parameter.data = parameter.data.bfloat16()
     return reference
 
 
 @contextmanager
-def lent(reference: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.Module]:
+def on_device(reference: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.Module]:
     """The reference on a device for as long as the context lasts. One that is kept on the host is copied
     there, and the copy forgotten afterwards."""
     home = {
@@ -192,26 +192,17 @@ def open_run(cfg: Config, world: World) -> Run:
     freeze(policy, cfg.freeze)
     cut = cfg.shard == "always" or (cfg.shard == "auto" and world.size > 1 and cfg.optim.name != "muon")
     if cut:
-        fsdp.shard(policy, world, is_low(world, cfg.dtype))
+        fsdp.shard(policy, world, use_bfloat16(world, cfg.dtype))
     o = cfg.optim
-    optimizer = Optimizer(
-        policy,
-        name=o.name,
-        lr=o.lr,
-        beta1=o.beta1,
-        beta2=o.beta2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        muon_scale=o.muon_scale,
-    )
+    optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:
         # of several ranks, each keeps its part where it is used
         on = world.device if cut or cfg.loss.reference_on == "device" else "cpu"
-        reference = frozen(weights.load(base, device=on), is_low(world, cfg.dtype))
+        reference = frozen(weights.load(base, device=on), use_bfloat16(world, cfg.dtype))
         if cut:
-            fsdp.shard(reference, world, is_low(world, cfg.dtype))
+            fsdp.shard(reference, world, use_bfloat16(world, cfg.dtype))
 
     metrics, samples = (
         Metrics(folder / name if world.main else None) for name in ("metrics.jsonl", "samples.jsonl")
