@@ -8,12 +8,19 @@ bound is no promise, so whoever runs out of memory all the same halves the room 
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from tqdm import tqdm
+
+from grpo.parallel.ranks import rank
+
+Result = TypeVar("Result")
 
 # tokens of the rows decoded together: 400 short rows of the built-in model, 1.9 GB of keys and values for
 # Qwen2-VL-2B
@@ -128,3 +135,23 @@ def free_memory(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     # not Linux: enough for WAVE tokens of the built-in model
     return 4 << 30
+
+
+def in_fewer_slots(write: Callable[[int], Result], slots: int) -> Result:
+    """`write(slots)`, and where a GPU's memory does not last, with half as many slots, and so on: the same
+    completions. Raises torch.OutOfMemoryError with one slot."""
+    while True:
+        try:
+            return write(slots)
+        except torch.OutOfMemoryError:
+            if slots == 1:
+                raise
+        # here, not above: the exception holds on to the tensors of the try
+        slots //= 2
+        gc.collect()
+        torch.cuda.empty_cache()
+        tqdm.write(
+            f"out of memory (rank {rank()}) while sampling: trying again with slots={slots}; the "
+            "completions are the same",
+            file=sys.stderr,
+        )

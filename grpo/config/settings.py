@@ -224,11 +224,9 @@ class Config:
     cuda_graphs: bool = False
     """Decode by CUDA graphs, which spares a GPU the wait for Python between kernels. Off, because nobody
     has measured it on a GPU yet."""
-    sampling: Literal["fixed", "dynamic"] = "fixed"
-    """dynamic: groups that all earned the same are replaced by those of further prompts (DAPO, GPG), in at
-    most max_rounds rounds."""
-    max_rounds: int = 4
-    """Rollouts of a step under dynamic sampling, the first one counted."""
+    max_rounds: int = 1
+    """Most rollouts of a step. More than 1 is dynamic sampling (DAPO, GPG): groups that all earned the same
+    are replaced by groups of further prompts."""
     enough: float = 1.0
     """Dynamic sampling asks no further once this share of the step's groups can teach."""
 
@@ -329,10 +327,10 @@ def _check_rollouts(config: Config) -> None:
         raise ConfigError("rewards: at least one reward part is needed")
     if config.cuda_graphs and config.device == "cpu":
         raise ConfigError("cuda_graphs: there are none on a CPU; drop it, or set device=cuda")
-    if config.sampling == "dynamic" and config.loss.kl_coef:
+    if config.max_rounds > 1 and config.loss.kl_coef:
         raise ConfigError(
-            "sampling: dynamic leaves out groups that a KL penalty would still move; set loss.kl_coef=0, "
-            "as DAPO and GPG do"
+            "max_rounds: dynamic sampling leaves out groups that a KL penalty would still move; set "
+            "loss.kl_coef=0, as DAPO and GPG do"
         )
     sizes = [("group", config.group)] + [
         (f"stages[{i}].group", stage.group) for i, stage in enumerate(config.stages)

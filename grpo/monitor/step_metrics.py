@@ -9,7 +9,7 @@ import torch
 from data.answers.parser import is_right
 from data.images import open_picture
 from data.shapes.documents import agrees, read_looks
-from grpo.batch import TrainBatch
+from grpo.batch import Batch
 from grpo.evaluation.answers import BUILT_IN
 from grpo.evaluation.reflection import ends_in_loop, reflection_scores, repetition, said
 from grpo.objective import KL_ESTIMATORS, gradient_weight, token_ratio
@@ -117,7 +117,7 @@ def picture_url(example) -> str | None:
 
 def shown_groups(
     step: int,
-    batch: TrainBatch,
+    batch: Batch,
     logp,
     rollout: Rollout,
     reward,

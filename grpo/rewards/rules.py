@@ -26,6 +26,7 @@ from torch import Tensor
 from data.answers.parser import extract, is_right, is_right_paper, well_formed, well_formed_paper
 from grpo.objective import choose
 from grpo.rewards.user_code import RewardError, names_a_file, open_reward
+from grpo.timing import timed
 
 # DAPO: the last 4,096 of 20,480 tokens
 CACHE = 0.2
@@ -146,6 +147,7 @@ def rule(name: str, cap: int | None = None) -> Callable:
     return partial(found, cap=cap) if name == "overlong" else found
 
 
+@timed("score")
 # [Eq. 2]
 def score(
     texts: list[list[str]],

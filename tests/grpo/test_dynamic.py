@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from grpo.dynamic import SAMPLING, Drawn, dynamic, fixed
 
 from data.order import indices_at
 from data.types import BadExample
-from grpo.dynamic import SAMPLING, Drawn, dynamic, fixed
 from grpo.objective import group_advantages, policy_loss, token_weights
 from grpo.parallel.ranks import World
 from grpo.rollout import Rollout
