@@ -27,7 +27,16 @@ from grpo.monitor.step_metrics import completion_rows
 from grpo.monitor.warnings import NonFinite, fitting, in_fewer_slots
 from grpo.objective import LossStats, group_advantages, policy_loss, token_weights
 from grpo.optim import clip_gradient
-from grpo.parallel import fsdp, ranks
+from grpo.parallel import fsdp
+from grpo.parallel.ranks import (
+    announce,
+    gather_and_apply,
+    join_ranks,
+    leave_ranks,
+    precision,
+    sum_gradients,
+    sum_over_ranks,
+)
 from grpo.plan import plan
 from grpo.rewards.rules import score
 from grpo.rollout import Rollout, generate
@@ -39,20 +48,20 @@ from grpo.sft import encode_documents, imitate, totals
 from grpo.storage import checkpoint
 
 
-def train_grpo(cfg, run, world, keeper) -> None:
+def train_grpo(cfg, run, ranks, keeper) -> None:
     """Learn from rewards, from step run.step to cfg.steps."""
     policy, chat, optimizer, micro_tokens = run.policy, run.chat, run.optimizer, cfg.loss.micro_tokens
     # tokens whose logits exist at the same time
-    chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type)
+    chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
 
     def collate(part: TrainBatch) -> TrainBatch:
         return part.collated(
-            image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device
+            image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=ranks.device
         )
 
     for step in range(run.step, cfg.steps):
         start = time.perf_counter()
-        ranks.announce(f"step {step + 1}")
+        announce(f"step {step + 1}")
         # group size, completion cap
         stage = stage_at(step, cfg.stages, cfg)
         lr = lr_at(
@@ -69,10 +78,10 @@ def train_grpo(cfg, run, world, keeper) -> None:
         # docs/03, Eq. 1 2  Score each completion by rule (both in `sample_and_score`), compare it with its
         # own group                           docs/04-05, Eq. 2-3
         drawn = SAMPLING[cfg.sampling](
-            partial(sample_and_score, run, cfg, world, step, stage), cfg.max_rounds, cfg.enough
+            partial(sample_and_score, run, cfg, ranks, step, stage), cfg.max_rounds, cfg.enough
         )
         prompts, rollout, clock = drawn.prompts, drawn.rollout, drawn.clock(start)
-        advantage = ranks.together(drawn.reward, partial(group_advantages, scale=cfg.advantage))  # (P, G)
+        advantage = gather_and_apply(drawn.reward, partial(group_advantages, scale=cfg.advantage))  # (P, G)
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
         batch = TrainBatch(
@@ -87,7 +96,7 @@ def train_grpo(cfg, run, world, keeper) -> None:
             batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap
         )  # (B, C)
         if run.reference is not None:
-            with lent(run.reference, world.device) as reference:
+            with lent(run.reference, ranks.device) as reference:
                 batch.logp_ref = scored(reference, batch, cfg, collate, chunk)  # (B, C)
         if cfg.loss.updates > 1:
             # (B, C); with one update the ratio is 1, its gradient is not
@@ -155,16 +164,16 @@ def train_grpo(cfg, run, world, keeper) -> None:
         )
 
 
-def sample_and_score(run, cfg, world, step: int, stage, round: int = 0) -> Drawn:
+def sample_and_score(run, cfg, ranks, step: int, stage, round: int = 0) -> Drawn:
     """What this rank asks in a round of a step, and what it gets; it may be nothing. Raises NonFinite."""
     clock = [time.perf_counter()]
 
     # 1  Sample: G completions for each of P prompts from the current policy
     # docs/03, Eq. 1
-    examples, prompts, skipped = chosen_prompts(run, cfg, world, step, round)
+    examples, prompts, skipped = chosen_prompts(run, cfg, ranks, step, round)
     padded = prompts and collate_prompts(
         prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size
-    ).to(world.device)
+    ).to(ranks.device)
     clock.append(time.perf_counter())
     with fsdp.whole(run.policy) as policy:
         write = partial(
@@ -217,8 +226,8 @@ def scored(policy, batch: TrainBatch, cfg, collate, chunk: int) -> torch.Tensor:
 def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step: int, skip) -> float:
     """Sum the ranks' gradients, clip, step. → the gradient's norm before clipping. Where loss or norm is
     not finite, `skip` either raises or lets the update pass."""
-    ranks.sum_gradients(policy)
-    norm, loss = float(clip_gradient(policy, max_grad_norm or float("inf"))), float(ranks.total(loss))
+    sum_gradients(policy)
+    norm, loss = float(clip_gradient(policy, max_grad_norm or float("inf"))), float(sum_over_ranks(loss))
     if math.isfinite(loss) and math.isfinite(norm):
         optimizer.step()
     else:
@@ -227,19 +236,19 @@ def step_optimizer(policy, optimizer, loss, max_grad_norm: float, prompts, step:
     return norm
 
 
-def train_sft(cfg, run, world, keeper) -> None:
+def train_sft(cfg, run, ranks, keeper) -> None:
     """Imitate documents: the examples' `extra["documents"]`, or the bare answer, as the template writes
     one, where there are none."""
     policy, chat, micro_tokens = run.policy, run.chat, cfg.loss.micro_tokens
 
     def collate(part: TrainBatch) -> TrainBatch:
         return part.collated(
-            image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=world.device
+            image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device=ranks.device
         )
 
     for step in range(run.step, cfg.steps):
         start = time.perf_counter()
-        ranks.announce(f"step {step + 1}")
+        announce(f"step {step + 1}")
         lr = lr_at(
             step,
             lr=cfg.optim.lr,
@@ -249,12 +258,12 @@ def train_sft(cfg, run, world, keeper) -> None:
             lr_min=cfg.optim.lr_min,
         )
         run.optimizer.set_lr(lr)
-        examples, prompts, skipped = chosen_prompts(run, cfg, world, step)
+        examples, prompts, skipped = chosen_prompts(run, cfg, ranks, step)
         documents, length = encode_documents(
             chat, [e.extra.get("documents") or (chat.bare(e.answer),) for e in examples], cfg.cap
         )
         batch = TrainBatch(prompts, documents, length)
-        tokens, completions = ranks.total(totals(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
+        tokens, completions = ranks.sum(totals(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
         learn = partial(
             imitate,
             policy,
@@ -264,7 +273,7 @@ def train_sft(cfg, run, world, keeper) -> None:
             tokens=tokens,
             completions=completions,
             cap=cfg.cap,
-            chunk=chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type),
+            chunk=chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type),
             collate=collate,
         )
         (loss, weight, logp), micro_tokens = fitting(
@@ -298,30 +307,30 @@ def main(argv: list[str] | None = None) -> int:
         if flags.plan:
             print(plan.text(cfg, flags.plan))
             return 0
-        world = ranks.start(cfg.device, cfg.timeout)
-        run = open_run(cfg, world)
-        keeper = Keeper(cfg, run, world, started)
+        ranks = join_ranks(cfg.device, cfg.timeout)
+        run = open_run(cfg, ranks)
+        keeper = Keeper(cfg, run, ranks, started)
         if flags.dry_run:
             print(keeper.describe())
             return 0
-        with ranks.precision(world, cfg.dtype), keeper:
+        with precision(ranks, cfg.dtype), keeper:
             keeper.before()
-            (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, keeper)
+            (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, ranks, keeper)
             keeper.after()
         return 0
     except Interrupted as told:
-        if world.main:
+        if ranks.main:
             print(f"\ntrain.py: {told}", file=sys.stderr)
         return told.status
     except (ValueError, OSError, NonFinite, checkpoint.CheckpointError) as error:
         print(f"\ntrain.py: {error}", file=sys.stderr)
-        ranks.stop(error)
+        leave_ranks(error)
         return 2
     except BaseException as error:
-        ranks.stop(error)
+        leave_ranks(error)
         raise
     finally:
-        ranks.stop()
+        leave_ranks()
 
 
 if __name__ == "__main__":

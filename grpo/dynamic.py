@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.parallel.ranks import gathered, rank, total
+from grpo.parallel.ranks import gather_objects, rank, sum_over_ranks
 from grpo.rollout import Rollout
 
 # rewards closer than this are the same, as in `group_advantages`
@@ -61,7 +61,7 @@ class Drawn:
         """(2,) int64: tokens and completions that the loss is an average over, of all ranks; at least 1,
         or it would be divided by 0."""
         length = self.rollout.length if self.averaged is None else self.rollout.length[self.averaged]
-        return total(torch.tensor([length.sum(), length.numel()])).clamp(min=1)
+        return sum_over_ranks(torch.tensor([length.sum(), length.numel()])).clamp(min=1)
 
     def stretches(self, number: int) -> list[int]:
         """In which of `number` stretches of all ranks' groups each group stands; 0: each in one of its
@@ -125,7 +125,7 @@ class Drawn:
 def fixed(draw: Callable[[int], Drawn], rounds: int, enough: float) -> Drawn:
     """One round, and all of it."""
     drawn = draw(0)
-    counts = gathered([len(drawn.prompts)])
+    counts = gather_objects([len(drawn.prompts)])
     before = sum(counts[: rank()])
     return replace(drawn, places=list(range(before, before + len(drawn.prompts))), count=sum(counts))
 
@@ -142,15 +142,17 @@ def dynamic(draw: Callable[[int], Drawn], rounds: int, enough: float) -> Drawn:
     drawn = draw(0)
     # in which round each group did
     came = [0] * len(drawn.prompts)
-    share, took = sum(gathered([len(came)])), 1
+    share, took = sum(gather_objects([len(came)])), 1
     for round in range(1, rounds):
-        if sum(gathered([len(drawn.uneven)])) >= ceil(enough * share):
+        if sum(gather_objects([len(drawn.uneven)])) >= ceil(enough * share):
             break
         drawn = drawn + (more := draw(round))
         came += [round] * len(more.prompts)
-        took += any(gathered([bool(more.prompts)]))
+        took += any(gather_objects([bool(more.prompts)]))
     uneven = set(drawn.uneven)
-    everyone = gathered([[(group not in uneven, round, rank(), group) for group, round in enumerate(came)]])
+    everyone = gather_objects(
+        [[(group not in uneven, round, rank(), group) for group, round in enumerate(came)]]
+    )
     kept = sorted(entry for entries in everyone for entry in entries)[:share]
     mine = {group: place for place, (_, _, owner, group) in enumerate(kept) if owner == rank()}
     return replace(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from grpo.parallel.ranks import total
+from grpo.parallel.ranks import sum_over_ranks
 
 # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
 PATCH_SCALE = 3.0
@@ -125,7 +125,7 @@ def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:
     squares = sum((_square(g) for g in here), torch.zeros((), dtype=torch.float64, device=grads[0].device))
     if cut:
         cut = [g.to_local() for g in cut]
-        squares = squares + total(sum(_square(g) for g in cut))
+        squares = squares + sum_over_ranks(sum(_square(g) for g in cut))
     norm = squares.sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for g in (*here, *cut):

@@ -13,7 +13,8 @@ from grpo.batch import TrainBatch
 from grpo.evaluation.answers import answer_all, flat_scores, scores
 from grpo.monitor import report, warnings
 from grpo.monitor.step_metrics import question_line, shown_groups, step_metrics
-from grpo.parallel import fsdp, ranks
+from grpo.parallel import fsdp
+from grpo.parallel.ranks import gather_objects, sum_over_ranks, wait_for_all
 from grpo.run.signals import Interrupted, Interrupts
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
@@ -31,10 +32,10 @@ class Keeper:
     written.
     """
 
-    def __init__(self, cfg, run, world, started: float):
-        self.cfg, self.run, self.world, self.started = cfg, run, world, started
+    def __init__(self, cfg, run, ranks, started: float):
+        self.cfg, self.run, self.ranks, self.started = cfg, run, ranks, started
         self.bar = None
-        self.interrupts = Interrupts(show=world.main)
+        self.interrupts = Interrupts(show=ranks.main)
         # prompt and completion tokens so far, of all ranks
         self.tokens = 0
         # the last lines of metrics, for the guards
@@ -73,7 +74,7 @@ class Keeper:
         return (
             f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters) · "
             f"{len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})\n"
-            f"{self.world.size} x {self.world.device} · {cfg.prompts} "
+            f"{self.ranks.size} x {self.ranks.device} · {cfg.prompts} "
             f"prompts{f' x {cfg.group}' if cfg.method == 'grpo' else ''} · {cfg.steps} steps · writes to "
             f"{run.folder}"
         )
@@ -81,17 +82,17 @@ class Keeper:
     def before(self) -> None:
         """Say what begins, and evaluate the base unless an earlier start of this run did."""
         cfg, run = self.cfg, self.run
-        rows = report.read_metrics(run.folder) if self.world.main else []
+        rows = report.read_metrics(run.folder) if self.ranks.main else []
         self.tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0)
         self.recent.extend(row for row in rows if "reward" in row)
         self.warned = {warning["name"] for warning in warnings.warnings(rows)}
         # rank 0 read them
-        self.nonfinite = ranks.gathered([uid for row in rows for uid in row.get("guard/nonfinite_uids", ())])
-        if self.world.main:
+        self.nonfinite = gather_objects([uid for row in rows for uid in row.get("guard/nonfinite_uids", ())])
+        if self.ranks.main:
             print(self.describe() + (f"\ngoing on after step {run.step}" if run.step else ""), flush=True)
         if cfg.eval.items and not run.step:
             run.metrics.write({"step": 0} | self.evaluate(0, every_set=True))
-        if self.world.main:
+        if self.ranks.main:
             self.bar = tqdm(
                 total=cfg.steps,
                 initial=run.step,
@@ -107,7 +108,7 @@ class Keeper:
         if self.last_saved < self.cfg.steps:
             self.save(self.cfg.steps)
         self.wait()
-        if not self.world.main:
+        if not self.ranks.main:
             return
         self.bar.close()
         folder = self.run.folder
@@ -166,13 +167,13 @@ class Keeper:
                     temperature=temperature,
                     seed=cfg.seed,
                     blind=cfg.blind,
-                    share=(self.world.rank, self.world.size),
+                    share=(self.ranks.rank, self.ranks.size),
                 )
                 if answers:
                     found |= {
                         f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()
                     }
-                if not kind and name == "heldout" and self.world.main:
+                if not kind and name == "heldout" and self.ranks.main:
                     self.show_heldout(step, items, answers)
         return found
 
@@ -228,7 +229,7 @@ class Keeper:
         """
         gap = (rollout.logp.flatten(0, 1) - logp).abs().view(*rollout.tokens.shape)[teaching]
         taught = int(rollout.length[teaching].sum())
-        sums = ranks.total(
+        sums = sum_over_ranks(
             torch.tensor(
                 [
                     entropy,
@@ -241,9 +242,9 @@ class Keeper:
                 ]
             )
         )
-        gap_max = max(ranks.gathered([float(gap.max()) if taught else 0.0]))
-        stats, tokens = type(stats)(*ranks.total(stats.vector())), max(float(sums[2]), 1.0)
-        groups = ranks.gathered(rows)
+        gap_max = max(gather_objects([float(gap.max()) if taught else 0.0]))
+        stats, tokens = type(stats)(*sum_over_ranks(stats.vector())), max(float(sums[2]), 1.0)
+        groups = gather_objects(rows)
         self.tokens += int(sums[3] + sums[4] + sums[7])
         # without a token to train on there is none, which is not 0
         entropy = float(sums[0]) / tokens if sums[2] else float("nan")
@@ -285,7 +286,7 @@ class Keeper:
                     "kl": loss.kl,
                 },
             )
-            for _, line in sorted(ranks.gathered(list(zip(places, lines))), key=lambda pair: pair[0])[:most]:
+            for _, line in sorted(gather_objects(list(zip(places, lines))), key=lambda pair: pair[0])[:most]:
                 self.run.samples.write(line)
         self.finish(
             step,
@@ -316,8 +317,8 @@ class Keeper:
         self, step: int, *, loss, weight, batch: TrainBatch, logp, examples, norm, lr, skipped, seconds
     ) -> None:
         """Keep a step of imitation. loss, weight: this rank's share of them."""
-        weighted = ranks.total(torch.stack([loss, weight]))
-        sums = ranks.total(
+        weighted = sum_over_ranks(torch.stack([loss, weight]))
+        sums = sum_over_ranks(
             torch.tensor(
                 [
                     int(batch.length.sum()),
@@ -339,7 +340,7 @@ class Keeper:
         }
         per_task: dict[str, list] = {}
         groups = zip(examples, logp.view(*batch.tokens.shape), batch.mask.view(*batch.tokens.shape))
-        for task, nll in ranks.gathered(
+        for task, nll in gather_objects(
             [(example.task, -float(logps.sum() / mask.sum())) for example, logps, mask in groups]
         ):
             per_task.setdefault(task, []).append(nll)
@@ -355,7 +356,7 @@ class Keeper:
             self.background.check()
         if cfg.eval.items and (last or (cfg.eval.every and step % cfg.eval.every == 0)):
             row |= self.evaluate(step, every_set=last)
-            if self.world.main and "eval/accuracy" in row:
+            if self.ranks.main and "eval/accuracy" in row:
                 self.bar.write(
                     f"step {step}: held-out accuracy {row['eval/accuracy']:.3f}, format "
                     f"{row['eval/format']:.3f}, mean length {row['eval/mean_length']:.1f}"
@@ -366,7 +367,7 @@ class Keeper:
         self.run.metrics.write(row)
         if cfg.save.every and step % cfg.save.every == 0:
             self.save(step)
-        if self.world.main:
+        if self.ranks.main:
             self.bar.set_postfix_str(
                 "  ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None),
                 refresh=False,
@@ -377,13 +378,13 @@ class Keeper:
 
     def leave_if_told(self, step: int) -> None:
         """Save and raise Interrupted, on every rank, if a signal has told one of them to stop."""
-        if number := self.interrupts.together():
+        if number := self.interrupts.signal_on_any_rank():
             if step > max(self.last_saved, 0):
                 self.save(step)
             self.wait()
             # or torchrun would end the others as soon as the first has left
-            ranks.wait_for_all()
-            if self.world.main:
+            wait_for_all()
+            if self.ranks.main:
                 self.bar.close()
             raise Interrupted(
                 number,
@@ -398,7 +399,7 @@ class Keeper:
 
         Raises warnings.NonFinite the second time, and at the first step of all, where it is no accident.
         """
-        uids = ranks.gathered([p.uid for p in prompts])
+        uids = gather_objects([p.uid for p in prompts])
         if self.nonfinite or not step:
             raise warnings.NonFinite(what, prompts, step)
         self.nonfinite, self.skipped = uids, uids
@@ -406,7 +407,7 @@ class Keeper:
 
     def say(self, line: str) -> None:
         """A line for the person, once for all ranks."""
-        if self.world.main:
+        if self.ranks.main:
             tqdm.write(line, file=sys.stderr)
 
     def save(self, step: int) -> None:

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from grpo.parallel.fsdp import catch_up
-from grpo.parallel.ranks import gathered, rank
+from grpo.parallel.ranks import gather_objects, rank
 
 Result = TypeVar("Result")
 
@@ -142,7 +142,7 @@ def fitting(
             gc.collect()
             torch.cuda.empty_cache()
             catch_up(policy)
-        if not (short := gathered(short)):
+        if not (short := gather_objects(short)):
             return result, budget
         if budget // 2 < least:
             raise torch.OutOfMemoryError(

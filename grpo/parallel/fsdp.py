@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from data.types import Prompt
 from grpo.batch import TrainBatch
-from grpo.parallel.ranks import World, gathered, meeting
+from grpo.parallel.ranks import Ranks, gather_objects, meeting
 from models.layers import exact
 from models.qwen_vl import QwenVL
 
@@ -69,11 +69,11 @@ class Counted:
             return self.collective(output_tensor, input_tensor, **how)
 
 
-def shard(policy: QwenVL, world: World, low: bool) -> None:
+def shard(policy: QwenVL, ranks: Ranks, low: bool) -> None:
     """Cut the policy's matrices over all ranks, in place. low: products are in bfloat16."""
-    mesh, counter = init_device_mesh(world.device.type, (world.size,)), Counter()
+    mesh, counter = init_device_mesh(ranks.device.type, (ranks.size,)), Counter()
     vectors = {p for p in policy.parameters() if p.dim() < 2}
-    sums = torch.float32 if low else exact(torch.empty(0, device=world.device)).dtype
+    sums = torch.float32 if low else exact(torch.empty(0, device=ranks.device)).dtype
     # the root last: embedding, merger, head, in float32
     for module in (*policy.visual.blocks, *policy.model.layers, policy):
         products = torch.bfloat16 if low and module is not policy else None
@@ -149,7 +149,7 @@ def passes(
     if not isinstance(policy, FSDPModule):
         yield from found
         return
-    count = max(gathered([len(found)]))
+    count = max(gather_objects([len(found)]))
     for number in range(count):
         if learning and sums == torch.float64:
             # till then they add up whole, and are rounded once

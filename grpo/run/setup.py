@@ -24,7 +24,7 @@ from data.types import BadExample
 from grpo.config.parse import Config, check_same_run, save
 from grpo.optim import Optimizer
 from grpo.parallel import fsdp
-from grpo.parallel.ranks import World, gathered, is_low, wait_for_all
+from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all
 from grpo.rewards.rules import rule
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
@@ -98,7 +98,7 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
     return folder
 
 
-def base_of(cfg: Config, world: World) -> Path:
+def base_of(cfg: Config, ranks: Ranks) -> Path:
     """The folder of the base. A hub model's commit is written down when a run begins, and whoever goes on
     with the run gets that one: a branch may have moved since.
 
@@ -108,7 +108,7 @@ def base_of(cfg: Config, world: World) -> Path:
         return Path(cfg.init).parent
     note, commit = cfg.folder / "base.json", None
     # it asks first, so that all ranks get one commit
-    if world.main:
+    if ranks.main:
         commit = json.loads(note.read_text("utf-8"))["revision"] if note.is_file() else None
         found = model_folder(cfg.model, commit or cfg.revision)
         # of the hub's cache: a folder a commit
@@ -116,8 +116,8 @@ def base_of(cfg: Config, world: World) -> Path:
             commit = found.name
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps({"model": cfg.model, "revision": commit}, indent=1) + "\n")
-    commit = gathered([commit] if world.main else [])[0]
-    return found if world.main else model_folder(cfg.model, commit or cfg.revision)
+    commit = gather_objects([commit] if ranks.main else [])[0]
+    return found if ranks.main else model_folder(cfg.model, commit or cfg.revision)
 
 
 def freeze(policy: torch.nn.Module, parts: Sequence[str]) -> None:
@@ -158,7 +158,7 @@ def lent(reference: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.
             parameter.data = data
 
 
-def open_run(cfg: Config, world: World) -> Run:
+def open_run(cfg: Config, ranks: Ranks) -> Run:
     """Make the run folder or find it again, load the policy and the questions. Raises ValueError and
     CheckpointError with one clear line."""
     folder = cfg.folder
@@ -167,12 +167,12 @@ def open_run(cfg: Config, world: World) -> Run:
         # a wrong name is found before anything is written
         rule(name, cfg.cap)
     # rank 0 looks for all
-    found, line = gathered([checkpoint.newest(folder)] if world.main else [])[0]
+    found, line = gather_objects([checkpoint.newest(folder)] if ranks.main else [])[0]
     if line and found is None:
         raise checkpoint.CheckpointError(line)
-    if line and world.main:
+    if line and ranks.main:
         tqdm.write(line, file=sys.stderr)
-    base = base_of(cfg, world)
+    base = base_of(cfg, ranks)
     chat = Chat(
         base,
         template=cfg.template,
@@ -183,16 +183,16 @@ def open_run(cfg: Config, world: World) -> Run:
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
 
     if found:
-        policy = weights.load(found, device=world.device)
+        policy = weights.load(found, device=ranks.device)
     elif cfg.init:
-        policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(world.device)
+        policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(ranks.device)
     else:
-        policy = weights.load(base, device=world.device)
+        policy = weights.load(base, device=ranks.device)
     policy.recompute = policy.visual.recompute = cfg.recompute
     freeze(policy, cfg.freeze)
-    cut = cfg.shard == "always" or (cfg.shard == "auto" and world.size > 1 and cfg.optim.name != "muon")
+    cut = cfg.shard == "always" or (cfg.shard == "auto" and ranks.size > 1 and cfg.optim.name != "muon")
     if cut:
-        fsdp.shard(policy, world, is_low(world, cfg.dtype))
+        fsdp.shard(policy, ranks, use_bfloat16(ranks, cfg.dtype))
     o = cfg.optim
     optimizer = Optimizer(
         policy,
@@ -208,15 +208,15 @@ def open_run(cfg: Config, world: World) -> Run:
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:
         # of several ranks, each keeps its part where it is used
-        on = world.device if cut or cfg.loss.reference_on == "device" else "cpu"
-        reference = frozen(weights.load(base, device=on), is_low(world, cfg.dtype))
+        on = ranks.device if cut or cfg.loss.reference_on == "device" else "cpu"
+        reference = frozen(weights.load(base, device=on), use_bfloat16(ranks, cfg.dtype))
         if cut:
-            fsdp.shard(reference, world, is_low(world, cfg.dtype))
+            fsdp.shard(reference, ranks, use_bfloat16(ranks, cfg.dtype))
 
     metrics, samples = (
-        Metrics(folder / name if world.main else None) for name in ("metrics.jsonl", "samples.jsonl")
+        Metrics(folder / name if ranks.main else None) for name in ("metrics.jsonl", "samples.jsonl")
     )
-    if world.main:
+    if ranks.main:
         folder.mkdir(parents=True, exist_ok=True)
         save(cfg, folder)
         for log in (metrics, samples):
@@ -234,7 +234,7 @@ def open_run(cfg: Config, world: World) -> Run:
     return Run(folder, base, policy, reference, optimizer, chat, examples, heldout, metrics, samples, step)
 
 
-def chosen_prompts(run: Run, cfg: Config, world: World, step: int, round: int = 0) -> tuple[list, list, int]:
+def chosen_prompts(run: Run, cfg: Config, ranks: Ranks, step: int, round: int = 0) -> tuple[list, list, int]:
     """This rank's share of the questions of a step. → (examples, prompts, how many were skipped). A skipped
     one is named on the terminal.
 
@@ -251,7 +251,7 @@ def chosen_prompts(run: Run, cfg: Config, world: World, step: int, round: int = 
         for index in indices_at(step, len(run.examples), count, cfg.seed, earlier)
     }
     for later in range(1 if round else LATER):
-        for index in world.share(indices_at(step + later, len(run.examples), count, cfg.seed, round)):
+        for index in ranks.share(indices_at(step + later, len(run.examples), count, cfg.seed, round)):
             if index in before:
                 continue
             try:
@@ -261,9 +261,9 @@ def chosen_prompts(run: Run, cfg: Config, world: World, step: int, round: int = 
             except BadExample as error:
                 skipped.append(error)
                 tqdm.write(f"step {step + 1}: skipped {error}", file=sys.stderr)
-        if round or any(gathered([bool(prompts)])):
+        if round or any(gather_objects([bool(prompts)])):
             return examples, prompts, len(skipped)
-    reasons = gathered([str(error) for error in skipped])
+    reasons = gather_objects([str(error) for error in skipped])
     raise ValueError(
         f"step {step + 1}: none of {len(reasons)} questions could be asked; the last: {reasons[-1]}"
     )
