@@ -21,8 +21,8 @@ from grpo.logprobs import completion_logprobs
 from grpo.memory import in_fewer_slots, slots
 from grpo.objective import group_advantages, policy_loss, token_weights
 from grpo.optim import NonFinite
-from grpo.parallel import ranks
 from grpo.parallel.fsdp import whole
+from grpo.parallel.ranks import join_ranks, leave_ranks, precision
 from grpo.plan import plan
 from grpo.rewards.rules import score
 from grpo.rollout import Rollout, generate
@@ -177,30 +177,30 @@ def main(argv: list[str] | None = None) -> int:
         if flags.plan:
             print(plan.text(cfg, flags.plan))
             return 0
-        world = ranks.start(cfg.device, cfg.timeout)
-        run = open_run(cfg, world)
-        log = Lifecycle(cfg, run, world, started)
+        ranks = join_ranks(cfg.device, cfg.timeout)
+        run = open_run(cfg, ranks)
+        log = Lifecycle(cfg, run, ranks, started)
         if flags.dry_run:
             print(log.describe())
             return 0
-        with ranks.precision(world, cfg.dtype), log:
+        with precision(ranks, cfg.dtype), log:
             log.before()
-            (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, world, log)
+            (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, ranks, log)
             log.after()
         return 0
     except Interrupted as told:
-        if world.main:
+        if ranks.main:
             print(f"\ntrain.py: {told}", file=sys.stderr)
         return told.status
     except (ValueError, OSError, NonFinite, OutOfMemory, checkpoint.CheckpointError) as error:
         print(f"\ntrain.py: {error}", file=sys.stderr)
-        ranks.stop(error)
+        leave_ranks(error)
         return 2
     except BaseException as error:
-        ranks.stop(error)
+        leave_ranks(error)
         raise
     finally:
-        ranks.stop()
+        leave_ranks()
 
 
 if __name__ == "__main__":

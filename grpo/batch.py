@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.parallel.ranks import gathered as gather_objects
-from grpo.parallel.ranks import rank
+from grpo.parallel.ranks import gather_objects, rank
 from grpo.rollout import Rollout
 from models.mrope import mrope_positions
 from models.qwen_vl import PromptBatch

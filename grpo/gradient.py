@@ -26,8 +26,7 @@ from data.types import Prompt
 from grpo.batch import Batch, Cut, MicroBatch
 from grpo.logprobs import completion_logprobs
 from grpo.objective import LossStats
-from grpo.parallel.ranks import gathered as gather_objects
-from grpo.parallel.ranks import rank
+from grpo.parallel.ranks import gather_objects, rank
 from grpo.timing import timed
 from models.layers import exact
 from models.qwen_vl import QwenVL

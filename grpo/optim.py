@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from grpo.parallel.ranks import sum_gradients, total
+from grpo.parallel.ranks import sum_gradients, sum_over_ranks
 from grpo.timing import timed
 
 # the learning rate of AdamW for the patch embedding when Muon trains the matrices, as a multiple of lr
@@ -146,7 +146,7 @@ def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:
     sharded = [g.to_local() for g in grads if isinstance(g, DTensor)]
     squares = sum((_square(g) for g in whole), torch.zeros((), dtype=torch.float64, device=grads[0].device))
     if sharded:
-        squares = squares + total(sum(_square(g) for g in sharded))
+        squares = squares + sum_over_ranks(sum(_square(g) for g in sharded))
     norm = squares.sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for g in (*whole, *sharded):

@@ -30,7 +30,7 @@ from grpo.evaluation.answers import Answers, read_answer
 from grpo.monitor import recorder
 from grpo.monitor.step_metrics import completion_rows
 from grpo.objective import LossStats
-from grpo.parallel.ranks import World
+from grpo.parallel.ranks import Ranks
 from grpo.plan import plan
 from grpo.rewards.rules import REWARDS
 from grpo.rollout import Rollout
@@ -330,7 +330,7 @@ def written(monkeypatch, tmp_path) -> set[str]:
         samples=Lines(),
         heldout={"heldout": examples, "pairs": other},
     )
-    keeper = recorder.Keeper(cfg, run, World(0, 1, torch.device("cpu")), 0.0)
+    keeper = recorder.Keeper(cfg, run, Ranks(0, 1, torch.device("cpu")), 0.0)
     keeper.bar = SimpleNamespace(
         write=lambda line: None, set_postfix_str=lambda line, refresh: None, update=lambda: None
     )

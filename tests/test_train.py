@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import train
 from data.shapes import tokenizer
-from grpo.parallel import ranks as distributed
+from grpo.parallel.ranks import gather_and_apply, gather_objects, join_ranks, leave_ranks
 from grpo.storage.checkpoint import complete
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -606,12 +606,13 @@ def test_two_ranks_do_what_one_does(base, tmp_path, settings):
 def test_one_process_is_a_world(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    world = distributed.start("cpu")
-    assert (world.rank, world.size, world.main, world.device.type) == (0, 1, True, "cpu")
+    ranks = join_ranks("cpu")
+    assert (ranks.rank, ranks.size, ranks.main, ranks.device.type) == (0, 1, True, "cpu")
     x = torch.tensor([1, 2])
     assert (
-        distributed.total(x) is x
-        and distributed.gathered([3]) == [3]
-        and torch.equal(distributed.together(x, lambda y: y + 1), x + 1)
+        ranks.sum(x) is x
+        and ranks.gather(x) is x
+        and gather_objects([3]) == [3]
+        and torch.equal(gather_and_apply(x, lambda y: y + 1), x + 1)
     )
-    distributed.stop()
+    leave_ranks()

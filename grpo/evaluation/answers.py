@@ -27,7 +27,7 @@ from grpo.evaluation.reflection import ends_in_loop, reflection_scores, repetiti
 from grpo.evaluation.resume import Kept, Written
 from grpo.evaluation.statistics import maj_at_k, paired_difference, pass_at_k, wilson
 from grpo.memory import WAVE, Room
-from grpo.parallel.ranks import gathered
+from grpo.parallel.ranks import gather_objects
 from grpo.rollout import generate
 from grpo.sampling import uid_hash
 
@@ -151,7 +151,7 @@ def answer_all(
         ]
         progress(len(asked))
     answers = Answers()
-    for _, outcome in sorted(gathered(outcomes), key=lambda pair: pair[0]):
+    for _, outcome in sorted(gather_objects(outcomes), key=lambda pair: pair[0]):
         (answers.skipped if isinstance(outcome, str) else answers).append(outcome)
     return answers
 

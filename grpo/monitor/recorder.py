@@ -14,7 +14,7 @@ from grpo.monitor import report, warnings
 from grpo.monitor.step_metrics import completion_rows, shown_groups, step_metrics
 from grpo.objective import LossStats
 from grpo.optim import NonFinite
-from grpo.parallel import ranks as all_ranks
+from grpo.parallel.ranks import announce, gather_objects, sum_over_ranks
 from grpo.timing import take_times
 
 # the progress bar: name -> metric
@@ -60,11 +60,11 @@ class Recorder:
         self.warned = {warning["name"] for warning in warnings.warnings(rows)}
         uids = [uid for row in rows for uid in row.get("guard/nonfinite_uids", ())]
         # only rank 0 has read them
-        self.nonfinite = all_ranks.gathered(uids)
+        self.nonfinite = gather_objects(uids)
 
     def begin_step(self, step: int) -> None:
         """Start the clocks of a step."""
-        all_ranks.announce(f"step {step}")
+        announce(f"step {step}")
         take_times()
         self.step_began = time.perf_counter()
 
@@ -74,7 +74,7 @@ class Recorder:
         times = {"step_time": time.perf_counter() - self.step_began}
         times |= {f"time/{phase}": seconds for phase, seconds in take_times().items()}
         nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
-        groups = all_ranks.gathered(
+        groups = gather_objects(
             completion_rows(batch.rollout, batch.reward, batch.parts, batch.texts, batch.questions)
         )
         row = {"step": step} | step_metrics(groups) | self.update_metrics(batch, stats)
@@ -93,12 +93,12 @@ class Recorder:
         taught = int(batch.length[teaching].sum())
         answered = int(batch.length.sum())
         asked = sum(len(prompt.tokens) for prompt in batch.prompts)
-        entropy, gap_sum, tokens, *written = all_ranks.total(
+        entropy, gap_sum, tokens, *written = sum_over_ranks(
             torch.tensor([stats.entropy, float(gap.sum()), taught, answered, asked, batch.dropped_tokens])
         ).tolist()
         self.tokens += int(sum(written))
-        gap_max = max(all_ranks.gathered([float(gap.max()) if taught else 0.0]))
-        averages = LossStats(*all_ranks.total(stats.loss.vector())).averages()
+        gap_max = max(gather_objects([float(gap.max()) if taught else 0.0]))
+        averages = LossStats(*sum_over_ranks(stats.loss.vector())).averages()
         # without a token to train on there is no entropy, which is not an entropy of 0
         return averages | {
             "entropy": entropy / tokens if tokens else math.nan,
@@ -108,7 +108,7 @@ class Recorder:
 
     def draw_metrics(self, batch: Batch, count: int) -> dict:
         """What was asked and not learned from. count: the groups of all ranks."""
-        skipped, dropped = all_ranks.total(torch.tensor([batch.skipped, batch.dropped])).tolist()
+        skipped, dropped = sum_over_ranks(torch.tensor([batch.skipped, batch.dropped])).tolist()
         return {
             "frac_skipped": skipped / (skipped + count),
             "sampling/rounds": batch.attempts,
@@ -119,9 +119,9 @@ class Recorder:
         """The metrics of a step of imitation. Raises NonFinite."""
         seconds = time.perf_counter() - self.step_began
         nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
-        loss, weight = all_ranks.total(torch.stack([stats.loss.loss, stats.loss.weight]))
+        loss, weight = sum_over_ranks(torch.stack([stats.loss.loss, stats.loss.weight]))
         asked = sum(len(prompt.tokens) for prompt in batch.prompts)
-        sums = all_ranks.total(
+        sums = sum_over_ranks(
             torch.tensor([int(batch.length.sum()), asked, batch.skipped, float(batch.logp.sum())])
         )
         self.tokens += int(sums[0] + sums[1])
@@ -138,7 +138,7 @@ class Recorder:
             batch.questions, batch.logp.view(batch.tokens.shape), batch.mask.view(batch.tokens.shape)
         )
         per_task: dict[str, list[float]] = {}
-        for task, nll in all_ranks.gathered(
+        for task, nll in gather_objects(
             [(question.task, -float(logp.sum() / mask.sum())) for question, logp, mask in groups]
         ):
             per_task.setdefault(task, []).append(nll)
@@ -154,8 +154,8 @@ class Recorder:
         self.skipped_before += skipped
         if not skipped:
             return {"guard/nonfinite": 0}
-        uids = all_ranks.gathered([prompt.uid for prompt in batch.prompts])
-        loss = float(all_ranks.total(stats.loss.loss))
+        uids = gather_objects([prompt.uid for prompt in batch.prompts])
+        loss = float(sum_over_ranks(stats.loss.loss))
         what = f"the loss is {loss} and the gradient's norm {grad_norm}"
         if self.nonfinite or skipped > 1 or step == 1:
             raise NonFinite(what, batch.prompts, step - 1)
@@ -196,7 +196,7 @@ class Recorder:
                 "kl": loss.kl,
             },
         )
-        placed = all_ranks.gathered(list(zip(batch.places, lines)))
+        placed = gather_objects(list(zip(batch.places, lines)))
         for _, line in sorted(placed, key=lambda pair: pair[0])[:most]:
             self.run.samples.write(line)
 

@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from grpo.parallel.ranks import World
+from grpo.parallel.ranks import Ranks
 from models.layers import exact
 from models.qwen_vl import QwenVL
 
@@ -30,11 +30,11 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def shard(policy: QwenVL, world: World, low: bool) -> None:
+def shard(policy: QwenVL, ranks: Ranks, low: bool) -> None:
     """Cut the policy's matrices over all ranks, in place. low: products are in bfloat16."""
-    mesh = init_device_mesh(world.device.type, (world.size,))
+    mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     vectors = {p for p in policy.parameters() if p.dim() < 2}
-    sums = torch.float32 if low else exact(torch.empty(0, device=world.device)).dtype
+    sums = torch.float32 if low else exact(torch.empty(0, device=ranks.device)).dtype
     # the root last: embedding, merger, head, in float32
     for module in (*policy.visual.blocks, *policy.model.layers, policy):
         products = torch.bfloat16 if low and module is not policy else None

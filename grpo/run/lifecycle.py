@@ -6,7 +6,7 @@ import time
 from grpo.gradient import OutOfMemory
 from grpo.monitor import report
 from grpo.monitor.recorder import Recorder, before_after
-from grpo.parallel import ranks as all_ranks
+from grpo.parallel.ranks import wait_for_all
 from grpo.run import held_out
 from grpo.run.signals import Interrupted, Interrupts
 from grpo.storage import checkpoint
@@ -138,13 +138,13 @@ class Lifecycle:
 
     def leave_if_told(self, step: int) -> None:
         """If any rank has received a signal, save and raise Interrupted, on every rank."""
-        if not (number := self.interrupts.together()):
+        if not (number := self.interrupts.signal_on_any_rank()):
             return
         if step > max(self.last_saved, 0):
             self.save(step)
         self.wait()
         # torchrun ends the other ranks as soon as one has left
-        all_ranks.wait_for_all()
+        wait_for_all()
         if self.ranks.main:
             self.recorder.close_bar()
         saved = self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None

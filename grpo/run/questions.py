@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from data.order import indices_at
 from data.types import BadExample
-from grpo.parallel.ranks import gathered as gather_objects
+from grpo.parallel.ranks import gather_objects
 from grpo.timing import timed
 
 # If no question of a step can be asked, those of the next steps are tried, as many steps as this in all.

@@ -21,7 +21,7 @@ from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
 from grpo.optim import Optimizer
 from grpo.parallel import fsdp
-from grpo.parallel.ranks import World, gathered, is_low, wait_for_all
+from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all
 from grpo.rewards.rules import rule
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
@@ -52,7 +52,7 @@ class Run:
     step: int
 
 
-def base_of(cfg: Config, world: World) -> Path:
+def base_of(cfg: Config, ranks: Ranks) -> Path:
     """The folder of the base. A hub model's commit is written down when a run begins, and whoever goes on
     with the run gets that one: a branch may have moved since.
 
@@ -62,7 +62,7 @@ def base_of(cfg: Config, world: World) -> Path:
         return Path(cfg.init).parent
     note, commit = cfg.folder / "base.json", None
     # it asks first, so that all ranks get one commit
-    if world.main:
+    if ranks.main:
         commit = json.loads(note.read_text("utf-8"))["revision"] if note.is_file() else None
         found = model_folder(cfg.model, commit or cfg.revision)
         # of the hub's cache: a folder a commit
@@ -70,8 +70,8 @@ def base_of(cfg: Config, world: World) -> Path:
             commit = found.name
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps({"model": cfg.model, "revision": commit}, indent=1) + "\n")
-    commit = gathered([commit] if world.main else [])[0]
-    return found if world.main else model_folder(cfg.model, commit or cfg.revision)
+    commit = gather_objects([commit] if ranks.main else [])[0]
+    return found if ranks.main else model_folder(cfg.model, commit or cfg.revision)
 
 
 def freeze(policy: torch.nn.Module, parts: Sequence[str]) -> None:
@@ -94,7 +94,7 @@ def frozen(reference: torch.nn.Module, low: bool) -> torch.nn.Module:
     return reference
 
 
-def open_run(cfg: Config, world: World) -> Run:
+def open_run(cfg: Config, ranks: Ranks) -> Run:
     """Make the run folder or find it again, load the policy and the questions. Raises ValueError and
     CheckpointError with one clear line."""
     folder = cfg.folder
@@ -103,12 +103,12 @@ def open_run(cfg: Config, world: World) -> Run:
         # a wrong name is found before anything is written
         rule(name, cfg.cap)
     # rank 0 looks for all
-    found, line = gathered([checkpoint.newest(folder)] if world.main else [])[0]
+    found, line = gather_objects([checkpoint.newest(folder)] if ranks.main else [])[0]
     if line and found is None:
         raise checkpoint.CheckpointError(line)
-    if line and world.main:
+    if line and ranks.main:
         tqdm.write(line, file=sys.stderr)
-    base = base_of(cfg, world)
+    base = base_of(cfg, ranks)
     chat = Chat(
         base,
         template=cfg.template,
@@ -119,16 +119,16 @@ def open_run(cfg: Config, world: World) -> Run:
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
 
     if found:
-        policy = weights.load(found, device=world.device)
+        policy = weights.load(found, device=ranks.device)
     elif cfg.init:
-        policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(world.device)
+        policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(ranks.device)
     else:
-        policy = weights.load(base, device=world.device)
+        policy = weights.load(base, device=ranks.device)
     policy.recompute = policy.visual.recompute = cfg.recompute
     freeze(policy, cfg.freeze)
-    cut = cfg.shard == "always" or (cfg.shard == "auto" and world.size > 1 and cfg.optim.name != "muon")
+    cut = cfg.shard == "always" or (cfg.shard == "auto" and ranks.size > 1 and cfg.optim.name != "muon")
     if cut:
-        fsdp.shard(policy, world, is_low(world, cfg.dtype))
+        fsdp.shard(policy, ranks, use_bfloat16(ranks, cfg.dtype))
     o = cfg.optim
     optimizer = Optimizer(
         policy,
@@ -143,15 +143,15 @@ def open_run(cfg: Config, world: World) -> Run:
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:
         # of several ranks, each keeps its part where it is used
-        on = world.device if cut or cfg.loss.reference_on == "device" else "cpu"
-        reference = frozen(weights.load(base, device=on), is_low(world, cfg.dtype))
+        on = ranks.device if cut or cfg.loss.reference_on == "device" else "cpu"
+        reference = frozen(weights.load(base, device=on), use_bfloat16(ranks, cfg.dtype))
         if cut:
-            fsdp.shard(reference, world, is_low(world, cfg.dtype))
+            fsdp.shard(reference, ranks, use_bfloat16(ranks, cfg.dtype))
 
     metrics, samples = (
-        Metrics(folder / name if world.main else None) for name in ("metrics.jsonl", "samples.jsonl")
+        Metrics(folder / name if ranks.main else None) for name in ("metrics.jsonl", "samples.jsonl")
     )
-    if world.main:
+    if ranks.main:
         folder.mkdir(parents=True, exist_ok=True)
         save(cfg, folder)
         for log in (metrics, samples):
@@ -168,8 +168,8 @@ def open_run(cfg: Config, world: World) -> Run:
     wait_for_all()
     budget = TokenBudget(
         cfg.loss.micro_tokens,
-        chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, world.device.type),
-        world.device,
+        chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type),
+        ranks.device,
     )
     return Run(
         folder, base, policy, reference, optimizer, budget, chat, examples, heldout, metrics, samples, step

@@ -38,7 +38,7 @@ from grpo.batch import TrainBatch, collate_prompts
 from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs
 from grpo.parallel.fsdp import whole
-from grpo.parallel.ranks import World, precision
+from grpo.parallel.ranks import Ranks, precision
 from grpo.plan import plan
 from grpo.plan.known_models import KNOWN
 from grpo.rollout import generate
@@ -79,7 +79,7 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.quick, self.rounds, self.size = quick, rounds, SIZES["quick" if quick else "full"]
         self.model = TINY if quick else KNOWN["Qwen/Qwen2-VL-2B"]
-        self.world = World(0, 1, self.device)
+        self.ranks = Ranks(0, 1, self.device)
         self.rows: list[list] = []
         self.found: dict = {}
 
@@ -134,7 +134,7 @@ class Bench:
             address=(0, 0, [uid_hash(p.uid) for p in sources]),
         )
         for dtype in ("float32", "bfloat16"):
-            with precision(self.world, dtype):
+            with precision(self.ranks, dtype):
                 rollout = generate(policy, prompts, **how).to("cpu")
                 batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(
                     image_token=image, merge=merge, device=self.device
@@ -154,7 +154,7 @@ class Bench:
             )
             self.note(f"log-prob gap, {dtype}, mean", float(gap.sum() / rollout.length.sum()), "nats")
             if self.device.type == "cuda":
-                with precision(self.world, dtype):
+                with precision(self.ranks, dtype):
                     again = generate(policy, prompts, recorded=True, **how).to("cpu")
                 self.note(
                     f"recorded steps draw the same tokens, {dtype}",
@@ -267,7 +267,7 @@ class Bench:
         how = dict(
             group=G, cap=C, temperature=1.0, stop_ids=[-1], address=(0, 0, [uid_hash(p.uid) for p in sources])
         )
-        with precision(self.world, "bfloat16"):
+        with precision(self.ranks, "bfloat16"):
             with whole(policy) as sampler:
                 for name, recorded in (("eager", False), ("recorded", True))[
                     : 1 + (self.device.type == "cuda")

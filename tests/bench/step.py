@@ -30,7 +30,7 @@ import train
 from data.order import indices_at
 from grpo.config import parse
 from grpo.monitor.recorder import Keeper
-from grpo.parallel.ranks import World
+from grpo.parallel.ranks import Ranks
 from grpo.rewards.rules import score
 from grpo.run.setup import BUILT_IN, open_run
 from tests.bench.timing import CLOCKS, finish, ratio, sized
@@ -66,16 +66,16 @@ class Ours:
                 "steps=1000",
             ],
         )
-        self.world = World(0, 1, torch.device("cpu"))
-        self.run = open_run(self.cfg, self.world)
-        self.keeper = Keeper(self.cfg, self.run, self.world, 0.0)
+        self.ranks = Ranks(0, 1, torch.device("cpu"))
+        self.run = open_run(self.cfg, self.ranks)
+        self.keeper = Keeper(self.cfg, self.run, self.ranks, 0.0)
         self.keeper.before()
         self.now, self.seconds = CLOCKS[clock], []
 
     def step(self) -> None:
         """The next step."""
         start = self.now()
-        train.train_grpo(replace(self.cfg, steps=self.run.step + 1), self.run, self.world, self.keeper)
+        train.train_grpo(replace(self.cfg, steps=self.run.step + 1), self.run, self.ranks, self.keeper)
         self.seconds.append(self.now() - start)
         self.run.step += 1
 

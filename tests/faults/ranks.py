@@ -47,7 +47,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.monitor import recorder, report
 from grpo.objective import policy_loss, token_weights
 from grpo.parallel import fsdp
-from grpo.parallel import ranks as distributed
+from grpo.parallel.ranks import join_ranks, leave_ranks, sum_gradients
 from grpo.run.setup import BUILT_IN
 from grpo.storage.checkpoint import complete
 from models import weights
@@ -165,8 +165,8 @@ def run(out: Path, ranks: int, settings: list[str], stop: int = 0, crowded: bool
             crowd(rank, ranks)
         written, ask, leave = {}, train.sample_and_score, recorder.Keeper.leave_if_told
 
-        def asked(run, cfg, world, step, stage, round=0):
-            drawn = ask(run, cfg, world, step, stage, round)
+        def asked(run, cfg, joined, step, stage, round=0):
+            drawn = ask(run, cfg, joined, step, stage, round)
             for prompt, tokens, length in zip(drawn.prompts, drawn.rollout.tokens, drawn.rollout.length):
                 written[f"{step}/{round}/{prompt.uid}"] = [
                     row[:n] for row, n in zip(tokens.tolist(), length.tolist())
@@ -258,10 +258,10 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
     ranks are the second one's."""
 
     def work(rank: int) -> int:
-        world = distributed.start("cpu")
+        joined = join_ranks("cpu")
         chat, shapes, policy = Chat(BUILT_IN, template="shapes"), Shapes("train", 100), weights.load(BUILT_IN)
-        if world.size > 1:
-            fsdp.shard(policy, world, low=False)
+        if joined.size > 1:
+            fsdp.shard(policy, joined, low=False)
         random = torch.Generator().manual_seed(1)
         prompts = [chat.prompt(shapes[i] if i < 3 else replace(shapes[i], pictures=())) for i in range(5)]
         length = torch.randint(2, 40, (5, 4), generator=random) * torch.tensor([[1], [2], [1], [1], [1]])
@@ -269,7 +269,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
             torch.randint(8, 120, (5, 4, 80), generator=random),
             torch.randn(5, 4, generator=random),
         )
-        mine = world.share(list(range(5)))
+        mine = joined.share(list(range(5)))
         batch = TrainBatch([prompts[p] for p in mine], tokens[mine], length[mine], advantage[mine].flatten())
         batch.weight = token_weights(batch.mask, "token", tokens=length.sum(), completions=20, cap=80)
         for part, *_ in fsdp.passes(policy, batch, 10**6):
@@ -278,11 +278,11 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
             )
             logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=64)
             policy_loss(logp, None, None, part.advantage, part.weight)[0].backward()
-        distributed.sum_gradients(policy)
+        sum_gradients(policy)
         found = {name: full(p.grad).contiguous() for name, p in policy.named_parameters()}
-        if world.main:
+        if joined.main:
             save_file(found, out)
-        distributed.stop()
+        leave_ranks()
         return 0
 
     if any(on_ranks(ranks, work, out)):

@@ -41,7 +41,7 @@ QUICK = [
 SCRIPT = """
 import os, signal, sys, time
 import train
-from grpo import interrupt
+from grpo.run import signals
 real, calls = train.generate, []
 def generate(*args, **how):
     calls.append(1)

@@ -12,7 +12,7 @@ from grpo.dynamic import SAMPLING, Drawn, dynamic, fixed
 from data.order import indices_at
 from data.types import BadExample
 from grpo.objective import group_advantages, policy_loss, token_weights
-from grpo.parallel.ranks import World
+from grpo.parallel.ranks import Ranks
 from grpo.rollout import Rollout
 from grpo.run.setup import chosen_prompts
 
@@ -181,7 +181,7 @@ def asked_in(round, rank, size, count=20, prompts=6, bad=()):
     return chosen_prompts(
         run,
         SimpleNamespace(prompts=prompts, seed=4, blind=False),
-        World(rank, size, torch.device("cpu")),
+        Ranks(rank, size, torch.device("cpu")),
         3,
         round,
     )

@@ -155,7 +155,7 @@ def test_the_folder_is_the_one_of_one_rank_but_for_the_optimizers_pieces(tmp_pat
     def work(rank):
         policy, optimizer = sharded(weights.load(alone))
         load_optimizer(alone, policy, optimizer)
-        shares = ranks.gathered(
+        shares = ranks.gather_objects(
             [
                 {
                     name

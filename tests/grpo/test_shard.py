@@ -18,8 +18,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
 from grpo.optim import Optimizer, clip_gradient
 from grpo.parallel import fsdp
-from grpo.parallel import ranks as distributed
-from grpo.parallel.ranks import World
+from grpo.parallel.ranks import Ranks, sum_gradients
 from grpo.plan import plan
 from grpo.rollout import generate
 from grpo.run.setup import BUILT_IN
@@ -31,7 +30,7 @@ import operator
 
 from small import full
 
-WORLD = World(0, 1, torch.device("cpu"))
+RANKS = Ranks(0, 1, torch.device("cpu"))
 HOW = {"name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
 
 
@@ -75,7 +74,7 @@ def learn(policy, batch, budget=10**6):
         assert entropy[~part.mask].eq(0).all()
         policy_loss(logp, None, None, part.advantage, part.weight)[0].backward()
         batch.put_back(logps, logp.detach(), at, rows)
-    distributed.sum_gradients(policy)
+    sum_gradients(policy)
     return logps
 
 
@@ -87,7 +86,7 @@ def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
     """Log-probs, gradients, their norm, two optimizer steps and its state, bit for bit; a part without a
     picture runs with a ghost beside it."""
     plain, cut = weights.load(base), weights.load(base)
-    fsdp.shard(cut, WORLD, low=False)
+    fsdp.shard(cut, RANKS, low=False)
     matrices = [isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2]
     assert (
         all(matrices)
@@ -178,7 +177,7 @@ def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
 
 def test_whole_gathers_and_puts_back(base, alone):
     plain, cut = weights.load(base), weights.load(base)
-    fsdp.shard(cut, WORLD, low=True)
+    fsdp.shard(cut, RANKS, low=True)
     with pytest.raises(KeyError), fsdp.whole(cut) as policy:
         assert type(policy) is type(plain) and not any(
             isinstance(p, DTensor) or p.requires_grad for p in policy.parameters()
@@ -219,7 +218,7 @@ def test_a_ghost_says_nothing(base, batch):
 
 @pytest.mark.parametrize("count, size", [(18, 4), (5, 3), (2, 4), (0, 2), (3, 1)])
 def test_shares_are_stretches(count, size):
-    shares = [World(rank, size, torch.device("cpu")).share(list(range(count))) for rank in range(size)]
+    shares = [Ranks(rank, size, torch.device("cpu")).share(list(range(count))) for rank in range(size)]
     assert (
         functools.reduce(operator.iadd, shares, []) == list(range(count))
         and max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -243,7 +242,7 @@ def test_the_plan_knows_what_is_gathered_and_held(alone):
     cut, are 1 % of the built-in policy."""
     policy = weights.load(BUILT_IN)
     cfg = parse.load("shapes", ["dtype=bfloat16"])
-    fsdp.shard(policy, WORLD, low=True)
+    fsdp.shard(policy, RANKS, low=True)
     items = {item.name: item for item in plan.make_plan(cfg, policy.config, ranks=4).stages[0].rollout}
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), fsdp.whole(policy) as inside:
         there = {p.data_ptr(): p.nbytes for p in (*policy.parameters(), *inside.parameters())}
