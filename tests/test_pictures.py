@@ -16,8 +16,8 @@ from data.chat import Chat
 from data.sources.table import SOURCES
 from grpo.batch import collate_prompts
 from grpo.monitor import report
-from grpo.run.setup import BUILT_IN
 from grpo.storage.checkpoint import complete
+from grpo.storage.model_folder import BUILT_IN
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parent))

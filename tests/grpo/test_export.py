@@ -21,7 +21,7 @@ from small import small_folder, small_policy
 def run(tmp_path):
     """A run folder with one checkpoint."""
     policy = small_policy()
-    optimizer = Optimizer(policy, name="adamw", lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+    optimizer = Optimizer(policy, name="adamw", lr=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
     for p in policy.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()

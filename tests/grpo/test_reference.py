@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from grpo.batch import collate_prompts
+from grpo.gradient import on_device
 from grpo.logprobs import completion_logprobs
-from grpo.run.setup import frozen, lent
+from grpo.run.setup import frozen
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import small_folder, small_policy, small_prompts
@@ -51,11 +52,11 @@ def test_in_float32_it_stays_as_it_is():
     assert {p.dtype for p in frozen(small_policy(), low=False).parameters()} == {torch.float32}
 
 
-def test_it_is_lent_to_the_device_and_comes_back(monkeypatch):
+def test_it_is_copied_to_the_device_and_comes_back(monkeypatch):
     """There is no GPU in the tests: a copy plays the part of what lies there."""
     reference = frozen(small_policy(), low=True)
     home = {name: p.data_ptr() for name, p in reference.named_parameters()}
-    with lent(reference, torch.device("cpu")):
+    with on_device(reference, torch.device("cpu")):
         # no copy where it is there already
         assert {name: p.data_ptr() for name, p in reference.named_parameters()} == home
     monkeypatch.setattr(
@@ -65,7 +66,7 @@ def test_it_is_lent_to_the_device_and_comes_back(monkeypatch):
             tensor.clone() if device == torch.device("cuda") else pytest.fail(f"sent to {device}")
         ),
     )
-    with pytest.raises(RuntimeError, match="while it scores"), lent(reference, torch.device("cuda")):
+    with pytest.raises(RuntimeError, match="while it scores"), on_device(reference, torch.device("cuda")):
         assert not {p.data_ptr() for p in reference.parameters()} & set(home.values())
         raise RuntimeError("while it scores")
     assert {name: p.data_ptr() for name, p in reference.named_parameters()} == home
