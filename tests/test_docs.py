@@ -339,7 +339,7 @@ def written(monkeypatch, tmp_path) -> set[str]:
     batch.weight = torch.full((P * G, C), 1 / 24)
     batch.texts = [[text, terse]] * P
     batch.parts = {part: torch.zeros(P, G) for part in cfg.rewards}
-    for phase in re.findall(r'@timed\("(\w+)"\)', "".join(map(text_of, (ROOT / "grpo").rglob("*.py")))):
+    for phase in re.findall(r'@timed\("(\w+)"\)', "".join(map(text_of, [ROOT / "train.py", *(ROOT / "grpo").rglob("*.py")]))):
         timed(phase)(int)()
     log.step(cfg.steps, batch, UpdateStats(), 0.0)
     batch.logp = torch.zeros(P * G, C)
