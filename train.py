@@ -35,6 +35,7 @@ from grpo.schedule import lr_at, stage_at
 from grpo.sft import LOSS_ON, count_tokens, encode_documents
 from grpo.storage import checkpoint
 from grpo.timing import timed
+from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
 
 
 def train_grpo(cfg, run, ranks, log) -> None:
@@ -58,11 +59,13 @@ def train_grpo(cfg, run, ranks, log) -> None:
         batch = groups.batch(dynamic=cfg.max_rounds > 1, chunks=cfg.loss.stretches)
 
         # 3  Compare: each answer with the other answers to its question.                 docs/05, Eq. 3
-        advantage = group_advantages(ranks.gather(batch.reward), scale=cfg.advantage)  # (P of all ranks, G)
+        advantage = group_advantages(
+            ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage]
+        )  # (P of all ranks, G)
         batch.advantage = advantage[batch.own].flatten()  # (B,)
         tokens, completions = ranks.sum(batch.counts).clamp(min=1)
         batch.weight = token_weights(
-            batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap
+            batch.mask, WEIGHTINGS[cfg.loss.weighting], tokens=tokens, completions=completions, cap=stage.cap
         )  # (B, C)
         if run.reference is not None:
             batch.logp_ref = score_tokens(
@@ -91,8 +94,8 @@ def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):
         part.logp_ref,
         part.advantage,
         part.weight,
-        surrogate=cfg.loss.surrogate,
-        kl=cfg.loss.kl,
+        surrogate=SURROGATES[cfg.loss.surrogate],
+        kl=KL_ESTIMATORS[cfg.loss.kl],
         kl_coef=cfg.loss.kl_coef,
         clip_low=cfg.loss.clip_low,
         clip_high=cfg.loss.clip_high,
@@ -158,7 +161,11 @@ def train_sft(cfg, run, ranks, log) -> None:
         batch = Batch.of_documents(questions, prompts, tokens, length, skipped)
         counts = ranks.sum(count_tokens(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
         weigh = partial(
-            token_weights, how=cfg.loss.weighting, tokens=counts[0], completions=counts[1], cap=cfg.cap
+            token_weights,
+            weighting=WEIGHTINGS[cfg.loss.weighting],
+            tokens=counts[0],
+            completions=counts[1],
+            cap=cfg.cap,
         )
         loss_of = partial(LOSS_ON[cfg.sft.loss_on], policy, weigh=weigh, chunk=run.budget.chunk)
         stats = accumulate_gradient(loss_of, policy, batch, run.budget)

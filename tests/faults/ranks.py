@@ -51,6 +51,7 @@ from grpo.parallel.ranks import join_ranks, leave_ranks, sum_gradients
 from grpo.run import lifecycle
 from grpo.storage.checkpoint import complete
 from grpo.storage.model_folder import BUILT_IN
+from grpo.variants import token_mean
 from models import weights
 
 # of weights, relative to the largest of their tensor
@@ -243,7 +244,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
         batch = batch_of(
             [prompts[p] for p in mine], tokens[mine], length[mine], advantage=advantage[mine].flatten()
         )
-        batch.weight = token_weights(batch.mask, "token", tokens=length.sum(), completions=20, cap=80)
+        batch.weight = token_weights(batch.mask, token_mean, tokens=length.sum(), completions=20, cap=80)
         budget = TokenBudget(10**6, 64, torch.device("cpu"))
         for part, _ in passes(policy, batch, budget, batch.teaching):
             logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=64)

@@ -13,6 +13,7 @@ from data.shapes.world import Shapes
 from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
+from grpo.variants import WEIGHTINGS
 from models.mrope import mrope_positions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -237,7 +238,7 @@ def step_gradient(policy, batch, image, micro_tokens, weighting="completion", ch
     """Gradient of a whole update as train.py computes it: weights decided once, parts added up."""
     policy.zero_grad()
     batch.weight = token_weights(
-        batch.mask, weighting, tokens=batch.mask.sum(), completions=len(batch.mask), cap=12
+        batch.mask, WEIGHTINGS[weighting], tokens=batch.mask.sum(), completions=len(batch.mask), cap=12
     )
     for cut in batch.cuts(micro_tokens, list(range(len(batch.prompts)))):
         part = micro_batch(batch, image, cut)

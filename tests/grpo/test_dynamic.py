@@ -16,6 +16,7 @@ from grpo.objective import group_advantages, policy_loss, token_weights
 from grpo.parallel.ranks import Ranks
 from grpo.rollout import Rollout
 from grpo.run.questions import chosen_prompts
+from grpo.variants import reinforce, undivided
 
 EVEN, MIXED = [1.0, 1.0], [2.0, 0.0]
 
@@ -150,9 +151,9 @@ def test_the_gradient_is_gpgs():
     found, _ = dynamic([drawn([EVEN, MIXED, EVEN], lengths=[[3, 3], [1, 3], [2, 2]])], 1, 1.0)
     tokens, completions = found.counts
     logp = torch.full(found.mask.shape, -1.0, requires_grad=True)
-    advantage = group_advantages(found.reward, scale="none").flatten()
-    weight = token_weights(found.mask, "completion", tokens=tokens, completions=completions, cap=3)
-    policy_loss(logp, None, None, advantage, weight, surrogate="reinforce")[0].backward()
+    advantage = group_advantages(found.reward, scale=undivided).flatten()
+    weight = token_weights(found.mask, tokens=tokens, completions=completions, cap=3)
+    policy_loss(logp, None, None, advantage, weight, surrogate=reinforce)[0].backward()
     assert uids(found) == ["1", "0", "2"]
     expected = torch.zeros(6, 3)
     # A = 1 over one token, A = -1 over three, two completions

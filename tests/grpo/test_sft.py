@@ -14,6 +14,7 @@ from grpo.gradient import TokenBudget, accumulate_gradient
 from grpo.objective import token_weights
 from grpo.parallel.ranks import sum_gradients
 from grpo.sft import LOSS_ON, count_tokens
+from grpo.variants import WEIGHTINGS
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
@@ -33,7 +34,9 @@ def batch_of(prompts, tokens, length):
 def learn(policy, batch, loss_on, weighting="token", micro=10**6, chunk=1000):
     """The gradient of imitation on one rank. -> (loss, weight, logp, {name: gradient})."""
     tokens, documents = count_tokens(batch, loss_on, policy.config.placeholder_ids)
-    weigh = partial(token_weights, how=weighting, tokens=tokens, completions=documents, cap=9)
+    weigh = partial(
+        token_weights, weighting=WEIGHTINGS[weighting], tokens=tokens, completions=documents, cap=9
+    )
     loss_of = partial(LOSS_ON[loss_on], policy, weigh=weigh, chunk=chunk)
     batch.updates = 0
     stats = accumulate_gradient(loss_of, policy, batch, TokenBudget(micro, chunk, torch.device("cpu")))
