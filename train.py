@@ -40,8 +40,8 @@ from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTING
 
 def train_grpo(cfg, run, ranks, log) -> None:
     """Learn from rewards, from step `run.step` to `cfg.steps`."""
-    policy = run.policy
-    loss_of = partial(loss_of_part, cfg, policy, run.budget.chunk)
+    weighting = WEIGHTINGS[cfg.loss.weighting]
+    loss_of = partial(loss_of_part, cfg, run.policy, run.budget.chunk)
 
     for step in range(run.step, cfg.steps):
         # this step's group size G and completion cap
@@ -59,25 +59,21 @@ def train_grpo(cfg, run, ranks, log) -> None:
         batch = groups.batch(dynamic=cfg.max_rounds > 1, chunks=cfg.loss.stretches)
 
         # 3  Compare: each answer with the other answers to its question.                 docs/05, Eq. 3
-        advantage = group_advantages(
-            ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage]
-        )  # (P of all ranks, G)
+        advantage = group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])
         batch.advantage = advantage[batch.own].flatten()  # (B,)
-        tokens, completions = ranks.sum(batch.counts).clamp(min=1)
+        total = ranks.sum(batch.counts).clamp(min=1)
         batch.weight = token_weights(
-            batch.mask, WEIGHTINGS[cfg.loss.weighting], tokens=tokens, completions=completions, cap=stage.cap
-        )  # (B, C)
+            batch.mask, weighting, tokens=total[0], completions=total[1], cap=stage.cap
+        )
         if run.reference is not None:
-            batch.logp_ref = score_tokens(
-                run.reference, batch, run.budget, temperature=cfg.temperature
-            )  # (B, C)
+            batch.logp_ref = score_tokens(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
         if cfg.loss.updates > 1:
-            batch.logp_old = score_tokens(policy, batch, run.budget, temperature=cfg.temperature)  # (B, C)
+            batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget)  # (B, C)
 
         # 4  Learn: make what did better than its group more likely.                      docs/06, Eq. 4-7
         for _ in range(cfg.loss.updates):
-            stats = accumulate_gradient(loss_of, policy, batch, run.budget)
+            stats = accumulate_gradient(loss_of, run.policy, batch, run.budget)
             grad_norm = run.optimizer.clip_and_step(cfg.optim.max_grad_norm)
 
         # 5  Keep: metrics, report, evaluation, checkpoint.                               docs/metrics
@@ -153,19 +149,16 @@ def train_sft(cfg, run, ranks, log) -> None:
     """Imitate documents: each question's `extra["documents"]`; without them its answer, as the template
     writes it."""
     policy = run.policy
+    weighting = WEIGHTINGS[cfg.loss.weighting]
     for step in range(run.step, cfg.steps):
         run.optimizer.set_lr(learning_rate(cfg, step))
         questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step)
         documents = [q.extra.get("documents") or (run.chat.bare(q.answer),) for q in questions]
         tokens, length = encode_documents(run.chat, documents, cfg.cap)  # (P, G, C), (P, G)
         batch = Batch.of_documents(questions, prompts, tokens, length, skipped)
-        counts = ranks.sum(count_tokens(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
+        total = ranks.sum(count_tokens(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
         weigh = partial(
-            token_weights,
-            weighting=WEIGHTINGS[cfg.loss.weighting],
-            tokens=counts[0],
-            completions=counts[1],
-            cap=cfg.cap,
+            token_weights, weighting=weighting, tokens=total[0], completions=total[1], cap=cfg.cap
         )
         loss_of = partial(LOSS_ON[cfg.sft.loss_on], policy, weigh=weigh, chunk=run.budget.chunk)
         stats = accumulate_gradient(loss_of, policy, batch, run.budget)

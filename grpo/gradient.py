@@ -90,7 +90,7 @@ def accumulate_gradient(loss_of: LossOf, policy: QwenVL, batch: Batch, budget: T
 
 @timed("reference")
 @torch.no_grad()
-def score_tokens(policy: QwenVL, batch: Batch, budget: TokenBudget, *, temperature: float) -> Tensor:
+def score_tokens(policy: QwenVL, batch: Batch, temperature: float, budget: TokenBudget) -> Tensor:
     """The log-probs of a batch's completions under a policy that is not trained here.
 
     -> (B, C) on the CPU, 0 outside the mask. Raises OutOfMemory.

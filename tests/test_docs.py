@@ -114,7 +114,7 @@ def test_each_equation_stands_once_in_the_docs_beside_its_code(number):
     [(path, function)] = [
         (path, match[1])
         for path in (ROOT / "grpo").rglob("*.py")
-        for match in re.finditer(rf"^# \[Eq\. {number}\]\ndef (\w+)", text_of(path), re.MULTILINE)
+        for match in re.finditer(rf"^# \[Eq\. {number}\]\n(?:@.*\n)*def (\w+)", text_of(path), re.MULTILINE)
     ]
     assert f"<!-- code: {name(path)}:{function} -->" in text_of(found[0])
 

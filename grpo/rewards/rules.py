@@ -147,8 +147,8 @@ def rule(name: str, cap: int | None = None) -> Callable:
     return partial(found, cap=cap) if name == "overlong" else found
 
 
-@timed("score")
 # [Eq. 2]
+@timed("score")
 def score(
     texts: list[list[str]],
     examples: list,
