@@ -18,14 +18,14 @@ from grpo.batch import Batch, Groups, MicroBatch, collate_prompts
 from grpo.config import parse
 from grpo.gradient import OutOfMemory, accumulate_gradient, score_tokens
 from grpo.logprobs import completion_logprobs
-from grpo.memory import in_fewer_slots, slots
+from grpo.memory import retry_with_fewer_rows, rows_that_fit
 from grpo.objective import group_advantages, policy_loss, token_weights
 from grpo.optim import NonFinite
-from grpo.parallel.fsdp import whole
+from grpo.parallel.fsdp import whole_weights
 from grpo.parallel.ranks import join_ranks, leave_ranks, precision
 from grpo.plan import plan
 from grpo.rewards.rules import score
-from grpo.rollout import Rollout, generate
+from grpo.rollout import DecodeOptions, Rollout, generate
 from grpo.run.lifecycle import Lifecycle
 from grpo.run.questions import chosen_prompts
 from grpo.run.setup import open_run
@@ -103,7 +103,7 @@ def sample_and_score(cfg, run, ranks, step: int, stage, attempt: int = 0) -> Gro
     """Ask this rank's questions of a step, or of a later attempt at it, G times each, and score the
     answers."""
     questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step, attempt)
-    with whole(run.policy) as policy:
+    with whole_weights(run.policy) as policy:
         rollout = sample_groups(cfg, run, policy, prompts, step, stage)  # (P, G, C)
     texts = run.chat.texts(rollout.tokens, rollout.length)
     reward, parts = score(texts, questions, cfg.rewards, rollout.length, stage.cap)  # (P, G)
@@ -128,10 +128,11 @@ def sample_groups(cfg, run, policy, prompts: list, step: int, stage) -> Rollout:
         temperature=cfg.temperature,
         stop_ids=run.chat.stop_ids,
         address=(cfg.seed, step, [uid_hash(prompt.uid) for prompt in prompts]),
-        recorded=cfg.cuda_graphs,
     )
-    most = slots(policy, padded, stage.group, stage.cap, cfg.slots)
-    rollout = in_fewer_slots(lambda number: write(slots=number), most).to("cpu")
+    rollout = retry_with_fewer_rows(
+        lambda rows: write(options=DecodeOptions(max_rows=rows, recorded=cfg.cuda_graphs)),
+        rows_that_fit(policy, padded, stage.group, stage.cap, cfg.max_rows),
+    ).to("cpu")
     if not rollout.logp.isfinite().all():
         raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
     return rollout

@@ -28,7 +28,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.objective import LossStats
 from grpo.parallel.ranks import gather_objects, rank
 from grpo.timing import timed
-from models.layers import exact
+from models.layers import to_attention_dtype
 from models.qwen_vl import QwenVL
 
 # tokens; no smaller budget is tried
@@ -151,7 +151,7 @@ def passes(
 
 def sum_dtype(device: torch.device) -> torch.dtype:
     """The dtype in which the gradients of micro-batches add up: float64 for float32 on a CPU."""
-    return exact(torch.empty(0, device=device)).dtype
+    return to_attention_dtype(torch.empty(0, device=device)).dtype
 
 
 def empty_prompt(policy: QwenVL) -> Prompt:

@@ -67,11 +67,13 @@ def measured(policy, free: int | None = None, say: Callable[[str], Any] = print)
     return Room(size, **bytes_of, say=say)
 
 
-def slots(policy, prompts, group: int, cap: int, most: int | None = None, free: int | None = None) -> int:
-    """How many of the P·group rows of a rollout to decode at the same time, at least one: `most` (None: all),
-    or as many as `free` bytes hold beside the prompts.
+def rows_that_fit(
+    policy, prompts, group: int, cap: int, most: int | None = None, free: int | None = None
+) -> int:
+    """How many of the P·group rows of a rollout can decode at the same time: at least one, at most `most`
+    (None: all).
 
-    prompts: PromptBatch; free: None for those that are free now on the policy's device.
+    prompts: PromptBatch. free: bytes for prompts and rows (None: what is free now on the policy's device).
     """
     (P, S), weight = prompts.tokens.shape, next(policy.parameters())
     size = number_size(weight)
@@ -88,7 +90,7 @@ def number_size(weight: torch.Tensor) -> int:
 
 
 def attention_size(size: int, device: str) -> int:
-    """Bytes of a number in attention, which adds up in float64 on a CPU (`models/layers.py:exact`)."""
+    """Bytes of a number in attention, which sums in float64 on a CPU (`to_attention_dtype`)."""
     return 8 if size == 4 and device == "cpu" else size
 
 
@@ -137,21 +139,24 @@ def free_memory(device: torch.device) -> int:
     return 4 << 30
 
 
-def in_fewer_slots(write: Callable[[int], Result], slots: int) -> Result:
-    """`write(slots)`, and where a GPU's memory does not last, with half as many slots, and so on: the same
-    completions. Raises torch.OutOfMemoryError with one slot."""
+def retry_with_fewer_rows(write: Callable[[int], Result], rows: int) -> Result:
+    """Run `write(rows)`. After an out-of-memory error, halve the rows, print a line and try again: the
+    completions are the same.
+
+    Raises torch.OutOfMemoryError if one row does not fit.
+    """
     while True:
         try:
-            return write(slots)
+            return write(rows)
         except torch.OutOfMemoryError:
-            if slots == 1:
+            if rows == 1:
                 raise
-        # here, not above: the exception holds on to the tensors of the try
-        slots //= 2
+        # Outside the handler: the exception keeps the failed attempt's tensors alive.
+        rows //= 2
         gc.collect()
         torch.cuda.empty_cache()
         tqdm.write(
-            f"out of memory (rank {rank()}) while sampling: trying again with slots={slots}; the "
-            "completions are the same",
+            f"out of memory (rank {rank()}) while sampling: retrying with max_rows={rows}; the completions "
+            "are the same",
             file=sys.stderr,
         )

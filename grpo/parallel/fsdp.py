@@ -8,7 +8,7 @@ them too.
 
 All ranks gather a block together. So all run the same number of micro-batches, each with a picture
 (`grpo/gradient.py:passes`). Rollouts differ in length, so they run on weights that were gathered before
-(`whole`). With one rank, nothing is sharded.
+(`whole_weights`). With one rank, nothing is sharded.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from grpo.parallel.ranks import Ranks
-from models.layers import exact
+from models.layers import to_attention_dtype
 from models.qwen_vl import QwenVL
 
 # of which nobody here writes into
@@ -30,14 +30,14 @@ warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a vi
 EMBEDDING = "model.embed_tokens.weight"
 
 
-def shard(policy: QwenVL, ranks: Ranks, low: bool) -> None:
-    """Cut the policy's matrices over all ranks, in place. low: products are in bfloat16."""
+def shard(policy: QwenVL, ranks: Ranks, use_bfloat16: bool) -> None:
+    """Cut the policy's matrices over all ranks, in place. use_bfloat16: products are in it."""
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     vectors = {p for p in policy.parameters() if p.dim() < 2}
-    sums = torch.float32 if low else exact(torch.empty(0, device=ranks.device)).dtype
+    sums = torch.float32 if use_bfloat16 else to_attention_dtype(torch.empty(0, device=ranks.device)).dtype
     # the root last: embedding, merger, head, in float32
     for module in (*policy.visual.blocks, *policy.model.layers, policy):
-        products = torch.bfloat16 if low and module is not policy else None
+        products = torch.bfloat16 if use_bfloat16 and module is not policy else None
         fully_shard(
             module,
             mesh=mesh,
@@ -51,7 +51,7 @@ def shard(policy: QwenVL, ranks: Ranks, low: bool) -> None:
 
 
 @contextmanager
-def whole(policy: QwenVL) -> Iterator[QwenVL]:
+def whole_weights(policy: QwenVL) -> Iterator[QwenVL]:
     """A plain policy with all weights, in the dtypes in which they are used, for as long as the context
     lasts. Inside, no rank waits for another.
 

@@ -3,7 +3,7 @@ report."""
 
 from grpo.evaluation.answers import answer_all, flat_scores, scores
 from grpo.monitor.step_metrics import question_line
-from grpo.parallel.fsdp import whole
+from grpo.parallel.fsdp import whole_weights
 
 # held-out questions that the report shows at every evaluation
 SHOWN = 6
@@ -15,7 +15,7 @@ def evaluate(cfg, run, ranks, step: int, every_set: bool = False) -> dict:
     every_set: the task's other sets too, and answers sampled at temperature 1.
     """
     # gathered once for all sets
-    with whole(run.policy) as policy:
+    with whole_weights(run.policy) as policy:
         found = {}
         for name, items in run.heldout.items():
             if name == "heldout":
