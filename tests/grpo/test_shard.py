@@ -89,7 +89,7 @@ def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
     """Log-probs, gradients, their norm, two optimizer steps and its state, bit for bit; a part without a
     picture runs with an empty group that has one."""
     plain, cut = weights.load(base), weights.load(base)
-    fsdp.shard(cut, RANKS, low=False)
+    fsdp.shard(cut, RANKS, use_bfloat16=False)
     matrices = [isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2]
     assert (
         all(matrices)
@@ -182,7 +182,7 @@ def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
 
 def test_whole_gathers_and_puts_back(base, alone):
     plain, cut = weights.load(base), weights.load(base)
-    fsdp.shard(cut, RANKS, low=True)
+    fsdp.shard(cut, RANKS, use_bfloat16=True)
     with pytest.raises(KeyError), fsdp.whole_weights(cut) as policy:
         assert type(policy) is type(plain) and not any(
             isinstance(p, DTensor) or p.requires_grad for p in policy.parameters()
@@ -234,7 +234,7 @@ def test_the_plan_knows_what_is_gathered_and_held(alone):
     cut, are 1 % of the built-in policy."""
     policy = weights.load(BUILT_IN)
     cfg = parse.load("shapes", ["dtype=bfloat16"])
-    fsdp.shard(policy, RANKS, low=True)
+    fsdp.shard(policy, RANKS, use_bfloat16=True)
     items = {item.name: item for item in plan.make_plan(cfg, policy.config, ranks=4).stages[0].rollout}
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), fsdp.whole_weights(policy) as inside:
         there = {p.data_ptr(): p.nbytes for p in (*policy.parameters(), *inside.parameters())}
