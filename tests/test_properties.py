@@ -1,14 +1,12 @@
 """Laws that hold for whatever hypothesis thinks of: configuration, packing, micro-batches, positions, picture
 sizes, rows, answers.
 
-Beside tests/data/test_answers.py (numbers), tests/data/test_sources_jsonl.py (lines of any kind) and
-tests/grpo/test_aha.py, which have theirs.
+Numbers, JSON lines and reflection have theirs in tests/data/answers/test_numbers.py,
+tests/data/sources/test_jsonl_source.py and tests/grpo/evaluation/test_reflection.py.
 """
 
 import json
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
@@ -17,6 +15,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from zoo import IMAGE, TWINS, tiny_config
 
 from data.answers.parser import TAGS, extract, read, well_formed
 from data.images import smart_resize
@@ -32,9 +31,6 @@ from grpo.objective import token_weights
 from grpo.variants import WEIGHTINGS
 from models.decoder import Packing
 from models.mrope import mrope_positions
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-from zoo import IMAGE, TWINS, tiny_config
 
 LAW = settings(
     max_examples=150,

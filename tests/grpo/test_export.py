@@ -1,20 +1,16 @@
 """grpo.export: a checkpoint as a folder to hand on, whole or not at all."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import small_folder, small_policy
 
 from grpo import export
 from grpo.optim import Optimizer
 from grpo.storage import checkpoint
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import small_folder, small_policy
 
 
 @pytest.fixture

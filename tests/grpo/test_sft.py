@@ -1,13 +1,12 @@
 """Imitation: the loss is the mean negative log-likelihood of the tokens that count, as transformers
 computes it for the prompt and its document in one piece."""
 
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from zoo import completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 from grpo.batch import Batch
 from grpo.gradient import TokenBudget, accumulate_gradient
@@ -16,9 +15,6 @@ from grpo.parallel.ranks import sum_gradients
 from grpo.sft import LOSS_ON, count_tokens
 from grpo.variants import WEIGHTINGS
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-from zoo import completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 
 def batch_of(prompts, tokens, length):

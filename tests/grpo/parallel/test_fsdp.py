@@ -1,13 +1,14 @@
 """Sharding, on one rank: a sharded policy computes what a whole one does, weights are gathered and released,
 and empty groups have no effect. Several ranks: tests/faults/test_ranks.py."""
 
-import sys
+import functools
+import operator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from small import batch_of, full, micro_batch
 from torch.distributed.tensor import DTensor
 
 from data.chat import Chat
@@ -25,12 +26,6 @@ from grpo.rollout import generate
 from grpo.storage.model_folder import BUILT_IN
 from grpo.variants import token_mean
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import functools
-import operator
-
-from small import batch_of, full, micro_batch
 
 RANKS = Ranks(0, 1, torch.device("cpu"))
 HOW = {"name": "adamw", "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}

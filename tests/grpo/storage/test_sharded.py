@@ -5,14 +5,15 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked import together
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from small import small_folder, small_policy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -24,10 +25,6 @@ from grpo.storage.background import Background
 from grpo.storage.checkpoint import CheckpointError, complete, load_optimizer, newest
 from grpo.storage.model_folder import model_folder
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from forked import together
-from small import small_folder, small_policy
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forked")
 # bytes of a file of weights, so that there are several

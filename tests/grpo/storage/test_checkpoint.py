@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from small import small_folder, small_policy, small_prompts
 
 from data.chat import Chat
 from grpo.batch import collate_prompts
@@ -17,9 +16,6 @@ from grpo.storage import checkpoint
 from grpo.storage.checkpoint import CheckpointError, complete, damage, load_optimizer, newest
 from grpo.storage.model_folder import model_folder
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import small_folder, small_policy, small_prompts
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from grpo.config import parse as config
 from grpo.config.parse import Config, ConfigError, load
 from grpo.config.typed import leaves
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_no_arguments_is_the_main_job():

@@ -1,12 +1,13 @@
 """--plan says what is really there: parameters and caches to the byte, activations within a tenth."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from plan_peak import prompts
+from small import batch_of
 
 from grpo.batch import collate_prompts
 from grpo.config import parse
@@ -16,11 +17,6 @@ from grpo.storage.model_folder import BUILT_IN
 from models import weights
 from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-from plan_peak import prompts
-from small import batch_of
-
 from tests.bench.timing import child
 
 TINY = ModelConfig.from_folder(BUILT_IN)
