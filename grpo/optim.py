@@ -16,6 +16,8 @@ from grpo.timing import timed
 
 # the learning rate of AdamW for the patch embedding when Muon trains the matrices, as a multiple of lr
 PATCH_SCALE = 3.0
+# Muon's learning rate as a multiple of lr
+MUON_SCALE = 10.0
 
 
 class NonFinite(RuntimeError):
@@ -31,21 +33,11 @@ class NonFinite(RuntimeError):
 class Optimizer:
     """One or two of PyTorch's optimizers behind one interface.
 
-    lr: AdamW's learning rate; Muon's is `muon_scale` times that.  skipped: updates that were left out because
+    lr: AdamW's learning rate; Muon's is MUON_SCALE times that.  skipped: updates that were left out because
     their gradient was not finite.
     """
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        *,
-        name: str,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        muon_scale: float = 10.0,
-    ):
+    def __init__(self, policy: nn.Module, *, name: str, lr: float, beta2: float, weight_decay: float):
         """Optimize the parameters that require gradients. name: "adamw", or "muon" for the matrices and AdamW
         for embeddings, norms and biases."""
         self.policy = policy
@@ -71,13 +63,13 @@ class Optimizer:
             ]
             if chosen:
                 groups = [group for group in groups if group["params"]]
-                adamw = torch.optim.AdamW(groups, lr=lr * scale, betas=betas, eps=eps, fused=True)
+                adamw = torch.optim.AdamW(groups, lr=lr * scale, betas=(0.9, beta2), eps=1e-8, fused=True)
                 self.parts.append((adamw, scale))
         if hidden:
             muon = torch.optim.Muon(
-                list(hidden.values()), lr=lr * muon_scale, momentum=0.95, weight_decay=weight_decay
+                list(hidden.values()), lr=lr * MUON_SCALE, momentum=0.95, weight_decay=weight_decay
             )
-            self.parts.append((muon, muon_scale))
+            self.parts.append((muon, MUON_SCALE))
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next updates."""

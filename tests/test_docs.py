@@ -24,7 +24,7 @@ from data.shapes.world import Shapes
 from data.sources.table import SOURCES
 from grpo.batch import Batch
 from grpo.config import parse
-from grpo.evaluation.answers import Answers, read_answer
+from grpo.evaluation.scores import Answers, read_completion
 from grpo.gradient import UpdateStats
 from grpo.parallel.ranks import Ranks
 from grpo.plan import plan
@@ -168,7 +168,7 @@ def test_commands_are_understood(path, monkeypatch):
             if script == "evaluate.py":
                 evaluate.arguments(argv)
                 continue
-            cfg, flags = parse.parse(argv)
+            cfg, flags = parse.parse_args(argv)
             if not (flags.help or flags.list):
                 assert cfg.task in SOURCES and set(cfg.rewards) <= set(REWARDS), words
                 assert cfg.model != "tiny" or plan.text(cfg)
@@ -200,7 +200,7 @@ DRY = sorted(
         if (found := arguments_of(words)) and found[0] == "train.py"
         for argv in [found[1]]
         if not re.search(r"\bFILE\b", shlex.join(argv))
-        and ("--plan" in argv or parse.parse(argv)[0].model == "tiny")
+        and ("--plan" in argv or parse.parse_args(argv)[0].model == "tiny")
     }
 )
 
@@ -311,9 +311,9 @@ def written(monkeypatch, tmp_path) -> set[str]:
     # without a word of reflection, and right where `text` is wrong
     terse = "<think> </think> <answer> (B) </answer>"
 
-    def answer_all(policy, chat, asked, **options):
+    def answer_all(policy, chat, asked, how, **options):
         answers = Answers()
-        answers += [[read_answer(example, text, [1, 2, 3], True)] for example in asked]
+        answers += [[read_completion(e, text, [1, 2, 3], True, measure=how.measure)] for e in asked]
         return answers
 
     monkeypatch.setattr(held_out, "answer_all", answer_all)

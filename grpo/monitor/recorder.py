@@ -8,6 +8,7 @@ from collections import deque
 import torch
 from tqdm import tqdm
 
+from data.sources.table import hook_of
 from grpo.batch import Batch
 from grpo.gradient import UpdateStats
 from grpo.monitor import report, warnings
@@ -41,6 +42,7 @@ class Recorder:
         self.cfg = cfg
         self.run = run
         self.ranks = ranks
+        self.measure = hook_of(cfg.task).measure
         self.bar: tqdm | None = None
         self.tokens = 0
         # the last rows of metrics, for the warnings
@@ -75,7 +77,9 @@ class Recorder:
         times |= {f"time/{phase}": seconds for phase, seconds in take_times().items()}
         nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
         groups = gather_objects(
-            completion_rows(batch.rollout, batch.reward, batch.parts, batch.texts, batch.questions)
+            completion_rows(
+                batch.rollout, batch.reward, batch.parts, batch.texts, batch.questions, self.measure
+            )
         )
         row = {"step": step} | step_metrics(groups) | self.update_metrics(batch, stats)
         row |= {"grad_norm": grad_norm, "learning_rate": self.run.optimizer.lr, "num_tokens": self.tokens}
@@ -239,23 +243,3 @@ class Recorder:
         """Leave the bar as it is."""
         if self.bar is not None:
             self.bar.close()
-
-
-def before_after(base: dict, final: dict) -> str:
-    """The table at the end of a run: its scores before and after training."""
-    rows = [
-        ("accuracy, held out", "accuracy"),
-        *((f"  {key.partition('/')[2]}", key) for key in final if key.startswith("accuracy/")),
-        ("accuracy, unseen pairs", "pairs/accuracy"),
-        ("accuracy, sampled", "sampled/accuracy"),
-        ("format, sampled", "sampled/format"),
-        ("mean length, sampled", "sampled/mean_length"),
-        ("looks first, sampled", "sampled/looking"),
-        ("looks again, sampled", "sampled/self_correction"),
-    ]
-    lines = [f"{'':<24} {'before':>8} {'after':>8}"]
-    for label, key in rows:
-        if key in base and key in final:
-            style = ".1f" if "length" in key else ".1%"
-            lines.append(f"{label:<24} {base[key]:>8{style}} {final[key]:>8{style}}")
-    return "\n".join(lines)

@@ -1,7 +1,9 @@
 """Evaluation during training: greedy answers to the held-out questions, as metrics and as lines of the
 report."""
 
-from grpo.evaluation.answers import answer_all, flat_scores, scores
+from data.sources.table import hook_of
+from grpo.evaluation.answers import Asking, answer_all
+from grpo.evaluation.scores import flat_scores, scores
 from grpo.monitor.step_metrics import question_line
 from grpo.parallel.fsdp import whole_weights
 
@@ -30,16 +32,14 @@ def evaluate(cfg, run, ranks, step: int, every_set: bool = False) -> dict:
 def _scores(
     cfg, run, ranks, policy, items, prefix: str, temperature: float = 0.0, show_at: int | None = None
 ) -> dict:
-    answers = answer_all(
-        policy,
-        run.chat,
-        items,
+    how = Asking(
         cap=cfg.eval.cap or cfg.cap,
         temperature=temperature,
         seed=cfg.seed,
         blind=cfg.blind,
-        share=(ranks.rank, ranks.size),
+        measure=hook_of(cfg.task).measure,
     )
+    answers = answer_all(policy, run.chat, items, how, share=(ranks.rank, ranks.size))
     if show_at is not None and ranks.main:
         show_held_out(run, show_at, items, answers)
     found = flat_scores(scores(answers)) if answers else {}

@@ -3,9 +3,11 @@
 import json
 import time
 
+from data.sources.table import hook_of
+from grpo.evaluation.tables import before_after
 from grpo.gradient import OutOfMemory
 from grpo.monitor import report
-from grpo.monitor.recorder import Recorder, before_after
+from grpo.monitor.recorder import Recorder
 from grpo.parallel.ranks import wait_for_all
 from grpo.run import held_out
 from grpo.run.signals import Interrupted, Interrupts
@@ -92,7 +94,7 @@ class Lifecycle:
                 for row in (evaluated[0], evaluated[-1])
             )
             self.write_summary(base, final, seconds)
-            print("\n" + before_after(base, final) + "\n")
+            print("\n" + before_after(base, final, hook_of(self.cfg.task)) + "\n")
         written = (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl")
         for path in (*written, checkpoint.complete(folder)[-1]):
             print(f"  {path}")

@@ -28,7 +28,7 @@ from grpo.variants import token_mean
 from models import weights
 
 RANKS = Ranks(0, 1, torch.device("cpu"))
-HOW = {"name": "adamw", "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
+HOW = {"name": "adamw", "lr": 1e-3, "beta2": 0.999, "weight_decay": 0.1}
 
 
 @pytest.fixture

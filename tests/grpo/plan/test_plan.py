@@ -199,7 +199,7 @@ def test_what_is_not_needed_is_not_planned():
 def test_the_optimizer_holds_what_is_planned():
     for name in ("adamw", "muon"):
         cfg, policy = parse.load("shapes", [f"optim.name={name}"]), weights.init(TINY, 0)
-        optimizer = Optimizer(policy, name=name, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
+        optimizer = Optimizer(policy, name=name, lr=1e-3, beta2=0.99, weight_decay=0.0)
         for parameter in policy.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
@@ -362,5 +362,5 @@ def test_the_copy_that_checkpoints_are_written_from():
 
 
 def test_a_model_that_is_not_there():
-    with pytest.raises(ValueError, match="no parse.json"):
+    with pytest.raises(ValueError, match="no config.json"):
         plan.text(parse.load("shapes", ["model=nowhere"]))

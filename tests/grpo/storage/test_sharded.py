@@ -37,7 +37,7 @@ def base(tmp_path_factory):
 
 
 def made(policy, name="adamw"):
-    return Optimizer(policy, name=name, lr=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+    return Optimizer(policy, name=name, lr=1e-2, beta2=0.99, weight_decay=0.1)
 
 
 def sharded(policy, name="adamw"):
