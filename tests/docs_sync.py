@@ -188,7 +188,8 @@ def world(_) -> str:
 
 def documents_shown(_) -> str:
     """Of the base model's documents the first of each sort."""
-    from data.shapes.documents import CAPTIONS, LOOK, LOOK_AGAIN, Documents
+    from data.shapes.documents import CAPTIONS, Documents
+    from data.shapes.looking import LOOK, LOOK_AGAIN
     from data.shapes.world import TASKS
 
     def sort_of(task: str, text: str) -> str:
@@ -216,7 +217,7 @@ def documents_shown(_) -> str:
 
 
 def sizes(_) -> str:
-    """The built-in model beside Qwen2-VL-2B, whose figures are those of its parse.json on the hub."""
+    """The built-in model beside Qwen2-VL-2B, whose figures are those of its config.json on the hub."""
     from models.config import ModelConfig
 
     c = ModelConfig.from_folder(ROOT / "models" / "tiny")

@@ -17,7 +17,7 @@ from models import weights
 def run(tmp_path):
     """A run folder with one checkpoint."""
     policy = small_policy()
-    optimizer = Optimizer(policy, name="adamw", lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+    optimizer = Optimizer(policy, name="adamw", lr=1e-2, beta2=0.99, weight_decay=0.1)
     for p in policy.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()
