@@ -8,8 +8,9 @@ import torch
 from small import small_folder, small_policy, small_prompts
 
 from grpo.batch import collate_prompts
+from grpo.gradient import on_device
 from grpo.logprobs import completion_logprobs
-from grpo.run.setup import frozen, on_device
+from grpo.run.setup import frozen
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_in_float32_it_stays_as_it_is():
     assert {p.dtype for p in frozen(small_policy(), use_bfloat16=False).parameters()} == {torch.float32}
 
 
-def test_it_is_lent_to_the_device_and_comes_back(monkeypatch):
+def test_it_is_copied_to_the_device_and_comes_back(monkeypatch):
     """There is no GPU in the tests: a copy plays the part of what lies there."""
     reference = frozen(small_policy(), use_bfloat16=True)
     home = {name: p.data_ptr() for name, p in reference.named_parameters()}
