@@ -215,7 +215,7 @@ def test_a_banned_token_is_not_written(chat):
 
 
 def test_a_prefix_is_given_and_not_written(chat):
-    """Its tokens stand behind the prompt's and begin the text; tokens and length are what the policy wrote."""
+    """Its tokens end the prompt and begin the text; tokens and length are what the policy wrote."""
     policy, given, ends = Scripted(chat, lambda question, g, blind: RIGHT), chat.encode("but wait"), []
     real = policy.prefill
 
