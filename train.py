@@ -46,6 +46,7 @@ from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
 from grpo.sft import encode_documents, imitate, totals
 from grpo.storage import checkpoint
+from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
 
 
 def train_grpo(cfg, run, ranks, keeper) -> None:
@@ -81,7 +82,9 @@ def train_grpo(cfg, run, ranks, keeper) -> None:
             partial(sample_and_score, run, cfg, ranks, step, stage), cfg.max_rounds, cfg.enough
         )
         prompts, rollout, clock = drawn.prompts, drawn.rollout, drawn.clock(start)
-        advantage = gather_and_apply(drawn.reward, partial(group_advantages, scale=cfg.advantage))  # (P, G)
+        advantage = gather_and_apply(
+            drawn.reward, partial(group_advantages, scale=ADVANTAGE_SCALES[cfg.advantage])
+        )  # (P, G)
 
         # 3  Fix what the loss compares with: the reference, and the old policy if we update more than once
         batch = TrainBatch(
@@ -93,7 +96,7 @@ def train_grpo(cfg, run, ranks, keeper) -> None:
         )
         tokens, completions = drawn.totals
         batch.weight = token_weights(
-            batch.mask, cfg.loss.weighting, tokens=tokens, completions=completions, cap=stage.cap
+            batch.mask, WEIGHTINGS[cfg.loss.weighting], tokens=tokens, completions=completions, cap=stage.cap
         )  # (B, C)
         if run.reference is not None:
             with lent(run.reference, ranks.device) as reference:
@@ -121,11 +124,11 @@ def train_grpo(cfg, run, ranks, keeper) -> None:
                         part.logp_ref,
                         part.advantage,
                         part.weight,
+                        surrogate=SURROGATES[cfg.loss.surrogate],
+                        kl=KL_ESTIMATORS[cfg.loss.kl],
+                        kl_coef=cfg.loss.kl_coef,
                         clip_low=cfg.loss.clip_low,
                         clip_high=cfg.loss.clip_high,
-                        kl_coef=cfg.loss.kl_coef,
-                        kl=cfg.loss.kl,
-                        surrogate=cfg.loss.surrogate,
                     )
                     loss.backward()
                     stats, entropy_sum = stats + part_stats.to("cpu"), entropy_sum + float(entropy.sum())

@@ -1,9 +1,8 @@
 """From an example to a prompt, and from a completion back to text.
 
-A tokenizer folder in Hugging Face layout is read with `tokenizers` alone. Templates are strings; only *their*
-special tokens count: what stands in a question is encoded as ordinary text, so that no example can open a
-turn or smuggle in a picture. Token ids are the truth, text is derived from them for rewards and people and
-never encoded back.
+Only a template's own special tokens count. A question is encoded as ordinary text, so no example can open a
+turn or add a picture. Token ids are the truth: text is made from them for rewards and people, and never
+encoded back.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,8 @@ MID_GREY = (128, 128, 128)
 class Template:
     """The text around a question. `{pictures}` and `{asked}` are filled in; `<|…|>` are special tokens.
 
-    `opening` is what the prompt's end has already written of the answer; it is put back in front of each
-    completion's text. `bare` is an answer without any reasoning, as a completion: what imitation learns from
-    where a source has no documents.
+    `opening`: the start of the answer that the prompt already holds; `Chat.text` puts it back in front.
+    `bare`: a completion without reasoning. Imitation learns from it where a source has no documents.
     """
 
     text: str
@@ -42,24 +41,25 @@ class Template:
     bare: str = "{answer}"
 
 
-# VisualThinker-R1-Zero's prompts to the letter (arXiv 2503.05132, src/open_r1/grpo.py and src/eval): the
-# space before a line's end, the two after a question, and the base model's literal "<image>", which is
+# VisualThinker-R1-Zero's exact prompts (arXiv 2503.05132, src/open_r1/grpo.py and src/eval): the space
+# before the end of a line, the two after a question, and the base model's literal "<image>", which is
 # ordinary text beside the real picture.
 _PAPER = (
     "{pictures}<image>A conversation between User and Assistant. The user asks a question about the image, "
-    "and the Assistant "
-    "solves it."
+    "and the Assistant solves it."
 )
 _CHATML = (
     "<|im_start|>system\nYou are a helpful assistant%s.<|im_end|>\n<|im_start|>user\n{pictures}%s<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
 _TAGS = (
-    "{asked}  Output the thinking process in <think> </think> and final answer (option) in <answer> "
-    "</answer> tags."
+    "{asked}  Output the thinking process in <think> </think> and final answer (option) in "
+    "<answer> </answer> tags."
 )
-# What its authors tried before (their development repository): another system prompt, and this behind the
-# question.
+_TAGS_EVAL = (
+    "{asked}\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
+)
+# an earlier form in their development repository: another system prompt, and this after the question
 _REFLECTION = (
     " If you detect that you made a mistake in your reasoning at any point, correct yourself inside "
     "<reflection></reflection> tags."
@@ -77,17 +77,7 @@ TEMPLATES: dict[str, Template] = {
     ),
     "visualthinker_direct": Template(_PAPER + "\nUser: {asked} \nAssistant: "),
     "chatml": Template(_CHATML % ("", _TAGS), bare=_WHOLE),
-    "chatml_eval": Template(
-        _CHATML
-        % (
-            "",
-            (
-                "{asked}\nOutput the thinking process in <think> </think> and final answer in <answer> "
-                "</answer> tags."
-            ),
-        ),
-        bare=_WHOLE,
-    ),
+    "chatml_eval": Template(_CHATML % ("", _TAGS_EVAL), bare=_WHOLE),
     "chatml_reflection": Template(
         _CHATML % (" capable of complex reasoning and reflection", _TAGS + _REFLECTION), bare=_WHOLE
     ),
@@ -96,12 +86,15 @@ TEMPLATES: dict[str, Template] = {
 }
 
 
+_PIECE = re.compile(r"(<\|[a-z_]+\|>|\{pictures\}|\{asked\})")
+
+
 class Chat:
     """Prompts and completions of one model folder under one template.
 
-    Reads tokenizer.json, preprocessor_config.json and, for the tokens that end a completion only,
-    tokenizer_config.json and generation_config.json. `max_prompt` is in tokens; `min_pixels` and `max_pixels`
-    override the folder's. Raises ValueError naming the file.
+    Reads tokenizer.json and preprocessor_config.json; tokenizer_config.json and generation_config.json only
+    for the stop tokens. `max_prompt` is in tokens. `min_pixels` and `max_pixels` override the folder's.
+    Raises ValueError that names the file.
     """
 
     def __init__(
@@ -119,16 +112,14 @@ class Chat:
         self.template = TEMPLATES[template]
         self.max_prompt = max_prompt
         self.tokenizer = _tokenizer(self.folder)
-        self._pieces = [
-            piece
-            for piece in re.split(r"(<\|[a-z_]+\|>|\{pictures\}|\{asked\})", self.template.text)
-            if piece
+        self._pieces = list(filter(None, _PIECE.split(self.template.text)))
+        names = [
+            VISION_START,
+            IMAGE,
+            VISION_END,
+            *(piece for piece in self._pieces if piece.startswith("<|")),
         ]
-        self._special = {
-            piece: self._special_id(piece)
-            for piece in [VISION_START, IMAGE, VISION_END, *self._pieces]
-            if piece.startswith("<|")
-        }
+        self._special = {name: self._special_id(name) for name in names}
         self.image_token: int = self._special[IMAGE]
         self.stop_ids: tuple[int, ...] = self._stop_ids()
         pictures = _picture_settings(self.folder, min_pixels, max_pixels)
@@ -137,7 +128,7 @@ class Chat:
         self._preprocess = partial(preprocess, **pictures)
 
     def prompt(self, example: Example, *, blind: bool = False) -> Prompt:
-        """The example as tokens and patches; `blind` shows mid-grey pictures of the same size instead.
+        """The example as tokens and patches. blind: grey pictures of the same size in place of its own.
 
         Raises PromptTooLong, BadPicture.
         """
@@ -155,31 +146,28 @@ class Chat:
         if len(tokens) > self.max_prompt:
             raise PromptTooLong(
                 f"example {example.uid!r}: the prompt has {len(tokens)} tokens ({placeholders.sum()} of them "
-                "pictures), "
-                f"over the limit of {self.max_prompt}; raise max_prompt or lower max_pixels"
+                f"pictures), over the limit of {self.max_prompt}; raise max_prompt or lower max_pixels"
             )
-        text = self.template.text.replace(
-            "{pictures}", (VISION_START + IMAGE + VISION_END) * len(images)
-        ).replace("{asked}", example.asked)
-        patches = np.concatenate(
-            [np.empty((0, self._patch_dim), np.float32), *[patches for patches, _ in seen]]
-        )
+        shown = (VISION_START + IMAGE + VISION_END) * len(images)
+        text = self.template.text.replace("{pictures}", shown).replace("{asked}", example.asked)
+        none = np.empty((0, self._patch_dim), np.float32)
+        patches = np.concatenate([none, *[patches for patches, _ in seen]])  # (N, patch_dim)
         return Prompt(example.uid, text, np.array(tokens, np.int64), patches, grid)
 
     def encode(self, text: str) -> list[int]:
-        """Ordinary text → token ids. The names of special tokens in it stay text."""
+        """Ordinary text -> token ids. The names of special tokens in it stay text."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def bare(self, answer: str) -> str:
-        """A completion that is an answer and nothing else, in the template's form."""
+        """A completion that is only an answer, in the template's form."""
         return self.template.bare.replace("{answer}", answer)
 
     def text(self, tokens: Sequence[int]) -> str:
-        """A completion's token ids → the template's opening and the text before the first stop token."""
+        """Token ids of a completion -> the template's opening and the text before the first stop token."""
         return self.template.opening + self._decode([self._before_stop(tokens)])[0]
 
     def texts(self, tokens: Any, length: Any) -> list[list[str]]:
-        """Completions (P, G, C) of `length` (P, G), arrays or tensors → P lists of G texts."""
+        """Completions (P, G, C) of `length` (P, G), arrays or tensors -> P lists of G texts."""
         rows = [
             [self._before_stop(row[:n]) for row, n in zip(group, lengths)]
             for group, lengths in zip(tokens.tolist(), length.tolist())
@@ -188,13 +176,12 @@ class Chat:
         return [[self.template.opening + next(decoded) for _ in group] for group in rows]
 
     def piece(self, token: int) -> str:
-        """One token as text, for people: it may be a word, part of one, or a byte that is no letter by
-        itself."""
+        """One token as text, for people: a word, a part of one, or a byte of a longer character."""
         return self._decode([[int(token)]])[0]
 
     def _encoded(self, asked: str, pictures: list[str]) -> list[int]:
-        """Text between two special tokens is encoded in one piece: where the template ends and the
-        question begins, words may join."""
+        """Encode the text between two special tokens in one piece: at the border of template and question
+        a word may span both."""
         tokens: list[int] = []
         text = ""
         for piece in self._pieces:
@@ -211,40 +198,31 @@ class Chat:
         return tokens + self.encode(text)
 
     def _before_stop(self, tokens: Sequence[int]) -> list[int]:
-        tokens = [int(token) for token in tokens]
-        return tokens[
-            : next((place for place, token in enumerate(tokens) if token in self.stop_ids), len(tokens))
-        ]
+        return list(takewhile(lambda token: token not in self.stop_ids, map(int, tokens)))
 
     def _decode(self, rows: list[list[int]]) -> list[str]:
-        # an odd special token inside an answer must be seen
+        # a special token inside an answer must be visible
         return self.tokenizer.decode_batch(rows, skip_special_tokens=False)
 
     def _special_id(self, name: str) -> int:
-        number = self.tokenizer.token_to_id(name)
+        file, number = self.folder / "tokenizer.json", self.tokenizer.token_to_id(name)
         if number is None:
-            raise ValueError(
-                f"{self.folder / 'tokenizer.json'}: no token {name}, which "
-                f"{'pictures need' if 'im_' not in name else 'this template needs'}; use the tokenizer of a "
-                "Qwen-VL model"
-            )
+            need = "this template needs" if "im_" in name else "pictures need"
+            raise ValueError(f"{file}: no token {name}, which {need}; use the tokenizer of a Qwen-VL model")
         if number in self.encode(name):
             raise ValueError(
-                f"{self.folder / 'tokenizer.json'}: {name} is not marked special, so a question could "
-                "contain it; "
-                'set "special": true in added_tokens'
+                f"{file}: {name} is not marked special, so a question could contain it; set "
+                '"special": true in added_tokens'
             )
         return number
 
     def _stop_ids(self) -> tuple[int, ...]:
-        """Every token that ends a turn. The sampling settings beside them in generation_config.json are no
-        part of the policy: not read."""
-        numbers = _json(self.folder / "generation_config.json").get("eos_token_id")
+        """Every token that ends a turn. The sampling settings in generation_config.json are not read."""
+        file = self.folder / "generation_config.json"
+        numbers = _json(file).get("eos_token_id")
         numbers = numbers if isinstance(numbers, list) else [] if numbers is None else [numbers]
         if not all(type(number) is int for number in numbers):
-            raise ValueError(
-                f"{self.folder / 'generation_config.json'}: eos_token_id is {numbers}, not token ids"
-            )
+            raise ValueError(f"{file}: eos_token_id is {numbers}, not token ids")
         name = _json(self.folder / "tokenizer_config.json").get("eos_token")
         names = [name["content"] if isinstance(name, dict) else name, TURN_END]
         named = [self.tokenizer.token_to_id(name) for name in names if name]
@@ -263,18 +241,27 @@ def _tokenizer(folder: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:
-        # `tokenizers` raises plain Exception
+        # `tokenizers` raises a plain Exception
         raise ValueError(f"{file}: not a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    # that is: as the ordinary text they are spelt with
+    # as ordinary text
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
+# settings of a processor that only have this value here
+_FIXED = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+}
+
+
 def _picture_settings(folder: Path, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
-    """Arguments of `preprocess`, from preprocessor_config.json or the processor_config.json that
-    transformers 5 writes instead."""
+    """Arguments of `preprocess`, from preprocessor_config.json or transformers 5's processor_config.json."""
     file = folder / "preprocessor_config.json"
     found = _json(file)
     if not found:
@@ -285,21 +272,12 @@ def _picture_settings(folder: Path, min_pixels: int | None, max_pixels: int | No
             f"{folder}: no preprocessor_config.json (nor processor_config.json with an image_processor); "
             "copy it from the model"
         )
-    for key, only in {
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "rescale_factor": 1 / 255,
-        "resample": 3,
-    }.items():
+    for key, only in _FIXED.items():
         if found.get(key, only) != only:
             raise ValueError(f"{file}: {key} is {found[key]}, only {only} is supported")
     size = found.get("size") or {}
-    low, high = (
-        found.get("min_pixels") or size.get("shortest_edge"),
-        found.get("max_pixels") or size.get("longest_edge"),
-    )
-    low, high = low if min_pixels is None else min_pixels, high if max_pixels is None else max_pixels
+    low = min_pixels if min_pixels is not None else found.get("min_pixels") or size.get("shortest_edge")
+    high = max_pixels if max_pixels is not None else found.get("max_pixels") or size.get("longest_edge")
     if not low or not high or low > high:
         raise ValueError(
             f"{file}: min_pixels is {low} and max_pixels is {high}; both are needed, the smaller first"
@@ -316,7 +294,7 @@ def _picture_settings(folder: Path, min_pixels: int | None, max_pixels: int | No
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is none."""
+    """The object in a JSON file; {} if there is no file."""
     if not file.is_file():
         return {}
     try:

@@ -1,9 +1,8 @@
-"""From a picture to the patches a Qwen vision tower reads.
+"""From a picture to the patches that a Qwen vision tower reads.
 
 Equal to the Hugging Face Qwen2-VL image processor (its Pillow class): bicubic resize to multiples of patch *
-merge, scale to 0 … 1, normalise by CLIP's mean and deviation, cut into patches in the order in which 2 x 2 of
-them are merged. Departures, all louder: pictures are turned upright by their EXIF tag, and what would be read
-wrongly (16-bit depth, a decompression bomb) is refused.
+merge, scale to 0 … 1, normalise by CLIP's mean and deviation, cut into patches in merge order. Departures:
+pictures are turned upright by their EXIF tag; 16-bit depth and decompression bombs are refused.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 # Qwen-VL's own limit: longer side over shorter
 MAX_ASPECT = 200
+_NARROW = f"its sides differ more than {MAX_ASPECT} times"
 
 
 def open_picture(picture: Picture, *, name: str) -> Image.Image:
-    """The picture as an upright RGB image; transparency is laid on white, as Hugging Face does.
+    """The picture as an upright RGB image, transparency on white as in Hugging Face's processor.
 
-    `name` says in errors which example it belongs to. Raises BadPicture; what a drawing function raises
-    passes through.
+    `name` is the example's, for errors. Raises BadPicture; errors of a drawing function pass through.
     """
     if isinstance(picture, (bytes, bytearray, Path)):
         image = _decoded(picture, name)
@@ -46,8 +45,7 @@ def open_picture(picture: Picture, *, name: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         raise BadPicture(
             f"{name}: the picture has mode {image.mode} (more than 8 bits a channel), which would clip to "
-            "white; "
-            "convert it to 8 bits first"
+            "white; convert it to 8 bits first"
         )
     return _on_white(image)
 
@@ -56,7 +54,7 @@ def _decoded(picture: bytes | Path, name: str) -> Image.Image:
     where = picture if isinstance(picture, Path) else f"{len(picture)} bytes"
     try:
         with Image.open(picture if isinstance(picture, Path) else BytesIO(picture)) as image:
-            # from the header: nothing has been unpacked yet
+            # the header has the size: nothing is unpacked yet
             _check_size(image, name)
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
@@ -66,29 +64,24 @@ def _decoded(picture: bytes | Path, name: str) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadPicture(f"{name}: the picture ({where}) would unpack to too many pixels: {error}") from error
     except Exception as error:
-        # Pillow's decoders raise whatever their parser trips over: OSError, SyntaxError, struct.error …
-        # Pillow's name for bytes says nothing
+        # Pillow's decoders raise many types: OSError, SyntaxError, struct.error …
         said = re.sub(r" ?<_io\.\w+ object at 0x[0-9a-f]+>", "", str(error))
-        raise BadPicture(
-            f"{name}: the picture ({where}) cannot be read: {type(error).__name__}: {said}"
-        ) from error
+        kind = type(error).__name__
+        raise BadPicture(f"{name}: the picture ({where}) cannot be read: {kind}: {said}") from error
 
 
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width < 1 or height < 1:
         raise BadPicture(f"{name}: the picture is empty ({width} x {height} pixels)")
-    # Pillow only warns up to twice its limit; a picture it warns of has no place in a training run either.
+    # between its limit and twice its limit Pillow only warns
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise BadPicture(
             f"{name}: the picture has {width} x {height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS} "
             "(PIL.Image.MAX_IMAGE_PIXELS); scale it down first"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadPicture(
-            f"{name}: the picture has {width} x {height} pixels; its sides differ more than {MAX_ASPECT} "
-            "times"
-        )
+        raise BadPicture(f"{name}: the picture has {width} x {height} pixels, {_NARROW}")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -101,8 +94,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 def smart_resize(
     height: int, width: int, *, factor: int = 28, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """The (height, width) nearest to the given one whose sides are multiples of `factor` and whose area is
-    within the limits.
+    """The nearest (height, width) with sides that are multiples of `factor` and an area within the limits.
 
     Rounding is Qwen-VL's, so a very narrow picture may still exceed `max_pixels`. Raises ValueError.
     """
@@ -111,10 +103,7 @@ def smart_resize(
             f"min_pixels {min_pixels} and max_pixels {max_pixels}: need 1 <= min_pixels <= max_pixels"
         )
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT * min(height, width):
-        raise BadPicture(
-            f"a picture of {width} x {height} pixels is empty or its sides differ more than {MAX_ASPECT} "
-            "times"
-        )
+        raise BadPicture(f"a picture of {width} x {height} pixels is empty, or {_NARROW}")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -138,11 +127,9 @@ def preprocess(
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RGB image → patches (N, 3 * temporal * patch * patch) float32 and grid (3,) int64 = (1, rows, columns)
-    of patches.
+    """RGB image -> patches (N, 3 * temporal * patch * patch) float32, grid (3,) int64 = (1, rows, columns).
 
-    A patch is laid out (channel, time, row, column); a still picture is the same at each time. Raises
-    ValueError.
+    A patch's order is (channel, time, row, column); a picture is the same at each time. Raises ValueError.
     """
     if image.mode != "RGB":
         raise ValueError(f"preprocess takes an RGB image, not {image.mode}; open it with open_picture")
@@ -153,7 +140,7 @@ def preprocess(
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     rows, columns = height // patch, width // patch
     pixels = np.asarray(image).reshape(rows // merge, merge, patch, columns // merge, merge, patch, 3)
-    # small bytes move, not floats
+    # transposing bytes is cheaper than transposing floats
     pixels = pixels.transpose(6, 0, 3, 1, 4, 2, 5).reshape(3, rows * columns, patch, patch)
     patches = np.empty((rows * columns, 3, temporal, patch, patch), np.float32)
     for channel, value in enumerate(_values(tuple(mean), tuple(std))):
@@ -163,7 +150,7 @@ def preprocess(
 
 @lru_cache(maxsize=8)
 def _values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """(3, 256): the normalised value of each byte, rounded where Hugging Face rounds (scaled in float64,
-    the rest in float32)."""
+    """(3, 256): the normalised value of each byte, rounded like Hugging Face (scaled in float64, the rest in
+    float32)."""
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     return (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]

@@ -1,5 +1,4 @@
-"""Which examples are used at which step: a pure function of (seed, step), so that a resumed run needs no
-sampler state."""
+"""Which examples a step uses: a pure function of (seed, step), so a resumed run needs no sampler state."""
 
 from __future__ import annotations
 
@@ -9,22 +8,18 @@ import numpy as np
 
 
 def indices_at(step: int, count: int, prompts: int, seed: int, round: int = 0) -> list[int]:
-    """The `prompts` distinct indices below `count` that step `step` (from 0, over all ranks) uses, in its
-    round `round` of asking.
+    """The `prompts` distinct indices below `count` of step `step` (from 0, over all ranks), round `round`.
 
-    A later round takes the same place in another order of the examples, so what the first rounds of a run use
-    does not depend on how many more there were.
-
-    Each epoch is a fresh permutation of all examples, dealt out in whole steps; the remainder of count /
-    prompts is left over, other examples each epoch (as TRL's sampler does): a step never holds one question
-    twice. Raises ValueError.
+    Each epoch is a new permutation of all examples, cut into whole steps. The remainder of count / prompts is
+    left out, other examples each epoch (as TRL's sampler does), so a step never holds one question twice.
+    A later round (dynamic sampling) takes the same place in another permutation, so the first rounds of a run
+    do not depend on the number of later ones. Raises ValueError.
     """
     if step < 0 or prompts < 1:
         raise ValueError(f"step {step}, prompts {prompts}: need step >= 0 and prompts >= 1")
     if count < prompts:
         raise ValueError(
-            f"a step uses {prompts} different examples but there are only {count}; lower `prompts` or "
-            "give more examples"
+            f"a step uses {prompts} different examples, there are only {count}; lower `prompts` or give more"
         )
     epoch, position = divmod(step, count // prompts)
     return _permutation(count, seed, epoch, round)[position * prompts : (position + 1) * prompts].tolist()
@@ -32,22 +27,22 @@ def indices_at(step: int, count: int, prompts: int, seed: int, round: int = 0) -
 
 @lru_cache(maxsize=8)
 def _permutation(count: int, seed: int, epoch: int, round: int = 0) -> np.ndarray:
-    """(count,) int64. Examples sorted by a hash, not shuffled by a generator: numpy does not promise a
-    generator's stream for ever."""
+    """(count,) int64. Examples sorted by a hash: numpy does not promise that a generator's stream stays
+    the same."""
     start = _mixed(
         _mixed(np.array([seed & (2**64 - 1)], np.uint64)) ^ np.uint64(epoch) ^ np.uint64(round << 48)
     )
     order = np.argsort(
         _mixed(start + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)), kind="stable"
     )
-    # the cache hands out this very array
+    # every caller gets this array from the cache
     order.flags.writeable = False
     return order
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser (Steele, Lea & Flood 2014): uint64 → uint64, a bijection in which every bit
-    depends on every bit."""
+    """splitmix64's finaliser (Steele, Lea & Flood 2014), uint64 -> uint64: a bijection; every bit depends
+    on every bit."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,7 +1,6 @@
 """What a source gives (`Example`) and what a model takes (`Prompt`).
 
-Everything that can be wrong with one example is a `BadExample` that names it, so that a run may skip it,
-count it and say which it was.
+An example that cannot be used raises a `BadExample` that names it, so a run can skip, count and print it.
 """
 
 from __future__ import annotations
@@ -21,17 +20,15 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class BadExample(ValueError):
-    """One example cannot be used; the message names its uid and the reason."""
+    """One example cannot be used. The message names its uid and the reason."""
 
 
 class BadPicture(BadExample):
-    """A picture cannot be used: corrupt, empty, too large, too narrow, or of a kind that would lose its
-    values."""
+    """A picture cannot be used: corrupt, empty, too large, too narrow, or of more than 8 bits a channel."""
 
 
 class BadRow(BadExample):
-    """One row of a file is no example. `where` is its file and number, `field` what is wrong with it,
-    `remedy` what to do ("" if nothing)."""
+    """One row of a file is no example. where: its file and number. remedy: what to do ("" if nothing)."""
 
     def __init__(self, where: str, field: str, reason: str, remedy: str = "") -> None:
         super().__init__(f"{where}: {f'{field}: ' if field else ''}{reason}{f'; {remedy}' if remedy else ''}")
@@ -39,22 +36,21 @@ class BadRow(BadExample):
 
 
 class BadSource(ValueError):
-    """A source is unknown, or its file is missing, unreadable or not of its layout; the message names file
+    """A source is unknown, or its file is missing, unreadable or of another layout. The message names file
     and column."""
 
 
 class PromptTooLong(BadExample):
-    """A prompt has more tokens than the limit. Prompts are never cut: a cut would separate pictures from
-    their placeholders."""
+    """A prompt has more tokens than the limit. A cut would separate pictures from their placeholders."""
 
 
 @dataclass(frozen=True)
 class Example:
     """One question about zero or more pictures.
 
-    `answer` is the text of the right choice, or free text where `choices` is empty. `extra` is for the
-    source's own facts (a scene's geometry, a dataset's row) and is never shown to a model. `wording` is for
-    sources that word question and choices in their own way. Raises BadExample.
+    `answer` is the text of the right choice, or free text if `choices` is empty. `extra` holds the source's
+    own facts (a scene's geometry, a row's columns); no model sees it. `wording` replaces question and
+    choices, for sources that word them in their own way. Raises BadExample.
     """
 
     uid: str
@@ -94,29 +90,28 @@ class Example:
 
     @property
     def asked(self) -> str:
-        """What the model is asked: the question and, below it, its choices as CV-Bench and BLINK word
-        them; or the source's own wording."""
+        """What the model reads: the question, then its choices as CV-Bench and BLINK word them; or the
+        source's own wording."""
         if self.wording or not self.choices:
             return self.wording or self.question
         return f"{self.question}\n{listed(self.choices)}"
 
 
 def listed(choices: tuple[str, ...]) -> str:
-    """`Select from the following choices.` and one line `(A) …` a choice."""
-    lines = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices)]
-    return "\n".join(["Select from the following choices.", *lines])
+    """`Select from the following choices.` and one line `(A) …` for each choice."""
+    return "Select from the following choices." + "".join(map("\n({}) {}".format, LETTERS, choices))
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """One example as a model reads it: S tokens, and the N patches of its I pictures.
 
-    `text` is the prompt with one placeholder a picture, for people; `tokens` is the truth.
+    `text` is for people, with one placeholder for each picture; `tokens` is the truth.
     """
 
     uid: str
     text: str
-    # (S,) int64, a picture's placeholder repeated once per merged patch
+    # (S,) int64, one placeholder for each merged patch of a picture
     tokens: np.ndarray
     # (N, 3 * temporal * patch * patch) float32
     patches: np.ndarray

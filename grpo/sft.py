@@ -19,6 +19,7 @@ from grpo.batch import TrainBatch
 from grpo.logprobs import completion_logprobs, masked_logprobs
 from grpo.objective import token_weights
 from grpo.parallel.fsdp import passes
+from grpo.variants import WEIGHTINGS
 
 
 def encode_documents(chat, documents: list[tuple[str, ...]], cap: int) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,9 @@ def imitate(
 
     tokens, completions: `totals` over all ranks.  collate: puts a micro-batch's prompts on the device.
     """
-    weigh = partial(token_weights, how=weighting, tokens=tokens, completions=completions, cap=cap)
+    weigh = partial(
+        token_weights, weighting=WEIGHTINGS[weighting], tokens=tokens, completions=completions, cap=cap
+    )
     scored, loss, weight = torch.zeros(batch.mask.shape), torch.zeros(()), torch.zeros(())
     # one by one, a document or two would take twice the time
     for part, prompts, rows in passes(policy, batch, micro_tokens, apart=False):

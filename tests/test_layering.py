@@ -60,8 +60,14 @@ def test_the_mathematics_is_pure(name):
     assert tops(ROOT / "grpo" / f"{name}.py") <= STDLIB | {"torch"}
 
 
+def test_variants_import_the_objective_and_never_the_other_way_round():
+    """The paper's GRPO is complete without its variants, which are as pure."""
+    found = {name for name in imports(ROOT / "grpo" / "variants.py") if name.split(".")[0] not in STDLIB}
+    assert all(name.startswith(("torch", "grpo.objective.")) for name in found)
+
+
 @pytest.mark.parametrize(
-    "name", ["objective", "sampling", "schedule", "logprobs", "rewards", "rollout", "batch"]
+    "name", ["objective", "variants", "sampling", "schedule", "logprobs", "rewards/rules", "rollout", "batch"]
 )
 def test_configuration_stops_at_the_entry_points(name):
     path = ROOT / "grpo" / f"{name}.py"

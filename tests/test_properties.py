@@ -29,6 +29,7 @@ from grpo.config.parse import ConfigError, load
 from grpo.config.settings import Config, Stage, value_of
 from grpo.config.typed import convert, leaves, read_yaml, unwrapped
 from grpo.objective import token_weights
+from grpo.variants import WEIGHTINGS
 from models.decoder import Packing
 from models.mrope import mrope_positions
 
@@ -225,7 +226,7 @@ def test_micro_batches_hold_every_token_once_and_their_weights_add_up(data, grou
         torch.arange(1.0, groups * group + 1),
     )
     batch.weight = token_weights(
-        batch.mask, how, tokens=float(length.sum()), completions=float(length.numel()), cap=10
+        batch.mask, WEIGHTINGS[how], tokens=float(length.sum()), completions=float(length.numel()), cap=10
     ).double()
     seen, weight, gradient = [], 0.0, torch.zeros(batch.mask.shape).double()
     for part, at, rows in batch.micro_batches(budget, among):

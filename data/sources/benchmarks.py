@@ -1,9 +1,8 @@
-"""Benchmarks as their owners lay them out: BLINK, CV-Bench, MathVista, VSR. Each is a `Layout` and an adapter
-from a row to an `Example`.
+"""Benchmarks in their owners' layout: BLINK, CV-Bench, MathVista, VSR. Each is a `Layout` and an adapter from
+a row to an `Example`.
 
-They are for evaluation, split "all". A model may be trained on half of one to see it learn ("train",
-"heldout": halves by picture), which is no result. What a benchmark's own prompt says is kept to the letter
-where its question and its choices alone do not give it.
+They are for evaluation, split "all". Training on half of one ("train", "heldout": halves by picture) shows
+that a model learns; it is no result. A benchmark's own prompt is kept where question and choices differ.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from data.sources.parquet import ParquetShard
 from data.sources.rows import Layout, Row
 from data.types import LETTERS, Example, listed
 
-# VisualThinker-R1-Zero's wording of a caption (arXiv 2503.05132, its evaluation on VSR), grammar included.
+# VisualThinker-R1-Zero's exact wording of a caption (arXiv 2503.05132, its evaluation on VSR)
 VSR_WORDING = (
     'Please analyze the provided image. Does the statement "{caption}" accurately describes what you see? '
     "Choose from (A) True or (B) False."
@@ -21,7 +20,7 @@ VSR_WORDING = (
 
 
 def right_choice(row: Row, choices: tuple[str, ...]) -> str:
-    """The choice whose letter stands in the field `answer`, as "(A)" or "A". Raises BadRow."""
+    """The choice whose letter is in the field `answer`, as "(A)" or "A". Raises BadRow."""
     answer = row.text("answer")
     letter = answer.strip("() ")
     if answer.strip() == "hidden":
@@ -31,52 +30,56 @@ def right_choice(row: Row, choices: tuple[str, ...]) -> str:
     return choices[LETTERS.index(letter)]
 
 
-def as_prompted(row: Row, choices: tuple[str, ...]) -> dict[str, str]:
-    """`Example`'s question and wording such that what is asked is the field `prompt` to the letter.
+def as_prompted(row: Row, choices: tuple[str, ...]) -> tuple[str, str]:
+    """`Example`'s question and wording, so that the model reads exactly the field `prompt`.
 
-    BLINK puts the list of choices below the question, as `Example.asked` does; CV-Bench goes on in the same
-    line. A prompt that does not end in this list is of another form, and `question` is asked in its place.
+    BLINK's list of choices starts on a new line, as in `Example.asked`; CV-Bench's on the same line. A prompt
+    that does not end in this list has another form: `question` is used.
     """
     prompt, listing = row.text("prompt"), listed(choices)
     if prompt.endswith("\n" + listing):
-        return {"question": prompt.removesuffix("\n" + listing)}
-    return {"question": row.text("question"), "wording": prompt if prompt.endswith(listing) else ""}
+        return prompt.removesuffix("\n" + listing), ""
+    return row.text("question"), prompt if prompt.endswith(listing) else ""
 
 
 def blink_example(row: Row) -> Example:
     """`prompt` is what BLINK asks; `question` is shorter in some subtasks."""
     choices = row.texts("choices")
+    question, wording = as_prompted(row, choices)
     return Example(
         uid=row.text("idx"),
+        question=question,
         choices=choices,
         answer=right_choice(row, choices),
         task=row.text("sub_task"),
         pictures=row.pictures,
-        **as_prompted(row, choices),
+        wording=wording,
     )
 
 
 def cvbench_example(row: Row) -> Example:
-    """`extra` has source (ADE20K, COCO, Omni3D) and type (2D, 3D), of which Cambrian's score is made."""
+    """`extra` has source (ADE20K, COCO, Omni3D) and type (2D, 3D): Cambrian's score needs them."""
     choices, kind, number = row.texts("choices"), row.text("type"), row.values["idx"]
     if kind not in ("2D", "3D"):
         raise row.bad("type", f"is {kind!r}, not 2D or 3D")
     if type(number) is not int:
         raise row.bad("idx", f"holds {type(number).__name__}, not int")
+    question, wording = as_prompted(row, choices)
     return Example(
         uid=f"{kind}/{number}",
+        question=question,
         choices=choices,
         answer=right_choice(row, choices),
         task=row.text("task"),
         pictures=row.pictures,
         extra={"source": row.text("source"), "type": kind},
-        **as_prompted(row, choices),
+        wording=wording,
     )
 
 
 def mathvista_example(row: Row) -> Example:
-    """A unit is asked for as MathVista's own `query` does. `extra` has what its scoring needs:
-    question_type, answer_type, precision, unit."""
+    """The unit is named as in MathVista's `query`. `extra` has what its scoring needs: question_type,
+    answer_type, precision, unit."""
     question, answer = row.text("question"), row.text("answer")
     if not answer.strip():
         raise row.bad("answer", "is empty", "MathVista's test split has no answers, use testmini")
@@ -104,16 +107,13 @@ def mathvista_example(row: Row) -> Example:
 
 
 def vsr_example(row: Row) -> Example:
-    """A caption that is true of its picture or not. The picture is one of COCO's, in a folder of this
-    machine."""
+    """A caption that is true or false of its picture, a file of COCO in a local folder."""
     name, label = row.text("image"), row.values["label"]
     if type(label) is not int or label not in (0, 1):
         raise row.bad("label", f"is {label!r}, not 0 or 1")
     caption = row.text("caption")
     root = row.beside or row.folder
-    part = next(
-        (part for part in ("train2017", "val2017") if f"/{part}/" in row.text("image_link")), "train2017"
-    )
+    part = "val2017" if "/val2017/" in row.text("image_link") else "train2017"
     picture = inside(row, "image", name, [root, root / part, root / "images", root / "images" / part])
     return Example(
         uid=row.uid,
@@ -149,17 +149,7 @@ MATHVISTA = Layout(
     aside=2,
     rows=1000,
     files=dict.fromkeys(("all", "train"), ("*testmini-*.parquet", "*.parquet")),
-    columns=(
-        "pid",
-        "question",
-        "choices",
-        "unit",
-        "precision",
-        "answer",
-        "question_type",
-        "answer_type",
-        "metadata",
-    ),
+    columns=tuple("pid question choices unit precision answer question_type answer_type metadata".split()),
     pictures=(("decoded_image",),),
 )
 VSR = Layout(

@@ -1,10 +1,8 @@
-"""A file of one JSON object a line, found by line when one is asked for; and our own schema for questions and
-pictures of one's own.
+"""A file with one JSON object on each line, read line by line on demand; and the schema of a user's own data:
 
-    {"question": "Which is nearer?", "choices": ["the cup", "the jug"], "answer": "the cup", "pictures":
-    ["a.jpg", "b.jpg"]}
+    {"question": "Which is nearer?", "choices": ["cup", "jug"], "answer": "cup", "picture": "a.jpg"}
 
-`docs/data.md` has the schema, `python -m data.check FILE` names every line that does not follow it.
+`docs/data.md` has the schema. `python -m data.check FILE` names every line that does not follow it.
 """
 
 from __future__ import annotations
@@ -30,30 +28,27 @@ KINDS = ("text", "number")
 
 
 class JsonlShard:
-    """One file: `row(n)` is the object on its n-th line that is not empty. Only the places of the lines are
-    held in memory.
+    """One file: `row(n)` is the object on its n-th line that is not empty. Memory holds line offsets only.
 
-    `pictures` are the fields that name pictures; what they say tells the halves of a file apart (`keys`).
-    Raises BadSource naming the file.
+    `pictures` are the fields that name pictures; `keys` is made from them. Raises BadSource naming the file.
     """
 
     def __init__(
         self, path: Path, columns: Sequence[str], optional: Sequence[str], pictures: Sequence[Sequence[str]]
     ) -> None:
-        self.path, self._columns, self._pictures = (
-            path,
-            columns,
-            [name for names in pictures for name in names],
-        )
-        starts, lines, start = [], [], 0
+        self.path, self._columns = path, columns
+        self._pictures = [name for names in pictures for name in names]
+        starts: list[int] = []
+        lines: list[int] = []
+        start = 0
         try:
             with open(path, "rb") as file:
                 for number, line in enumerate(file, 1):
                     if number == 1 and line.startswith(b"PAR1"):
-                        raise BadSource(
-                            f"{path}: is a parquet file, and this task reads JSON lines; name the task "
-                            "whose layout it has"
+                        said = (
+                            "is a parquet file, and this task reads JSON lines; name the task of its layout"
                         )
+                        raise BadSource(f"{path}: {said}")
                     if line.strip():
                         starts.append(start)
                         lines.append(number)
@@ -72,44 +67,35 @@ class JsonlShard:
 
     def row(self, number: int) -> dict[str, Any]:
         """The object on a line. Raises BadRow."""
+        where = self.where(number)
         self._file.seek(self._starts[number])
         try:
-            # some editors put a mark before the first line
+            # utf-8-sig: some editors write a byte order mark
             values = json.loads(self._file.readline().decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise BadRow(
-                self.where(number), "", f"is not JSON: {error}", "write one object a line, in UTF-8"
-            ) from error
+            raise BadRow(where, "", f"is not JSON: {error}", "write one object a line, in UTF-8") from error
         if not isinstance(values, dict):
-            raise BadRow(
-                self.where(number),
-                "",
-                f"holds a {type(values).__name__}, not an object",
-                'write {"question": …}',
-            )
-        missing = [name for name in self._columns if name not in values]
-        if missing:
-            near = difflib.get_close_matches(
-                missing[0], [name for name in values if name not in self._columns], n=1
-            )
-            raise BadRow(
-                self.where(number), missing[0], "is missing", f"rename {near[0]!r}" if near else "add it"
-            )
+            kind = type(values).__name__
+            raise BadRow(where, "", f"holds a {kind}, not an object", 'write {"question": …}')
+        for name in self._columns:
+            if name not in values:
+                near = difflib.get_close_matches(name, set(values).difference(self._columns), n=1)
+                raise BadRow(where, name, "is missing", f"rename {near[0]!r}" if near else "add it")
         return values
 
     def shown(self, values: Mapping[str, Any], where: str) -> tuple[Path, ...]:
-        """Picture files are the adapter's to find: a line only has their names."""
+        """None: a line has the names of its pictures, and the adapter finds the files."""
         return ()
 
     def keys(self) -> Iterator[bytes]:
-        """For each line a digest of the names of its pictures; of the whole line where it has none or
-        cannot be read."""
+        """For each line a digest: of its pictures' names, else of the line, else of its number."""
         for number in range(len(self)):
+            named: list[Any] = [number]
             try:
                 values = self.row(number)
                 named = [values[name] for name in self._pictures if values.get(name)] or [values]
             except BadRow:
-                named = [number]
+                pass
             yield hashlib.sha256(json.dumps(named, sort_keys=True).encode()).digest()
 
 
@@ -118,39 +104,28 @@ def own_example(row: Row) -> Example:
     unknown = [name for name in row.values if name not in FIELDS]
     if unknown:
         near = difflib.get_close_matches(unknown[0], FIELDS, n=1)
-        raise row.bad(
-            unknown[0],
-            "is no field",
-            f'{f"did you mean {near[0]!r}? " if near else ""}the source\'s own facts go into "extra"',
-        )
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise row.bad(unknown[0], "is no field", f'{meant}the source\'s own facts go into "extra"')
     question, choices = row.text("question"), row.texts("choices", missing=())
     answer = row.values["answer"]
     if type(answer) in (int, float) and math.isfinite(answer):
         answer = repr(answer)
     elif not isinstance(answer, str):
-        raise row.bad(
-            "answer",
-            f"holds {answer if isinstance(answer, float) else type(answer).__name__}, not text or a number",
-            "write the answer, or the text of the right choice",
-        )
+        held = answer if isinstance(answer, float) else type(answer).__name__
+        remedy = "write the answer, or the text of the right choice"
+        raise row.bad("answer", f"holds {held}, not text or a number", remedy)
     else:
         answer = row.text("answer")
     if choices and answer not in choices:
-        lettered = answer.strip("() ").upper() in LETTERS[: len(choices)] and len(answer.strip("() ")) == 1
-        raise row.bad(
-            "answer",
-            f"{answer!r} is not one of the choices {list(choices)}",
-            f"write the choice's text{', not its letter' if lettered else ', to the letter'}",
-        )
+        lettered = answer.strip("() ").upper() in tuple(LETTERS[: len(choices)])
+        remedy = f"write the choice's text, {'not its letter' if lettered else 'letter by letter'}"
+        raise row.bad("answer", f"{answer!r} is not one of the choices {list(choices)}", remedy)
     kind = row.text("kind", missing="text")
     if kind not in KINDS or (choices and kind != "text"):
         raise row.bad("kind", f"is {kind!r}", f"write {' or '.join(KINDS)}, and nothing beside choices")
     if kind == "number" and numbers.parse(answer) is None:
-        raise row.bad(
-            "kind",
-            f"is 'number', and the answer {answer!r} is none",
-            "write it as one number, or leave kind out",
-        )
+        remedy = "write it as one number, or leave kind out"
+        raise row.bad("kind", f"is 'number', and the answer {answer!r} is none", remedy)
     extra = row.values.get("extra", {})
     if not isinstance(extra, dict):
         raise row.bad("extra", f"holds {type(extra).__name__}, not an object", 'write {"key": value}')
@@ -169,45 +144,34 @@ def own_example(row: Row) -> Example:
 def _pictures(row: Row) -> tuple[Path, ...]:
     if "picture" in row.values and "pictures" in row.values:
         raise row.bad("picture", "stands beside pictures", "keep one of the two")
-    names = (row.text("picture"),) if "picture" in row.values else row.texts("pictures", missing=())
-    return tuple(inside(row, "picture" if "picture" in row.values else "pictures", name) for name in names)
+    if "picture" in row.values:
+        return (inside(row, "picture", row.text("picture")),)
+    return tuple(inside(row, "pictures", name) for name in row.texts("pictures", missing=()))
 
 
 def inside(row: Row, field: str, name: str, folders: Sequence[Path] = ()) -> Path:
-    """The picture file of that name in one of the folders (default: the file's own); nothing outside of
-    them is ever opened, by a link neither. Raises BadRow."""
+    """The picture file of that name in one of the folders (default: the file's own). Nothing outside of
+    them is opened, also not through a link. Raises BadRow."""
+    folders = folders or [row.folder]
     path = PurePosixPath(name.replace("\\", "/"))
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise row.bad(
-            field, f"{name!r} leaves the folder of the file", "name pictures from there, as in images/1.png"
-        )
-    # False too for an impossible name
-    folder = next((folder for folder in folders or [row.folder] if os.path.isfile(folder / path)), None)
+        remedy = "name pictures from there, as in images/1.png"
+        raise row.bad(field, f"{name!r} leaves the folder of the file", remedy)
+    # `Path.is_file` would raise for an impossible name
+    folder = next((folder for folder in folders if os.path.isfile(folder / path)), None)
     if folder is None:
-        raise row.bad(
-            field,
-            f"no file {path} in {' or '.join(map(str, folders or [row.folder]))}",
-            "put it there, or correct the name",
-        )
+        searched = " or ".join(map(str, folders))
+        raise row.bad(field, f"no file {path} in {searched}", "put it there, or correct the name")
     if not (folder / path).resolve().is_relative_to(_ground(folder)):
-        raise row.bad(
-            field,
-            f"{name!r} is a link that leaves the folder {folder}",
-            "copy the picture there; a hard link (cp -l) takes no space",
-        )
+        remedy = "copy the picture there; a hard link (cp -l) takes no space"
+        raise row.bad(field, f"{name!r} is a link that leaves the folder {folder}", remedy)
     return folder / path
 
 
 @lru_cache(maxsize=64)
 def _ground(folder: Path) -> Path:
-    """Where the files of a folder may lie: in it; of a snapshot of the hub, which is made of links, in the
-    cache of its repository."""
+    """The folder that links may lead to: itself; for a hub snapshot, whose files are links, the cache of its
+    repository."""
     place = folder.resolve()
-    return next(
-        (
-            above.parent
-            for above in place.parents
-            if above.name == "snapshots" and (above.parent / "blobs").is_dir()
-        ),
-        place,
-    )
+    caches = (above.parent for above in place.parents if above.name == "snapshots")
+    return next((cache for cache in caches if (cache / "blobs").is_dir()), place)

@@ -1,9 +1,7 @@
-"""A parquet file of pictures, read a row group at a time when a row of it is asked for: memory does not grow
-with the file.
+"""A parquet file of pictures, read on demand, one row group at a time: memory does not grow with the file.
 
-The hub's own files have row groups of a few megabytes, and the last few are kept. Where a writer has put a
-whole file into one group, the group is unpacked once into a temporary file (`TMPDIR` says where), because
-parquet can only be read from a group's beginning.
+The hub's own files have row groups of a few megabytes; the last few stay in memory. A large row group is
+unpacked once into a temporary file (in `TMPDIR`), because parquet can only be read from a group's start.
 """
 
 from __future__ import annotations
@@ -22,16 +20,16 @@ from data.types import BadRow, BadSource
 
 # bytes of row groups kept in memory
 HELD = 128 << 20
-# bytes of a row group (unpacked) from which it goes to a temporary file
+# bytes: a larger row group (unpacked) goes to a temporary file
 LARGE = 64 << 20
-# rows read at a time where a whole file is gone through
+# rows read at a time in a scan of the whole file
 ROWS = 16
-# without a buffer, or with its pre_buffer, pyarrow reads a column of a row group in one piece
+# bytes; without a buffer, or with pre_buffer, pyarrow reads a whole column of a row group at once
 BUFFER = 1 << 20
 
 
 class _Held:
-    """The row groups used last, of all files together, up to HELD bytes; always at least one."""
+    """A cache of the last row groups of all files, up to HELD bytes; always at least one."""
 
     def __init__(self) -> None:
         # (file, row group) → table, least recently used first
@@ -53,10 +51,10 @@ _held, _number = _Held(), count()
 
 
 class ParquetShard:
-    """One file: `row(n)` is a dict of the light columns and, of the picture columns, of their bytes.
+    """One file: `row(n)` is a dict of the light columns and the picture columns.
 
-    `columns` must be there, `optional` may be; of `pictures`, alternative sets of columns, the first that is
-    all there is taken. Raises BadSource naming file and column.
+    `columns` must exist, `optional` may. `pictures` are alternative sets of columns: the first complete set
+    is used. Raises BadSource that names file and column.
     """
 
     def __init__(
@@ -78,10 +76,8 @@ class ParquetShard:
         if missing:
             raise BadSource(f"{path}: no column {', '.join(missing)}; it has {', '.join(there)}")
         self._columns = [*columns, *(name for name in optional if name in there), *self.pictures]
-        groups = [
-            self._file.metadata.row_group(number).num_rows for number in range(self._file.num_row_groups)
-        ]
-        self._starts = np.cumsum([0, *groups])
+        groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
+        self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         self._number = next(_number)
         self._unpacked: dict[int, _Unpacked] = {}
 
@@ -93,7 +89,7 @@ class ParquetShard:
         return f"{self.path}, row {number}"
 
     def row(self, number: int) -> dict[str, Any]:
-        """The row's values by column. Raises BadSource where the file is damaged."""
+        """The row's values by column. Raises BadSource if the file is damaged."""
         group = int(np.searchsorted(self._starts, number, side="right")) - 1
         inside = number - int(self._starts[group])
         try:
@@ -102,21 +98,14 @@ class ParquetShard:
             raise BadSource(f"{self.where(number)}: cannot be read as parquet: {error}") from error
 
     def shown(self, values: Mapping[str, Any], where: str) -> tuple[bytes, ...]:
-        """The pictures in a row's values. Raises BadRow for one without bytes, and where there is none at
-        all."""
+        """The pictures in a row's values. Raises BadRow for a picture without bytes, and for none at all."""
         found = []
-        for column, picture in (
-            (name, picture) for name in self.pictures for picture in _several(values[name])
-        ):
-            data = _bytes(picture)
-            if not data:
-                raise BadRow(
-                    where,
-                    column,
-                    "holds no picture bytes",
-                    "embed the pictures in the file, or leave the row out",
-                )
-            found.append(data)
+        for column in self.pictures:
+            for picture in _several(values[column]):
+                if not (data := _bytes(picture)):
+                    remedy = "embed the pictures in the file, or leave the row out"
+                    raise BadRow(where, column, "holds no picture bytes", remedy)
+                found.append(data)
         if not found:
             raise BadRow(where, ", ".join(self.pictures), "no picture", "leave the row out")
         return tuple(found)
@@ -125,12 +114,13 @@ class ParquetShard:
         """For each row a digest of its pictures. Reads the whole file, a few rows at a time."""
         for values in self._scan(self.pictures):
             digest = hashlib.sha256()
-            for picture in (picture for column in self.pictures for picture in _several(values[column])):
-                digest.update(hashlib.sha256(_bytes(picture)).digest())
+            for column in self.pictures:
+                for picture in _several(values[column]):
+                    digest.update(hashlib.sha256(_bytes(picture)).digest())
             yield digest.digest()
 
     def counts(self) -> Iterator[int]:
-        """For each row how many pictures it has; of a struct only the small field `path` is read."""
+        """The number of pictures in each row. Of a struct only the small field `path` is read."""
         names = [self._file.schema.column(number).path for number in range(len(self._file.schema))]
         light = [
             next((name for name in names if name.startswith(f"{column}.") and name.endswith(".path")), column)
@@ -147,7 +137,7 @@ class ParquetShard:
             raise BadSource(f"{self.path}: cannot be read as parquet: {error}") from error
 
     def _group(self, group: int) -> Any:
-        """A row group with `slice`: in memory if it is small, else in its temporary file."""
+        """A row group with `slice`: in memory if it is small, else in a temporary file."""
         if group in self._unpacked:
             return self._unpacked[group]
         if self._file.metadata.row_group(group).total_byte_size > LARGE:
@@ -160,8 +150,7 @@ class ParquetShard:
 
 
 class _Unpacked:
-    """A row group in a temporary file without a name, which is gone when the program ends. `slice` reads
-    the few rows around one."""
+    """A row group in a temporary file without a name. The system deletes it when the program ends."""
 
     def __init__(self, file: Any, group: int, columns: Sequence[str]) -> None:
         import pyarrow
@@ -179,19 +168,18 @@ class _Unpacked:
         self._starts = np.array(starts)
 
     def slice(self, number: int, rows: int) -> Any:
-        """`rows` rows from `number` on; one is what is asked for, and more may end at the batch they begin
-        in."""
+        """`rows` rows from `number` on, at most to the end of the batch that `number` is in."""
         batch = int(np.searchsorted(self._starts, number, side="right")) - 1
         return self._reader.get_batch(batch).slice(number - int(self._starts[batch]), rows)
 
 
 def _several(value: Any) -> Sequence[Any]:
-    """A picture column's value as a list: it holds one picture, a list of them, or nothing."""
+    """A picture column's value (one picture, a list, or None) as a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _bytes(picture: Any) -> bytes:
-    """Of `struct<bytes, path>` (datasets' Image) or plain bytes; b"" for anything else."""
+    """The bytes in `struct<bytes, path>` (datasets' Image) or plain bytes; b"" for anything else."""
     data = picture.get("bytes") if isinstance(picture, dict) else picture
     return data if isinstance(data, bytes) else b""
 
@@ -201,7 +189,6 @@ def _pyarrow(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise BadSource(
-            f"{path}: reading parquet needs pyarrow, an optional extra: pip install pyarrow"
-        ) from error
+        said = "reading parquet needs pyarrow, an optional extra: pip install pyarrow"
+        raise BadSource(f"{path}: {said}") from error
     return pyarrow

@@ -1,17 +1,16 @@
-"""From the rows of files to examples, one by one: what a source must say about its files (`Layout`), and the
-sequence it gives (`Rows`).
+"""From the rows of files to examples: the description of a source's files (`Layout`) and the sequence of its
+examples (`Rows`).
 
-Opening reads names and counts, never pictures, except where a file must be cut into a training and a held-out
-part: that is done by the content of the pictures, so that no picture is on both sides, and needs one pass
-over the file. A bad row raises BadRow when asked for: a run skips it, counts it and names it, `python -m
-data.check` lists them all.
+Opening reads names and counts, no pictures. Only a split into training and held-out rows reads the pictures
+once: it goes by their content, so that no picture is in both parts. A bad row raises BadRow when it is read.
+A run skips, counts and names it; `python -m data.check` lists them all.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,10 +23,10 @@ from data.types import BadExample, BadRow, BadSource, Example, Picture
 
 @dataclass(frozen=True)
 class Row:
-    """One row as an adapter gets it.
+    """One row, the input of an adapter.
 
-    `uid` is for sources that have none of their own, `seed` for what is drawn, as an order of choices.
-    `folder` is the file's own, `beside` the one that pictures were said to be in.
+    uid: for sources without their own.  seed: for random choices, as an order of options.  folder: the
+    file's own.  beside: the folder of the pictures, if the user named one.
     """
 
     values: Mapping[str, Any]
@@ -48,11 +47,8 @@ class Row:
         if value is None and missing is not None:
             return missing
         if not isinstance(value, str):
-            raise self.bad(
-                name,
-                f"holds {type(value).__name__}, not text",
-                "write text in quotes" if value is not None else "fill it",
-            )
+            remedy = "fill it" if value is None else "write text in quotes"
+            raise self.bad(name, f"holds {type(value).__name__}, not text", remedy)
         return self._encodable(name, value)
 
     def texts(self, name: str, missing: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -60,35 +56,33 @@ class Row:
         value = self.values.get(name)
         if value is None and missing is not None:
             return missing
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            held = (
-                type(value).__name__
-                if not isinstance(value, list)
-                else "a list of " + ", ".join(sorted({type(x).__name__ for x in value}))
-            )
-            raise self.bad(name, f"holds {held}, not a list of texts", 'write ["…", "…"]')
-        return tuple(self._encodable(name, item) for item in value)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(self._encodable(name, item) for item in value)
+        held = type(value).__name__
+        if isinstance(value, list):
+            held = "a list of " + ", ".join(sorted({type(item).__name__ for item in value}))
+        raise self.bad(name, f"holds {held}, not a list of texts", 'write ["…", "…"]')
 
     def _encodable(self, name: str, value: str) -> str:
         r"""JSON may hold half a character (`\ud800`), which no tokenizer takes."""
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise self.bad(
-                name, f"holds half a character, {value[error.start]!r}", "write the whole one"
-            ) from error
+            half = f"holds half a character, {value[error.start]!r}"
+            raise self.bad(name, half, "write the whole one") from error
         return value
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the files of a source look.
+    """The files of a source.
 
-    shard: what reads one file.  example: one row's adapter.  files: for a folder or an id of the hub,
-    alternatives of file patterns by split ("all" and "train"; "heldout" only where the source has a file of
-    its own for it).  columns, optional: of the light values.  pictures: alternatives of picture columns.
-    aside: one row in so many is held out, by its pictures.  single: only rows with one picture.  first: the
-    first so many rows are for training, the later ones held out.  rows: how many "all" has as published.
+    shard: the reader of one file.  example: the adapter of one row.  files: patterns for a folder or an id of
+    the hub, by split ("all", "train"; "heldout" only if the source has its own file for it).  columns,
+    optional: the light columns.  pictures: alternatives of picture columns.  aside: one row in `aside` is
+    held out, chosen by its pictures.  single: only rows with one picture.  first: the first `first` rows are
+    for training, the others are held out.  rows: the published number of rows of "all".  also: further files
+    of a hub dataset, which its rows name.  beside: `data` may end in ",FOLDER", the pictures' folder.
     """
 
     shard: Callable[..., Any]
@@ -101,59 +95,50 @@ class Layout:
     single: bool = False
     first: int | None = None
     rows: int | None = None
-    # files of a dataset of the hub that its rows name
     also: tuple[str, ...] = ()
-    # data may end in ",FOLDER": where the pictures are, if not beside the file
     beside: bool = False
 
 
-class Rows(Sequence):
-    """Examples that are made when asked for. `examples[i]` raises BadExample (BadRow, BadPicture) naming
-    file and row; a slice is lazy too."""
+@dataclass(frozen=True)
+class Rows(Sequence[Example]):
+    """Examples, made on demand. `examples[i]` raises BadExample (BadRow, BadPicture) that names file and
+    row; a slice is lazy, too. `places` (n, 2): the shard and the row of each."""
 
-    def __init__(
-        self, layout: Layout, shards: list[Any], index: np.ndarray, seed: int, beside: Path | None = None
-    ) -> None:
-        # index (n, 2): shard, row
-        self.layout, self.shards, self.index, self.seed, self.beside = (layout, shards, index, seed, beside)
+    layout: Layout
+    shards: list[Any]
+    places: np.ndarray
+    seed: int
+    beside: Path | None = None
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.places)
 
     @overload
-    def __getitem__(self, place: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example: ...
     @overload
-    def __getitem__(self, place: slice) -> Rows: ...
-    def __getitem__(self, place):
-        if isinstance(place, slice):
-            part = copy.copy(self)
-            part.index = self.index[place]
-            return part
-        number, row = (int(x) for x in self.index[place])
+    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: int | slice) -> Example | Rows:
+        if isinstance(index, slice):
+            return replace(self, places=self.places[index])
+        number, row = (int(x) for x in self.places[index])
         shard = self.shards[number]
         where = shard.where(row)
         values = shard.row(row)
+        uid = f"{shard.path.stem}/{row}"
         try:
+            pictures = shard.shown(values, where)
             return self.layout.example(
-                Row(
-                    values,
-                    where,
-                    uid=f"{shard.path.stem}/{row}",
-                    folder=shard.path.parent,
-                    pictures=shard.shown(values, where),
-                    seed=self.seed,
-                    beside=self.beside,
-                )
+                Row(values, where, uid, shard.path.parent, pictures, self.seed, self.beside)
             )
         except BadRow:
             raise
         except BadExample as error:
-            # what Example itself finds wrong knows no file
+            # an error of `Example` names no file
             raise BadRow(where, "", str(error)) from error
 
-    def where(self, place: int) -> str:
+    def where(self, index: int) -> str:
         """The file and the number of a row, for messages."""
-        number, row = (int(x) for x in self.index[place])
+        number, row = (int(x) for x in self.places[index])
         return self.shards[number].where(row)
 
 
@@ -161,64 +146,48 @@ def open_rows(layout: Layout, data: str | Path, split: str, limit: int | None, s
     """The first `limit` rows of a split. Raises BadSource, HubError."""
     beside = None
     if layout.beside and "," in str(data):
-        captions, _, folder = str(data).rpartition(",")
-        data, beside = captions, Path(folder)
+        data, _, folder = str(data).rpartition(",")
+        beside = Path(folder)
         if not beside.is_dir():
-            raise BadSource(f"{folder}: no such folder; it is where the pictures are looked for")
+            raise BadSource(f"{folder}: no such folder; it should hold the pictures")
     files, cut = _files(layout, data, split)
     shards = [layout.shard(file, layout.columns, layout.optional, layout.pictures) for file in files]
-    chosen: list[tuple[int, int]] = []
-    for place in _of_split(layout, shards, split if cut else "all"):
-        if limit is not None and len(chosen) >= limit:
-            break
-        chosen.append(place)
+    chosen = list(islice(_of_split(layout, shards, split if cut else "all"), limit))
     return Rows(layout, shards, np.array(chosen, np.int64).reshape(-1, 2), seed, beside)
 
 
 def _files(layout: Layout, data: str | Path, split: str) -> tuple[list[Path], bool]:
-    """The files of a split, and whether they must be cut: they need not be where a folder has a file of
-    its own for each part."""
+    """The files of a split, and whether they must be cut: not if a folder has a file for each part."""
     named = hub.parts_of(data)
     whole = Path(data).is_dir() or (named is not None and not named[2] and not Path(data).exists())
     if split != "all" and whole and "heldout" in layout.files:
         try:
-            own = {
-                part: hub.resolve(data, layout.files[part], also=layout.also) for part in ("train", "heldout")
-            }
-            # "*.jsonl" is any file, that one too
-            own["train"] = [file for file in own["train"] if file not in own["heldout"]]
-            if not own["train"]:
-                raise BadSource(f"{data}: there is {own['heldout'][0].name}, and no file to train on")
-            return own[split], False
+            held = hub.resolve(data, layout.files["heldout"], also=layout.also)
+            # "*.jsonl" matches the held-out file, too
+            found = hub.resolve(data, layout.files["train"], also=layout.also)
+            train = [file for file in found if file not in held]
+            if not train:
+                raise BadSource(f"{data}: there is {held[0].name}, and no file to train on")
+            return train if split == "train" else held, False
         except hub.NoMatch:
             pass
-    return hub.resolve(
-        data, layout.files["all" if split == "all" else "train"], also=layout.also
-    ), split != "all"
+    patterns = layout.files["all" if split == "all" else "train"]
+    return hub.resolve(data, patterns, also=layout.also), split != "all"
 
 
 def _of_split(layout: Layout, shards: list[Any], split: str) -> Iterator[tuple[int, int]]:
-    """The places (shard, row) of a split, in the order of the files; of their pictures no more is read
-    than that needs."""
+    """The places (shard, row) of a split, in the order of the files. Reads pictures only if it must."""
     before = 0
     for number, shard in enumerate(shards):
-        counts = shard.counts() if layout.single else None
+        counts = shard.counts() if layout.single else repeat(1)
         keys = shard.keys() if split != "all" and layout.first is None else None
-        bar = tqdm(
-            range(len(shard)),
-            desc=f"{shard.path.name}: which rows are {split}",
-            unit="row",
-            disable=None if keys else True,
-            leave=False,
-            delay=3,
-        )
-        for row in bar:
-            held = (
-                next(keys)[0] % layout.aside == layout.aside - 1
-                if keys
-                else layout.first is not None and before + row >= layout.first
-            )
-            single = counts is None or next(counts) == 1
-            if single and (split == "all" or held == (split == "heldout")):
+        desc = f"{shard.path.name}: which rows are {split}"
+        shown = None if keys else True
+        for row in tqdm(range(len(shard)), desc, unit="row", disable=shown, leave=False, delay=3):
+            if keys:
+                held = next(keys)[0] % layout.aside == layout.aside - 1
+            else:
+                held = layout.first is not None and before + row >= layout.first
+            if next(counts) == 1 and (split == "all" or held == (split == "heldout")):
                 yield number, row
         before += len(shard)

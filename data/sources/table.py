@@ -1,10 +1,8 @@
-"""Where examples come from: one function a source, `(path, split, limit, seed) -> Sequence[Example]`, in one
-table.
+"""The table of sources: one function each, `(path, split, limit, seed) -> Sequence[Example]`.
 
-`limit` keeps the first so many examples, None as many as there are. `seed` decides what is drawn: the
-built-in world's examples, the order of SAT's options. What is held out is the same whatever the run's seed,
-so that runs can be compared. What is read from files is lazy: `examples[i]` reads a row, and raises
-BadExample if it is a bad one. `docs/data.md` says what each source reads.
+limit: keep the first `limit` examples; None: all.  seed: for the built-in world's examples and the order of
+SAT's options; the held-out rows do not depend on it, so runs can be compared. Files are read on demand:
+`examples[i]` reads a row, and raises BadExample for a bad one. `docs/data.md` describes each source.
 """
 
 from __future__ import annotations
@@ -19,20 +17,19 @@ from typing import Any
 from tqdm import tqdm
 
 from data.sources import benchmarks, training
-from data.sources.rows import Layout, open_rows
+from data.sources.rows import Layout, Rows, open_rows
 from data.types import BadExample, BadSource, Example
 
 
 def open_source(
     name: str, path: str | Path | None, *, limit: int | None, seed: int, items: int
 ) -> tuple[Sequence[Example], dict[str, list[Example]]]:
-    """A task's training examples (at most `limit`) and its held-out sets by name (`items` of each, the
-    unusable named). Raises BadSource."""
+    """A task's training examples (at most `limit`) and its held-out sets by name (`items` of each; unusable
+    ones are named). Raises BadSource."""
     if name not in SOURCES:
         near = difflib.get_close_matches(name, SOURCES, n=1)
-        raise BadSource(
-            f"no task {name!r}{f'; did you mean {near[0]!r}?' if near else ''} There are {', '.join(SOURCES)}"
-        )
+        meant = f"; did you mean {near[0]!r}?" if near else ";"
+        raise BadSource(f"no task {name!r}{meant} there are {', '.join(SOURCES)}")
     examples = SOURCES[name](path, "train", limit, seed)
     if not len(examples):
         raise BadSource(f"the task {name!r} gives no training example (data: {path}, limit: {limit})")
@@ -40,7 +37,7 @@ def open_source(
 
 
 def usable(examples: Sequence[Example]) -> list[Example]:
-    """Those that can be made, all of them in memory; the others are named on the terminal."""
+    """The examples that can be made, all in memory. The others are named on the terminal."""
     found = []
     for index in range(len(examples)):
         try:
@@ -51,8 +48,8 @@ def usable(examples: Sequence[Example]) -> list[Example]:
 
 
 def shapes(path: str | Path | None, split: str, limit: int | None, seed: int) -> Sequence[Example]:
-    """Questions about the built-in world (`data/shapes/world.py`): splits train, heldout and pairs (of
-    colours and shapes never trained on)."""
+    """Questions about the built-in world: splits train, heldout and pairs (pairs of colour and shape that
+    are not in train)."""
     from data.shapes.world import Shapes
 
     _check("shapes", path, split, file=False)
@@ -60,8 +57,7 @@ def shapes(path: str | Path | None, split: str, limit: int | None, seed: int) ->
 
 
 def documents(path: str | Path | None, split: str, limit: int | None, seed: int) -> Sequence[Example]:
-    """What the built-in base model has read (`data/shapes/documents.py`), to imitate; its held-out sets
-    are those of `shapes`."""
+    """The built-in base model's documents, for imitation; held-out sets as in `shapes`."""
     from data.shapes.documents import Documents
 
     _check("documents", path, split, file=False)
@@ -70,13 +66,11 @@ def documents(path: str | Path | None, split: str, limit: int | None, seed: int)
     return Documents(seed=seed, **({} if limit is None else {"count": limit}))
 
 
-def rows(
-    name: str, path: str | Path | None, split: str, limit: int | None, seed: int = 0
-) -> Sequence[Example]:
-    """A source that reads files: a file, a folder, or an id of the hub (`owner/name`, `owner/name:file`).
+def rows(name: str, path: str | Path | None, split: str, limit: int | None, seed: int = 0) -> Rows:
+    """A source that reads a file, a folder, or an id of the hub (`owner/name`, `owner/name:file`).
     Raises BadSource."""
     _check(name, path, split, file=True)
-    return open_rows(LAYOUTS[name], path, split, limit, seed)
+    return open_rows(LAYOUTS[name], path or "", split, limit, seed)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -102,7 +96,7 @@ SPLITS = {
     "documents": ("train", "heldout", "pairs"),
     **dict.fromkeys(LAYOUTS, ("train", "heldout", "all")),
 }
-# what a run watches
+# the sets that a run evaluates
 HELDOUT = {
     "shapes": ("heldout", "pairs"),
     "documents": ("heldout", "pairs"),
@@ -114,11 +108,8 @@ def _check(name: str, path: str | Path | None, split: str, *, file: bool) -> Non
     if split not in SPLITS[name]:
         raise BadSource(f"the task {name!r} has no split {split!r}; it has {', '.join(SPLITS[name])}")
     if file and path is None:
-        raise BadSource(
-            f"the task {name!r} reads files: give data=FILE, data=FOLDER or data=OWNER/NAME, a dataset "
-            "of the hub"
-        )
+        said = "reads files: give data=FILE, data=FOLDER or data=OWNER/NAME, a dataset of the hub"
+        raise BadSource(f"the task {name!r} {said}")
     if not file and path is not None:
-        raise BadSource(
-            f"the task {name!r} draws its pictures and reads no file, but data is {path}; leave it out"
-        )
+        said = f"draws its pictures and reads no file, but data is {path}; leave it out"
+        raise BadSource(f"the task {name!r} {said}")

@@ -1,17 +1,16 @@
-"""Questions to train on, as their owners lay them out: SAT, Geometry3K, GeoQA, CLEVR, Vision-R1, and the
-user's own JSONL.
+"""Questions to train on, in their owners' layout: SAT, Geometry3K, GeoQA, CLEVR, Vision-R1, own JSON lines.
 
-SAT is here twice. `sat` asks like the benchmarks do, with lettered choices. `sat_paper` is
-VisualThinker-R1-Zero's protocol (arXiv 2503.05132, its SAT scripts): a question that lists the options in
-words, answered in words. Departures from its code, whose defects
-are no part of the protocol: the order of the options is a function of the seed; options come as the file's
-list, not cut at commas.
+SAT is here twice. `sat` asks like the benchmarks, with lettered choices. `sat_paper` is the protocol of
+VisualThinker-R1-Zero (arXiv 2503.05132, its SAT scripts): question and answer name the options in words.
+Departures from its code: the order of the options depends on the seed, and the options are the file's list,
+not cut at commas.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 
 from data.answers import numbers
 from data.sources.jsonl import JsonlShard, own_example
@@ -19,9 +18,9 @@ from data.sources.parquet import ParquetShard
 from data.sources.rows import Layout, Row
 from data.types import Example
 
-# the first so many of SAT_train.parquet, of which those with one picture are trained on
+# the first rows of SAT_train.parquet; those with one picture are trained on
 PAPER_ROWS = 15_000
-# a slip of SAT's generator, in options about a single picture; SAT's own loader takes it out too
+# a mistake of SAT's generator, in options about a single picture; SAT's own loader removes it, too
 SLIP = " in the first frame"
 
 _TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
@@ -44,8 +43,7 @@ def sat_example(row: Row) -> Example:
 
 
 def sat_paper_example(row: Row) -> Example:
-    """A free answer. The space before the question is the paper's: what was left of "<image> Answer …"
-    when "<image>" had gone."""
+    """A free answer. The space before the question is the paper's, which removed "<image>" before it."""
     question, options, answer = _sat(row, clean=False)
     last = f"{', '.join(options[:-1])} or {options[-1]}"
     return Example(
@@ -60,7 +58,7 @@ def sat_paper_example(row: Row) -> Example:
 
 
 def _sat(row: Row, clean: bool) -> tuple[str, tuple[str, ...], str]:
-    """(question, options in their drawn order, answer). In the file the right option often stands first."""
+    """(question, shuffled options, answer). In the file the right option is often the first."""
     options, answer = row.texts("answers"), row.text("correct_answer")
     if clean:
         options, answer = tuple(option.replace(SLIP, "") for option in options), answer.replace(SLIP, "")
@@ -72,15 +70,12 @@ def _sat(row: Row, clean: bool) -> tuple[str, tuple[str, ...], str]:
 
 
 def shuffled(options: tuple[str, ...], uid: str, seed: int) -> tuple[str, ...]:
-    """The options in an order that seed and uid decide, whatever order they come in."""
-    return tuple(
-        sorted(options, key=lambda option: hashlib.sha256(f"{seed}/{uid}/{option}".encode()).digest())
-    )
+    """The options in an order that depends on seed and uid, not on the order of the input."""
+    return tuple(sorted(options, key=lambda each: hashlib.sha256(f"{seed}/{uid}/{each}".encode()).digest()))
 
 
 def sat_task(question: str, kind: str) -> str:
-    """CV-Bench's name for what one of SAT's static templates asks, by the words it is made of; `kind`
-    (question_type) for any other."""
+    """CV-Bench's name for one of SAT's static templates, by its words; `kind` (question_type) for others."""
     words = {
         "Count": ("How many",),
         "Depth": ("closer to the camera", "further away or in front of", "behind"),
@@ -97,8 +92,8 @@ def sat_task(question: str, kind: str) -> str:
 
 
 def open_question(row: Row, question: str, answer: str) -> Example:
-    """A question whose answer is free: a number if it can be read as one. The mark "<image>" in it is
-    dropped: the picture stands before the question anyway."""
+    """A question with a free answer: a number if it can be read as one. The mark "<image>" is removed,
+    because the template puts the picture before the question."""
     return Example(
         uid=row.uid,
         question=question.replace("<image>", "").strip(),
@@ -115,7 +110,7 @@ def problem_example(row: Row) -> Example:
 
 
 def solution_example(row: Row) -> Example:
-    """R1-V's layout: the answer stands in `solution`, as <answer> … </answer>."""
+    """R1-V's layout: the answer is in `solution`, as <answer> … </answer>."""
     solution = row.text("solution")
     found = _TAGGED.fullmatch(solution)
     if not found:
@@ -123,46 +118,31 @@ def solution_example(row: Row) -> Example:
     return open_question(row, row.text("problem"), found[1].strip())
 
 
-_SAT = {
-    "shard": ParquetShard,
-    "files": dict.fromkeys(("all", "train"), ("*SAT_train.parquet", "*train-*.parquet", "*.parquet")),
-    "columns": ("question", "answers", "question_type", "correct_answer"),
-    "pictures": (("image_bytes",), ("images",)),
-    "single": True,
-}
-_R1V = {
-    "shard": ParquetShard,
-    "files": dict.fromkeys(("all", "train"), ("*train-*.parquet", "*.parquet")),
-    "columns": ("problem", "solution"),
-    "pictures": (("image",), ("images",)),
-    "example": solution_example,
-}
-
-SAT = Layout(example=sat_example, **_SAT)
-SAT_PAPER = Layout(example=sat_paper_example, first=PAPER_ROWS, **_SAT)
+SAT = Layout(
+    shard=ParquetShard,
+    example=sat_example,
+    columns=("question", "answers", "question_type", "correct_answer"),
+    pictures=(("image_bytes",), ("images",)),
+    files=dict.fromkeys(("all", "train"), ("*SAT_train.parquet", "*train-*.parquet", "*.parquet")),
+    single=True,
+)
+SAT_PAPER = replace(SAT, example=sat_paper_example, first=PAPER_ROWS)
+_TRAIN = dict.fromkeys(("all", "train"), ("*train*.parquet", "*.parquet"))
 GEOMETRY3K = Layout(
     shard=ParquetShard,
     example=problem_example,
     columns=("problem", "answer"),
     pictures=(("images",), ("image",)),
-    files={
-        "all": ("*train*.parquet", "*.parquet"),
-        "train": ("*train*.parquet", "*.parquet"),
-        "heldout": ("*validation*.parquet",),
-    },
+    files=_TRAIN | {"heldout": ("*validation*.parquet",)},
 )
-VISION_R1 = Layout(
+VISION_R1 = replace(GEOMETRY3K, files=_TRAIN | {"heldout": ("*test*.parquet",)})
+GEOQA = CLEVR = Layout(
     shard=ParquetShard,
-    example=problem_example,
-    columns=("problem", "answer"),
-    pictures=(("images",), ("image",)),
-    files={
-        "all": ("*train*.parquet", "*.parquet"),
-        "train": ("*train*.parquet", "*.parquet"),
-        "heldout": ("*test*.parquet",),
-    },
+    example=solution_example,
+    columns=("problem", "solution"),
+    pictures=(("image",), ("images",)),
+    files=dict.fromkeys(("all", "train"), ("*train-*.parquet", "*.parquet")),
 )
-GEOQA = CLEVR = Layout(**_R1V)
 JSONL = Layout(
     shard=JsonlShard,
     example=own_example,

@@ -11,9 +11,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.config.typed import ConfigError, leaves
+from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
+
+# The names that a table knows are the values that its setting takes.
+if TYPE_CHECKING:
+    Weighting = Surrogate = Estimator = Scale = str
+else:
+    Weighting = Literal[tuple(WEIGHTINGS)]
+    Surrogate = Literal[tuple(SURROGATES)]
+    Estimator = Literal[tuple(KL_ESTIMATORS)]
+    Scale = Literal[tuple(ADVANTAGE_SCALES)]
 
 HEADINGS = {
     "recipe": "The run",
@@ -45,17 +55,17 @@ class Stage:
 class Loss:
     """The objective: docs/06."""
 
-    weighting: Literal["token", "completion", "constant"] = "completion"
+    weighting: Weighting = "completion"
     """What a token weighs. token: all alike (DAPO); completion: all completions alike (the GRPO paper);
     constant: 1/cap (Dr. GRPO)."""
-    surrogate: Literal["clip", "gspo", "cispo", "reinforce"] = "clip"
+    surrogate: Surrogate = "clip"
     """clip: PPO's ratio per token; gspo: one ratio per completion; cispo: the ratio is clipped, the
     gradient is not; reinforce: no ratio (GPG)."""
     clip_low: float = 0.2
     """The ratio is clipped below 1 - clip_low."""
     clip_high: float = 0.2
     """The ratio is clipped above 1 + clip_high (0.28 is DAPO's clip-higher)."""
-    kl: Literal["k1", "k2", "k3", "k3_is"] = "k3"
+    kl: Estimator = "k3"
     """Estimator of the KL to the reference. k3: the GRPO paper's; k3_is: k3 times the ratio, unbiased in
     its gradient as well."""
     kl_coef: float = 0.04
@@ -235,7 +245,7 @@ class Config:
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     """Reward parts and their weights: names in grpo/rewards/rules.py, or FILE.py:FUNCTION for a function
     of your own."""
-    advantage: Literal["std", "none", "batch"] = "std"
+    advantage: Scale = "std"
     """What (reward - mean of its group) is divided by. std: of the group (GRPO); none (Dr. GRPO); batch:
     std of all rewards."""
 

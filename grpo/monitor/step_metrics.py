@@ -12,8 +12,9 @@ from data.shapes.documents import agrees, read_looks
 from grpo.batch import TrainBatch
 from grpo.evaluation.answers import BUILT_IN
 from grpo.evaluation.reflection import ends_in_loop, reflection_scores, repetition, said
-from grpo.objective import KL_ESTIMATORS, gradient_weight, token_ratio
+from grpo.objective import gradient_weight, token_ratio
 from grpo.rollout import Rollout
+from grpo.variants import KL_ESTIMATORS, SURROGATES
 
 
 def completion_rows(rollout: Rollout, reward, parts, texts, examples) -> list[list[dict]]:
@@ -144,7 +145,7 @@ def shown_groups(
         batch.weight,
         clip_low=loss["clip_low"],
         clip_high=loss["clip_high"],
-        surrogate=loss["surrogate"],
+        surrogate=SURROGATES[loss["surrogate"]],
     )
     ratio = token_ratio(logp, old)
     kl = (

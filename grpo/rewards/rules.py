@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from data.answers.parser import extract, is_right, is_right_paper, well_formed, well_formed_paper
-from grpo.objective import choose
+from grpo.names import choose
 from grpo.rewards.user_code import RewardError, names_a_file, open_reward
 
 # DAPO: the last 4,096 of 20,480 tokens

@@ -16,7 +16,7 @@ def test_every_source_has_its_splits():
     "name, path, message",
     [
         ("shape", None, "no task 'shape'; did you mean 'shapes'?"),
-        ("xyz", None, "no task 'xyz' There are shapes"),
+        ("xyz", None, "no task 'xyz'; there are shapes"),
         ("blink", None, "give data=FILE"),
         ("shapes", "x.parquet", "reads no file, but data is x.parquet"),
     ],

@@ -92,7 +92,7 @@ def test_free_answers_and_no_picture(folder, row, answer, kind):
                 "its letter"
             ),
         ),
-        ({"answer": "The cup"}, "write the choice's text, to the letter"),
+        ({"answer": "The cup"}, "write the choice's text, letter by letter"),
         ({"answer": ["x"]}, "answer: holds list"),
         ({"answer": None}, "answer: holds NoneType"),
         ({"answer": True}, "answer: holds bool"),
@@ -277,5 +277,5 @@ def test_a_bad_row_of_vsr(tmp_path, changed, message):
 
 
 def test_a_folder_of_pictures_that_is_not_there(tmp_path):
-    with pytest.raises(BadSource, match="nowhere: no such folder; it is where the pictures are looked for"):
+    with pytest.raises(BadSource, match="nowhere: no such folder; it should hold the pictures"):
         read(f"{write_lines(tmp_path / 'test.jsonl', [vsr_row()])},{tmp_path / 'nowhere'}", name="vsr")

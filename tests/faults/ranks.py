@@ -50,6 +50,7 @@ from grpo.parallel import fsdp
 from grpo.parallel.ranks import join_ranks, leave_ranks, sum_gradients
 from grpo.run.setup import BUILT_IN
 from grpo.storage.checkpoint import complete
+from grpo.variants import token_mean
 from models import weights
 from models.qwen_vl import QwenVL
 
@@ -271,7 +272,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
         )
         mine = joined.share(list(range(5)))
         batch = TrainBatch([prompts[p] for p in mine], tokens[mine], length[mine], advantage[mine].flatten())
-        batch.weight = token_weights(batch.mask, "token", tokens=length.sum(), completions=20, cap=80)
+        batch.weight = token_weights(batch.mask, token_mean, tokens=length.sum(), completions=20, cap=80)
         for part, *_ in fsdp.passes(policy, batch, 10**6):
             part = part.collated(
                 image_token=chat.image_token, merge=policy.config.vision.spatial_merge_size, device="cpu"

@@ -1,7 +1,7 @@
 """A learning test that is a theorem: one prompt, eight words, one token each.
 
 For this softmax bandit the expected GRPO update can be enumerated over all V^G groups, so nothing is a matter
-of luck; and with `scale="none"` and a KL estimator whose gradient is that of KL(policy || ref), the fixed
+of luck; and with `scale=undivided` and a KL estimator whose gradient is that of KL(policy || ref), the fixed
 point is known exactly:
 
     policy*(v)  is proportional to  ref(v) * exp((1 - 1/G) * reward(v) / kl_coef)
@@ -15,6 +15,7 @@ import torch
 
 from grpo.objective import group_advantages, policy_loss
 from grpo.sampling import sample, uniforms
+from grpo.variants import k1, k2, k3, k3_is, undivided
 
 V = 8
 REWARD = torch.tensor([0.0, 1.0, 0.3, 0.0, 0.7, 0.1, 0.5, 0.2])
@@ -25,7 +26,7 @@ def descend(G, kl_coef, kl, steps=1500, lr=0.5):
     """Plain gradient descent on the expected loss: every possible group, weighted by its probability."""
     # (P, G) with P = V^G
     groups = torch.tensor(list(itertools.product(range(V), repeat=G)))
-    advantage = group_advantages(REWARD[groups], scale="none").flatten()
+    advantage = group_advantages(REWARD[groups], scale=undivided).flatten()
     theta = REF.clone()
     for _ in range(steps):
         leaf = theta.requires_grad_()
@@ -48,22 +49,22 @@ def test_fixed_point():
     """Converges to the closed form, and to nothing near it: without the 1/G, or with plain k3, it would
     end elsewhere."""
     for G, kl_coef in ((2, 0.5), (3, 0.4)):
-        found = descend(G, kl_coef, "k3_is")
+        found = descend(G, kl_coef, k3_is)
         away = lambda other: (found - other).abs().max().item()
         # found 6e-7
         assert away(tilted(G, kl_coef)) < 1e-5
         assert away(tilted(G, kl_coef, factor=1.0)) > 0.05
         assert away(REF.exp()) > 0.05
     # the same gradient as k3_is, on policy
-    assert (descend(2, 0.5, "k2") - tilted(2, 0.5)).abs().max() < 1e-5
+    assert (descend(2, 0.5, k2) - tilted(2, 0.5)).abs().max() < 1e-5
     # another divergence, another fixed point
-    assert (descend(2, 0.5, "k3") - tilted(2, 0.5)).abs().max() > 0.02
+    assert (descend(2, 0.5, k3) - tilted(2, 0.5)).abs().max() > 0.02
 
 
 def test_k1_is_no_penalty_at_all():
     """With k1 as a loss the policy leaves the reference as if kl_coef were 0."""
     torch.testing.assert_close(
-        descend(2, 0.5, "k1", steps=100), descend(2, 0.0, "k1", steps=100), rtol=1e-4, atol=1e-5
+        descend(2, 0.5, k1, steps=100), descend(2, 0.0, k1, steps=100), rtol=1e-4, atol=1e-5
     )
 
 

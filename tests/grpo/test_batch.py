@@ -13,6 +13,7 @@ from data.shapes.world import Shapes
 from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
+from grpo.variants import WEIGHTINGS
 from models.mrope import mrope_positions
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -228,7 +229,7 @@ def step_gradient(policy, batch, image, micro_tokens, weighting="completion", ch
     batch = replace(
         batch,
         weight=token_weights(
-            batch.mask, weighting, tokens=batch.mask.sum(), completions=len(batch.mask), cap=12
+            batch.mask, WEIGHTINGS[weighting], tokens=batch.mask.sum(), completions=len(batch.mask), cap=12
         ),
     )
     for part, _, _ in batch.micro_batches(micro_tokens):

@@ -15,6 +15,7 @@ from grpo.objective import group_advantages, policy_loss, token_weights
 from grpo.parallel.ranks import Ranks
 from grpo.rollout import Rollout
 from grpo.run.setup import chosen_prompts
+from grpo.variants import reinforce, undivided
 
 EVEN, MIXED = [1.0, 1.0], [2.0, 0.0]
 
@@ -159,9 +160,9 @@ def test_the_gradient_is_gpgs():
     mask = torch.arange(3) < found.rollout.length.flatten()[:, None]
     tokens, completions = found.totals
     logp = torch.full(mask.shape, -1.0, requires_grad=True)
-    advantage = group_advantages(found.reward, scale="none").flatten()
-    weight = token_weights(mask, "completion", tokens=tokens, completions=completions, cap=3)
-    policy_loss(logp, None, None, advantage, weight, surrogate="reinforce")[0].backward()
+    advantage = group_advantages(found.reward, scale=undivided).flatten()
+    weight = token_weights(mask, tokens=tokens, completions=completions, cap=3)
+    policy_loss(logp, None, None, advantage, weight, surrogate=reinforce)[0].backward()
     assert uids(found) == ["1", "0", "2"]
     expected = torch.zeros(6, 3)
     # A = 1 over one token, A = -1 over three, two completions

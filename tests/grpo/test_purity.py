@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from grpo import logprobs, objective, sampling, schedule
+from grpo import logprobs, names, objective, sampling, schedule, variants
 
 
 def draw(*shape, seed=0):
@@ -52,18 +52,22 @@ BATCH = SimpleNamespace(
 
 # every public function: arguments for a call
 CASES = {
-    (objective, "group_advantages"): [((draw(3, 4),), dict(scale=s)) for s in ("std", "none", "batch")],
+    (objective, "group_advantages"): [
+        ((draw(3, 4),), dict(scale=s)) for s in variants.ADVANTAGE_SCALES.values()
+    ],
+    (objective, "group_std"): [((draw(3, 4), 1e-4), {})],
     (objective, "token_ratio"): [((LOGP, OLD), {})],
-    (objective, "sequence_ratio"): [((LOGP, OLD, MASK), {})],
-    (objective, "clipped_surrogate"): [((LOGP.exp(), ROWS, *CLIP), {})],
-    (objective, "clip_cases"): [((LOGP.exp(), ROWS, *CLIP), {})],
+    (objective, "clipped_surrogate"): [((LOGP, OLD, ROWS, MASK, *CLIP), {})],
+    **{(variants, name): [((LOGP, OLD, ROWS, MASK, *CLIP), {})] for name in ("gspo", "cispo", "reinforce")},
+    (objective, "k3"): [((LOGP, REF, LOGP.exp()), {})],
+    **{(variants, name): [((LOGP, REF, LOGP.exp()), {})] for name in ("k1", "k2", "k3_is")},
+    **{(variants, name): [((draw(3, 4), 1e-4), {})] for name in ("undivided", "batch_std")},
+    (objective, "completion_mean"): [((MASK.sum(1, keepdim=True), 11, 4, 5), {})],
     **{
-        (objective, name): [((LOGP, OLD, ROWS, MASK, *CLIP), {})]
-        for name in ("clip", "gspo", "cispo", "reinforce")
+        (variants, name): [((MASK.sum(1, keepdim=True), 11, 4, 5), {})] for name in ("token_mean", "constant")
     },
-    **{(objective, name): [((LOGP, REF, LOGP.exp()), {})] for name in ("k1", "k2", "k3", "k3_is")},
     (objective, "token_weights"): [
-        ((MASK, how), dict(tokens=11, completions=4, cap=5)) for how in ("token", "completion", "constant")
+        ((MASK, how), dict(tokens=11, completions=4, cap=5)) for how in variants.WEIGHTINGS.values()
     ],
     (objective, "policy_loss"): [
         (
@@ -72,11 +76,11 @@ CASES = {
         )
         for old in (OLD, None)
         for ref in (REF, None)
-        for kl in ("k1", "k3_is")
-        for s in ("clip", "gspo", "cispo", "reinforce")
+        for kl in (variants.k1, variants.k3_is)
+        for s in variants.SURROGATES.values()
     ],
     (objective, "gradient_weight"): [((LOGP, old, ROWS[:, 0], WEIGHT), {}) for old in (OLD, None)],
-    (objective, "choose"): [(("thing", "a", {"a": 1}), {})],
+    (names, "choose"): [(("thing", "a", {"a": 1}), {})],
     (sampling, "log_distribution"): [((draw(3, 7), 0.7), {})],
     (sampling, "sample"): [((draw(3, 7), torch.tensor([0.1, 0.5, 0.9]), t), {}) for t in (0, 0.7, 1.0)],
     (sampling, "uniforms"): [((1, 2, [3, 4], 2, 5), {})],
@@ -139,7 +143,7 @@ def test_no_function_writes_its_arguments(module, name):
 
 def test_every_public_function_is_listed():
     """So that a new function can't be forgotten here."""
-    for module in (objective, sampling, logprobs, schedule):
+    for module in (objective, variants, names, sampling, logprobs, schedule):
         public = {
             n
             for n, f in vars(module).items()

@@ -22,6 +22,7 @@ from grpo.parallel.ranks import Ranks, sum_gradients
 from grpo.plan import plan
 from grpo.rollout import generate
 from grpo.run.setup import BUILT_IN
+from grpo.variants import token_mean
 from models import weights
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -57,7 +58,7 @@ def batch(base):
         torch.randint(8, 120, (3, 2, 6), generator=random),
     )
     found = TrainBatch(prompts, tokens, length, torch.randn(6, generator=random), stretch=[0, 1, 2])
-    found.weight = token_weights(found.mask, "token", tokens=length.sum(), completions=6, cap=6)
+    found.weight = token_weights(found.mask, token_mean, tokens=length.sum(), completions=6, cap=6)
     return found
 
 
