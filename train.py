@@ -21,10 +21,10 @@ from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.config import parse
 from grpo.dynamic import SAMPLING, Drawn
 from grpo.logprobs import chunk_of, completion_logprobs
-from grpo.memory import slots
+from grpo.memory import retry_with_fewer_rows, rows_that_fit
 from grpo.monitor.recorder import Keeper
 from grpo.monitor.step_metrics import completion_rows
-from grpo.monitor.warnings import NonFinite, fitting, in_fewer_slots
+from grpo.monitor.warnings import NonFinite, fitting
 from grpo.objective import LossStats, group_advantages, policy_loss, token_weights
 from grpo.optim import clip_gradient
 from grpo.parallel import fsdp
@@ -39,8 +39,8 @@ from grpo.parallel.ranks import (
 )
 from grpo.plan import plan
 from grpo.rewards.rules import score
-from grpo.rollout import Rollout, generate
-from grpo.run.setup import chosen_prompts, lent, open_run
+from grpo.rollout import DecodeOptions, Rollout, generate
+from grpo.run.setup import chosen_prompts, on_device, open_run
 from grpo.run.signals import Interrupted
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
@@ -99,7 +99,7 @@ def train_grpo(cfg, run, ranks, keeper) -> None:
             batch.mask, WEIGHTINGS[cfg.loss.weighting], tokens=tokens, completions=completions, cap=stage.cap
         )  # (B, C)
         if run.reference is not None:
-            with lent(run.reference, ranks.device) as reference:
+            with on_device(run.reference, ranks.device) as reference:
                 batch.logp_ref = scored(reference, batch, cfg, collate, chunk)  # (B, C)
         if cfg.loss.updates > 1:
             # (B, C); with one update the ratio is 1, its gradient is not
@@ -178,7 +178,7 @@ def sample_and_score(run, cfg, ranks, step: int, stage, round: int = 0) -> Drawn
         prompts, image_token=run.chat.image_token, merge=run.policy.config.vision.spatial_merge_size
     ).to(ranks.device)
     clock.append(time.perf_counter())
-    with fsdp.whole(run.policy) as policy:
+    with fsdp.whole_weights(run.policy) as policy:
         write = partial(
             generate,
             policy,
@@ -188,11 +188,11 @@ def sample_and_score(run, cfg, ranks, step: int, stage, round: int = 0) -> Drawn
             temperature=cfg.temperature,
             stop_ids=run.chat.stop_ids,
             address=(cfg.seed, step, [uid_hash(p.uid) for p in prompts]),
-            recorded=cfg.cuda_graphs,
         )
         rollout = (
-            in_fewer_slots(
-                lambda number: write(slots=number), slots(policy, padded, stage.group, stage.cap, cfg.slots)
+            retry_with_fewer_rows(
+                lambda rows: write(options=DecodeOptions(max_rows=rows, recorded=cfg.cuda_graphs)),
+                rows_that_fit(policy, padded, stage.group, stage.cap, cfg.max_rows),
             ).to("cpu")
             if prompts
             else Rollout.none(stage.group)

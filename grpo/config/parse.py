@@ -222,7 +222,7 @@ def check_same_run(config: Config, folder: str | Path) -> None:
                 "recompute:",
                 "device:",
                 "timeout:",
-                "slots:",
+                "max_rows:",
                 "cuda_graphs:",
                 "loss.reference_on:",
             )

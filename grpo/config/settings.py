@@ -228,7 +228,7 @@ class Config:
     temperature: float = 1.0
     """Of sampling, and of the log-probs in the loss: the policy that samples is the policy that is
     trained."""
-    slots: int | None = None
+    max_rows: int | None = None
     """Completions decoded at the same time; the others wait for a free slot, which changes none of them.
     null: as many as fit into the free memory."""
     cuda_graphs: bool = False
@@ -293,7 +293,7 @@ def check(config: Config) -> None:
         "report.every": 0,
         "report.prompts": 0,
         "limit": 1,
-        "slots": 1,
+        "max_rows": 1,
         "min_pixels": 1,
         "max_pixels": 1,
         "eval.cap": 1,

@@ -28,7 +28,7 @@ from grpo.evaluation.resume import Kept, Written
 from grpo.evaluation.statistics import maj_at_k, paired_difference, pass_at_k, wilson
 from grpo.memory import WAVE, Room
 from grpo.parallel.ranks import gather_objects
-from grpo.rollout import generate
+from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import uid_hash
 
 # the address of an evaluation's random numbers; training steps are 0, 1, …
@@ -179,7 +179,7 @@ def _write(
         cap=cap,
         temperature=temperature,
         stop_ids=chat.stop_ids,
-        banned=banned,
+        options=DecodeOptions(banned),
         address=(seed, STEP, [uid_hash(prompt.uid) for *_, prompt in asked]),
     )
     texts = chat.texts(rollout.tokens, rollout.length)

@@ -144,7 +144,7 @@ class Keeper:
         """Greedy accuracy on the held-out questions, as metrics. every_set: also the other sets, and the
         policy sampled at temperature 1."""
         # gathered once for all sets
-        with fsdp.whole(self.run.policy) as policy:
+        with fsdp.whole_weights(self.run.policy) as policy:
             return self.evaluate_plain(policy, step, every_set)
 
     def evaluate_plain(self, policy, step: int, every_set: bool) -> dict:

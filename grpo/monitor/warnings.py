@@ -157,23 +157,3 @@ def fitting(
                 "a step takes longer",
                 file=sys.stderr,
             )
-
-
-def in_fewer_slots(write: Callable[[int], Result], slots: int) -> Result:
-    """`write(slots)`, and where a GPU's memory does not last, with half as many slots, and so on: the same
-    completions. Raises torch.OutOfMemoryError with one slot."""
-    while True:
-        try:
-            return write(slots)
-        except torch.OutOfMemoryError:
-            if slots == 1:
-                raise
-        # here, not above: the exception holds on to the tensors of the try
-        slots //= 2
-        gc.collect()
-        torch.cuda.empty_cache()
-        tqdm.write(
-            f"out of memory (rank {rank()}) while sampling: trying again with slots={slots}; the "
-            "completions are the same",
-            file=sys.stderr,
-        )

@@ -9,7 +9,7 @@ rank; a norm in bfloat16 would be another norm.
 
 Gathering a block is something that all ranks do together. So all run the same number of micro-batches, each
 with a picture (`passes`), and rollouts, which take as long as they take, run on a policy that was gathered
-before (`whole`). With one rank there is nothing to cut, and nothing here does anything.
+before (`whole_weights`). With one rank there is nothing to cut, and nothing here does anything.
 """
 
 import warnings
@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from data.types import Prompt
 from grpo.batch import TrainBatch
 from grpo.parallel.ranks import Ranks, gather_objects, meeting
-from models.layers import exact
+from models.layers import to_attention_dtype
 from models.qwen_vl import QwenVL
 
 # of which nobody here writes into
@@ -69,14 +69,14 @@ class Counted:
             return self.collective(output_tensor, input_tensor, **how)
 
 
-def shard(policy: QwenVL, ranks: Ranks, low: bool) -> None:
-    """Cut the policy's matrices over all ranks, in place. low: products are in bfloat16."""
+def shard(policy: QwenVL, ranks: Ranks, use_bfloat16: bool) -> None:
+    """Cut the policy's matrices over all ranks, in place. use_bfloat16: products are in it."""
     mesh, counter = init_device_mesh(ranks.device.type, (ranks.size,)), Counter()
     vectors = {p for p in policy.parameters() if p.dim() < 2}
-    sums = torch.float32 if low else exact(torch.empty(0, device=ranks.device)).dtype
+    sums = torch.float32 if use_bfloat16 else to_attention_dtype(torch.empty(0, device=ranks.device)).dtype
     # the root last: embedding, merger, head, in float32
     for module in (*policy.visual.blocks, *policy.model.layers, policy):
-        products = torch.bfloat16 if low and module is not policy else None
+        products = torch.bfloat16 if use_bfloat16 and module is not policy else None
         fully_shard(
             module,
             mesh=mesh,
@@ -93,7 +93,7 @@ def shard(policy: QwenVL, ranks: Ranks, low: bool) -> None:
 
 
 @contextmanager
-def whole(policy: QwenVL) -> Iterator[QwenVL]:
+def whole_weights(policy: QwenVL) -> Iterator[QwenVL]:
     """A plain policy with all weights, in the dtypes in which they are used, for as long as the context
     lasts. Inside, no rank waits for another.
 
@@ -208,7 +208,7 @@ def catch_up(policy: QwenVL) -> None:
 
 def _sums(policy: QwenVL) -> torch.dtype:
     """In which the gradients of micro-batches add up."""
-    return exact(torch.empty(0, device=next(policy.parameters()).device)).dtype
+    return to_attention_dtype(torch.empty(0, device=next(policy.parameters()).device)).dtype
 
 
 def ghost(policy: QwenVL) -> Prompt:

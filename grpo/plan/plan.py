@@ -181,7 +181,7 @@ def make_plan(
                 end - 1,
                 group,
                 stage.cap,
-                _rollout(model, load, size, cfg.slots, count) if cfg.method == "grpo" else (),
+                _rollout(model, load, size, cfg.max_rows, count) if cfg.method == "grpo" else (),
                 _learning(cfg, model, load, size),
                 (load.asked, load.said),
                 prompts * patches,

@@ -127,21 +127,21 @@ def freeze(policy: torch.nn.Module, parts: Sequence[str]) -> None:
         parameter.requires_grad_(("vision" if name.startswith("visual.") else "llm") not in parts)
 
 
-def frozen(reference: torch.nn.Module, low: bool) -> torch.nn.Module:
-    """A policy that is never trained, in place. low: products are in bfloat16, so its matrices are kept in
+def frozen(reference: torch.nn.Module, use_bfloat16: bool) -> torch.nn.Module:
+    """A policy that is never trained, in place. use_bfloat16: products are in it, so its matrices are kept in
     it.
 
     That changes nothing that the hub's models compute, whose weights are bfloat16: a product casts them there
     in any case, and norms and biases stay as they are.
     """
     for parameter in reference.requires_grad_(False).parameters():
-        if low and parameter.dim() > 1:
+        if use_bfloat16 and parameter.dim() > 1:
             parameter.data = parameter.data.bfloat16()
     return reference
 
 
 @contextmanager
-def lent(reference: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.Module]:
+def on_device(reference: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.Module]:
     """The reference on a device for as long as the context lasts. One that is kept on the host is copied
     there, and the copy forgotten afterwards."""
     home = {

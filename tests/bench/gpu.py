@@ -37,11 +37,11 @@ from data.types import Prompt
 from grpo.batch import TrainBatch, collate_prompts
 from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs
-from grpo.parallel.fsdp import whole
+from grpo.parallel.fsdp import whole_weights
 from grpo.parallel.ranks import Ranks, precision
 from grpo.plan import plan
 from grpo.plan.known_models import KNOWN
-from grpo.rollout import generate
+from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import uid_hash
 from grpo.storage import checkpoint
 from models.config import ModelConfig, VisionConfig
@@ -155,7 +155,7 @@ class Bench:
             self.note(f"log-prob gap, {dtype}, mean", float(gap.sum() / rollout.length.sum()), "nats")
             if self.device.type == "cuda":
                 with precision(self.ranks, dtype):
-                    again = generate(policy, prompts, recorded=True, **how).to("cpu")
+                    again = generate(policy, prompts, options=DecodeOptions(recorded=True), **how).to("cpu")
                 self.note(
                     f"recorded steps draw the same tokens, {dtype}",
                     bool(torch.equal(again.tokens, rollout.tokens)),
@@ -268,13 +268,16 @@ class Bench:
             group=G, cap=C, temperature=1.0, stop_ids=[-1], address=(0, 0, [uid_hash(p.uid) for p in sources])
         )
         with precision(self.ranks, "bfloat16"):
-            with whole(policy) as sampler:
+            with whole_weights(policy) as sampler:
                 for name, recorded in (("eager", False), ("recorded", True))[
                     : 1 + (self.device.type == "cuda")
                 ]:
                     made: list = []
                     taken = self.seconds(
-                        lambda: made.append(generate(sampler, prompts, recorded=recorded, **how)), 2
+                        lambda: made.append(
+                            generate(sampler, prompts, options=DecodeOptions(recorded=recorded), **how)
+                        ),
+                        2,
                     )
                     self.note(f"rollout, {name}", P * G * C / taken, "tokens/s")
                     self.note(

@@ -77,12 +77,12 @@ class Peer:
 @contextmanager
 def attention_in_float32():
     """Attention adds up in the dtype of its inputs."""
-    exact = layers.exact
-    layers.exact = cache.exact = lambda x: x
+    original = layers.to_attention_dtype
+    layers.to_attention_dtype = cache.to_attention_dtype = lambda x: x
     try:
         yield
     finally:
-        layers.exact = cache.exact = exact
+        layers.to_attention_dtype = cache.to_attention_dtype = original
 
 
 def counted(tokens: torch.Tensor, stop_ids: list[int]) -> int:

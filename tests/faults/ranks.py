@@ -262,7 +262,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
         joined = join_ranks("cpu")
         chat, shapes, policy = Chat(BUILT_IN, template="shapes"), Shapes("train", 100), weights.load(BUILT_IN)
         if joined.size > 1:
-            fsdp.shard(policy, joined, low=False)
+            fsdp.shard(policy, joined, use_bfloat16=False)
         random = torch.Generator().manual_seed(1)
         prompts = [chat.prompt(shapes[i] if i < 3 else replace(shapes[i], pictures=())) for i in range(5)]
         length = torch.randint(2, 40, (5, 4), generator=random) * torch.tensor([[1], [2], [1], [1], [1]])

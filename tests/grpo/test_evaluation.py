@@ -51,7 +51,7 @@ class Scripted(nn.Module):
         self.unused = nn.Parameter(torch.zeros(1))
         self.config = SimpleNamespace(vision=SimpleNamespace(spatial_merge_size=2))
 
-    def prefill(self, prompts, group, capacity, slots=None):
+    def prefill(self, prompts, group, capacity, max_rows=None):
         rows, first = [], 0
         for tokens, length, grid in zip(prompts.tokens, prompts.length, prompts.grid):
             patches = prompts.patches[first : first + int(grid.prod())]
@@ -67,7 +67,7 @@ class Scripted(nn.Module):
         self.waves.append(len(prompts.tokens))
         return Tape(torch.tensor(rows).view(len(prompts.tokens) * group, capacity))
 
-    def step(self, tokens, tape):
+    def decode(self, tokens, tape):
         tape.filled += 1
         return tape.tokens.gather(1, tape.filled[:, None] - 1)[:, 0]
 

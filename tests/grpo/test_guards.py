@@ -15,6 +15,7 @@ from grpo import sft
 from grpo.monitor import warnings as guards
 from grpo.monitor.warnings import GUARDS, LONGEST, check, fitting, warnings
 from grpo.parallel import fsdp
+from grpo.rollout import DecodeOptions
 from grpo.storage.checkpoint import complete
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -289,14 +290,14 @@ def test_a_run_that_is_out_of_memory_learns_what_one_with_smaller_micro_batches_
     assert files_of(tmp_path / "crowded", 2) == files_of(tmp_path / "small", 2)
 
 
-def test_out_of_memory_while_sampling_draws_the_same_in_fewer_slots(base, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_while_sampling_draws_the_same_with_fewer_rows(base, tmp_path, monkeypatch, capsys):
     asked, real = [], train.generate
 
-    def tight(*args, slots, **how):
-        asked.append(slots)
-        if slots > 3:
+    def tight(*args, options, **how):
+        asked.append(options.max_rows)
+        if options.max_rows > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return real(*args, slots=slots, **how)
+        return real(*args, options=options, **how)
 
     how = [
         "shapes",
@@ -314,12 +315,13 @@ def test_out_of_memory_while_sampling_draws_the_same_in_fewer_slots(base, tmp_pa
     assert train.main([*how, f"out={tmp_path / 'straight'}"]) == 0
     monkeypatch.setattr(train, "generate", tight)
     assert train.main([*how, f"out={tmp_path / 'tight'}"]) == 0
-    assert asked == [12, 6, 3] * 2 and "trying again with slots=3" in capsys.readouterr().err
+    assert asked == [12, 6, 3] * 2 and "retrying with max_rows=3" in capsys.readouterr().err
     weights = [
         (tmp_path / name / "checkpoints" / "step_000002" / "model.safetensors").read_bytes()
         for name in ("straight", "tight")
     ]
     assert weights[0] == weights[1]
-    monkeypatch.setattr(train, "generate", lambda *args, slots, **how: tight(*args, slots=99, **how))
+    crowded = DecodeOptions(max_rows=99)
+    monkeypatch.setattr(train, "generate", lambda *args, **how: tight(*args, **how | {"options": crowded}))
     with pytest.raises(torch.OutOfMemoryError):
         train.main([*how, f"out={tmp_path / 'full'}"])

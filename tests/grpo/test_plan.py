@@ -73,10 +73,10 @@ def test_kv_cache_is_what_prefill_makes(model):
         made
     )
     few = weights.init(model, 0).prefill(
-        collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7, slots=4
+        collate_prompts(prompts(model, 2, 20 + 1, 4), image_token=model.image_token_id), 3, 7, max_rows=4
     )
     assert tuple(
-        named(plan.make_plan(replace(cfg, slots=4), model).stages[0].rollout)[name]
+        named(plan.make_plan(replace(cfg, max_rows=4), model).stages[0].rollout)[name]
         for name in ("KV cache, prompts", "KV cache, completions", "masks")
     ) == cache_bytes(few)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):

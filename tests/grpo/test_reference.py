@@ -10,7 +10,7 @@ import torch
 
 from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
-from grpo.run.setup import frozen, lent
+from grpo.run.setup import frozen, on_device
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from small import small_folder, small_policy, small_prompts
@@ -55,7 +55,7 @@ def test_it_is_lent_to_the_device_and_comes_back(monkeypatch):
     """There is no GPU in the tests: a copy plays the part of what lies there."""
     reference = frozen(small_policy(), low=True)
     home = {name: p.data_ptr() for name, p in reference.named_parameters()}
-    with lent(reference, torch.device("cpu")):
+    with on_device(reference, torch.device("cpu")):
         # no copy where it is there already
         assert {name: p.data_ptr() for name, p in reference.named_parameters()} == home
     monkeypatch.setattr(
@@ -65,7 +65,7 @@ def test_it_is_lent_to_the_device_and_comes_back(monkeypatch):
             tensor.clone() if device == torch.device("cuda") else pytest.fail(f"sent to {device}")
         ),
     )
-    with pytest.raises(RuntimeError, match="while it scores"), lent(reference, torch.device("cuda")):
+    with pytest.raises(RuntimeError, match="while it scores"), on_device(reference, torch.device("cuda")):
         assert not {p.data_ptr() for p in reference.parameters()} & set(home.values())
         raise RuntimeError("while it scores")
     assert {name: p.data_ptr() for name, p in reference.named_parameters()} == home

@@ -14,7 +14,7 @@ from grpo import cuda_graphs
 from grpo import rollout as module
 from grpo.batch import TrainBatch, collate_prompts
 from grpo.logprobs import completion_logprobs
-from grpo.rollout import generate
+from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import sample, uid_hash, uniforms
 from models.cache import KVCache
 
@@ -55,8 +55,7 @@ def write(
     stop_ids=STOPS,
     seed=SEED,
     step=STEP,
-    banned=(),
-    slots=None,
+    **options,
 ):
     return generate(
         policy,
@@ -66,8 +65,7 @@ def write(
         temperature=temperature,
         stop_ids=stop_ids,
         address=(seed, step, [uid_hash(p.uid) for p in sources]),
-        banned=banned,
-        slots=slots,
+        options=DecodeOptions(**options),
     )
 
 
@@ -158,18 +156,18 @@ def test_one_prompt_and_one_completion(policy, chat, sources, together):
 def test_closing_slots_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
     calls, keep = [], KVCache.keep
     monkeypatch.setattr(module, "CLOSE_AT", share)
-    monkeypatch.setattr(module, "FEWEST", (1, 0))
+    monkeypatch.setattr(module, "MIN_ROWS", (1, 0))
     monkeypatch.setattr(
         KVCache,
         "keep",
-        lambda cache, alive, most: (
-            calls.append((most, len(alive), int(alive.sum()))) or keep(cache, alive, most)
+        lambda cache, running, most: (
+            calls.append((most, len(running), int(running.sum()))) or keep(cache, running, most)
         ),
     )
     same(write(policy, chat, sources), together)
     assert bool(calls) == often
-    # each one shrinks it, to the living
-    assert all(most == living <= share * slots for most, slots, living in calls)
+    # each one shrinks it, to the running rows
+    assert all(most == running <= share * slots for most, slots, running in calls)
 
 
 @pytest.mark.parametrize("few", [1, 2, 5, 15, 16, 99])
@@ -177,12 +175,12 @@ def test_closing_slots_changes_no_token(policy, chat, sources, together, monkeyp
 def test_rows_that_wait_for_a_slot_draw_the_same_tokens(
     policy, chat, sources, together, monkeypatch, few, look
 ):
-    monkeypatch.setattr(module, "LOOK", {"cpu": look})
+    monkeypatch.setattr(module, "TOKENS_BETWEEN_CHECKS", {"cpu": look})
     begun, begin = [], KVCache.begin
     monkeypatch.setattr(
         KVCache, "begin", lambda cache, slots, prompt: begun.append(len(slots)) or begin(cache, slots, prompt)
     )
-    same(write(policy, chat, sources, slots=few), together)
+    same(write(policy, chat, sources, max_rows=few), together)
     assert sum(begun) == max(16 - few, 0)
 
 
@@ -193,9 +191,9 @@ def test_steps_of_one_shape_equal_those_that_read_only_what_is_there(
 ):
     """What a CUDA graph needs: sixteen tokens between two looks, and each reads a multiple of `reads`
     places, most of them empty."""
-    monkeypatch.setattr(module, "LOOK", {"cpu": 16})
+    monkeypatch.setattr(module, "TOKENS_BETWEEN_CHECKS", {"cpu": 16})
     shapes = Shaped(monkeypatch, reads)
-    same(write(policy, chat, sources, slots=few), together)
+    same(write(policy, chat, sources, max_rows=few), together)
     assert all(span % reads == 0 or span == CAP for span in shapes.spans) and len(set(shapes.spans)) <= -(
         -CAP // reads
     )
@@ -223,7 +221,7 @@ class Shaped:
 def test_a_step_compiles_as_one_graph(policy, chat, sources, together, monkeypatch):
     """No break, so no way back to Python and no wait for the device within a token; and the compiled step
     draws the same tokens."""
-    monkeypatch.setattr(module, "LOOK", {"cpu": 16})
+    monkeypatch.setattr(module, "TOKENS_BETWEEN_CHECKS", {"cpu": 16})
     compiled = []
 
     def change(work):
@@ -246,9 +244,12 @@ def test_recorded_steps_equal_eager_ones(chat, sources, few):
         temperature=1.0,
         stop_ids=STOPS,
         address=(SEED, STEP, [uid_hash(p.uid) for p in sources]),
-        slots=few,
     )
-    same(generate(policy, prompts, recorded=True, **how), generate(policy, prompts, **how))
+    recorded, eager = (
+        generate(policy, prompts, options=DecodeOptions(max_rows=few, recorded=recorded), **how)
+        for recorded in (True, False)
+    )
+    same(recorded, eager)
 
 
 def same(rollout, other):
@@ -259,11 +260,11 @@ def same(rollout, other):
 
 @pytest.mark.parametrize("fewest", [(1, 0), (2, 2), (99, 0)])
 def test_slots_are_closed_as_rows_stop_but_for_a_few(policy, chat, sources, monkeypatch, fewest):
-    monkeypatch.setattr(module, "FEWEST", fewest)
+    monkeypatch.setattr(module, "MIN_ROWS", fewest)
     monkeypatch.setattr(module, "CLOSE_AT", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    slots, step = [], policy.step
-    monkeypatch.setattr(policy, "step", lambda last, cache: slots.append(len(last)) or step(last, cache))
+    slots, step = [], policy.decode
+    monkeypatch.setattr(policy, "decode", lambda last, cache: slots.append(len(last)) or step(last, cache))
     rollout = write(policy, chat, sources)
     few = min(fewest[0] + 2 * fewest[1], 16)
     # 4 prompts: the first step is the same for the rows of each
@@ -401,7 +402,7 @@ def test_log_probs_are_those_of_the_training_forward(policy, chat, sources, temp
             prompts,
             at,
         )
-    # attention is exact (layers.exact); products of few rows are not
+    # attention is exact (layers.to_attention_dtype); products of few rows are not
     assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() <= (1e-5 if micro == 100 else 2e-6)
     # and they are not all alike
     assert rollout.logp[rollout.logp < 0].std() > 0.5

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from small import small_folder, small_policy, small_prompts
 
 from grpo.batch import collate_prompts
-from grpo.memory import SHARE, WAVE, Room, free_memory, measured, slots, token_bytes
+from grpo.memory import SHARE, WAVE, Room, free_memory, measured, rows_that_fit, token_bytes
 
 
 def test_plain_room_counts_tokens():
@@ -40,23 +40,23 @@ def test_the_cache_is_reckoned_to_the_byte(tmp_path):
     assert token["row"] >= policy.config.vocab_size * 4
 
 
-def test_slots_follow_the_memory(tmp_path):
+def test_rows_follow_the_memory(tmp_path):
     policy, prompts = small_policy(), small_prompts(small_folder(tmp_path))
     batch = collate_prompts(
         prompts, image_token=policy.config.image_token_id, merge=policy.config.vision.spatial_merge_size
     )
     rows = 50 * len(prompts)
     assert (
-        slots(policy, batch, 50, 30) == rows
-        and slots(policy, batch, 50, 30, most=7) == 7
-        and slots(policy, batch, 50, 30, free=0) == 1
+        rows_that_fit(policy, batch, 50, 30) == rows
+        and rows_that_fit(policy, batch, 50, 30, most=7) == 7
+        and rows_that_fit(policy, batch, 50, 30, free=0) == 1
     )
     free = next(
         free
         for free in range(0, 100_000_000, 100_000)
-        if slots(policy, batch, 50, 30, free=free) >= rows // 2
+        if rows_that_fit(policy, batch, 50, 30, free=free) >= rows // 2
     )
-    cache = policy.prefill(batch, 50, 30, slots=slots(policy, batch, 50, 30, free=free))
+    cache = policy.prefill(batch, 50, 30, max_rows=rows_that_fit(policy, batch, 50, 30, free=free))
     held = sum(
         x.nbytes
         for xs in (cache.own_k, cache.own_v, cache.prompt_k, cache.prompt_v, [cache.bias])
@@ -64,7 +64,7 @@ def test_slots_follow_the_memory(tmp_path):
     )
     assert rows // 2 <= len(cache.filled) < rows and held < SHARE * free
     # the prompts count once
-    assert slots(policy, batch, 5000, 30, free=100 * free) >= 100 * len(cache.filled)
+    assert rows_that_fit(policy, batch, 5000, 30, free=100 * free) >= 100 * len(cache.filled)
 
 
 def test_room_follows_the_memory():

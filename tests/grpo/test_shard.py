@@ -87,7 +87,7 @@ def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
     """Log-probs, gradients, their norm, two optimizer steps and its state, bit for bit; a part without a
     picture runs with a ghost beside it."""
     plain, cut = weights.load(base), weights.load(base)
-    fsdp.shard(cut, RANKS, low=False)
+    fsdp.shard(cut, RANKS, use_bfloat16=False)
     matrices = [isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2]
     assert (
         all(matrices)
@@ -126,7 +126,7 @@ def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
 
 def test_one_process_is_not_sharded_and_pays_nothing(base, batch):
     policy = weights.load(base)
-    with fsdp.whole(policy) as inside:
+    with fsdp.whole_weights(policy) as inside:
         assert inside is policy
     # no ghosts
     assert [part.sources for part, *_ in fsdp.passes(policy, batch, 10**6)] == [
@@ -158,7 +158,7 @@ def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
     prompts = collate_prompts([chat.prompt(world[i]) for i in range(3)], image_token=chat.image_token)
     how = dict(group=4, cap=12, temperature=1.0, stop_ids=chat.stop_ids, address=(0, 0, [1, 2, 3]))
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        with fsdp.whole(policy) as sampler:
+        with fsdp.whole_weights(policy) as sampler:
             dtypes = {name: p.dtype for name, p in sampler.named_parameters()}
             once = generate(sampler, prompts, **how)
         each = generate(policy, prompts, **how)
@@ -178,8 +178,8 @@ def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
 
 def test_whole_gathers_and_puts_back(base, alone):
     plain, cut = weights.load(base), weights.load(base)
-    fsdp.shard(cut, RANKS, low=True)
-    with pytest.raises(KeyError), fsdp.whole(cut) as policy:
+    fsdp.shard(cut, RANKS, use_bfloat16=True)
+    with pytest.raises(KeyError), fsdp.whole_weights(cut) as policy:
         assert type(policy) is type(plain) and not any(
             isinstance(p, DTensor) or p.requires_grad for p in policy.parameters()
         )
@@ -243,9 +243,9 @@ def test_the_plan_knows_what_is_gathered_and_held(alone):
     cut, are 1 % of the built-in policy."""
     policy = weights.load(BUILT_IN)
     cfg = parse.load("shapes", ["dtype=bfloat16"])
-    fsdp.shard(policy, RANKS, low=True)
+    fsdp.shard(policy, RANKS, use_bfloat16=True)
     items = {item.name: item for item in plan.make_plan(cfg, policy.config, ranks=4).stages[0].rollout}
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), fsdp.whole(policy) as inside:
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), fsdp.whole_weights(policy) as inside:
         there = {p.data_ptr(): p.nbytes for p in (*policy.parameters(), *inside.parameters())}
         assert items["gathered policy"].bytes == pytest.approx(sum(there.values()), rel=0.01)
     held = {

@@ -113,7 +113,7 @@ def test_greedy_decoding(pair, rows):
     prompts, steps = rows[0], 12
     cache, tokens, drawn = policy.prefill(prompts, 2, steps), prompts.last.repeat_interleave(2), []
     for _ in range(steps):
-        tokens = policy.logits(policy.step(tokens, cache)).argmax(-1)
+        tokens = policy.logits(policy.decode(tokens, cache)).argmax(-1)
         drawn.append(tokens)
     drawn = torch.stack(drawn, -1).view(-1, 2, steps)  # (P, G, steps)
     assert torch.equal(drawn[:, 0], drawn[:, 1])
