@@ -303,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     """Parse the command line, open the run, train. → exit status."""
     started = time.perf_counter()
     try:
-        cfg, flags = parse.parse(sys.argv[1:] if argv is None else argv)
+        cfg, flags = parse.parse_args(sys.argv[1:] if argv is None else argv)
         if flags.help or flags.list:
             print(parse.help_text() if flags.help else parse.list_text())
             return 0

@@ -13,24 +13,15 @@ from grpo.parallel.ranks import sum_over_ranks
 
 # beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
 PATCH_SCALE = 3.0
+# Muon's learning rate as a multiple of lr
+MUON_SCALE = 10.0
 
 
 class Optimizer:
     """One or two of PyTorch's optimizers behind one face. `set_lr` sets the learning rate of AdamW; Muon's
-    is `muon_scale` times that."""
+    is MUON_SCALE times that."""
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        *,
-        name: str,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        muon_scale: float = 10.0,
-    ):
+    def __init__(self, policy: nn.Module, *, name: str, lr: float, beta2: float, weight_decay: float):
         """Optimize the parameters that require gradients. name: adamw or muon (for the matrices; AdamW for
         embeddings, norms and biases)."""
         trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
@@ -57,8 +48,8 @@ class Optimizer:
                         torch.optim.AdamW(
                             [g for g in groups if g["params"]],
                             lr=lr * scale,
-                            betas=(beta1, beta2),
-                            eps=eps,
+                            betas=(0.9, beta2),
+                            eps=1e-8,
                             fused=True,
                         ),
                         scale,
@@ -68,9 +59,9 @@ class Optimizer:
             self.parts.append(
                 (
                     torch.optim.Muon(
-                        list(hidden.values()), lr=lr * muon_scale, momentum=0.95, weight_decay=weight_decay
+                        list(hidden.values()), lr=lr * MUON_SCALE, momentum=0.95, weight_decay=weight_decay
                     ),
-                    muon_scale,
+                    MUON_SCALE,
                 )
             )
 

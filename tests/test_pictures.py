@@ -2,14 +2,13 @@
 through steps of training."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small import small_folder
 
 import train
 from data.chat import Chat
@@ -19,9 +18,6 @@ from grpo.monitor import report
 from grpo.run.setup import BUILT_IN
 from grpo.storage.checkpoint import complete
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small import small_folder
 
 SIZES = [(60, 60), (84, 56), (40, 100), (90, 30)]
 

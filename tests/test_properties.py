@@ -1,14 +1,12 @@
 """Laws that hold for whatever hypothesis thinks of: configuration, packing, micro-batches, positions, picture
 sizes, rows, answers.
 
-Beside tests/data/test_answers.py (numbers), tests/data/test_sources_jsonl.py (lines of any kind) and
-tests/grpo/test_aha.py, which have theirs.
+Numbers, JSON lines and reflection have theirs in tests/data/answers/test_numbers.py,
+tests/data/sources/test_jsonl_source.py and tests/grpo/evaluation/test_reflection.py.
 """
 
 import json
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
@@ -17,24 +15,20 @@ import torch
 import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from zoo import IMAGE, TWINS, tiny_config
 
 from data.answers.parser import TAGS, extract, read, well_formed
 from data.images import smart_resize
 from data.sources.table import SOURCES
 from data.types import LETTERS, BadPicture, Example
+from grpo import config
 from grpo.batch import TrainBatch
-from grpo.config import parse
-from grpo.config import parse as config
-from grpo.config.parse import ConfigError, load
-from grpo.config.settings import Config, Stage, value_of
+from grpo.config import Config, ConfigError, Stage, load, parse_args, value_of
 from grpo.config.typed import convert, leaves, read_yaml, unwrapped
 from grpo.objective import token_weights
 from grpo.variants import WEIGHTINGS
 from models.decoder import Packing
 from models.mrope import mrope_positions
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-from zoo import IMAGE, TWINS, tiny_config
 
 LAW = settings(
     max_examples=150,
@@ -105,7 +99,7 @@ def test_settings_come_back_from_the_command_line_and_from_the_file(tmp_path, ch
     assert {key: value_of(made, key) for key in chosen} == chosen
     path = config.save(made, tmp_path)
     assert load(path) == made and yaml.safe_load(path.read_text("utf-8")) == json.loads(
-        json.dumps(made.to_dict())
+        json.dumps({"format": config.FORMAT} | made.to_dict())
     )
 
 
@@ -123,7 +117,7 @@ def test_settings_come_back_from_the_command_line_and_from_the_file(tmp_path, ch
 )
 def test_any_command_line_is_a_configuration_or_a_config_error(arguments):
     try:
-        made, _ = parse(arguments)
+        made, _ = parse_args(arguments)
         assert isinstance(made, Config)
     except ConfigError as error:
         assert str(error)

@@ -1,6 +1,7 @@
 """train.py from its command line, with a policy of a few thousand parameters: what it learns from, what it
 leaves behind, how it goes on."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,16 +13,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small import small_config
 
 import train
 from data.shapes import tokenizer
 from grpo.parallel.ranks import gather_and_apply, gather_objects, join_ranks, leave_ranks
 from grpo.storage.checkpoint import complete
-
-sys.path.insert(0, str(Path(__file__).parent))
-import itertools
-
-from small import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
 # Reward is the length: a random policy answers nothing, but its completions differ in length in every group.

@@ -82,7 +82,7 @@ def subject(
     run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent
     own = (run / "checkpoints").is_dir() and (run / "config.yaml").is_file()
     if own:
-        cfg = parse.load(run / "config.yaml")
+        cfg = parse.load_run(run)
     elif name == "tiny" or built_in:
         cfg = parse.load("shapes", ["max_prompt=1024"])
     else:

@@ -194,16 +194,7 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     if cut:
         fsdp.shard(policy, ranks, use_bfloat16(ranks, cfg.dtype))
     o = cfg.optim
-    optimizer = Optimizer(
-        policy,
-        name=o.name,
-        lr=o.lr,
-        beta1=o.beta1,
-        beta2=o.beta2,
-        eps=o.eps,
-        weight_decay=o.weight_decay,
-        muon_scale=o.muon_scale,
-    )
+    optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:

@@ -54,7 +54,7 @@ def policy_of(quick: bool):
             vision=replace(config.vision, hidden_size=768),
         )
     policy = weights.init(config, seed=0)
-    optimizer = Optimizer(policy, name="adamw", lr=1e-4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
+    optimizer = Optimizer(policy, name="adamw", lr=1e-4, beta2=0.999, weight_decay=0.0)
     for p in policy.parameters():
         p.grad = torch.full_like(p, 1e-3)
     optimizer.step()

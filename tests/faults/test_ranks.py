@@ -5,17 +5,14 @@ import json
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from safetensors.torch import load_file
 
 import train
 from grpo.storage.checkpoint import complete
-
-sys.path.insert(0, str(Path(__file__).parent))
-import ranks
 
 pytestmark = pytest.mark.usefixtures("in_process")
 

@@ -15,7 +15,6 @@ import pytest
 from grpo.parallel.watch import LOST
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
 from restarts import left_behind, torchrun
 
 TIMEOUT = 5.0

@@ -1,12 +1,11 @@
 """Batches: padding that means nothing, pictures that stay with their prompts, and parts whose gradients
 add up to the whole."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from small import STOPS, small_folder, small_policy
 
 from data.chat import Chat
 from data.shapes.world import Shapes
@@ -15,9 +14,6 @@ from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
 from grpo.variants import WEIGHTINGS
 from models.mrope import mrope_positions
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import STOPS, small_folder, small_policy
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from grpo.storage import checkpoint
 from grpo.storage.checkpoint import complete
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from qwen import jsonl_folder, problems_file, qwen_folder, sat_file
 
 RECIPES = list(parse.recipes())

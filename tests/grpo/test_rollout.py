@@ -1,12 +1,11 @@
 """Rollouts: what is written is what the full forward pass would have written, token for token, whatever
 shares the batch."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from small import STOPS, small_folder, small_policy, small_prompts
 
 from data.chat import Chat
 from data.shapes.world import Shapes
@@ -17,9 +16,6 @@ from grpo.logprobs import completion_logprobs
 from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import sample, uid_hash, uniforms
 from models.cache import KVCache
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import STOPS, small_folder, small_policy, small_prompts
 
 CAP, GROUP, SEED, STEP = 14, 4, 3, 8
 

@@ -1,21 +1,17 @@
 """Imitation: the loss is the mean negative log-likelihood of the tokens that count, as transformers
 computes it for the prompt and its document in one piece."""
 
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from zoo import IMAGE, completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 from grpo.batch import TrainBatch
 from grpo.parallel import ranks
 from grpo.sft import imitate, totals
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-from zoo import IMAGE, completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 
 def batch_of(prompts, tokens, length):

@@ -5,13 +5,8 @@ Tolerances: two float32 programs that sum in different orders. The tiny policies
 size 1 to 10, where 1e-5 is a few dozen roundings; a wrong mask, position or scale is off by 1e-2 and more.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from zoo import ARCHITECTURES, completions_for, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 # Two pictures, none, one larger than a window with ragged windows at its edges, one smaller than a window.

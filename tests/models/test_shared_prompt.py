@@ -5,20 +5,16 @@ Values in float32 within 1e-5 of each other (sums in different orders, values of
 float64, where only exact mathematics passes 1e-10.
 """
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from zoo import ARCHITECTURES, completions_for, pictures_of, prompt_batch, repeated, tiny_policy
 
 from models import decoder
 from models.decoder import by_length
 from models.qwen_vl import PromptBatch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, completions_for, pictures_of, prompt_batch, repeated, tiny_policy
 
 PICTURES = [[(1, 4, 6), (1, 6, 6)], [], [(1, 12, 10)], [(1, 4, 6)]]
 GROUP, LONGEST = 3, 9

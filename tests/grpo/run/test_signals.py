@@ -15,8 +15,7 @@ import train
 from grpo.run import signals
 from grpo.storage.checkpoint import complete
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+ROOT = Path(__file__).resolve().parents[3]
 
 QUICK = [
     "shapes",

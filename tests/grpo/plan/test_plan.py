@@ -1,12 +1,12 @@
 """--plan says what is really there: parameters and caches to the byte, activations within a tenth."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from plan_peak import prompts
 
 from grpo.batch import TrainBatch, collate_prompts
 from grpo.config import parse
@@ -16,10 +16,6 @@ from grpo.run.setup import BUILT_IN
 from models import weights
 from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
-
-sys.path.insert(0, str(Path(__file__).parent))
-from plan_peak import prompts
-
 from tests.bench.timing import child
 
 TINY = ModelConfig.from_folder(BUILT_IN)
@@ -201,7 +197,7 @@ def test_what_is_not_needed_is_not_planned():
 def test_the_optimizer_holds_what_is_planned():
     for name in ("adamw", "muon"):
         cfg, policy = parse.load("shapes", [f"optim.name={name}"]), weights.init(TINY, 0)
-        optimizer = Optimizer(policy, name=name, lr=1e-3, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0)
+        optimizer = Optimizer(policy, name=name, lr=1e-3, beta2=0.99, weight_decay=0.0)
         for parameter in policy.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
@@ -364,5 +360,5 @@ def test_the_copy_that_checkpoints_are_written_from():
 
 
 def test_a_model_that_is_not_there():
-    with pytest.raises(ValueError, match="no parse.json"):
+    with pytest.raises(ValueError, match="no config.json"):
         plan.text(parse.load("shapes", ["model=nowhere"]))

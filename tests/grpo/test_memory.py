@@ -1,9 +1,5 @@
 """grpo/memory.py: the bytes that it reckons with against those of a real cache."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from small import small_folder, small_policy, small_prompts
 
 from grpo.batch import collate_prompts

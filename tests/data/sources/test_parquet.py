@@ -1,9 +1,7 @@
 """Sources that read the hub's parquet layouts, written here by pyarrow: columns, splits, what an example
 asks and answers, and what is refused."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from data.sources.table import SOURCES, BadSource, open_source
 from data.types import BadRow
 
 pyarrow = pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-sys.path.insert(0, str(Path(__file__).parent))
 from layouts import SCHEMAS, cvbench_row, mathvista_row, png, sat_row, shown, write
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.config import parse
-from grpo.config import parse as config
-from grpo.config.parse import Config, ConfigError, load
-from grpo.config.typed import leaves
+from grpo import config
+from grpo.config import Config, ConfigError, load, parse_args
+from grpo.config.renamed import REMOVED, RENAMED
+from grpo.config.typed import leaves, names
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_no_arguments_is_the_main_job():
-    cfg, flags = parse([])
+    cfg, flags = parse_args([])
     assert cfg.recipe == "shapes" and cfg.out == "runs/shapes"
     assert not any(dataclasses.astuple(flags))
 
@@ -25,10 +25,10 @@ def test_no_arguments_is_the_main_job():
 def test_command_line_beats_recipe_beats_base_beats_defaults(tmp_path):
     (tmp_path / "base.yaml").write_text("base: shapes\ngroup: 6\ncap: 33\noptim: {lr: 0.5, warmup: 7}\n")
     (tmp_path / "mine.yaml").write_text("about: mine\nbase: ./base.yaml\ncap: 44\noptim:\n  lr: 0.25\n")
-    cfg, _ = parse([str(tmp_path / "mine.yaml"), "optim.lr=0.125", "--dry-run"])
+    cfg, _ = parse_args([str(tmp_path / "mine.yaml"), "optim.lr=0.125", "--dry-run"])
     assert (cfg.optim.lr, cfg.cap, cfg.group, cfg.optim.warmup) == (0.125, 44, 6, 7)
     assert cfg.task == load("shapes").task and cfg.recipe == "mine" and cfg.out == "runs/mine"
-    assert cfg.optim.beta1 == Config().optim.beta1
+    assert cfg.optim.beta2 == Config().optim.beta2
 
 
 def test_bases_may_not_go_round_in_a_circle(tmp_path):
@@ -43,7 +43,7 @@ def test_bases_may_not_go_round_in_a_circle(tmp_path):
     [
         (["shape"], "unknown recipe 'shape' (did you mean 'shapes'?)"),
         (["nowhere.yaml"], "there is no such file"),
-        (["shapes", "blink"], "the recipe is 'shapes' already"),
+        (["shapes", "blink"], "the recipe is already 'shapes'"),
         (["lr=1"], "argument 'lr=1': unknown key 'lr' (did you mean 'optim.lr'?)"),
         (["loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
         (["los.kl_coef=1"], "did you mean 'loss.kl_coef'?"),
@@ -60,10 +60,10 @@ def test_bases_may_not_go_round_in_a_circle(tmp_path):
         (["rewards.format=much"], "rewards.format: expected a number"),
         (["rewards.a.b=1"], "unknown key 'rewards.a.b'"),
         (["limit=[1"], "is not valid YAML"),
-        (["freeze=[vision, llm]"], "nothing left to train"),
+        (["freeze=[vision, llm]"], "nothing is left to train"),
         (["freeze=[eyes]"], "freeze[0]: expected one of vision, llm, got 'eyes'"),
         (["sampling=dynamic"], "set loss.kl_coef=0"),
-        (["enough=0"], "enough: is a share of the step's groups"),
+        (["enough=0"], "enough: must be above 0 and at most 1"),
         (["max_rounds=0"], "max_rounds: must be at least 1"),
         (["sft.loss_on=prompt"], "expected one of answer, prompt_and_answer"),
         (["stages=[{until: 2}]"], "stages[0]: 'group' is missing"),
@@ -72,15 +72,15 @@ def test_bases_may_not_go_round_in_a_circle(tmp_path):
         (["--steps=3"], "settings are written without dashes: steps=3"),
         (["--pla"], "did you mean '--plan'?"),
         (["temperature=0"], "temperature: must be above 0"),
-        (["group=1"], "at least 2, got 1"),
+        (["group=1"], "at least 2, because a group compares completions; got 1"),
         (["loss.clip_low=1"], "loss.clip_low: must be in [0, 1)"),
-        (["init=x/config.json"], "random weights can't learn from rewards"),
+        (["init=x/config.json"], "random weights never earn a reward"),
         (["min_pixels=9", "max_pixels=4"], "min_pixels: 9 is more than max_pixels, 4"),
     ],
 )
 def test_an_error_says_where_and_what_was_meant(argv, message):
     with pytest.raises(ConfigError) as error:
-        parse(argv)
+        parse_args(argv)
     assert message in str(error.value)
 
 
@@ -93,7 +93,7 @@ def test_an_error_says_where_and_what_was_meant(argv, message):
         ("template: 5", "my.yaml: template: expected text, got 5"),
         ("- steps", "expected `key: value` lines, got list"),
         ("steps: [", "not valid YAML"),
-        ("steps: 3\nsteps: 4", "my.yaml: line 2: the key 'steps' stands there twice"),
+        ("steps: 3\nsteps: 4", "my.yaml: line 2: the key 'steps' is given twice"),
         ("base: shape", "unknown recipe 'shape'"),
     ],
 )
@@ -139,7 +139,7 @@ def test_stages_become_stages():
 @pytest.mark.parametrize("recipe", list(config.recipes()))
 def test_what_is_written_is_what_was_run(tmp_path, recipe):
     cfg = load(recipe, ["seed=3", "optim.lr=1e-6", "stages=[{until: 2, group: 4, cap: 8}]", "data=x y: #z"])
-    assert load(config.save(cfg, tmp_path)) == cfg
+    assert load(config.save(cfg, tmp_path)) == cfg == config.load_run(tmp_path)
 
 
 def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
@@ -155,11 +155,41 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
         config.check_same_run(load("blink"), tmp_path)
 
 
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_a_renamed_setting_is_refused_with_its_new_name(tmp_path, old, new):
+    """Old names, and those of TRL and EasyR1: `beta` looked like `optim.beta2`."""
+    assert new in names(Config) and old not in names(Config)
+    (tmp_path / "my.yaml").write_text(f"{old}: 1\n")
+    for refused in (lambda: load("shapes", [f"{old}=1"]), lambda: load(tmp_path / "my.yaml")):
+        with pytest.raises(ConfigError, match=f"unknown key {old!r}; its name here is {new!r}"):
+            refused()
+
+
+@pytest.mark.parametrize("old", REMOVED)
+def test_a_removed_setting_is_refused_with_the_reason(old):
+    assert old not in names(Config) and old not in RENAMED
+    with pytest.raises(ConfigError, match=f"unknown key {old!r}; there is no such setting: .*{REMOVED[old]}"):
+        load("shapes", [f"{old}=1"])
+
+
+@pytest.mark.parametrize("first_line", ["", "format: 1\n", f"format: {config.FORMAT + 1}\n", "format: new\n"])
+def test_a_run_of_another_version_is_refused_in_one_sentence(tmp_path, first_line):
+    cfg = load("shapes", [f"out={tmp_path}"])
+    written = config.save(cfg, tmp_path)
+    rest = written.read_text().removeprefix(f"format: {config.FORMAT}\n")
+    written.write_text(first_line + rest + "stretched: 3\n")
+    for refused in (lambda: config.check_same_run(cfg, tmp_path), lambda: config.load_run(tmp_path)):
+        with pytest.raises(
+            ConfigError, match=r"holds a run of another version of Glimpse \(format \w+, here"
+        ):
+            refused()
+
+
 def test_help_is_always_given_and_says_everything():
-    _, flags = parse(["--help", "nonsense=1", "--nonsense"])
+    _, flags = parse_args(["--help", "nonsense=1", "--nonsense"])
     assert flags.help
     text = config.help_text()
-    assert max(map(len, text.splitlines())) <= 140
+    assert max(map(len, text.splitlines())) <= 110
     for key in leaves(Config):
         assert f"  {key}=" in text
     for heading in config.HEADINGS.values():
@@ -187,16 +217,14 @@ def test_a_config_cannot_be_changed():
 
 def test_the_written_file_is_plain_yaml(tmp_path):
     tree = yaml.safe_load(config.save(load("shapes"), tmp_path).read_text())
-    assert list(tree) == [f.name for f in dataclasses.fields(Config)]
+    assert list(tree) == ["format", *(f.name for f in dataclasses.fields(Config))]
 
 
 def test_no_setting_is_dead():
     """Each is read somewhere that trains or evaluates: a key that does nothing is a promise broken in
     silence (ledger #16)."""
-    aside = {"config.py", "settings.py", "typed.py", "plan.py"}
-    source = "".join(
-        p.read_text() for p in [*ROOT.glob("*.py"), *(ROOT / "grpo").glob("*.py")] if p.name not in aside
-    )
+    files = [*ROOT.glob("*.py"), *(ROOT / "grpo").rglob("*.py")]
+    source = "".join(p.read_text() for p in files if p.parent.name not in {"config", "plan"})
     dead = [
         key
         for key in leaves(Config)

@@ -1,22 +1,19 @@
 """BLINK's parquet layout, with made-up rows, and with the real photographs where they are."""
 
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_chat import processor, qwen, verbatim  # noqa: F401
 
 from data.chat import Chat
 from data.sources.table import SOURCES, BadSource
 from data.types import BadExample, BadRow
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_chat import processor, qwen, verbatim  # noqa: F401
-
 pyarrow = pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-REAL = Path(__file__).resolve().parents[3] / "shared/data/blink/Spatial_Relation/val-00000-of-00001.parquet"
+REAL = Path(__file__).resolve().parents[4] / "shared/data/blink/Spatial_Relation/val-00000-of-00001.parquet"
 blink = SOURCES["blink"]
 PICTURE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 SCHEMA = pyarrow.schema(
@@ -187,7 +184,7 @@ def test_the_real_rows(photographs):
 
 def test_the_real_photographs_become_prompts(photographs):
     """Every one of them, at the built-in model's pixel limit."""
-    folder = Path(__file__).resolve().parents[2] / "models" / "tiny"
+    folder = Path(__file__).resolve().parents[3] / "models" / "tiny"
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("no built-in model")
     chat = Chat(folder, template="shapes", max_prompt=256)

@@ -1,6 +1,7 @@
 """Answers that somebody's checker has paid for, or that would break one, each with the verdict of every rule.
 
-tests/data/test_answers.py asserts each verdict, and docs/answers.md shows them: python -m tests.docs_sync
+tests/data/answers/test_numbers.py asserts each verdict, and docs/answers.md shows them (written by
+`python -m tests.docs_sync`).
 The last two columns are math-verify's, version 0.9.0; they are asserted where it is installed.
 """
 

@@ -33,7 +33,7 @@ from data.shapes.documents import (
 from data.shapes.world import COLORS, GRID, SIZES, TASKS, Shapes, free_pairs, gap, scatter
 from models.config import ModelConfig
 
-TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
+TINY = Path(__file__).resolve().parents[3] / "models" / "tiny"
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,15 @@
 """The frozen reference: in the dtype of the products, on the host if asked, and the same numbers either
 way."""
 
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from small import small_folder, small_policy, small_prompts
 
 from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.run.setup import frozen, on_device
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import small_folder, small_policy, small_prompts
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import torch
 
 from grpo.storage.jsonl import Metrics, read
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

@@ -1,13 +1,14 @@
 """Sharding, on one rank: what is wrapped computes what is not, weights are gathered and put back, and
 ghosts leave no trace. Several ranks: tests/faults/test_ranks.py."""
 
-import sys
+import functools
+import operator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from small import full
 from torch.distributed.tensor import DTensor
 
 from data.chat import Chat
@@ -25,14 +26,8 @@ from grpo.run.setup import BUILT_IN
 from grpo.variants import token_mean
 from models import weights
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import functools
-import operator
-
-from small import full
-
 RANKS = Ranks(0, 1, torch.device("cpu"))
-HOW = {"name": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1}
+HOW = {"name": "adamw", "lr": 1e-3, "beta2": 0.999, "weight_decay": 0.1}
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
-"""The memory that learning takes, in a process of its own:  python tests/grpo/plan_peak.py '{"model": {...},
-"side": 6, "settings": [...]}'
+"""The memory that learning takes, in a process of its own:
+python tests/grpo/plan/plan_peak.py '{"model": {...}, "side": 6, "settings": [...]}'
 
 Every prompt and completion is as long as it may be. Prints {"grown": bytes, "planned": bytes}: by how much
 the process grew at its peak over the micro-batches of one update, and what `--plan` says of it
-(`tests/grpo/test_plan.py` compares them).
+(`tests/grpo/plan/test_plan.py` compares them).
 """
 
 import json
@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from grpo.batch import TrainBatch
 from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs

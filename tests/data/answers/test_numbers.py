@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from data.answers.numbers import LONGEST, UNITS, Number, parse, same
 from data.answers.parser import extract, is_right, is_right_paper, read
 from data.types import Example
-from tests.data.adversarial import CASES
+from tests.data.answers.adversarial import CASES
 
 ROWS = [
     pytest.param(

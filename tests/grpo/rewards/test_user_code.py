@@ -217,6 +217,6 @@ def test_a_program_that_used_one_ends(tmp_path):
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
     )
     assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr

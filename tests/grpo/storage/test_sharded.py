@@ -5,14 +5,15 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from forked import together
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from small import small_folder, small_policy
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -25,10 +26,6 @@ from grpo.storage.background import Background
 from grpo.storage.checkpoint import CheckpointError, complete, load_optimizer, newest
 from models import weights
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from forked import together
-from small import small_folder, small_policy
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forked")
 # bytes of a file of weights, so that there are several
 SMALL = 60_000
@@ -40,7 +37,7 @@ def base(tmp_path_factory):
 
 
 def made(policy, name="adamw"):
-    return Optimizer(policy, name=name, lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+    return Optimizer(policy, name=name, lr=1e-2, beta2=0.99, weight_decay=0.1)
 
 
 def sharded(policy, name="adamw"):

@@ -3,6 +3,7 @@ page."""
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -13,17 +14,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_run import fake_run, question
 from PIL import Image
 
 from grpo.monitor import report
 from grpo.monitor.curves import PANELS, charts
 from grpo.monitor.warnings import GUARDS
 from grpo.storage.jsonl import Metrics, read
-
-sys.path.insert(0, str(Path(__file__).parent))
-import itertools
-
-from fake_run import fake_run, question
 
 HOSTILE = (
     "</script><script>document.title='owned'</script><!--<img src=x onerror=\"document.title='owned'\">"

@@ -2,7 +2,6 @@
 of pictures, what is refused and how."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from data.sources.table import SOURCES, BadSource, open_source
 from data.types import BadRow, Example
 
 pytest.importorskip("pyarrow", reason="the helpers write parquet, too")
-sys.path.insert(0, str(Path(__file__).parent))
 from layouts import png, vsr_row, write_lines
 
 ROW = {
@@ -225,7 +223,7 @@ def test_a_parquet_file_is_no_jsonl(tmp_path):
 
 
 def test_the_docs_name_every_field():
-    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text("utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text("utf-8")
     assert all(f"| `{field}` |" in page for field in FIELDS)
 
 

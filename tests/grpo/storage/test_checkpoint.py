@@ -2,13 +2,12 @@
 
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from small import small_folder, small_policy, small_prompts
 
 from data.chat import Chat
 from grpo.batch import collate_prompts
@@ -18,9 +17,6 @@ from grpo.storage import checkpoint
 from grpo.storage.checkpoint import CheckpointError, complete, damage, load_optimizer, newest
 from models import weights
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import small_folder, small_policy, small_prompts
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
@@ -28,7 +24,7 @@ def base(tmp_path_factory):
 
 
 def made(policy, name="adamw"):
-    return Optimizer(policy, name=name, lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+    return Optimizer(policy, name=name, lr=1e-2, beta2=0.99, weight_decay=0.1)
 
 
 def train(policy, optimizer, steps, first=0):

@@ -1,5 +1,5 @@
 """A run folder as train.py leaves it, invented: to test the report and to look at it (python
-tests/grpo/fake_run.py FOLDER)."""
+tests/grpo/monitor/fake_run.py FOLDER)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import random
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from PIL import Image, ImageDraw
 
@@ -104,7 +104,7 @@ def group(seed: int, step: int, skill: float, size: int) -> dict:
 
 
 def fake_run(folder: Path, steps: int = 100, size: int = 12) -> Path:
-    """Write parse.yaml, metrics.jsonl, samples.jsonl and summary.json of an invented run into `folder`."""
+    """Write config.yaml, metrics.jsonl, samples.jsonl and summary.json of an invented run into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     parse.save(parse.load("shapes", [f"steps={steps}", f"group={size}", f"out={folder}"]), folder)
     metrics, samples, draw = (

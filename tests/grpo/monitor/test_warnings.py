@@ -3,7 +3,6 @@ what is written, and that a resumed run does the same."""
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from grpo.monitor.warnings import GUARDS, LONGEST, check, fitting, warnings
 from grpo.parallel import fsdp
 from grpo.rollout import DecodeOptions
 from grpo.storage.checkpoint import complete
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 HEALTHY = {
     "step": 1,
@@ -69,7 +66,7 @@ def test_nothing_is_wrong_with_a_healthy_run_or_with_no_metrics():
 def test_each_guard_says_what_to_do():
     for name, guard in GUARDS.items():
         assert f" {guard.steps} steps" in guard.says and len(guard.says) > 100, name
-    page = (Path(__file__).resolve().parents[2] / "docs/troubleshooting.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs/troubleshooting.md").read_text()
     assert all(f"`guard/{name}`" in page for name in [*GUARDS, "nonfinite"])
 
 
