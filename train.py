@@ -17,6 +17,7 @@ from functools import partial
 
 import torch
 
+from data.sources.table import hook_of
 from grpo.batch import TrainBatch, collate_prompts, learnable
 from grpo.config import parse
 from grpo.dynamic import SAMPLING, Drawn
@@ -152,7 +153,7 @@ def train_grpo(cfg, run, ranks, keeper) -> None:
             step + 1,
             rollout,
             batch,
-            completion_rows(rollout, *shown),
+            completion_rows(rollout, *shown, hook_of(cfg.task).measure),
             places=drawn.places,
             logp=first_logp,
             teaching=teaching,

@@ -20,11 +20,12 @@ import pytest
 import torch
 
 import evaluate
+from data.shapes import looking
 from data.shapes.world import Shapes
 from data.sources.table import SOURCES
 from grpo.batch import TrainBatch
 from grpo.config import parse
-from grpo.evaluation.answers import Answers, read_answer
+from grpo.evaluation.scores import Answers, read_completion
 from grpo.monitor import recorder
 from grpo.monitor.step_metrics import completion_rows
 from grpo.objective import LossStats
@@ -311,9 +312,9 @@ def written(monkeypatch, tmp_path) -> set[str]:
     # without a word of reflection, and right where `text` is wrong
     terse = "<think> </think> <answer> (B) </answer>"
 
-    def answer_all(policy, chat, asked, **options):
+    def answer_all(policy, chat, asked, how, **options):
         answers = Answers()
-        answers += [[read_answer(example, text, [1, 2, 3], True)] for example in asked]
+        answers += [[read_completion(e, text, [1, 2, 3], True, measure=how.measure)] for e in asked]
         return answers
 
     monkeypatch.setattr(recorder, "answer_all", answer_all)
@@ -349,7 +350,7 @@ def written(monkeypatch, tmp_path) -> set[str]:
     keeper.grpo_step(
         cfg.steps,
         rollout,
-        rows=completion_rows(rollout, reward, parts, texts, examples),
+        rows=completion_rows(rollout, reward, parts, texts, examples, looking.measure),
         teaching=[0, 1, 2, 3],
         entropy=0.0,
         stats=LossStats.zero(),

@@ -9,8 +9,11 @@ from collections import deque
 import torch
 from tqdm import tqdm
 
+from data.sources.table import hook_of
 from grpo.batch import TrainBatch
-from grpo.evaluation.answers import answer_all, flat_scores, scores
+from grpo.evaluation.answers import Asking, answer_all
+from grpo.evaluation.scores import flat_scores, scores
+from grpo.evaluation.tables import before_after
 from grpo.monitor import report, warnings
 from grpo.monitor.step_metrics import question_line, shown_groups, step_metrics
 from grpo.parallel import fsdp
@@ -128,7 +131,7 @@ class Keeper:
             summary |= {"resumed_after": self.run.step} if self.run.step else {}
             if self.run.step < self.cfg.steps or not (folder / "summary.json").exists():
                 write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-            print("\n" + before_after(base, final) + "\n")
+            print("\n" + before_after(base, final, hook_of(self.cfg.task)) + "\n")
         for path in (
             *report.write_curves(folder),
             *report.write_report(folder),
@@ -159,16 +162,15 @@ class Keeper:
                 ("", 0.0),
                 *((("sampled/", 1.0),) if every_set and name == "heldout" else ()),
             ):
-                answers = answer_all(
-                    policy,
-                    run.chat,
-                    items,
+                how = Asking(
                     cap=cfg.eval.cap or cfg.cap,
                     temperature=temperature,
                     seed=cfg.seed,
                     blind=cfg.blind,
-                    share=(self.ranks.rank, self.ranks.size),
+                    measure=hook_of(cfg.task).measure,
                 )
+                share = (self.ranks.rank, self.world.size)
+                answers = answer_all(policy, run.chat, items, how, share=share)
                 if answers:
                     found |= {
                         f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()
@@ -435,23 +437,3 @@ class Keeper:
         return {"step_time": moments[-1] - moments[0]} | {
             f"time/{name}": after - before for name, before, after in zip(names[1:], moments, moments[1:])
         }
-
-
-def before_after(base: dict, final: dict) -> str:
-    """The table that a run ends with: what it could do before, and what it can do now."""
-    rows = [
-        ("accuracy, held out", "accuracy"),
-        *((f"  {key.partition('/')[2]}", key) for key in final if key.startswith("accuracy/")),
-        ("accuracy, unseen pairs", "pairs/accuracy"),
-        ("accuracy, sampled", "sampled/accuracy"),
-        ("format, sampled", "sampled/format"),
-        ("mean length, sampled", "sampled/mean_length"),
-        ("looks first, sampled", "sampled/looking"),
-        ("looks again, sampled", "sampled/self_correction"),
-    ]
-    lines = [f"{'':<24} {'before':>8} {'after':>8}"]
-    for label, key in rows:
-        if key in base and key in final:
-            style = ".1f" if "length" in key else ".1%"
-            lines.append(f"{label:<24} {base[key]:>8{style}} {final[key]:>8{style}}")
-    return "\n".join(lines)
