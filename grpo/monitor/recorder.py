@@ -169,7 +169,7 @@ class Keeper:
                     blind=cfg.blind,
                     measure=hook_of(cfg.task).measure,
                 )
-                share = (self.ranks.rank, self.world.size)
+                share = (self.ranks.rank, self.ranks.size)
                 answers = answer_all(policy, run.chat, items, how, share=share)
                 if answers:
                     found |= {
