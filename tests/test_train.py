@@ -139,7 +139,12 @@ def test_the_metrics_of_a_step(trained):
         assert row["grad_norm"] > 0 and row["entropy"] > 1 and row["frac_skipped"] == 0
         assert row["rewards/length/mean"] == pytest.approx(0.001 * row["completions/mean_length"])
         assert row["reward"] == pytest.approx(100 * row["rewards/length/mean"] + row["rewards/format/mean"])
-        assert row["step_time"] == pytest.approx(sum(v for k, v in row.items() if k.startswith("time/")))
+        # the rest, such as advantages and log lines, is in no phase
+        assert (
+            0.5 * row["step_time"]
+            < sum(v for k, v in row.items() if k.startswith("time/"))
+            <= row["step_time"]
+        )
         # With one update the ratio is 1. The advantages of a group cancel in a mean over completions; here
         # every token weighs alike, and longer ones more.
         assert (
@@ -310,9 +315,11 @@ def test_two_updates_of_one_rollout(base, tmp_path):
     ],
 )
 def test_named_choices_run(base, trained, tmp_path, choice):
-    rows = metrics(run(base, tmp_path / "run", choice, "eval.items=0", "steps=2"))
+    rows = metrics(run(base, tmp_path / "run", choice, "eval.items=0", "steps=2"), times=False)
     assert all(row["grad_norm"] > 0 and row["sampling/logp_gap_max"] <= 1e-5 for row in rows)
-    assert rows[1] != metrics(trained)[2]
+    # the evaluation of the other run aside
+    plain = metrics(trained, times=False)[2]
+    assert rows[1] != {key: plain[key] for key in rows[1]}
 
 
 def test_stages(base, tmp_path):

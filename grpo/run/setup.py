@@ -7,21 +7,18 @@ and step; metrics.jsonl and samples.jsonl are cut back to that step; the rest is
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from data.chat import Chat
-from data.order import indices_at
-from data.sources import hub
 from data.sources.table import open_source
-from data.types import BadExample
 from grpo.config.parse import Config, check_same_run, save
+from grpo.gradient import TokenBudget
+from grpo.logprobs import chunk_of
 from grpo.optim import Optimizer
 from grpo.parallel import fsdp
 from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all
@@ -29,14 +26,9 @@ from grpo.rewards.rules import rule
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import Metrics, read
+from grpo.storage.model_folder import model_folder
 from models import weights
 from models.config import ModelConfig
-
-BUILT_IN = Path(__file__).parent.parent.parent / "models" / "tiny"
-# steps whose questions are tried before a run gives up
-LATER = 4
-# of a hub model: no pickles, no code
-HUB_FILES = ("*.safetensors", "*.json", "merges.txt", "chat_template.jinja")
 
 
 @dataclass
@@ -49,6 +41,7 @@ class Run:
     policy: torch.nn.Module
     reference: torch.nn.Module | None
     optimizer: Optimizer
+    budget: TokenBudget
     chat: Chat
     examples: Sequence
     # {name of the set: its examples}; "heldout" is the one watched while training
@@ -57,45 +50,6 @@ class Run:
     samples: Metrics
     # optimizer steps done
     step: int
-
-
-def model_folder(name: str, revision: str | None = None, files: Sequence[str] = HUB_FILES) -> Path:
-    """The folder of a model: "tiny" is built in, a run folder gives its newest undamaged checkpoint, and what
-    is no folder here may be a model of the hub.
-
-    revision, files: of a hub model, which is fetched once (`data/sources/hub.py`); of a checkpoint, the files
-    that have to be as they were written. Raises ValueError.
-    """
-
-    def wanted(name: str) -> bool:
-        return not name.startswith("optimizer") and any(fnmatch(name, pattern) for pattern in files)
-
-    if name == "tiny":
-        return BUILT_IN
-    folder = Path(name)
-    if (folder / "checkpoints").is_dir():
-        found, line = checkpoint.newest(folder, wanted)
-        if found is None:
-            raise ValueError(line or f"{folder}: a run folder without a complete checkpoint")
-        if line:
-            tqdm.write(line, file=sys.stderr)
-        return found
-    if not folder.exists() and (named := hub.parts_of(name)) and not named[2]:
-        try:
-            return hub.snapshot(named[0], files, "model", named[1] or revision)
-        except hub.HubError as error:
-            raise ValueError(f"model {name!r}: there is no such folder, and from the hub: {error}") from error
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"model {name!r}: no config.json in {folder.absolute()}; give a folder in Hugging Face layout, a "
-            "run folder, 'tiny', "
-            "or a model of the hub such as Qwen/Qwen2-VL-2B"
-        )
-    if (folder / "state.json").is_file() and (wrong := checkpoint.damage(folder, wanted)):
-        raise ValueError(
-            f"damaged: {folder / wrong}; take another checkpoint, or remove state.json if the change is yours"
-        )
-    return folder
 
 
 def base_of(cfg: Config, ranks: Ranks) -> Path:
@@ -138,24 +92,6 @@ def frozen(reference: torch.nn.Module, use_bfloat16: bool) -> torch.nn.Module:
         if use_bfloat16 and parameter.dim() > 1:
             parameter.data = parameter.data.bfloat16()
     return reference
-
-
-@contextmanager
-def on_device(reference: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.Module]:
-    """The reference on a device for as long as the context lasts. One that is kept on the host is copied
-    there, and the copy forgotten afterwards."""
-    home = {
-        parameter: parameter.data
-        for parameter in reference.parameters()
-        if parameter.device.type != device.type
-    }
-    for parameter, data in home.items():
-        parameter.data = data.to(device)
-    try:
-        yield reference
-    finally:
-        for parameter, data in home.items():
-            parameter.data = data
 
 
 def open_run(cfg: Config, ranks: Ranks) -> Run:
@@ -222,39 +158,11 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
                     file=sys.stderr,
                 )
     wait_for_all()
-    return Run(folder, base, policy, reference, optimizer, chat, examples, heldout, metrics, samples, step)
-
-
-def chosen_prompts(run: Run, cfg: Config, ranks: Ranks, step: int, round: int = 0) -> tuple[list, list, int]:
-    """This rank's share of the questions of a step. → (examples, prompts, how many were skipped). A skipped
-    one is named on the terminal.
-
-    A rank may have none; where no rank has any, all take the next step's as well. Raises ValueError if that
-    goes on for LATER steps.
-    round: of dynamic sampling; from the second on, what the step has asked already is left out, and there may
-    be nothing left.
-    """
-    count = min(cfg.prompts, len(run.examples))
-    examples, prompts, skipped = [], [], []
-    before = {
-        index
-        for earlier in range(round)
-        for index in indices_at(step, len(run.examples), count, cfg.seed, earlier)
-    }
-    for later in range(1 if round else LATER):
-        for index in ranks.share(indices_at(step + later, len(run.examples), count, cfg.seed, round)):
-            if index in before:
-                continue
-            try:
-                example = run.examples[index]
-                prompts.append(run.chat.prompt(example, blind=cfg.blind))
-                examples.append(example)
-            except BadExample as error:
-                skipped.append(error)
-                tqdm.write(f"step {step + 1}: skipped {error}", file=sys.stderr)
-        if round or any(gather_objects([bool(prompts)])):
-            return examples, prompts, len(skipped)
-    reasons = gather_objects([str(error) for error in skipped])
-    raise ValueError(
-        f"step {step + 1}: none of {len(reasons)} questions could be asked; the last: {reasons[-1]}"
+    budget = TokenBudget(
+        cfg.loss.micro_tokens,
+        chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type),
+        ranks.device,
+    )
+    return Run(
+        folder, base, policy, reference, optimizer, budget, chat, examples, heldout, metrics, samples, step
     )

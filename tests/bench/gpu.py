@@ -34,7 +34,7 @@ from qwen import qwen_folder
 from small import STOPS, small_folder, small_policy, small_prompts
 
 from data.types import Prompt
-from grpo.batch import TrainBatch, collate_prompts
+from grpo.batch import Batch, Cut, collate_prompts
 from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs
 from grpo.parallel.fsdp import whole_weights
@@ -136,8 +136,11 @@ class Bench:
         for dtype in ("float32", "bfloat16"):
             with precision(self.ranks, dtype):
                 rollout = generate(policy, prompts, **how).to("cpu")
-                batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(
-                    image_token=image, merge=merge, device=self.device
+                batch = Batch.of_documents([], sources, rollout.tokens, rollout.length).micro_batch(
+                    Cut(list(range(len(sources))), slice(None)),
+                    image_token=image,
+                    merge=merge,
+                    device=self.device,
                 )
                 logp = (
                     completion_logprobs(policy, batch, temperature=1.0, chunk=512)[0]
@@ -287,14 +290,15 @@ class Bench:
                         "≥ 0.5",
                     )
             rollout = made[-1].to("cpu")
-            batch = TrainBatch(sources, rollout.tokens, rollout.length)
+            batch = Batch.of_documents([], sources, rollout.tokens, rollout.length)
             batch.weight = torch.linspace(-1, 1, batch.mask.numel()).view(batch.mask.shape)
             policy.recompute = policy.visual.recompute = True
 
             def train() -> None:
                 policy.zero_grad(set_to_none=True)
-                for part, *_ in batch.micro_batches(self.size["micro"]):
-                    part = part.collated(
+                for cut in batch.cuts(self.size["micro"], batch.teaching):
+                    part = batch.micro_batch(
+                        cut,
                         image_token=self.model.image_token_id,
                         merge=self.model.vision.spatial_merge_size,
                         device=self.device,
