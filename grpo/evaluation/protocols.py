@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache, partial
 from math import floor, sqrt
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.answers import numbers
@@ -24,6 +23,7 @@ from data.answers.parser import ANSWER, END_ANSWER, extract, is_right, read
 from data.chat import TEMPLATES
 from data.types import LETTERS, Example
 from grpo.evaluation.statistics import wilson
+from grpo.rewards.math_verify import NOTHING, RIGHT
 from grpo.rewards.user_code import RewardError, open_reward
 
 # characters of a completion that `paper` looks at; what is longer is unread
@@ -32,10 +32,6 @@ LONGEST = 20_000
 CAP = 1024
 # CV-Bench: mean of 2D (mean of its two sources) and 3D
 WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
-
-VERDICT = Path(__file__).parent.parent / "rewards" / "math_verify.py"
-# what it says
-NOTHING, WRONG, RIGHT = 0.0, 1.0, 2.0
 
 PAIRS = {
     "base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"},
@@ -163,7 +159,7 @@ def spellings(example: Example) -> tuple[tuple[str, ...], list[str]]:
 def _verified(short: str, example: Example) -> float:
     """The verdict of the extra math-verify: NOTHING, WRONG or RIGHT. It may take for ever; then it is
     ended, and is taken to have read nothing."""
-    reward = open_reward(f"{VERDICT}:verdict")
+    reward = open_reward("grpo.rewards.math_verify:verdict")
     try:
         return reward(short, example, None)
     except RewardError:
