@@ -199,17 +199,18 @@ def ended(*pids: int) -> bool:
     return False
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(file):
-    """open(function): a reward of the file, closed after the test."""
-    rewards = []
+    """opened(function): a reward of the file; one process each for all tests, because it takes a second."""
+    rewards = {}
 
-    def open_one(function):
-        rewards.append(UserReward(f"{file}:{function}"))
-        return rewards[-1]
+    def opened(function):
+        if function not in rewards:
+            rewards[function] = UserReward(f"{file}:{function}")
+        return rewards[function]
 
-    yield open_one
-    for reward in rewards:
+    yield opened
+    for reward in rewards.values():
         reward.close()
 
 
