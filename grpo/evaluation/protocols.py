@@ -32,6 +32,8 @@ LONGEST = 20_000
 CAP = 1024
 # CV-Bench: mean of 2D (mean of its two sources) and 3D
 WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
+# runs in a process of its own
+VERDICT = "grpo.rewards.math_verify:verdict"
 
 PAIRS = {
     "base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"},
@@ -159,7 +161,7 @@ def spellings(example: Example) -> tuple[tuple[str, ...], list[str]]:
 def _verified(short: str, example: Example) -> float:
     """The verdict of the extra math-verify: NOTHING, WRONG or RIGHT. It may take for ever; then it is
     ended, and is taken to have read nothing."""
-    reward = open_reward("grpo.rewards.math_verify:verdict")
+    reward = open_reward(VERDICT)
     try:
         return reward(short, example, None)
     except RewardError:

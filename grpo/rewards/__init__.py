@@ -1,6 +1,5 @@
 """Rewards by rule, and a user's own."""
 
-import importlib
 from typing import TYPE_CHECKING
 
 from grpo.rewards.user_code import RewardError, RewardTimeout, UserReward, names_a_file, open_reward
@@ -24,4 +23,6 @@ else:
         """The rules, imported when used: they import torch, which a user's reward does not need."""
         if name not in __all__:
             raise AttributeError(name)
-        return getattr(importlib.import_module("grpo.rewards.rules"), name)
+        from grpo.rewards import rules
+
+        return getattr(rules, name)

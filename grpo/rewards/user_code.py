@@ -14,7 +14,6 @@ stderr); its file may import its neighbours; an attribute `my_reward.timeout = 6
 from __future__ import annotations
 
 import concurrent.futures
-import importlib
 import importlib.util
 import json
 import math
@@ -229,13 +228,13 @@ def load(source: str, name: str) -> Callable:
     if source.endswith(".py"):
         sys.path.insert(0, str(Path(source).parent))
         spec = importlib.util.spec_from_file_location(Path(source).stem, source)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        # as an import does: a dataclass looks up its module
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
     else:
-        module = importlib.import_module(source)
+        spec = importlib.util.find_spec(source)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # as an import does: a dataclass looks up its module
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"{Path(source).name} has no function {name!r}")
