@@ -188,7 +188,8 @@ def world(_) -> str:
 
 def documents_shown(_) -> str:
     """Of the base model's documents the first of each sort."""
-    from data.shapes.documents import CAPTIONS, LOOK, LOOK_AGAIN, Documents
+    from data.shapes.documents import CAPTIONS, Documents
+    from data.shapes.looking import LOOK, LOOK_AGAIN
     from data.shapes.world import TASKS
 
     def sort_of(task: str, text: str) -> str:

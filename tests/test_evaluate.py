@@ -20,7 +20,8 @@ from data.types import Example
 from grpo.config import parse
 from grpo.evaluation import answers as evaluation
 from grpo.evaluation import resume
-from grpo.evaluation.answers import Answers, read_answer
+from grpo.evaluation.answers import Asking
+from grpo.evaluation.scores import Answers, read_completion
 from grpo.evaluation.tables import difference_table, k_table, markdown, score_table, table
 from models import weights
 from models.config import ModelConfig
@@ -70,6 +71,8 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         "--blind",
         "--ban",
         "look",
+        "--prefix",
+        "look :",
         "--compare",
         older,
         "--json",
@@ -86,6 +89,7 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         "sampled": 24,
         "blind": 8,
         "banned": 8,
+        "prefixed": 8,
         "compare": 8,
         "compare_sampled": 24,
     }
@@ -104,7 +108,7 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         "why",
         "length",
         "stopped",
-        "looked",
+        "measured",
     } <= set(rows["greedy"][0])
     assert all(answer["picture"] == f"{answer['uid']}#1" for answer in rows["greedy"])
     page = (tmp_path / "out.json.md").read_text()
@@ -120,7 +124,7 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         and "| maj@k |" in page
         and "mine minus step_000010" in page
     )
-    first, second = found["config"]["subjects"]
+    first, second = found["config"]["models"]
     assert Path(first["folder"]).name == "step_000020" and Path(second["folder"]).name == "step_000010"
     # both asked as the run was: its cap, its limits, its template
     for who in (first, second):
@@ -136,8 +140,12 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
     assert {key for key, more in found["more"].items() if "differences" in more} == {
         "blind",
         "banned",
+        "prefixed",
         "compare",
     }
+    assert all(a["completion"].startswith("<think>look :") for a in rows["prefixed"])
+    # given tokens do not count: the cap is the policy's own
+    assert max(a["length"] for a in rows["prefixed"]) == 17
     assert found["more"]["compare"]["differences"]["all"]["n"] == 8
     assert all(" look" not in a["completion"] for a in rows["banned"])
     for words in (
@@ -147,7 +155,9 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         "maj@k",
         "pictures withheld",
         "without 'look'",
+        "begun with 'look :'",
         "as it is minus blind",
+        "as it is minus prefixed",
         "mine minus step_000010",
         "wrote 8 answers and all",
     ):
@@ -158,13 +168,12 @@ def test_the_table_prints_what_the_json_holds(run, tmp_path, capsys, monkeypatch
     """Answers are invented, three of four right, and none without the picture; the rest is the real
     program."""
 
-    def invented(policy, chat, examples, *, blind=False, **options):
+    def invented(policy, chat, examples, how, *rest, **options):
         answers = Answers()
         for n in range(len(examples)):
-            letter = examples[n].letter if n % 4 and not blind else "E"
-            answers.append(
-                [read_answer(examples[n], f"<think> </think> <answer> ({letter}) </answer>", [1] * 5, True)]
-            )
+            letter = examples[n].letter if n % 4 and not how.blind else "E"
+            text = f"<think> </think> <answer> ({letter}) </answer>"
+            answers.append([read_completion(examples[n], text, [1] * 5, True, measure=how.measure)])
         answers.skipped = ["example 'x': damaged"]
         return answers
 
@@ -208,7 +217,7 @@ def test_defaults_without_a_run(run, tmp_path, capsys):
         file = tmp_path / f"{seed}.json"
         assert call(capsys, "--model", lone, "--items", 2, "--seed", seed, "--json", file)[0] == 0
         found = json.loads(file.read_text())
-        assert (found["config"]["subjects"][0]["cap"], found["config"]["subjects"][0]["template"]) == (
+        assert (found["config"]["models"][0]["cap"], found["config"]["models"][0]["template"]) == (
             parse.load("shapes").cap,
             "shapes",
         )
@@ -226,7 +235,7 @@ def test_how_a_model_is_asked(run, tmp_path, monkeypatch):
     command line has the last word."""
 
     def asked(name, *argv):
-        who = evaluate.subject_of(
+        who = evaluate.model_of(
             str(name),
             evaluate.arguments(["--task", "blink", "--data", "x.parquet", "--device", "cpu", *argv]),
         )
@@ -319,14 +328,14 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
     ]
     file = layouts.write(tmp_path / "test.parquet", "cvbench", rows)
 
-    def invented(policy, chat, examples, *, read, **options):
+    def invented(policy, chat, examples, how, *rest, **options):
         answers = Answers()
         for n in range(len(examples)):
             letter = "C" if examples[n].extra["source"] == "COCO" or n in (0, 2) else "A or C"
             answers.append(
                 [
-                    read_answer(
-                        examples[n], f"<think> </think> <answer> {letter} </answer>", [1] * 5, True, read
+                    read_completion(
+                        examples[n], f"<think> </think> <answer> {letter} </answer>", [1] * 5, True, how.read
                     )
                 ]
             )
@@ -370,7 +379,7 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
 
 KILLER = """
 import os, signal, sys
-from grpo import resume_eval
+from grpo.evaluation import resume
 import evaluate
 
 real, left = resume.Log._append, [int(sys.argv.pop(1))]
@@ -439,7 +448,7 @@ def test_killed_and_gone_on_is_as_if_nothing_had_happened(run, tmp_path, capsys,
     monkeypatch.setattr(
         evaluation,
         "_write",
-        lambda policy, chat, asked, **how: written.append(len(asked)) or real(policy, chat, asked, **how),
+        lambda policy, chat, asked, how: written.append(len(asked)) or real(policy, chat, asked, how),
     )
     status, out, err = call(capsys, *command("killed.json"))
     assert status == 0 and "going on: 11 answers" in out, err
@@ -509,17 +518,19 @@ def test_one_question(run, pictures, capsys, monkeypatch):
     # they differ
     assert len(set(re.split(r"--- \d of 3\n", out))) > 2
 
-    def answered(policy, chat, examples, *, read, **options):
+    def answered(policy, chat, examples, how):
         assert (
-            options["cap"] == 17
-            and examples[0].pictures == tuple(pictures)
-            and examples[0].choices == ("yes", "no")
+            how.cap == 17 and examples[0].pictures == tuple(pictures) and examples[0].choices == ("yes", "no")
         )
         return [
-            [read_answer(examples[0], "<think> red </think> <answer> (B) </answer>", [1] * 9, True, read)]
+            [
+                read_completion(
+                    examples[0], "<think> red </think> <answer> (B) </answer>", [1] * 9, True, how.read
+                )
+            ]
         ]
 
-    monkeypatch.setattr("grpo.evaluation.ask.answer_all", answered)
+    monkeypatch.setattr("grpo.evaluation.answers.answer_all", answered)
     out = call(capsys, "--model", run, "--ask", *pictures, "Red?", "--choice", "yes", "--choice", "no")[1]
     assert out == "<think> red </think> <answer> (B) </answer>\nanswer: (B) no\n"
 
@@ -548,13 +559,13 @@ def test_the_saved_folder_loads_in_transformers(run, capsys):
     names: dict = {}
     exec("\n".join(lines[:3]).replace("models/tiny", str(folder)), names)
     model, tokenizer_of_theirs = names["model"], names["tokenizer"]
-    policy, chat = evaluate.subject_of(str(run), evaluate.arguments(["--device", "cpu"])).open("cpu")
+    policy, chat = evaluate.model_of(str(run), evaluate.arguments(["--device", "cpu"])).open("cpu")
     image = Image.new("RGB", (56, 56), "red")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     example = Example("u", "Is it red ?", ("yes", "no"), "yes", pictures=(buffer.getvalue(),))
     prompt = chat.prompt(example)
-    answer = evaluate.answer_all(policy, chat, [example], cap=8)[0][0]
+    answer = evaluate.answer_all(policy, chat, [example], Asking(cap=8))[0][0]
     ids = torch.tensor([prompt.tokens.tolist()])
     theirs = model.generate(
         input_ids=ids,
@@ -580,7 +591,7 @@ def test_the_saved_folder_loads_in_transformers(run, capsys):
 def test_differences_pair_by_question_and_point_at_the_first():
     def said(uid, task, letter):
         return [
-            read_answer(
+            read_completion(
                 Example(uid, "?", ("yes", "no"), "yes", task),
                 f"<think></think><answer>{letter}</answer>",
                 [1],
@@ -674,6 +685,7 @@ def test_tables():
             "truncated": 0.0,
             "mean_length": 3.0,
             "failures": {},
+            "measured": {},
         }
     )
     cells = {1: {"value": 0.5}, 2: {"value": 0.625}}
@@ -708,6 +720,8 @@ def test_json_is_whole_or_not_there(run, tmp_path, capsys, monkeypatch):
     "argv, words",
     [
         (["--model", "nowhere"], "nowhere"),
+        (["--prefix", "xyzzy"], "argument --prefix: the tokenizer of"),
+        (["--prefix", "look", "--ask", "a.png", "What?"], "argument --prefix: does not go with --ask"),
         (["--compare", "nowhere"], "nowhere"),
         (["--task", "shape"], "shapes"),
         (["--split", "trainn"], "heldout"),

@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 
 from data.answers.parser import extract
+from data.types import Example
 
 # characters; a longer completion is wrong, because its search for a number takes minutes
 LONGEST = 50_000
@@ -40,14 +41,21 @@ def verdict(text, example, length) -> float:
     answer, as in VisualThinker-R1-Zero's evaluation."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
 
-    from grpo.evaluation.protocols import spellings
-
     strings, gold = spellings(example)
     readers = (LatexExtractionConfig(), ExprExtractionConfig(), StringExtractionConfig(strings=strings))
     found = parse(text, readers, parsing_timeout=PARSING)
     if not found:
         return NOTHING
     return RIGHT if verify(gold=[*gold], target=found, timeout_seconds=COMPARING) else WRONG
+
+
+def spellings(example: Example) -> tuple[tuple[str, ...], list[str]]:
+    """The strings that VisualThinker's evaluation looks for, and those of them that are right."""
+    gold = [example.answer.lower(), example.answer]
+    if example.letter:
+        gold += [form % x for x in (example.letter, example.letter.lower()) for form in ("%s", "(%s)")]
+    letters = [form % letter for letter in "ABCDEFabcdef" for form in ("%s", "(%s)")]
+    return tuple(dict.fromkeys([*letters, *example.choices])), gold
 
 
 def _verify(first: str, second: str) -> bool:

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from data.sources.table import HELDOUT, SOURCES, SPLITS, BadSource, open_source
+from data.sources.table import HOOKS, SOURCES, SPLITS, BadSource, hook_of, open_source
 
 
 def test_every_source_has_its_splits():
-    assert set(SOURCES) == set(SPLITS) == set(HELDOUT)
-    assert all(set(HELDOUT[name]) < set(SPLITS[name]) for name in SOURCES)
+    assert set(SOURCES) == set(SPLITS) and set(HOOKS) < set(SOURCES)
+    assert all({"train", "heldout", *hook_of(name).sets} <= set(SPLITS[name]) for name in SOURCES)
 
 
 @pytest.mark.parametrize(

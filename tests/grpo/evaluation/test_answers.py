@@ -12,13 +12,15 @@ from PIL import Image
 from torch import nn
 
 from data.chat import Chat
-from data.shapes import tokenizer
+from data.shapes import looking, tokenizer
 from data.shapes.world import Shapes
 from data.types import BadExample, Example
-from grpo.evaluation.answers import Answers, answer_all, flat_scores, read_answer, scores
+from grpo.evaluation import answers as asking
+from grpo.evaluation.answers import Asking
 from grpo.evaluation.protocols import paper
+from grpo.evaluation.scores import Answers, flat_scores, read_completion, scores
 from grpo.evaluation.statistics import maj_at_k, pass_at_k, wilson
-from grpo.memory import Room
+from grpo.memory import WAVE, Room
 from grpo.rollout import generate
 from models import weights
 from models.config import ModelConfig
@@ -40,6 +42,11 @@ def random_policy():
     return weights.init(
         ModelConfig.from_dict(tokenizer.model_config(tokenizer.build().get_vocab_size())), seed=0
     )
+
+
+def answer_all(policy, chat, examples, wave=WAVE, share=(0, 1), progress=lambda count: None, **how):
+    """`answer_all` with the settings of `Asking` as keywords."""
+    return asking.answer_all(policy, chat, examples, Asking(**how), wave, share, progress=progress)
 
 
 class Scripted(nn.Module):
@@ -136,7 +143,7 @@ def test_an_answer_is_read_as_it_was_written(chat):
     )
     assert (d.length, d.stopped) == (CAP, False)
     # not a question of the built-in world
-    assert a.looked is None and a.first_right is None
+    assert a.measured == {}
     plain = a.to_dict()
     assert plain["completion"] == a.text and "tokens" not in plain and "text" not in plain
 
@@ -207,6 +214,24 @@ def test_a_banned_token_is_not_written(chat):
     assert text == "<think>look it wait </think> <answer> (A) </answer>"
 
 
+def test_a_prefix_is_given_and_not_written(chat):
+    """Its tokens end the prompt and begin the text; tokens and length are what the policy wrote."""
+    policy, given, ends = Scripted(chat, lambda question, g, blind: RIGHT), chat.encode("but wait"), []
+    real = policy.prefill
+
+    def prefill(prompts, *sizes, **options):
+        ends.append([row[n - 3 : n].tolist() for row, n in zip(prompts.tokens, prompts.length)])
+        return real(prompts, *sizes, **options)
+
+    policy.prefill = prefill
+    examples = [example(1), example(9)]
+    plain, begun = (answer_all(policy, chat, examples, cap=CAP, prefix=prefix) for prefix in ([], given))
+    for (a,), (b,), end in zip(plain, begun, ends[1], strict=True):
+        assert end[-2:] == given and end[0] == ends[0][0][-1]
+        assert a.text == f"<think>{RIGHT}" and b.text == f"<think>but wait {RIGHT}"
+        assert a.tokens == b.tokens and a.length == b.length and b.correct and b.well_formed
+
+
 def test_several_completions_a_question(chat):
     policy = Scripted(chat, lambda question, g, blind: RIGHT if g < question.count("it") else WRONG)
     answers = answer_all(policy, chat, [example(1), example(3)], cap=CAP, samples=4, temperature=1.0)
@@ -221,8 +246,8 @@ def test_several_completions_a_question(chat):
 # ---- counting
 
 
-def answered(e, text, length=5, stopped=True):
-    return read_answer(e, text, [7] * length, stopped)
+def answered(e, text, length=5, stopped=True, **how):
+    return read_completion(e, text, [7] * length, stopped, **how)
 
 
 def test_scores_of_one_answer_a_question():
@@ -247,7 +272,7 @@ def test_scores_of_one_answer_a_question():
         0.25,
         6.0,
     )
-    assert found["failures"] == {"no answer tag": 1} and "pass@k" not in found and "looking" not in found
+    assert found["failures"] == {"no answer tag": 1} and "pass@k" not in found and found["measured"] == {}
     assert list(found["tasks"]) == ["T", "U"]
     assert (found["tasks"]["T"]["accuracy"], found["tasks"]["T"]["interval"]) == (
         pytest.approx(1 / 3),
@@ -348,21 +373,25 @@ def test_the_work_of_the_second_look():
         "<think></think><answer>(A)</answer>",
     ]
     answers = [
-        [answered(dataclasses.replace(e, uid=f"shapes/heldout/0/{n}"), text)] for n, text in enumerate(texts)
+        [answered(dataclasses.replace(e, uid=f"shapes/heldout/0/{n}"), text, measure=looking.measure)]
+        for n, text in enumerate(texts)
     ]
     found = scores(answers)
-    assert (found["looking"], found["self_correction"]) == (pytest.approx(5 / 6), pytest.approx(4 / 6))
-    assert (found["wrong_to_right"], found["right_to_wrong"]) == (2, 1)
-    assert [(a.first_right, a.last_right) for (a,) in answers[:3]] == [
-        (False, True),
-        (False, True),
-        (True, False),
-    ]
-    assert {"looking", "self_correction", "wrong_to_right", "right_to_wrong"} <= set(flat_scores(found))
+    expected = {
+        "looking": 5 / 6,
+        "self_correction": 4 / 6,
+        "first_look_right": 2 / 5,
+        "wrong_to_right": 2 / 6,
+        "right_to_wrong": 1 / 6,
+    }
+    assert found["measured"] == pytest.approx(expected)
+    assert {name: flat_scores(found)[name] for name in expected} == found["measured"]
+    # where nobody looks, a measurement that applies to no completion is 0
+    assert scores(answers[-1:])["measured"] == dict.fromkeys(expected, 0.0)
 
 
-def test_a_benchmark_with_the_same_task_names_is_not_the_built_in_world():
-    assert answered(example(1, task="Relation"), "<think> look : so it is yes .").looked is None
+def test_only_the_hook_of_a_task_measures():
+    assert answered(example(1, uid="shapes/heldout/0/1"), "<think> look : so it is yes .").measured == {}
 
 
 # ---- with a real forward
@@ -370,13 +399,15 @@ def test_a_benchmark_with_the_same_task_names_is_not_the_built_in_world():
 
 def test_neither_waves_nor_company_change_an_answer(chat, random_policy):
     examples = [Shapes("heldout", 12)[i] for i in range(12)]
-    ask = partial(answer_all, random_policy, chat, cap=12, samples=3, temperature=1.0)
+    ask = partial(
+        answer_all, random_policy, chat, cap=12, samples=3, temperature=1.0, measure=looking.measure
+    )
     together, alone, turned = ask(examples), ask(examples, wave=1), ask(examples[::-1])
     assert isinstance(together, Answers) and together == alone == turned[::-1]
     # it does sample
     assert len({a.text for group in together for a in group}) > 12
     assert together != ask(examples, seed=1)
-    assert all(a.looked is not None for group in together for a in group)
+    assert all(a.measured for group in together for a in group)
 
 
 # ---- ranks, memory, protocols
@@ -390,12 +421,12 @@ def test_shares_together_are_the_whole(chat, monkeypatch):
     examples[2] = example(200, uid="long one")
     examples[5] = example(1, uid="broken", pictures=(Path("nowhere.png"),))
     alone, parts = answer_all(policy, chat, examples, cap=CAP), []
-    monkeypatch.setattr("grpo.evaluation.answers.gathered", lambda rows: parts.append(rows) or rows)
+    monkeypatch.setattr("grpo.evaluation.answers.gather_objects", lambda rows: parts.append(rows) or rows)
     mine = [answer_all(policy, chat, examples, cap=CAP, share=(rank, 2)) for rank in (0, 1)]
     assert [[group[0].uid for group in each] for each in mine] == [["q0", "q4", "q6"], ["q1", "q3"]]
-    # as distributed.gathered joins them
+    # as gather_objects joins them
     monkeypatch.setattr(
-        "grpo.evaluation.answers.gathered", lambda rows: [row for part in parts for row in part]
+        "grpo.evaluation.answers.gather_objects", lambda rows: [row for part in parts for row in part]
     )
     both = answer_all(policy, chat, examples, cap=CAP, share=(1, 2))
     assert both == alone and both.skipped == alone.skipped and len(both.skipped) == 2

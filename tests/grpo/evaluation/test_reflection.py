@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.types import Example
+from data.types import Example, measure_nothing
 from grpo.evaluation.reflection import (
     FORMS,
     LEAST,
@@ -197,7 +197,9 @@ def test_the_metrics_of_a_rollout():
         Rollout(tokens, length, stopped, torch.zeros(2, 2, 18)),
         torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
     )
-    found = step_metrics(completion_rows(rollout, reward, {"accuracy": reward}, texts, examples))
+    found = step_metrics(
+        completion_rows(rollout, reward, {"accuracy": reward}, texts, examples, measure_nothing)
+    )
     assert found["completions/count"] == 4 and found["completions/identical_groups"] == 0.5
     assert found["completions/loop_ratio"] == 0.25 and found["completions/repetition"] == pytest.approx(
         (1 - 1 / 13) / 4
@@ -213,7 +215,7 @@ def test_the_metrics_of_a_rollout():
     assert (
         found["aha/vlaa/gain"] == 1 and found["aha/vlaa/gain_groups"] == 1 and found["aha/word/wait"] == 0.25
     )
-    assert "aha/looking" not in found, "that is read in the built-in world only"
+    assert "aha/looking" not in found, "only the hook of the built-in world measures that"
 
 
 # ---- over many steps

@@ -17,8 +17,10 @@ import yaml
 from fake_run import fake_run, question
 from PIL import Image
 
+from data.shapes import looking
+from data.types import TaskHook
 from grpo.monitor import report
-from grpo.monitor.curves import PANELS, charts
+from grpo.monitor.curves import PANELS, charts, own_panels
 from grpo.monitor.warnings import GUARDS
 from grpo.storage.jsonl import Metrics, read
 
@@ -104,7 +106,9 @@ def test_everything_a_run_wrote_is_in_the_page(run):
         )
         for name in ("weight", "logp", "kl"):
             assert shown[name] == pytest.approx(written[name], rel=1e-3)
-    assert {chart["title"] for chart in data["charts"]} == {panel.title for panel in PANELS} - {"Imitation"}
+    assert {chart["title"] for chart in data["charts"]} == {
+        panel.title for panel in [*PANELS, *own_panels(looking.HOOK)]
+    } - {"Imitation"}
     assert data["summary"]["final"]["accuracy"] == 0.941 and data["summary"]["finished"]
 
 
@@ -258,7 +262,7 @@ def test_without_words_of_reflection_there_is_no_table(tmp_path):
 
 def test_long_runs_are_thinned_and_keep_their_shape():
     rows = [{"step": step, "reward": step / 10_000} for step in range(10_000)]
-    line = charts(rows, most=500)[0]["lines"][0]
+    line = charts(rows, TaskHook(), most=500)[0]["lines"][0]
     assert len(line["x"]) == len(line["y"]) == len(line["smooth"]) == 500
     assert line["y"] == pytest.approx([x / 10_000 for x in line["x"]])
     assert line["smooth"][30:-30] == pytest.approx(line["y"][30:-30])
@@ -332,7 +336,7 @@ def test_a_browser_draws_it_and_hostile_text_does_nothing(tmp_path):
     )
     main = dom.partition("<main")[2].partition("</main>")[0]
     assert (
-        main.count("<figure") == len(PANELS) - 1
+        main.count("<figure") == len([*PANELS, *own_panels(looking.HOOK)]) - 1
         and main.count('class="card"') == 1
         and main.count('class="said"') == 5
     )
