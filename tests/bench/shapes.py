@@ -3,10 +3,10 @@ runs/measured] [--seeds 0 1 2]
 
 Runs the recipe `shapes` on each seed and once blind, then asks the base and the trained policies: greedy on
 4,000 held-out scenes and on 400 with unseen pairs, with the picture withheld, with the second look banned; 8
-sampled completions of 400 questions, and 64 of 200 for pass@k. The base is also asked with "look :" given, the
-control. Prints one line a measurement; the last line
-is one JSON object, which is also written to measured.json there (docs/results/shapes/ has the recorded one).
-A measurement whose file is there already is read, not repeated.
+sampled completions of 400 questions, and 64 of 200 for pass@k. The base is also asked with "look :" given,
+the control. Prints one line a measurement; the last line is one JSON object, which is also written to
+measured.json there (docs/results/shapes/ has the recorded one). A measurement whose file is there already is
+read, not repeated.
 """
 
 import argparse
