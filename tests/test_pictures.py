@@ -15,8 +15,8 @@ from data.chat import Chat
 from data.sources.table import SOURCES
 from grpo.batch import collate_prompts
 from grpo.monitor import report
-from grpo.run.setup import BUILT_IN
 from grpo.storage.checkpoint import complete
+from grpo.storage.model_folder import BUILT_IN
 from models import weights
 
 SIZES = [(60, 60), (84, 56), (40, 100), (90, 30)]

@@ -22,7 +22,7 @@ from data.images import smart_resize
 from data.sources.table import SOURCES
 from data.types import LETTERS, BadPicture, Example
 from grpo import config
-from grpo.batch import TrainBatch
+from grpo.batch import Batch
 from grpo.config import Config, ConfigError, Stage, load, parse_args, value_of
 from grpo.config.typed import convert, leaves, read_yaml, unwrapped
 from grpo.objective import token_weights
@@ -213,22 +213,25 @@ def test_micro_batches_hold_every_token_once_and_their_weights_add_up(data, grou
     among = data.draw(st.none() | st.lists(st.integers(0, groups - 1), unique=True))
     prompts = data.draw(st.lists(st.integers(1, 20), min_size=groups, max_size=groups))
     tokens = torch.arange(groups * group * 10).view(groups, group, 10)
-    batch = TrainBatch(
-        [SimpleNamespace(uid=str(p), tokens=[0] * size) for p, size in enumerate(prompts)],
-        tokens,
-        length,
-        torch.arange(1.0, groups * group + 1),
-    )
+    sources = [
+        SimpleNamespace(
+            uid=str(p), tokens=[0] * size, patches=torch.zeros(0, 4), grid=torch.zeros(0, 3).long()
+        )
+        for p, size in enumerate(prompts)
+    ]
+    batch = Batch.of_documents([], sources, tokens, length)
+    batch.advantage = torch.arange(1.0, groups * group + 1)
     batch.weight = token_weights(
         batch.mask, WEIGHTINGS[how], tokens=float(length.sum()), completions=float(length.numel()), cap=10
     ).double()
     seen, weight, gradient = [], 0.0, torch.zeros(batch.mask.shape).double()
-    for part, at, rows in batch.micro_batches(budget, among):
-        cost = len(at) * max(prompts[p] for p in at) + part.tokens.numel()
+    for cut in batch.cuts(budget, list(range(groups)) if among is None else among):
+        part = batch.micro_batch(cut, image_token=-1, merge=2, device="cpu")
+        cost = len(cut.groups) * max(prompts[p] for p in cut.groups) + part.tokens.numel()
         assert cost <= budget or part.length.numel() == 1
         seen += part.tokens.flatten(0, 1)[part.mask].tolist()
         weight += float(part.weight.sum())
-        batch.put_back(gradient, part.weight * part.advantage[:, None], at, rows)
+        batch.write_back(gradient, part.weight * part.advantage[:, None], cut)
     kept = torch.zeros(groups, dtype=torch.bool)
     kept[range(groups) if among is None else among] = True
     wanted = batch.mask & kept.repeat_interleave(group)[:, None]

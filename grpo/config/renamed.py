@@ -45,6 +45,7 @@ RENAMED = {
 """{name that is not a setting: the setting that does the same}."""
 
 REMOVED = {
+    "sampling": "max_rounds above 1 is dynamic sampling, and max_rounds=1 is none",
     "optim.beta1": "it is always 0.9",
     "optim.eps": "it is always 1e-8",
     "optim.muon_scale": "Muon's rate is always 10 times optim.lr",

@@ -222,11 +222,9 @@ class Config:
     cuda_graphs: bool = False
     """Decode with CUDA graphs, so that the GPU does not wait for Python. Off, because it is not measured on a
     GPU yet."""
-    sampling: Literal["fixed", "dynamic"] = "fixed"
-    """dynamic: replace groups with equal rewards by groups of further prompts (DAPO, GPG), in at most
-    max_rounds rounds."""
-    max_rounds: int = 4
-    """Maximum of rollouts per step under dynamic sampling, the first one included."""
+    max_rounds: int = 1
+    """Most rollouts per step. Above 1 is dynamic sampling (DAPO, GPG): groups with equal rewards are replaced
+    by groups of further prompts."""
     enough: float = 1.0
     """Dynamic sampling stops when this share of the step's groups has unequal rewards."""
 
@@ -303,10 +301,10 @@ def _check_rollouts(config: Config) -> None:
         raise ConfigError("rewards: at least one reward part is needed")
     if config.cuda_graphs and config.device == "cpu":
         raise ConfigError("cuda_graphs: a CPU has none; drop it, or set device=cuda")
-    if config.sampling == "dynamic" and config.loss.kl_coef:
+    if config.max_rounds > 1 and config.loss.kl_coef:
         raise ConfigError(
-            "sampling: dynamic leaves out groups that a KL penalty would still move; set loss.kl_coef=0, "
-            "as DAPO and GPG do"
+            "max_rounds: dynamic sampling leaves out groups that a KL penalty would still move; set "
+            "loss.kl_coef=0, as DAPO and GPG do"
         )
     sizes = {"group": config.group} | {f"stages[{i}].group": s.group for i, s in enumerate(config.stages)}
     for key, size in sizes.items():

@@ -16,7 +16,7 @@ from grpo.evaluation.protocols import Reading, strict
 from grpo.evaluation.resume import Kept, Written
 from grpo.evaluation.scores import Answers, Completion, read_completion
 from grpo.memory import WAVE, Room
-from grpo.parallel.ranks import gathered
+from grpo.parallel.ranks import gather_objects
 from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import uid_hash
 
@@ -101,7 +101,7 @@ def answer_all(
         ]
         progress(len(asked))
     answers = Answers()
-    for _, outcome in sorted(gathered(outcomes), key=lambda pair: pair[0]):
+    for _, outcome in sorted(gather_objects(outcomes), key=lambda pair: pair[0]):
         if isinstance(outcome, str):
             answers.skipped.append(outcome)
         else:

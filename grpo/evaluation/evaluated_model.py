@@ -16,7 +16,7 @@ from data.chat import Chat
 from grpo.config import parse
 from grpo.evaluation.protocols import Protocol, family
 from grpo.evaluation.resume import weights_digest
-from grpo.run.setup import model_folder
+from grpo.storage.model_folder import model_folder
 from models import weights
 
 # tokens; a picture as large as Qwen's processors leave it has 16,384

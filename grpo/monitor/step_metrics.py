@@ -8,7 +8,7 @@ from statistics import fmean, pstdev, stdev
 import torch
 
 from data.images import open_picture
-from grpo.batch import TrainBatch
+from grpo.batch import Batch
 from grpo.evaluation.scores import Completion, read_completion, total
 from grpo.objective import gradient_weight, token_ratio
 from grpo.rollout import Rollout
@@ -76,7 +76,7 @@ def picture_url(example) -> str | None:
 
 def shown_groups(
     step: int,
-    batch: TrainBatch,
+    batch: Batch,
     logp,
     rollout: Rollout,
     reward,

@@ -24,10 +24,10 @@ from data.shapes import looking
 from data.shapes.documents import described, gaps
 from data.shapes.world import TASKS, Shapes, draw, free_pairs, scatter
 from data.types import Example
-from grpo.batch import TrainBatch
+from grpo.batch import collate_prompts
 from grpo.evaluation.answers import Asking, answer_all
-from grpo.run.setup import model_folder
 from grpo.sft import encode_documents
+from grpo.storage.model_folder import model_folder
 from models import weights
 from tests.bench.about import about
 
@@ -44,10 +44,8 @@ def readings(policy, chat, scenes: int = 300) -> dict[str, float]:
             examples.append(Example(f"gate/{i}", question, (), text, pictures=(partial(draw, scene),)))
             documents.append((text,))
         tokens, length = encode_documents(chat, documents, 128)
-        batch = TrainBatch([chat.prompt(e) for e in examples], tokens, length).collated(
-            image_token=chat.image_token, merge=2, device="cpu"
-        )
-        guess = policy.logits(policy(batch.prompts, tokens, length)).argmax(-1)
+        prompts = collate_prompts([chat.prompt(e) for e in examples], image_token=chat.image_token)
+        guess = policy.logits(policy(prompts, tokens, length)).argmax(-1)
         for unit in ("x", "y", "size", "shape", "gap"):
             after = torch.zeros_like(tokens, dtype=torch.bool)
             after[..., 1:] = tokens[..., :-1] == chat.encode(unit)[0]

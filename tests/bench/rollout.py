@@ -24,8 +24,8 @@ from data.chat import Chat
 from data.shapes.world import Shapes
 from grpo.batch import collate_prompts
 from grpo.rollout import generate
-from grpo.run.setup import BUILT_IN
 from grpo.sampling import uid_hash
+from grpo.storage.model_folder import BUILT_IN
 from models import cache, layers, weights
 from tests.bench.timing import finish, ratio, sized, take_turns
 

@@ -36,8 +36,6 @@ def test_three_ranks_do_what_one_does_in_every_case():
         # float32: bit for bit, but for a rounding of a sum in float64
         assert row["weights_max_relative"] <= (1e-6 if name == "bfloat16" else 1e-7), (name, row)
         assert row["metrics_max_difference"] <= 1e-5, (name, row)
-    # each of the four times
-    assert found[ranks.CROWDED]["said"] == 4
 
 
 @pytest.mark.timeout(900)

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import STOPS, small_folder, small_policy, small_prompts
+from small import STOPS, batch_of, micro_batch, small_folder, small_policy, small_prompts
 
 from data.chat import Chat
 from data.shapes.world import Shapes
 from grpo import cuda_graphs
 from grpo import rollout as module
-from grpo.batch import TrainBatch, collate_prompts
+from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import sample, uid_hash, uniforms
@@ -316,10 +316,8 @@ def test_rows_end_with_their_stop_token(together):
 
 
 def test_the_stop_token_is_trained(policy, chat, sources, together):
-    batch = TrainBatch(sources, together.tokens, together.length)
-    logp, _ = completion_logprobs(
-        policy, batch.collated(image_token=chat.image_token, merge=2, device="cpu"), temperature=1.0, chunk=64
-    )
+    batch = micro_batch(batch_of(sources, together.tokens, together.length), chat.image_token)
+    logp, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=64)
     last = logp.view(*together.tokens.shape).gather(-1, together.length[..., None] - 1)[..., 0]
     assert (last[together.stopped] < 0).all()
 
@@ -373,9 +371,7 @@ def test_placeholders_are_never_drawn_however_much_the_policy_wants_to(chat, sou
         assert set((hidden @ policy.lm_head.weight.T).argmax(-1).flatten().tolist()) & set(placeholders)
     rollout = write(policy, chat, sources, temperature=temperature)
     assert not {t for group in rows(rollout) for row in group for t in row} & set(placeholders)
-    batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(
-        image_token=chat.image_token, merge=2, device="cpu"
-    )
+    batch = micro_batch(batch_of(sources, rollout.tokens, rollout.length), chat.image_token)
     logp, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=64)
     # nor do they take probability in the loss
     assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() < 1e-5
@@ -388,16 +384,12 @@ def test_placeholders_are_never_drawn_however_much_the_policy_wants_to(chat, sou
 @pytest.mark.parametrize("micro", [10**9, 100])
 def test_log_probs_are_those_of_the_training_forward(policy, chat, sources, temperature, micro):
     rollout = write(policy, chat, sources, temperature=temperature)
-    batch = TrainBatch(sources, rollout.tokens, rollout.length)
+    batch = batch_of(sources, rollout.tokens, rollout.length)
     logp = torch.zeros(batch.mask.shape)
-    for part, prompts, at in batch.micro_batches(micro):
-        part = part.collated(image_token=chat.image_token, merge=2, device="cpu")
-        batch.put_back(
-            logp,
-            completion_logprobs(policy, part, temperature=temperature, chunk=64)[0].detach(),
-            prompts,
-            at,
-        )
+    for cut in batch.cuts(micro, batch.teaching):
+        part = micro_batch(batch, chat.image_token, cut)
+        found, _ = completion_logprobs(policy, part, temperature=temperature, chunk=64)
+        batch.write_back(logp, found.detach(), cut)
     # attention is exact (layers.to_attention_dtype); products of few rows are not
     assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() <= (1e-5 if micro == 100 else 2e-6)
     # and they are not all alike

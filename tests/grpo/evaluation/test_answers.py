@@ -403,12 +403,12 @@ def test_shares_together_are_the_whole(chat, monkeypatch):
     examples[2] = example(200, uid="long one")
     examples[5] = example(1, uid="broken", pictures=(Path("nowhere.png"),))
     alone, parts = answer_all(policy, chat, examples, cap=CAP), []
-    monkeypatch.setattr("grpo.evaluation.answers.gathered", lambda rows: parts.append(rows) or rows)
+    monkeypatch.setattr("grpo.evaluation.answers.gather_objects", lambda rows: parts.append(rows) or rows)
     mine = [answer_all(policy, chat, examples, cap=CAP, share=(rank, 2)) for rank in (0, 1)]
     assert [[group[0].uid for group in each] for each in mine] == [["q0", "q4", "q6"], ["q1", "q3"]]
-    # as distributed.gathered joins them
+    # as gather_objects joins them
     monkeypatch.setattr(
-        "grpo.evaluation.answers.gathered", lambda rows: [row for part in parts for row in part]
+        "grpo.evaluation.answers.gather_objects", lambda rows: [row for part in parts for row in part]
     )
     both = answer_all(policy, chat, examples, cap=CAP, share=(1, 2))
     assert both == alone and both.skipped == alone.skipped and len(both.skipped) == 2

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import train
-from grpo import sft
+from grpo import gradient, sft
+from grpo.gradient import OutOfMemory, TokenBudget, retry_with_less_memory
 from grpo.monitor import warnings as guards
-from grpo.monitor.warnings import GUARDS, LONGEST, check, fitting, warnings
-from grpo.parallel import fsdp
+from grpo.monitor.warnings import GUARDS, LONGEST, check, warnings
 from grpo.rollout import DecodeOptions
 from grpo.storage.checkpoint import complete
 
@@ -86,46 +86,63 @@ def test_the_warnings_of_a_run():
 
 
 class Once:
-    """Work that needs the memory of `room` tokens, and leaves half a gradient behind where it has less."""
+    """Work that needs the memory of `room` tokens. With less it leaves half a gradient behind."""
 
     def __init__(self, room):
-        self.policy, self.room, self.tried = torch.nn.Linear(4, 1, bias=False), room, []
-        with torch.no_grad():
-            self.policy.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+        self.policy = torch.nn.Linear(4, 1, bias=False)
+        self.room = room
+        self.budget = TokenBudget(1024, 1, torch.device("cpu"))
+        self.tried = []
         # 1024 tokens
         self.data = torch.eye(4).repeat(256, 1)
 
-    def __call__(self, budget):
-        self.tried.append(budget)
-        for part in self.data.split(budget):
+    def __call__(self):
+        self.tried.append(self.budget.tokens)
+        for part in self.data.split(self.budget.tokens):
             self.policy(part).sum().backward()
-            if budget > self.room:
+            if self.budget.tokens > self.room:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return "done"
+
+    def run(self):
+        return retry_with_less_memory(self, self.policy, self.budget), self.budget.tokens
 
 
 def test_out_of_memory_halves_the_micro_batches_and_keeps_the_gradient(capsys):
     enough, little = Once(1024), Once(300)
-    assert fitting(enough, 1024, enough.policy) == ("done", 1024) and not capsys.readouterr().err
-    assert fitting(little, 1024, little.policy) == ("done", 256)
+    assert enough.run() == ("done", 1024) and not capsys.readouterr().err
+    assert little.run() == ("done", 256)
     said = capsys.readouterr().err
-    assert (
-        little.tried == [1024, 512, 256]
-        and said.count("out of memory") == 2
-        and "micro_tokens=512" in said
-        and "micro_tokens=256" in said
-    )
+    assert little.tried == [1024, 512, 256] and said.count("out of memory") == 2
+    assert "micro_tokens=512" in said and "micro_tokens=256" in said
     assert torch.equal(enough.policy.weight.grad, little.policy.weight.grad)
     assert enough.policy.weight.grad.tolist() == [[256.0] * 4]
 
 
 def test_without_end_it_is_an_error_and_other_errors_are_not_its_business():
     nothing = Once(1)
-    with pytest.raises(torch.OutOfMemoryError):
-        fitting(nothing, 1024, nothing.policy)
+    with pytest.raises(OutOfMemory, match="start again with loss.micro_tokens=128, or fewer"):
+        nothing.run()
     assert nothing.tried == [1024, 512, 256]
+
+    def another():
+        raise RuntimeError("another")
+
     with pytest.raises(RuntimeError, match="another"):
-        fitting(lambda budget: (_ for _ in ()).throw(RuntimeError("another")), 1024, nothing.policy)
+        retry_with_less_memory(another, nothing.policy, nothing.budget)
+
+
+def test_several_ranks_do_not_try_again(monkeypatch):
+    """The others wait for this rank's part of the weights."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(gradient, "rank", lambda: 1)
+    little = Once(300)
+    with pytest.raises(
+        OutOfMemory, match="rank 1 is out of memory with loss.micro_tokens=1024; start again with "
+    ):
+        little.run()
+    assert little.tried == [1024]
 
 
 # ---- in runs
@@ -268,16 +285,12 @@ def test_a_run_that_is_out_of_memory_learns_what_one_with_smaller_micro_batches_
     )
 
     def crowded(policy, part, **how):
-        if (
-            torch.is_grad_enabled()
-            and part.tokens.shape[0] * (max(len(s.tokens) for s in part.sources) + part.tokens[0].numel())
-            > 256
-        ):
+        if torch.is_grad_enabled() and part.prompts.tokens.numel() + part.tokens.numel() > 256:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return real(policy, part, **how)
 
     # as on a GPU: groups share a micro-batch
-    monkeypatch.setattr(fsdp, "_sums", lambda policy: torch.float32)
+    monkeypatch.setattr(gradient, "sum_dtype", lambda device: torch.float32)
     assert train.main([*argv, "loss.micro_tokens=256", f"out={tmp_path / 'small'}"]) == 0
     monkeypatch.setattr(where, "completion_logprobs", crowded)
     capsys.readouterr()

@@ -1,5 +1,5 @@
-"""Sharding, on one rank: what is wrapped computes what is not, weights are gathered and put back, and
-ghosts leave no trace. Several ranks: tests/faults/test_ranks.py."""
+"""Sharding, on one rank: a sharded policy computes what a whole one does, weights are gathered and released,
+and empty groups have no effect. Several ranks: tests/faults/test_ranks.py."""
 
 import functools
 import operator
@@ -8,33 +8,33 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from small import full
+from small import batch_of, full, micro_batch
 from torch.distributed.tensor import DTensor
 
 from data.chat import Chat
 from data.shapes.world import Shapes
-from grpo.batch import TrainBatch, collate_prompts
+from grpo.batch import Cut, collate_prompts
 from grpo.config import parse
+from grpo.gradient import TokenBudget, accumulate_gradient, empty_prompt, passes
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
 from grpo.optim import Optimizer, clip_gradient
 from grpo.parallel import fsdp
-from grpo.parallel import ranks as distributed
-from grpo.parallel.ranks import World
+from grpo.parallel.ranks import Ranks, sum_gradients
 from grpo.plan import plan
 from grpo.rollout import generate
-from grpo.run.setup import BUILT_IN
+from grpo.storage.model_folder import BUILT_IN
 from grpo.variants import token_mean
 from models import weights
 
-WORLD = World(0, 1, torch.device("cpu"))
+RANKS = Ranks(0, 1, torch.device("cpu"))
 HOW = {"name": "adamw", "lr": 1e-3, "beta2": 0.999, "weight_decay": 0.1}
 
 
 @pytest.fixture
 def alone():
-    """A process group of one, on one thread: two cut a product by its number of rows, and a ghost has
-    some."""
+    """A process group of one, on one thread: two cut a product by its number of rows, and an empty group
+    has some."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
@@ -53,26 +53,27 @@ def batch(base):
         torch.tensor([[5, 2], [3, 3], [1, 6]]),
         torch.randint(8, 120, (3, 2, 6), generator=random),
     )
-    found = TrainBatch(prompts, tokens, length, torch.randn(6, generator=random), stretch=[0, 1, 2])
+    found = batch_of(prompts, tokens, length, advantage=torch.randn(6, generator=random), chunk=[0, 1, 2])
     found.weight = token_weights(found.mask, token_mean, tokens=length.sum(), completions=6, cap=6)
     return found
 
 
+def budget_of(tokens=10**6):
+    return TokenBudget(tokens, 4, torch.device("cpu"))
+
+
 def learn(policy, batch, budget=10**6):
-    """One pass over a batch. → log-probs (B, C); the gradients are summed up."""
-    logps = torch.zeros(batch.mask.shape)
-    for part, at, rows in fsdp.passes(policy, batch, budget):
-        part = part.collated(
-            image_token=policy.config.image_token_id,
-            merge=policy.config.vision.spatial_merge_size,
-            device="cpu",
-        )
+    """One pass over a batch. -> log-probs (B, C); the gradients are summed up."""
+
+    def loss_of(part):
         logp, entropy = completion_logprobs(policy, part, temperature=1.0, chunk=4)
         assert entropy[~part.mask].eq(0).all()
-        policy_loss(logp, None, None, part.advantage, part.weight)[0].backward()
-        batch.put_back(logps, logp.detach(), at, rows)
-    distributed.sum_gradients(policy)
-    return logps
+        return *policy_loss(logp, None, None, part.advantage, part.weight), logp, entropy
+
+    batch.updates = 0
+    accumulate_gradient(loss_of, policy, batch, budget_of(budget))
+    sum_gradients(policy)
+    return batch.logp
 
 
 def gradients(policy):
@@ -81,9 +82,9 @@ def gradients(policy):
 
 def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
     """Log-probs, gradients, their norm, two optimizer steps and its state, bit for bit; a part without a
-    picture runs with a ghost beside it."""
+    picture runs with an empty group that has one."""
     plain, cut = weights.load(base), weights.load(base)
-    fsdp.shard(cut, WORLD, low=False)
+    fsdp.shard(cut, RANKS, use_bfloat16=False)
     matrices = [isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2]
     assert (
         all(matrices)
@@ -96,7 +97,7 @@ def test_a_sharded_policy_learns_what_a_whole_one_does(base, batch, alone):
         assert torch.equal(learn(plain, batch, budget), learn(cut, batch, budget))
         one, other = gradients(plain), gradients(cut)
         for name in one:
-            # the ghost widens a sum by zeros
+            # the empty group adds zeros to a sum
             torch.testing.assert_close(
                 other[name], one[name], rtol=1e-6, atol=1e-6 * float(one[name].abs().max()), msg=name
             )
@@ -124,15 +125,13 @@ def test_one_process_is_not_sharded_and_pays_nothing(base, batch):
     policy = weights.load(base)
     with fsdp.whole_weights(policy) as inside:
         assert inside is policy
-    # no ghosts
-    assert [part.sources for part, *_ in fsdp.passes(policy, batch, 10**6)] == [
-        [source] for source in batch.sources
+    # no empty groups
+    cuts = lambda: [
+        (cut.groups, len(part.prompts.tokens)) for part, cut in passes(policy, batch, budget_of(), [0, 1, 2])
     ]
-    batch.stretch = [0, 0, 1]
-    assert [part.sources for part, *_ in fsdp.passes(policy, batch, 10**6)] == [
-        batch.sources[:2],
-        batch.sources[2:],
-    ]
+    assert cuts() == [([0], 1), ([1], 1), ([2], 1)]
+    batch.chunk = [0, 0, 1]
+    assert [(sorted(groups), count) for groups, count in cuts()] == [([0, 1], 2), ([2], 1)]
 
 
 def test_gradients_add_up_in_float64_and_are_rounded_once(base, batch):
@@ -141,7 +140,11 @@ def test_gradients_add_up_in_float64_and_are_rounded_once(base, batch):
     together = gradients(policy)
     apart = []
     for p in range(3):
-        learn(policy, batch.select([p]))
+        rows = slice(2 * p, 2 * p + 2)
+        alone = batch_of(batch.prompts[p : p + 1], batch.tokens[p : p + 1], batch.length[p : p + 1])
+        alone.advantage = batch.advantage[rows]
+        alone.weight = batch.weight[rows]
+        learn(policy, alone)
         apart.append(gradients(policy))
     for name, whole in together.items():
         assert torch.equal(whole, sum(g[name].double() for g in apart).float()), name
@@ -174,7 +177,7 @@ def test_a_policy_cast_once_is_the_one_that_is_cast_for_every_token(base):
 
 def test_whole_gathers_and_puts_back(base, alone):
     plain, cut = weights.load(base), weights.load(base)
-    fsdp.shard(cut, WORLD, low=True)
+    fsdp.shard(cut, RANKS, use_bfloat16=True)
     with pytest.raises(KeyError), fsdp.whole_weights(cut) as policy:
         assert type(policy) is type(plain) and not any(
             isinstance(p, DTensor) or p.requires_grad for p in policy.parameters()
@@ -189,33 +192,30 @@ def test_whole_gathers_and_puts_back(base, alone):
     assert all(isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2)
 
 
-def test_a_ghost_says_nothing(base, batch):
+def test_an_empty_group_has_no_effect(base, batch):
     policy = weights.load(base)
-    part = batch.select([1])
-    haunted = part.beside(part.silent(fsdp.ghost(policy)))
-    assert (
-        haunted.tokens.shape == (2, 2, 3)
-        and haunted.length.tolist() == [[3, 3], [0, 0]]
-        and haunted.mask[2:].sum() == 0
-    )
-    assert (
-        haunted.weight[:2].equal(part.weight)
-        and haunted.weight[2:].eq(0).all()
-        and haunted.advantage[2:].eq(0).all()
-    )
-    collated = haunted.collated(image_token=policy.config.image_token_id, merge=2, device="cpu")
-    assert (
-        len(collated.prompts.patches) == 8
-        and policy(collated.prompts, collated.tokens, collated.length)[1].eq(0).all()
-    )
+    image = policy.config.image_token_id
+    cut = Cut([1], slice(None))
+    part = micro_batch(batch, image, cut)
+    longer = micro_batch(batch, image, cut, append=empty_prompt(policy))
+    assert longer.tokens.shape == (2, 2, 3) and longer.length.tolist() == [[3, 3], [0, 0]]
+    assert longer.mask[2:].sum() == 0
+    assert longer.weight[:2].equal(part.weight)
+    assert longer.weight[2:].eq(0).all() and longer.advantage[2:].eq(0).all()
+    assert len(longer.prompts.patches) == 8
+    assert policy(longer.prompts, longer.tokens, longer.length)[1].eq(0).all()
     whole = torch.zeros(batch.mask.shape)
-    batch.put_back(whole, torch.arange(12.0).view(4, 3), [1], slice(None))
+    batch.write_back(whole, torch.arange(12.0).view(4, 3), cut)
     assert whole[2:4, :3].flatten().tolist() == list(range(6)) and whole.sum() == 15
+    # a rank that has nothing left runs one alone
+    nothing = micro_batch(batch, image, Cut([], slice(None)), append=empty_prompt(policy))
+    assert nothing.tokens.shape == (1, 2, 1) and nothing.mask.sum() == 0
+    assert policy(nothing.prompts, nothing.tokens, nothing.length).shape[:3] == (1, 2, 1)
 
 
 @pytest.mark.parametrize("count, size", [(18, 4), (5, 3), (2, 4), (0, 2), (3, 1)])
 def test_shares_are_stretches(count, size):
-    shares = [World(rank, size, torch.device("cpu")).share(list(range(count))) for rank in range(size)]
+    shares = [Ranks(rank, size, torch.device("cpu")).share(list(range(count))) for rank in range(size)]
     assert (
         functools.reduce(operator.iadd, shares, []) == list(range(count))
         and max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -224,22 +224,12 @@ def test_shares_are_stretches(count, size):
     assert bool(shares[0]) == bool(count)
 
 
-def test_a_collective_that_was_done_is_left_out():
-    sent, counter = [], fsdp.Counter(skip=2)
-    send = fsdp.Counted(counter, lambda out, given, **how: sent.append(how))
-    for number in range(4):
-        out = torch.full((2,), 7.0)
-        send(output_tensor=out, input_tensor=torch.ones(1), group=number)
-        assert out.tolist() == ([0.0, 0.0] if number < 2 else [7.0, 7.0])
-    assert sent == [{"group": 2}, {"group": 3}] and counter.done == 4
-
-
 def test_the_plan_knows_what_is_gathered_and_held(alone):
     """The plan of a rank against the tensors themselves; vectors, which the plan counts as if they were
     cut, are 1 % of the built-in policy."""
     policy = weights.load(BUILT_IN)
     cfg = parse.load("shapes", ["dtype=bfloat16"])
-    fsdp.shard(policy, WORLD, low=True)
+    fsdp.shard(policy, RANKS, use_bfloat16=True)
     items = {item.name: item for item in plan.make_plan(cfg, policy.config, ranks=4).stages[0].rollout}
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), fsdp.whole_weights(policy) as inside:
         there = {p.data_ptr(): p.nbytes for p in (*policy.parameters(), *inside.parameters())}

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-from grpo.batch import TrainBatch
+from grpo.batch import Batch
 from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs
 from grpo.plan import plan
-from grpo.run.setup import BUILT_IN
+from grpo.storage.model_folder import BUILT_IN
 from models import weights
 from models.config import ModelConfig
 from tests.bench.timing import extra_memory
@@ -43,15 +43,16 @@ def prompts(model, count, length, side):
 def learn(policy, cfg, count, group, cap, length, side):
     """The gradient of one update, and nothing of what comes before or after."""
     model = policy.config
-    batch = TrainBatch(
+    batch = Batch.of_documents(
+        [],
         prompts(model, count, length, side),
         torch.full((count, group, cap), 11),
         torch.full((count, group), cap),
     )
     chunk = chunk_of(model.vocab_size, cfg.loss.logits_mib, "cpu")
-    for part, _, _ in batch.micro_batches(cfg.loss.micro_tokens):
-        part = part.collated(
-            image_token=model.image_token_id, merge=model.vision.spatial_merge_size, device="cpu"
+    for cut in batch.cuts(cfg.loss.micro_tokens, batch.teaching):
+        part = batch.micro_batch(
+            cut, image_token=model.image_token_id, merge=model.vision.spatial_merge_size, device="cpu"
         )
         completion_logprobs(policy, part, temperature=1.0, chunk=chunk)[0].sum().backward()
 

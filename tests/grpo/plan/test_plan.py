@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from plan_peak import prompts
+from small import batch_of
 
-from grpo.batch import TrainBatch, collate_prompts
+from grpo.batch import collate_prompts
 from grpo.config import parse
 from grpo.optim import Optimizer
 from grpo.plan import known_models, plan
-from grpo.run.setup import BUILT_IN
+from grpo.storage.model_folder import BUILT_IN
 from models import weights
 from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
@@ -174,13 +175,14 @@ def test_micro_batches_are_cut_as_in_training():
                 f"max_prompt={length}",
             ],
         )
-        batch = TrainBatch(
+        batch = batch_of(
             prompts(TINY, count, length, 2),
             torch.zeros(count, group, cap, dtype=torch.long),
             torch.full((count, group), cap),
         )
         largest = max(
-            (part.length.shape for part, _, _ in batch.micro_batches(budget)), key=lambda shape: shape.numel()
+            (batch.length[cut.groups][:, cut.rows].shape for cut in batch.cuts(budget, batch.teaching)),
+            key=lambda shape: shape.numel(),
         )
         learning = plan.make_plan(cfg, TINY).stages[0].learning
         assert f"a micro-batch of {largest[0] * length + largest.numel() * cap:,} tokens" in learning[1].why
@@ -340,7 +342,7 @@ def test_the_table_loads_nothing_and_adds_up(monkeypatch):
         assert f"\n  {word}" in text or f"\n{word}" in text
     assert f"{cfg.cap * cfg.steps:,} over {cfg.steps:,} steps" in text
     assert "rollouts" not in text and "\n  rollouts                           3  a step" in plan.text(
-        parse.load("shapes", ["sampling=dynamic", "loss.kl_coef=0", "max_rounds=3"])
+        parse.load("shapes", ["loss.kl_coef=0", "max_rounds=3"])
     )
     made = plan.make_plan(cfg, TINY)
     assert made.peak == max(

@@ -8,8 +8,9 @@ import torch
 from small import small_folder, small_policy, small_prompts
 
 from grpo.batch import collate_prompts
+from grpo.gradient import on_device
 from grpo.logprobs import completion_logprobs
-from grpo.run.setup import frozen, on_device
+from grpo.run.setup import frozen
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_in_bfloat16_it_scores_as_the_policy_does(batch, tied):
     policy, reference = small_policy(tied=tied), small_policy(tied=tied)
     for parameter in (*policy.parameters(), *reference.parameters()):
         parameter.data = parameter.data.bfloat16().float()
-    frozen(reference, low=True)
+    frozen(reference, use_bfloat16=True)
     assert {p.dtype for p in reference.parameters() if p.dim() > 1} == {torch.bfloat16} and not any(
         p.requires_grad for p in reference.parameters()
     )
@@ -44,12 +45,12 @@ def test_in_bfloat16_it_scores_as_the_policy_does(batch, tied):
 
 
 def test_in_float32_it_stays_as_it_is():
-    assert {p.dtype for p in frozen(small_policy(), low=False).parameters()} == {torch.float32}
+    assert {p.dtype for p in frozen(small_policy(), use_bfloat16=False).parameters()} == {torch.float32}
 
 
-def test_it_is_lent_to_the_device_and_comes_back(monkeypatch):
+def test_it_is_copied_to_the_device_and_comes_back(monkeypatch):
     """There is no GPU in the tests: a copy plays the part of what lies there."""
-    reference = frozen(small_policy(), low=True)
+    reference = frozen(small_policy(), use_bfloat16=True)
     home = {name: p.data_ptr() for name, p in reference.named_parameters()}
     with on_device(reference, torch.device("cpu")):
         # no copy where it is there already

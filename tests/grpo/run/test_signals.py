@@ -40,7 +40,7 @@ QUICK = [
 SCRIPT = """
 import os, signal, sys, time
 import train
-from grpo import interrupt
+from grpo.run import signals
 real, calls = train.generate, []
 def generate(*args, **how):
     calls.append(1)
@@ -138,9 +138,9 @@ def test_what_comes_twice_within_two_seconds_was_meant_once(base, tmp_path, monk
 
 
 def test_before_the_first_step_there_is_nothing_to_save(base, straight, tmp_path, monkeypatch, capsys):
-    from grpo.monitor import recorder
+    from grpo.run import lifecycle
 
-    real, out = recorder.Keeper.evaluate, tmp_path / "run"
+    real, out = lifecycle.Lifecycle.evaluate, tmp_path / "run"
 
     def evaluate(*args, **how):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -148,7 +148,7 @@ def test_before_the_first_step_there_is_nothing_to_save(base, straight, tmp_path
         return real(*args, **how)
 
     with monkeypatch.context() as patched:
-        patched.setattr(recorder.Keeper, "evaluate", evaluate)
+        patched.setattr(lifecycle.Lifecycle, "evaluate", evaluate)
         assert train.main([*QUICK, f"model={base}", f"out={out}"]) == 143
     assert "nothing is saved; the same command starts anew" in capsys.readouterr().err and complete(out) == []
     assert train.main([*QUICK, f"model={base}", f"out={out}"]) == 0

@@ -12,9 +12,9 @@ from small import small_folder, small_policy, small_prompts
 from data.chat import Chat
 from grpo.batch import collate_prompts
 from grpo.optim import Optimizer
-from grpo.run import setup
 from grpo.storage import checkpoint
 from grpo.storage.checkpoint import CheckpointError, complete, damage, load_optimizer, newest
+from grpo.storage.model_folder import model_folder
 from models import weights
 
 
@@ -464,22 +464,19 @@ def test_a_model_is_not_taken_from_a_damaged_checkpoint(tmp_path, base, trained,
     first, second = (save(tmp_path, step, trained, base) for step in (1, 2))
     truncated(second / "optimizer.safetensors")
     # nothing reads that
-    assert (
-        setup.model_folder(str(tmp_path)) == setup.model_folder(str(second)) == second
-        and not capsys.readouterr().err
-    )
+    assert model_folder(str(tmp_path)) == model_folder(str(second)) == second and not capsys.readouterr().err
     flipped(second / "model.safetensors")
     assert (
-        setup.model_folder(str(tmp_path)) == first
+        model_folder(str(tmp_path)) == first
         and "step_000002/model.safetensors has other content" in capsys.readouterr().err
     )
     with pytest.raises(ValueError, match=r"damaged: .*step_000002/model.safetensors.*state\.json"):
-        setup.model_folder(str(second))
+        model_folder(str(second))
     (second / "state.json").unlink()
-    assert setup.model_folder(str(second)) == second
+    assert model_folder(str(second)) == second
     flipped(first / "model.safetensors")
     with pytest.raises(ValueError, match="No checkpoint is left"):
-        setup.model_folder(str(tmp_path))
+        model_folder(str(tmp_path))
 
 
 def test_the_state_of_another_optimizer(tmp_path, base, trained):

@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from grpo.optim import Optimizer
 from grpo.parallel import ranks
-from grpo.run import setup
 from grpo.storage import checkpoint
 from grpo.storage.background import Background
 from grpo.storage.checkpoint import CheckpointError, complete, load_optimizer, newest
+from grpo.storage.model_folder import model_folder
 from models import weights
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forked")
@@ -152,7 +152,7 @@ def test_the_folder_is_the_one_of_one_rank_but_for_the_optimizers_pieces(tmp_pat
     def work(rank):
         policy, optimizer = sharded(weights.load(alone))
         load_optimizer(alone, policy, optimizer)
-        shares = ranks.gathered(
+        shares = ranks.gather_objects(
             [
                 {
                     name
@@ -198,7 +198,7 @@ def test_it_opens_as_a_model(tmp_path, base, small_files):
     import transformers
 
     (folder,) = saved_by(2, tmp_path, base, 1)
-    assert setup.model_folder(str(tmp_path)) == setup.model_folder(str(folder)) == folder
+    assert model_folder(str(tmp_path)) == model_folder(str(folder)) == folder
     held = load_file(tmp_path / "held_1")
     assert all(torch.equal(p, held[name]) for name, p in weights.load(folder).named_parameters())
     _theirs, info = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
