@@ -27,8 +27,8 @@ from grpo.config import Config, ConfigError, Stage, load, parse_args, value_of
 from grpo.config.typed import convert, leaves, read_yaml, unwrapped
 from grpo.objective import token_weights
 from grpo.variants import WEIGHTINGS
-from models.decoder import Packing
 from models.mrope import mrope_positions
+from models.packing import Packing
 
 LAW = settings(
     max_examples=150,

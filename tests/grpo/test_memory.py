@@ -24,7 +24,7 @@ def test_the_cache_is_reckoned_to_the_byte(tmp_path):
     cache = policy.prefill(batch, 3, 7)
     token = token_bytes(policy.config, 4)
     own = (
-        sum(x.nbytes for x in (*cache.own_k, *cache.own_v))
+        sum(x.nbytes for x in (*cache.completion_k, *cache.completion_v))
         + cache.bias[:, batch.tokens.shape[1] - 1 :].nbytes
     )
     assert own == len(prompts) * 3 * 7 * token["completion"]
@@ -55,7 +55,7 @@ def test_rows_follow_the_memory(tmp_path):
     cache = policy.prefill(batch, 50, 30, max_rows=rows_that_fit(policy, batch, 50, 30, free=free))
     held = sum(
         x.nbytes
-        for xs in (cache.own_k, cache.own_v, cache.prompt_k, cache.prompt_v, [cache.bias])
+        for xs in (cache.completion_k, cache.completion_v, cache.prompt_k, cache.prompt_v, [cache.bias])
         for x in xs
     )
     assert rows // 2 <= len(cache.filled) < rows and held < SHARE * free

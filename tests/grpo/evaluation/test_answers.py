@@ -214,6 +214,24 @@ def test_a_banned_token_is_not_written(chat):
     assert text == "<think>look it wait </think> <answer> (A) </answer>"
 
 
+def test_a_prefix_is_given_and_not_written(chat):
+    """Its tokens end the prompt and begin the text; tokens and length are what the policy wrote."""
+    policy, given, ends = Scripted(chat, lambda question, g, blind: RIGHT), chat.encode("but wait"), []
+    real = policy.prefill
+
+    def prefill(prompts, *sizes, **options):
+        ends.append([row[n - 3 : n].tolist() for row, n in zip(prompts.tokens, prompts.length)])
+        return real(prompts, *sizes, **options)
+
+    policy.prefill = prefill
+    examples = [example(1), example(9)]
+    plain, begun = (answer_all(policy, chat, examples, cap=CAP, prefix=prefix) for prefix in ([], given))
+    for (a,), (b,), end in zip(plain, begun, ends[1], strict=True):
+        assert end[-2:] == given and end[0] == ends[0][0][-1]
+        assert a.text == f"<think>{RIGHT}" and b.text == f"<think>but wait {RIGHT}"
+        assert a.tokens == b.tokens and a.length == b.length and b.correct and b.well_formed
+
+
 def test_several_completions_a_question(chat):
     policy = Scripted(chat, lambda question, g, blind: RIGHT if g < question.count("it") else WRONG)
     answers = answer_all(policy, chat, [example(1), example(3)], cap=CAP, samples=4, temperature=1.0)
