@@ -64,7 +64,7 @@ def train_grpo(cfg, run, ranks, log) -> None:
         total = ranks.sum(batch.counts).clamp(min=1)
         batch.weight = token_weights(
             batch.mask, weighting, tokens=total[0], completions=total[1], cap=stage.cap
-        )
+        )  # (B, C)
         if run.reference is not None:
             batch.logp_ref = score_tokens(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
