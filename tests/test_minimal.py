@@ -1,4 +1,4 @@
-"""docs/minimal.py is the algorithm of train.py: the same completions, rewards, losses, weights, bit for bit."""
+"""docs/minimal.py is the algorithm of train.py: completions, rewards, losses and weights are the same bits."""
 
 import json
 import sys
