@@ -1,4 +1,4 @@
-"""docs/minimal.py is the algorithm of train.py: completions, rewards, losses and weights are the same bits."""
+"""docs/minimal.py is the algorithm of train.py: equal completions, rewards, losses, weights, to the bit."""
 
 import json
 import sys
