@@ -1,9 +1,9 @@
 """How much memory does a large parquet file take?    python tests/bench/stream.py [GIGABYTES]
 [ROWS_PER_GROUP]
 
-Writes a file of GIGABYTES (default 2) into a temporary folder, with pictures that do not compress. A row group
-has ROWS_PER_GROUP rows (default 100, as on the hub; 0: all in one group, the worst case). Then reads every row
-in order and a thousand at random. Another process writes the file.
+Writes a file of GIGABYTES (default 2) into a temporary folder, with pictures that do not compress. A row
+group has ROWS_PER_GROUP rows (default 100, as on the hub; 0: all in one group, the worst case). Then reads
+every row in order and a thousand at random. Another process writes the file.
 
 Prints how much the process grew at its peak, and the CPU time of reading.
 """
