@@ -59,6 +59,11 @@ def promised(found: dict) -> str:
         ["minutes to the end, two cores", "≤ 6", *(f"{found[run]['seconds'] / 60:.1f}" for run in runs)],
         ["held-out accuracy, greedy, base", "≤ 55 %", *[with_interval(base["heldout"])] * len(runs)],
         [
+            "the same, with `look :` given (the control)",
+            "as it is",
+            *[with_interval(base["heldout prefixed"])] * len(runs),
+        ],
+        [
             "held-out accuracy, greedy, after GRPO",
             "≥ 93 %",
             *(with_interval(found[run]["heldout"]) for run in runs),
@@ -87,12 +92,15 @@ def promised(found: dict) -> str:
         [
             "share that looks, sampled",
             "as it is",
-            *(f"{first['looking']:.2f} → {scores['looking']:.2f}" for scores in last),
+            *(f"{first['measured']['looking']:.2f} → {scores['measured']['looking']:.2f}" for scores in last),
         ],
         [
             "share that looks again, sampled",
             "as it is",
-            *(f"{first['self_correction']:.2f} → {scores['self_correction']:.2f}" for scores in last),
+            *(
+                f"{first['measured']['self_correction']:.2f} → {scores['measured']['self_correction']:.2f}"
+                for scores in last
+            ),
         ],
         [
             "picture withheld, the task farthest above chance",
@@ -117,11 +125,16 @@ def by_task(found: dict) -> str:
         [
             task,
             percent(chance, 0),
-            *(with_interval(found[run]["heldout"]["tasks"][task]) for run in ("base", *runs)),
+            with_interval(found["base"]["heldout"]["tasks"][task]),
+            with_interval(found["base"]["heldout prefixed"]["tasks"][task]),
+            *(with_interval(found[run]["heldout"]["tasks"][task]) for run in runs),
         ]
         for task, chance in CHANCE.items()
     ]
-    return table(["task", "chance", "base", *(run.replace("seed", "seed ") for run in runs)], rows)
+    return table(
+        ["task", "chance", "base", "base, `look :` given", *(run.replace("seed", "seed ") for run in runs)],
+        rows,
+    )
 
 
 def again(found: dict) -> str:
@@ -150,7 +163,7 @@ def again(found: dict) -> str:
     }
 
     def mean(rows: list[dict], key: str) -> float:
-        return sum(row[key] for row in rows) / len(rows)
+        return sum(row["measured"].get(key, row.get(key)) for row in rows) / len(rows)
 
     rows = [
         [
@@ -160,7 +173,7 @@ def again(found: dict) -> str:
         [
             "wrong → right / right → wrong, sampled",
             *(
-                f"{sum(r['wrong_to_right'] for r in rows)} / {sum(r['right_to_wrong'] for r in rows)}"
+                f"{percent(mean(rows, 'wrong_to_right'))} / {percent(mean(rows, 'right_to_wrong'))}"
                 for rows in blocks.values()
             ),
         ],
@@ -201,33 +214,38 @@ def short(found: dict) -> str:
     first, last = found["base"]["eight sampled"], [found[run]["eight sampled"] for run in runs]
     rows = [
         [
-            "accuracy, all four tasks",
+            "accuracy, all four tasks, greedy",
             "43.75 %",
             percent(found["base"]["heldout"]["accuracy"]),
+            percent(found["base"]["heldout prefixed"]["accuracy"]),
             span([found[run]["heldout"]["accuracy"] for run in runs]),
         ],
         [
             "accuracy, colour-shape pairs never asked about in training",
             "43.75 %",
             percent(found["base"]["pairs"]["accuracy"]),
+            percent(found["base"]["pairs prefixed"]["accuracy"]),
             span([found[run]["pairs"]["accuracy"] for run in runs]),
         ],
-        ["format, sampled", "", percent(first["format"]), span([x["format"] for x in last])],
+        ["format, sampled", "", percent(first["format"]), "", span([x["format"] for x in last])],
         [
             "mean length, sampled, in tokens",
             "",
             f"{first['mean_length']:.1f}",
+            "",
             span([x["mean_length"] for x in last], lambda v: f"{v:.1f}"),
         ],
         [
             "share that looks again, sampled",
             "",
-            percent(first["self_correction"]),
-            span([x["self_correction"] for x in last]),
+            percent(first["measured"]["self_correction"]),
+            "",
+            span([x["measured"]["self_correction"] for x in last]),
         ],
         [
             "accuracy, picture withheld",
             "43.75 %",
+            "",
             "",
             span([found[run]["heldout blind"]["accuracy"] for run in runs]),
         ],
@@ -235,10 +253,11 @@ def short(found: dict) -> str:
             "minutes on two CPU cores",
             "",
             "",
+            "",
             span([found[run]["seconds"] / 60 for run in runs], lambda v: f"{v:.1f}"),
         ],
     ]
-    return table(["", "chance", "base", "after GRPO"], rows)
+    return table(["", "chance", "base", "base, `look :` given", "after GRPO"], rows)
 
 
 def base(found: dict) -> str:
