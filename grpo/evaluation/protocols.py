@@ -18,7 +18,6 @@ from fractions import Fraction
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from math import floor, sqrt
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.answers import numbers
@@ -26,6 +25,7 @@ from data.answers.parser import ANSWER, END_ANSWER, extract, is_right, read
 from data.chat import TEMPLATES
 from data.types import LETTERS, Example
 from grpo.evaluation.statistics import wilson
+from grpo.rewards.math_verify import NOTHING, RIGHT, spellings
 from grpo.rewards.user_code import RewardError, open_reward
 
 # characters of a completion that `paper` reads; a longer one is unread
@@ -34,12 +34,8 @@ LONGEST = 20_000
 CAP = 1024
 # CV-Bench: mean of 2D (mean of its two sources) and 3D
 WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
-
-VERDICT = Path(__file__).parent.parent / "rewards" / "math_verify.py"
-# its results
-NOTHING = 0.0
-WRONG = 1.0
-RIGHT = 2.0
+# runs in a process of its own
+VERDICT = "grpo.rewards.math_verify:verdict"
 
 # VisualThinker's evaluation to the letter: the templates for a base and an instruct model, with and without
 # reasoning
@@ -156,19 +152,10 @@ def _letter(answer: str, choices: Sequence[str]) -> str | None:
     return plain if len(plain) == 1 and plain in LETTERS[: len(choices)] else None
 
 
-def spellings(example: Example) -> tuple[tuple[str, ...], list[str]]:
-    """The strings that VisualThinker's evaluation looks for, and those of them that are right."""
-    gold = [example.answer.lower(), example.answer]
-    if example.letter:
-        gold += [form % x for x in (example.letter, example.letter.lower()) for form in ("%s", "(%s)")]
-    letters = [form % letter for letter in "ABCDEFabcdef" for form in ("%s", "(%s)")]
-    return tuple(dict.fromkeys([*letters, *example.choices])), gold
-
-
 def _verified(short: str, example: Example) -> float:
     """The verdict of math-verify: NOTHING, WRONG or RIGHT. A call that takes too long is ended, and has read
     nothing."""
-    reward = open_reward(f"{VERDICT}:verdict")
+    reward = open_reward(VERDICT)
     try:
         return reward(short, example, None)
     except RewardError:

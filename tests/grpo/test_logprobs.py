@@ -264,7 +264,7 @@ def test_chunks_are_recomputed_not_kept():
 
 
 class Large(TorchDispatchMode):
-    """Counts the results with at least so many numbers."""
+    """Counts the results with at least this many numbers."""
 
     def __init__(self, least):
         super().__init__()

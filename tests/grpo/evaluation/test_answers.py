@@ -1,5 +1,5 @@
-"""grpo/evaluation/answers.py with a policy that says what it is told to, and with a random one for what
-only a real forward can show."""
+"""grpo/evaluation/answers.py: with a policy whose completions the test chooses, and with a random one for
+what only a real forward pass can show."""
 
 import dataclasses
 from functools import partial
@@ -386,7 +386,7 @@ def test_the_work_of_the_second_look():
     }
     assert found["measured"] == pytest.approx(expected)
     assert {name: flat_scores(found)[name] for name in expected} == found["measured"]
-    # where nobody looks, a measurement that applies to no completion is 0
+    # where no completion looks, a measurement that applies to no completion is 0
     assert scores(answers[-1:])["measured"] == dict.fromkeys(expected, 0.0)
 
 

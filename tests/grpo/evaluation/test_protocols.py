@@ -220,7 +220,7 @@ def test_what_takes_for_ever_is_ended(monkeypatch, tmp_path):
         "text == 'B' else 0.0\n\n\n"
         "verdict.timeout = 0.5\n"
     )
-    monkeypatch.setattr(protocols, "VERDICT", file)
+    monkeypatch.setattr(protocols, "VERDICT", f"{file}:verdict")
     monkeypatch.setattr(protocols, "math_verify", lambda: "a slow one")
     assert paper("<answer>hang</answer>", NO) == (None, None, "nothing parsed", False)
     assert paper("<answer>B</answer>", NO) == ("no", "B", "", True)
