@@ -99,7 +99,7 @@ def saves(rounds: int, quick: bool) -> dict:
             began = time.perf_counter()
             checkpoint.save(run, 2 * step + 1, policy, optimizer, base=base, keep=1, background=background)
             seconds.append(time.perf_counter() - began)
-            meanwhile = work_rate(lambda: not background.thread.is_alive())
+            meanwhile = work_rate(lambda: background.task.done())
             background.wait()
             seconds += [time.perf_counter() - began, meanwhile / alone]
             # the first one fetches the copy's memory, and is named by itself

@@ -213,9 +213,12 @@ def test_weights_and_advantages_get_their_settings(train):
         zip(stages(world), world.called("token_weights"), strict=True), world.logged, strict=True
     ):
         batch = logged.batch
-        assert torch.equal(args[0], batch.mask) and args[1] is WEIGHTINGS["constant"]
+        assert torch.equal(args[0], batch.mask) and how.pop("weighting") is WEIGHTINGS["constant"]
         assert how == {"tokens": batch.length.sum(), "completions": 3 * group, "cap": cap}
-        assert torch.equal(batch.weight, token_weights(*args, **how)) and batch.weight.max() > 0
+        assert (
+            torch.equal(batch.weight, token_weights(*args, WEIGHTINGS["constant"], **how))
+            and batch.weight.max() > 0
+        )
     for args, how in world.called("group_advantages"):
         assert how == {"scale": ADVANTAGE_SCALES["none"]} and args[0].shape[0] == 3
 

@@ -50,7 +50,10 @@ LOOP = {
     ),
     "own rewards only": ("group_advantages(ranks.gather(batch.reward)", "group_advantages((batch.reward)"),
     "rows of another rank": ("advantage[batch.own]", "advantage[-len(batch.prompts) :]"),
-    "weighting dropped": ("batch.mask, weighting, tokens", "batch.mask, tokens"),
+    "weighting dropped": (
+        "weigh = partial(token_weights, weighting=WEIGHTINGS[cfg.loss.weighting])",
+        "weigh = token_weights",
+    ),
     "own tokens only": ("ranks.sum(batch.counts)", "(batch.counts)"),
     "division by 0": (".clamp(min=1)", ""),
     "tokens and completions swapped": (
