@@ -56,7 +56,7 @@ CASES = {
 }
 """Every kind of run that the redesign must not change."""
 
-SETTINGS = [(" sampling ", "sampling=dynamic ", "")]
+SETTINGS = [("  sampling=", "sampling=dynamic ", "")]
 """Settings that a tree may lack: (the words of --help that show it is there, its text in a case, what stands
 in its place where it is not)."""
 
@@ -114,7 +114,7 @@ def help_of(tree: Path) -> str:
     place, _, text = done.stdout.partition("\n")
     if Path(place).resolve() != (tree / "grpo").resolve():
         raise RuntimeError(f"{tree}: grpo is imported from {place}")
-    return " ".join(text.replace("=", " ").split())
+    return text
 
 
 def command(case: Case, help_text: str, out: Path) -> list[str]:
