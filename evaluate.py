@@ -18,12 +18,12 @@ import torch
 from tqdm import tqdm
 
 from data.chat import TEMPLATES, Chat
-from data.sources.table import SOURCES
-from grpo.evaluation.answers import answer_all, differences, scores
-from grpo.evaluation.ask import ask, told
+from data.sources.table import SOURCES, hook_of
+from grpo.evaluation.answers import Asking, answer_all, answers_as_text, ask
 from grpo.evaluation.evaluated_model import BENCHMARKS, Subject, banned_ids, subject
 from grpo.evaluation.protocols import CAP, PROTOCOLS
 from grpo.evaluation.resume import Kept, Log
+from grpo.evaluation.scores import differences, scores
 from grpo.evaluation.tables import as_markdown, difference_table, k_table, labels, score_table
 from grpo.memory import Room, measured
 from grpo.storage.atomic import write_whole
@@ -292,6 +292,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     first, differences.
     """
     protocol = PROTOCOLS[args.protocol]
+    hook = hook_of(args.task)
     # a wrong name is found before minutes are spent
     subjects = [subject_of(name, args) for name in (args.model, args.compare) if name]
     trained_on = {who.trained_on for who in subjects}
@@ -338,18 +339,9 @@ def evaluate(args: argparse.Namespace) -> dict:
         for key, title, options in passes(args, chat, again=first is not None):
             kept = log.of(who=dataclasses.asdict(who), seed=args.seed, **options) if log else Kept()
             with tqdm(total=len(examples), desc=title, unit="question", disable=None, leave=False) as bar:
-                answers = answer_all(
-                    policy,
-                    chat,
-                    examples,
-                    cap=who.cap,
-                    seed=args.seed,
-                    wave=room,
-                    kept=kept,
-                    progress=bar.update,
-                    read=partial(protocol.read, direct=who.direct),
-                    **options,
-                )
+                reader = partial(protocol.read, direct=who.direct)
+                how = Asking(who.cap, seed=args.seed, read=reader, measure=hook.measure, **options)
+                answers = answer_all(policy, chat, examples, how, room, kept=kept, progress=bar.update)
             found = scores(answers, protocol.total)
             block = result if first is None else result["more"].setdefault(key, {})
             block |= {
@@ -359,7 +351,7 @@ def evaluate(args: argparse.Namespace) -> dict:
                 "answers": [answer.to_dict() for group in answers for answer in group],
             }
             print(
-                f"\n{block['title']}\n{score_table(found, protocol.shown)}"
+                f"\n{block['title']}\n{score_table(found, protocol.shown, hook)}"
                 + (f"\n\n{k_table(found)}" if "pass@k" in found else "")
             )
             if answers.skipped:
@@ -412,20 +404,10 @@ def one_question(args: argparse.Namespace) -> str:
     who = subject_of(args.model, args)
     policy, chat = who.open(args.device)
     *pictures, question = args.ask
-    return told(
-        ask(
-            policy,
-            chat,
-            [Path(each) for each in pictures],
-            question,
-            args.choice,
-            cap=who.cap,
-            samples=args.samples,
-            temperature=args.temperature,
-            seed=args.seed,
-            read=partial(PROTOCOLS[args.protocol].read, direct=who.direct),
-        )
-    )
+    reader = partial(PROTOCOLS[args.protocol].read, direct=who.direct)
+    sampled = {"samples": args.samples, "temperature": args.temperature} if args.samples else {}
+    how = Asking(who.cap, seed=args.seed, read=reader, **sampled)
+    return answers_as_text(ask(policy, chat, [Path(each) for each in pictures], question, args.choice, how))
 
 
 def unfinished(path: Path) -> Path:
@@ -443,7 +425,7 @@ def main(argv: list[str] | None = None) -> int:
         result = evaluate(args)
         page = args.markdown or (args.json and args.json.with_name(args.json.name + ".md"))
         if page:
-            write_whole(page, as_markdown(result, PROTOCOLS[args.protocol].shown))
+            write_whole(page, as_markdown(result, PROTOCOLS[args.protocol].shown, hook_of(args.task)))
         if args.json:
             write_whole(args.json, json.dumps(result, indent=1, ensure_ascii=False, default=str))
             unfinished(args.json).unlink()

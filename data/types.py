@@ -102,6 +102,27 @@ def listed(choices: tuple[str, ...]) -> str:
     return "Select from the following choices." + "".join(map("\n({}) {}".format, LETTERS, choices))
 
 
+def measure_nothing(text: str, example: Example) -> dict[str, bool | None]:
+    """The measurements of a task that has none of its own."""
+    return {}
+
+
+@dataclass(frozen=True)
+class TaskHook:
+    """What a task adds to metrics, evaluation and report. `data/sources/table.py` lists the hooks by task.
+
+    measure: (a completion's text, its example) -> {name: True, False, or None where it does not apply}. Each
+    name becomes a metric: the share of True. columns: {name: heading} of the measurements shown in tables.
+    charts: (title, note, {name: label}) for the report. sets: {split: label} of further sets of questions,
+    evaluated before and after training.
+    """
+
+    measure: Callable[[str, Example], Mapping[str, bool | None]] = measure_nothing
+    columns: Mapping[str, str] = field(default_factory=dict)
+    charts: tuple[tuple[str, str, Mapping[str, str]], ...] = ()
+    sets: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """One example as a model reads it: S tokens, and the N patches of its I pictures.

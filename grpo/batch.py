@@ -1,40 +1,55 @@
-"""From prompts and rollouts to what a training step takes: padded prompts, and batches that split without
-changing a gradient.
+"""One step's groups: `Groups` while they are drawn, `Batch` while they are learned from, `MicroBatch` on the
+policy's device.
 
-Padding is on the right and masks come from lengths, never from token values. A group stays an axis
-throughout: tokens are (P, G, C); per-row tensors are (B, ...) with B = P*G and row b = p*G + g.
+Padding is on the right. Masks come from lengths, never from token values. A group is an axis: tokens are
+(P, G, C); tensors of rows are (B, ...) with B = P * G and row b = p * G + g.
+
+Dynamic sampling (DAPO, arXiv 2503.14476, Sec. 3.2; GPG, arXiv 2504.02546) drops a group whose completions all
+earned the same, because its advantage is 0, and asks another question instead. All ranks ask in the same
+attempts. They keep the groups that one rank alone would have kept; a rank keeps only groups that it has
+drawn.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
+from math import ceil
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo.parallel.ranks import gather_objects, rank
+from grpo.rollout import Rollout
 from models.mrope import mrope_positions
 from models.qwen_vl import PromptBatch
 
+# rewards closer than this are equal, as in `group_advantages`
+EQUAL = 1e-6
+
 
 def collate_prompts(prompts, *, image_token: int, merge: int = 2) -> PromptBatch:
-    """Pad prompts on the right and say where each picture's features go.
+    """Pad prompts on the right, and number the features of their pictures.
 
     prompts: P objects with `uid`, `tokens` (S_p,), `patches` (N_p, patch size) and `grid` (I_p, 3).
-    image_token: id of the picture placeholder.  → PromptBatch. Raises ValueError, naming the prompt, where
-    placeholders and pictures do not match.
+    image_token: the id of the picture placeholder. merge: patches along each side of a feature.
+    Raises ValueError, naming the prompt, where placeholders and pictures do not match.
     """
-    count, longest = len(prompts), max(len(p.tokens) for p in prompts)
+    count = len(prompts)
+    longest = max(len(p.tokens) for p in prompts)
     tokens = torch.zeros(count, longest, dtype=torch.long)
     slot = torch.full((count, longest), -1, dtype=torch.long)
     positions = torch.zeros(count, 3, longest, dtype=torch.long)
-    length, following, features = (
-        torch.zeros(count, dtype=torch.long),
-        torch.zeros(count, dtype=torch.long),
-        0,
-    )
+    length = torch.zeros(count, dtype=torch.long)
+    following = torch.zeros(count, dtype=torch.long)
+    features = 0
     for p, prompt in enumerate(prompts):
-        ids, grid = torch.as_tensor(prompt.tokens), torch.as_tensor(prompt.grid).view(-1, 3)
-        placeholders, merged = (ids == image_token).nonzero().flatten(), int(grid.prod(-1).sum()) // merge**2
+        ids = torch.as_tensor(prompt.tokens)
+        grid = torch.as_tensor(prompt.grid).view(-1, 3)
+        placeholders = (ids == image_token).nonzero().flatten()
+        merged = int(grid.prod(-1).sum()) // merge**2
         if len(placeholders) != merged:
             raise ValueError(
                 f"prompt {prompt.uid}: {len(placeholders)} picture placeholders, but its pictures have "
@@ -45,171 +60,301 @@ def collate_prompts(prompts, *, image_token: int, merge: int = 2) -> PromptBatch
         slot[p, placeholders] = torch.arange(features, features + merged)
         positions[p, :, : len(ids)], following[p] = mrope_positions(ids, grid, image_token, merge)
         features += merged
-    patches = torch.cat([torch.as_tensor(p.patches) for p in prompts])
-    grids = torch.cat([torch.as_tensor(p.grid).view(-1, 3) for p in prompts])
     return PromptBatch(
         tokens=tokens,
         length=length,
         positions=positions,
         next_position=following,
         image_slot=slot,
-        patches=patches,
-        grid=grids,
+        patches=torch.cat([torch.as_tensor(p.patches) for p in prompts]),
+        grid=torch.cat([torch.as_tensor(p.grid).view(-1, 3) for p in prompts]),
     )
 
 
 @dataclass
-class TrainBatch:
-    """What one update learns from, or one micro-batch of it. Optional tensors are None where the objective
-    does not need them.
+class Groups:
+    """P questions that this rank asked in a step, with G scored completions each. P may be 0.
 
-    sources: the P prompts (uid, tokens, patches, grid).  prompts: the same, collated; set in micro-batches
-    only. tokens (P, G, C) int64, length (P, G) int64 with the stop token counted, advantage (B,), and
-    logp_old, logp_ref, weight (B, C), all float32.
-    stretch: the number of the stretch in which each prompt stands, for micro-batches that do not mix them.
+    texts: P lists of G.  reward, and each tensor of parts: (P, G).  skipped: questions that could not be
+    asked. attempt: for each group, the attempt that drew it.  attempts: how many of them drew a group on any
+    rank.
     """
 
-    sources: list
-    tokens: Tensor
-    length: Tensor
-    advantage: Tensor | None = None
-    weight: Tensor | None = None
-    logp_old: Tensor | None = None
-    logp_ref: Tensor | None = None
-    prompts: PromptBatch | None = None
-    stretch: list[int] | None = None
+    questions: list
+    prompts: list
+    rollout: Rollout
+    texts: list[list[str]]
+    reward: Tensor
+    parts: dict[str, Tensor]
+    skipped: int
+    attempt: list[int]
+    attempts: int = 1
+
+    @property
+    def tokens(self) -> Tensor:
+        """(P, G, C) int64: the completions."""
+        return self.rollout.tokens
+
+    @property
+    def length(self) -> Tensor:
+        """(P, G) int64: the tokens of each completion, the stop token included."""
+        return self.rollout.length
 
     @property
     def mask(self) -> Tensor:
         """(B, C) bool: the real tokens, the stop token among them."""
-        return torch.arange(
-            self.tokens.shape[-1], device=self.length.device
-        ) < self.length.flatten().unsqueeze(-1)
+        return _mask(self.tokens, self.length)
 
-    def select(self, prompts: list[int], rows: slice = slice(None)) -> "TrainBatch":
-        """The part with these prompts and these rows of each group, cut to its longest completion."""
-        groups, group = self.length.shape
-        index = torch.tensor(prompts)
-        length = self.length[index][:, rows]
-        longest = max(int(length.max()), 1)
+    @property
+    def differing(self) -> list[int]:
+        """The groups whose rewards differ. Only these have an advantage."""
+        return (self.reward.amax(1) - self.reward.amin(1) >= EQUAL).nonzero().flatten().tolist()
 
-        def part(x: Tensor | None) -> Tensor | None:
-            if x is None:
-                return None
-            x = x.view(groups, group, *x.shape[1:])[index][:, rows].flatten(0, 1)
-            return x[:, :longest] if x.dim() == 2 else x
+    def enough_differ(self, share: float) -> bool:
+        """Whether the groups that differ are at least `share` of the first attempt's groups, over all
+        ranks."""
+        found = gather_objects([(len(self.differing), self.attempt.count(0))])
+        return sum(differing for differing, _ in found) >= ceil(share * sum(first for _, first in found))
 
-        return TrainBatch(
-            [self.sources[p] for p in prompts],
-            self.tokens[index][:, rows, :longest],
-            length,
-            part(self.advantage),
-            part(self.weight),
-            part(self.logp_old),
-            part(self.logp_ref),
+    def extend(self, more: Groups) -> Groups:
+        """These groups, then those of one more attempt, on every rank."""
+        longest = max(self.tokens.shape[-1], more.tokens.shape[-1])
+
+        def join(a: Tensor, b: Tensor) -> Tensor:
+            # (P, G, C): the padding of rollouts is 0
+            if a.dim() == 3:
+                a, b = (F.pad(x, (0, longest - x.shape[-1])) for x in (a, b))
+            return torch.cat([a, b])
+
+        return Groups(
+            questions=self.questions + more.questions,
+            prompts=self.prompts + more.prompts,
+            rollout=Rollout(*map(join, _tensors(self.rollout), _tensors(more.rollout))),
+            texts=self.texts + more.texts,
+            reward=join(self.reward, more.reward),
+            parts={name: join(part, more.parts[name]) for name, part in self.parts.items()},
+            skipped=self.skipped + more.skipped,
+            attempt=self.attempt + more.attempt,
+            attempts=self.attempts + any(gather_objects([bool(more.prompts)])),
         )
 
-    def micro_batches(
-        self, budget: int, among: list[int] | None = None, *, apart: bool = False
-    ) -> Iterator[tuple["TrainBatch", list[int], slice]]:
-        """Split into parts of at most `budget` tokens (prompts once, completions, padding), groups of like
-        length together. A group over the budget is split by rows; a row over it goes alone. `among`: only
-        these prompts. `apart`: no two stretches together.
+    def keep(self, groups: list[int]) -> Groups:
+        """These groups, in this order, cut to their longest completion."""
+        index = torch.tensor(groups, dtype=torch.long)
+        longest = int(self.length[index].max()) if groups else 1
+        pick = lambda items: [items[group] for group in groups]
+        return replace(
+            self,
+            questions=pick(self.questions),
+            prompts=pick(self.prompts),
+            rollout=Rollout(
+                *(x[index][..., :longest] if x.dim() == 3 else x[index] for x in _tensors(self.rollout))
+            ),
+            texts=pick(self.texts),
+            reward=self.reward[index],
+            parts={name: part[index] for name, part in self.parts.items()},
+            attempt=pick(self.attempt),
+        )
 
-        Yields (part, its prompts' numbers, its rows). With weights fixed for the whole update, the parts'
-        gradients add up to the whole one's exactly.
+    def batch(self, dynamic: bool, chunks: int) -> Batch:
+        """The batch of a step. All ranks call it together.
+
+        dynamic: over all ranks, keep as many groups as the first attempt drew. The groups that differ come
+        first, in the order in which they were drawn, and the loss is an average over them alone (GPG's factor
+        B / (B - M) for M idle groups of B). If they are too few, idle groups fill the places and weigh
+        nothing. chunks: `chunks_of` says what they are.
         """
-        among = list(range(len(self.sources)) if among is None else among)
-        if apart and self.stretch is not None:
-            for stretch in sorted({self.stretch[p] for p in among}):
-                yield from self.micro_batches(budget, [p for p in among if self.stretch[p] == stretch])
+        differing = set(self.differing)
+        idle = [dynamic and group not in differing for group in range(len(self.prompts))]
+        drawn = gather_objects([*zip(idle, self.attempt, [rank()] * len(idle), range(len(idle)))])
+        kept = sorted(drawn)[: sum(attempt == 0 for _, attempt, _, _ in drawn)]
+        places = {group: place for place, (_, _, owner, group) in enumerate(kept) if owner == rank()}
+        mine = self.keep(list(places))
+        length = mine.length[[not idle[group] for group in places]]
+        before = sum(owner < rank() for _, _, owner, _ in kept)
+        left_out = [prompt for group, prompt in enumerate(self.prompts) if group not in places]
+        return Batch(
+            **{name.name: getattr(mine, name.name) for name in fields(mine)},
+            counts=torch.tensor([length.sum(), length.numel()]),
+            places=list(places.values()),
+            own=slice(before, before + len(places)),
+            chunk=chunks_of(list(places.values()), len(kept), chunks),
+            dropped=len(left_out),
+            dropped_tokens=int(self.length.sum() - mine.length.sum()) + sum(len(p.tokens) for p in left_out),
+        )
+
+
+def chunks_of(places: list[int], count: int, chunks: int) -> list[int]:
+    """The chunk of each group, from its place among the `count` groups of all ranks.
+
+    A micro-batch holds groups of one chunk, so a number of ranks that divides `chunks` cuts a step into the
+    same micro-batches. 0: every group is a chunk of its own.
+    """
+    return [place * chunks // count for place in places] if chunks else places
+
+
+class Cut(NamedTuple):
+    """What a micro-batch holds: some groups, and the same rows of each."""
+
+    groups: list[int]
+    rows: slice
+
+
+@dataclass
+class Batch(Groups):
+    """What one update learns from: this rank's groups of a step, and what the loss needs of them.
+
+    counts (2,) int64: the tokens and completions over which the loss is an average.  places: where each group
+    stands among the groups of all ranks, for the report.  own: this rank's rows of what `ranks.gather`
+    returns. chunk: see `chunks_of`.  dropped, dropped_tokens: groups that dynamic sampling left out, and
+    their tokens, prompts and completions.  advantage (B,) and the others (B, C) are float32. weight and
+    advantage are 0 until they are set.  logp: the log-probs of the policy that sampled, by the training
+    forward; `accumulate_gradient` writes them in the first of the `updates`.
+    """
+
+    counts: Tensor = field(kw_only=True)
+    places: list[int] = field(kw_only=True)
+    own: slice = field(kw_only=True)
+    chunk: list[int] = field(kw_only=True)
+    dropped: int = 0
+    dropped_tokens: int = 0
+    advantage: Tensor = field(init=False)
+    weight: Tensor = field(init=False)
+    logp: Tensor = field(init=False)
+    logp_old: Tensor | None = None
+    logp_ref: Tensor | None = None
+    updates: int = 0
+
+    def __post_init__(self) -> None:
+        self.advantage = torch.zeros(self.length.numel())
+        self.weight = torch.zeros(self.mask.shape)
+        self.logp = torch.zeros(self.mask.shape)
+
+    @classmethod
+    def of_documents(
+        cls, questions: list, prompts: list, tokens: Tensor, length: Tensor, skipped: int = 0
+    ) -> Batch:
+        """Documents to imitate, tokens (P, G, C) and length (P, G): every advantage is 1."""
+        groups, zeros = range(len(prompts)), torch.zeros(tokens.shape)
+        batch = cls(
+            questions,
+            prompts,
+            Rollout(tokens, length, length > 0, zeros),
+            texts=[],
+            reward=torch.ones(length.shape),
+            parts={},
+            skipped=skipped,
+            attempt=[0] * len(prompts),
+            counts=torch.tensor([length.sum(), length.numel()]),
+            places=list(groups),
+            own=slice(0, len(prompts)),
+            chunk=[0] * len(prompts),
+        )
+        batch.advantage = torch.ones(length.numel())
+        return batch
+
+    @property
+    def teaching(self) -> list[int]:
+        """The groups that have a gradient: all with a KL penalty, else those whose advantages are not all
+        0."""
+        if self.logp_ref is not None:
+            return list(range(len(self.prompts)))
+        return self.advantage.view(self.length.shape).ne(0).any(dim=1).nonzero().flatten().tolist()
+
+    def cuts(self, budget: int, groups: list[int], *, apart: bool = False) -> Iterator[Cut]:
+        """Cut these groups into micro-batches of at most `budget` tokens: prompts once, completions, padding.
+
+        Groups of similar length go together. A group over the budget is cut by rows; a row over it goes
+        alone. apart: no two chunks together. The weights are fixed for the whole update, so the gradients of
+        the micro-batches add up to that of the whole.
+        """
+        if apart:
+            for chunk in sorted({self.chunk[p] for p in groups}):
+                yield from self.cuts(budget, [p for p in groups if self.chunk[p] == chunk])
             return
-        group = self.length.shape[1]
+        G = self.length.shape[1]
         longest = self.length.max(dim=1).values.tolist()
         waiting: list[int] = []
 
-        def cost(prompts: list[int]) -> int:
-            return len(prompts) * (
-                max(len(self.sources[p].tokens) for p in prompts) + group * max(longest[p] for p in prompts)
-            )
+        def cost(groups: list[int]) -> int:
+            prompt = max(len(self.prompts[p].tokens) for p in groups)
+            return len(groups) * (prompt + G * max(longest[p] for p in groups))
 
-        for p in sorted(among, key=lambda p: -longest[p]):
+        for p in sorted(groups, key=lambda p: -longest[p]):
             if waiting and cost([*waiting, p]) > budget:
-                yield self.select(waiting), waiting, slice(None)
+                yield Cut(waiting, slice(None))
                 waiting = []
-            if cost([p]) > budget:
-                step = max(1, (budget - len(self.sources[p].tokens)) // max(longest[p], 1))
-                for first in range(0, group, step):
-                    yield self.select([p], slice(first, first + step)), [p], slice(first, first + step)
-            else:
+            if cost([p]) <= budget:
                 waiting.append(p)
+                continue
+            step = max(1, (budget - len(self.prompts[p].tokens)) // max(longest[p], 1))
+            for first in range(0, G, step):
+                yield Cut([p], slice(first, first + step))
         if waiting:
-            yield self.select(waiting), waiting, slice(None)
+            yield Cut(waiting, slice(None))
 
-    def silent(self, prompt) -> "TrainBatch":
-        """Another prompt with a group as large as those here, whose completions have no tokens."""
-        group = self.length.shape[1]
+    def micro_batch(
+        self, cut: Cut, *, image_token: int, merge: int, device: torch.device | str, append=None
+    ) -> MicroBatch:
+        """These groups and rows on a device, cut to their longest completion. append: a prompt whose group of
+        empty completions goes behind them (`grpo/gradient.py:empty_prompt`)."""
+        groups = torch.tensor(cut.groups, dtype=torch.long)
+        length = self.length[groups][:, cut.rows]
+        longest = max([1, *length.flatten().tolist()])
 
-        def empty(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.new_zeros(group, *([1] * (x.dim() - 1)))
+        def part(x: Tensor) -> Tensor:
+            x = x.view(*self.length.shape, *x.shape[1:])[groups][:, cut.rows]
+            x = x[..., :longest] if x.dim() == 3 else x
+            # an empty group is one of zeros
+            x = x if append is None else F.pad(x, (0, 0) * (x.dim() - 1) + (0, 1))
+            return x.to(device)
 
-        return TrainBatch(
-            [prompt],
-            self.tokens.new_zeros(1, group, 1),
-            self.length.new_zeros(1, group),
-            empty(self.advantage),
-            empty(self.weight),
-            empty(self.logp_old),
-            empty(self.logp_ref),
+        of_rows = lambda x: None if x is None else part(x).flatten(0, 1)
+        prompts = [self.prompts[p] for p in cut.groups] + ([] if append is None else [append])
+        return MicroBatch(
+            collate_prompts(prompts, image_token=image_token, merge=merge).to(device),
+            part(self.tokens.flatten(0, 1)),
+            part(self.length.flatten()),
+            of_rows(self.advantage),
+            of_rows(self.weight),
+            of_rows(self.logp_old),
+            of_rows(self.logp_ref),
         )
 
-    def beside(self, other: "TrainBatch") -> "TrainBatch":
-        """Both, with this one's groups first. The other's completions are no longer than these."""
-
-        def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-            return (
-                None
-                if a is None
-                else torch.cat([a, F.pad(b, (0, a.shape[-1] - b.shape[-1])) if a.dim() > 1 else b])
-            )
-
-        return TrainBatch(
-            self.sources + other.sources,
-            both(self.tokens, other.tokens),
-            torch.cat([self.length, other.length]),
-            both(self.advantage, other.advantage),
-            both(self.weight, other.weight),
-            both(self.logp_old, other.logp_old),
-            both(self.logp_ref, other.logp_ref),
-        )
-
-    def collated(self, *, image_token: int, merge: int, device: torch.device | str) -> "TrainBatch":
-        """The same part with its prompts padded, on a device."""
-
-        def put(x):
-            return None if x is None else x.to(device)
-
-        return replace(
-            self,
-            prompts=collate_prompts(self.sources, image_token=image_token, merge=merge).to(device),
-            tokens=put(self.tokens),
-            length=put(self.length),
-            advantage=put(self.advantage),
-            weight=put(self.weight),
-            logp_old=put(self.logp_old),
-            logp_ref=put(self.logp_ref),
-        )
-
-    def put_back(self, whole: Tensor, value: Tensor, prompts: list[int], rows: slice) -> None:
-        """Write a micro-batch's (b, c) result into its place in `whole` (B, C), on the CPU. Rows behind
-        those of `prompts` are nobody's (`grpo/parallel/fsdp.py`)."""
-        groups, group = self.length.shape
-        whole, value, count = whole.view(groups, group, whole.shape[-1]), value.cpu(), len(range(group)[rows])
-        for at, p in enumerate(prompts):
-            whole[p, rows, : value.shape[-1]] = value[at * count : (at + 1) * count]
+    def write_back(self, whole: Tensor, value: Tensor, cut: Cut) -> None:
+        """Write a micro-batch's values (b, c) into their rows of `whole` (B, C). Rows of an appended group
+        are left out."""
+        whole = whole.view(*self.length.shape, whole.shape[-1])
+        rows = len(range(self.length.shape[1])[cut.rows])
+        for at, p in enumerate(cut.groups):
+            whole[p, cut.rows, : value.shape[-1]] = value[at * rows : (at + 1) * rows].cpu()
 
 
-def learnable(batch: TrainBatch) -> list[int]:
-    """The prompts whose groups have an advantage that is not zero. The others teach nothing, unless there
-    is a KL penalty."""
-    return batch.advantage.view(batch.length.shape).ne(0).any(dim=1).nonzero().flatten().tolist()
+@dataclass
+class MicroBatch:
+    """Some groups of a batch, or some rows of one group, on the policy's device.
+
+    tokens (p, g, c), length (p, g), advantage (b,), the others (b, c). logp_old and logp_ref are None where
+    the objective does not need them.
+    """
+
+    prompts: PromptBatch
+    tokens: Tensor
+    length: Tensor
+    advantage: Tensor
+    weight: Tensor
+    logp_old: Tensor | None
+    logp_ref: Tensor | None
+
+    @property
+    def mask(self) -> Tensor:
+        """(b, c) bool: the real tokens, the stop token among them."""
+        return _mask(self.tokens, self.length)
+
+
+def _mask(tokens: Tensor, length: Tensor) -> Tensor:
+    return torch.arange(tokens.shape[-1], device=length.device) < length.flatten().unsqueeze(-1)
+
+
+def _tensors(rollout: Rollout) -> list[Tensor]:
+    return [getattr(rollout, name.name) for name in fields(rollout)]

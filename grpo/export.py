@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from grpo.run.setup import model_folder
 from grpo.storage.checkpoint import SIDE_FILES, flush
+from grpo.storage.model_folder import model_folder
 from models import weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -8,12 +8,19 @@ bound is no promise, so whoever runs out of memory all the same halves the room 
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from tqdm import tqdm
+
+from grpo.parallel.ranks import rank
+
+Result = TypeVar("Result")
 
 # tokens of the rows decoded together: 400 short rows of the built-in model, 1.9 GB of keys and values for
 # Qwen2-VL-2B
@@ -60,11 +67,13 @@ def measured(policy, free: int | None = None, say: Callable[[str], Any] = print)
     return Room(size, **bytes_of, say=say)
 
 
-def slots(policy, prompts, group: int, cap: int, most: int | None = None, free: int | None = None) -> int:
-    """How many of the P·group rows of a rollout to decode at the same time, at least one: `most` (None: all),
-    or as many as `free` bytes hold beside the prompts.
+def rows_that_fit(
+    policy, prompts, group: int, cap: int, most: int | None = None, free: int | None = None
+) -> int:
+    """How many of the P·group rows of a rollout can decode at the same time: at least one, at most `most`
+    (None: all).
 
-    prompts: PromptBatch; free: None for those that are free now on the policy's device.
+    prompts: PromptBatch. free: bytes for prompts and rows (None: what is free now on the policy's device).
     """
     (P, S), weight = prompts.tokens.shape, next(policy.parameters())
     size = number_size(weight)
@@ -81,7 +90,7 @@ def number_size(weight: torch.Tensor) -> int:
 
 
 def attention_size(size: int, device: str) -> int:
-    """Bytes of a number in attention, which adds up in float64 on a CPU (`models/layers.py:exact`)."""
+    """Bytes of a number in attention, which sums in float64 on a CPU (`to_attention_dtype`)."""
     return 8 if size == 4 and device == "cpu" else size
 
 
@@ -128,3 +137,26 @@ def free_memory(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     # not Linux: enough for WAVE tokens of the built-in model
     return 4 << 30
+
+
+def retry_with_fewer_rows(write: Callable[[int], Result], rows: int) -> Result:
+    """Run `write(rows)`. After an out-of-memory error, halve the rows, print a line and try again: the
+    completions are the same.
+
+    Raises torch.OutOfMemoryError if one row does not fit.
+    """
+    while True:
+        try:
+            return write(rows)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        # Outside the handler: the exception keeps the failed attempt's tensors alive.
+        rows //= 2
+        gc.collect()
+        torch.cuda.empty_cache()
+        tqdm.write(
+            f"out of memory (rank {rank()}) while sampling: retrying with max_rows={rows}; the completions "
+            "are the same",
+            file=sys.stderr,
+        )

@@ -1,48 +1,58 @@
 """AdamW as the papers use it, and Muon for training small models from nothing.
 
-Moments in float32, weight decay on matrices only, the norm of the whole gradient clipped. Muon (Jordan et al.
-2024; PyTorch's own) turns the update of each matrix into the nearest orthogonal one; on the built-in base it
-learned to localise several times sooner than AdamW (docs/results/base.md).
+Moments are float32, weight decay is for matrices only, and the norm of the whole gradient is clipped. Muon
+(Jordan et al. 2024; PyTorch's own) replaces the update of a matrix by the nearest orthogonal one. With it the
+built-in base learned to localise several times sooner than with AdamW (docs/results/base.md).
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from grpo.parallel.ranks import total
+from grpo.parallel.ranks import sum_gradients, sum_over_ranks
+from grpo.timing import timed
 
-# beside Muon, AdamW's learning rate for the patch embedding, as a multiple of lr
+# the learning rate of AdamW for the patch embedding when Muon trains the matrices, as a multiple of lr
 PATCH_SCALE = 3.0
+# Muon's learning rate as a multiple of lr
+MUON_SCALE = 10.0
+
+
+class NonFinite(RuntimeError):
+    """A number that a step needs is not finite. The last checkpoint is unchanged."""
+
+    def __init__(self, what: str, prompts, step: int):
+        super().__init__(
+            f"step {step + 1}: {what}. Nothing was updated; the last checkpoint is as it was. "
+            f"Prompts of this step: {', '.join(p.uid for p in prompts)}"
+        )
 
 
 class Optimizer:
-    """One or two of PyTorch's optimizers behind one face. `set_lr` sets the learning rate of AdamW; Muon's
-    is `muon_scale` times that."""
+    """One or two of PyTorch's optimizers behind one interface.
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        *,
-        name: str,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        muon_scale: float = 10.0,
-    ):
-        """Optimize the parameters that require gradients. name: adamw or muon (for the matrices; AdamW for
-        embeddings, norms and biases)."""
+    lr: AdamW's learning rate; Muon's is MUON_SCALE times that.  skipped: updates that were left out because
+    their gradient was not finite.
+    """
+
+    def __init__(self, policy: nn.Module, *, name: str, lr: float, beta2: float, weight_decay: float):
+        """Optimize the parameters that require gradients. name: "adamw", or "muon" for the matrices and AdamW
+        for embeddings, norms and biases."""
+        self.policy = policy
+        self.lr = lr
+        self.skipped = 0
+        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
         embedding = ("embed_tokens.weight", "lm_head.weight")
         hidden = {
             n: p for n, p in trained.items() if name == "muon" and p.dim() == 2 and not n.endswith(embedding)
         }
         rest = {n: p for n, p in trained.items() if n not in hidden}
-        # The patch embedding is a convolution, which Muon does not take; it needs a rate of its own, or
+        # The patch embedding is a convolution, which Muon does not take. It needs its own rate: with lr,
         # colours and sizes are learned long after places.
         patches = {n: p for n, p in rest.items() if name == "muon" and p.dim() > 2}
-        self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         for chosen, scale in ((rest.keys() - patches.keys(), 1.0), (patches.keys(), PATCH_SCALE)):
             groups = [
                 {
@@ -52,47 +62,50 @@ class Optimizer:
                 for matrix in (True, False)
             ]
             if chosen:
-                self.parts.append(
-                    (
-                        torch.optim.AdamW(
-                            [g for g in groups if g["params"]],
-                            lr=lr * scale,
-                            betas=(beta1, beta2),
-                            eps=eps,
-                            fused=True,
-                        ),
-                        scale,
-                    )
-                )
+                groups = [group for group in groups if group["params"]]
+                adamw = torch.optim.AdamW(groups, lr=lr * scale, betas=(0.9, beta2), eps=1e-8, fused=True)
+                self.parts.append((adamw, scale))
         if hidden:
-            self.parts.append(
-                (
-                    torch.optim.Muon(
-                        list(hidden.values()), lr=lr * muon_scale, momentum=0.95, weight_decay=weight_decay
-                    ),
-                    muon_scale,
-                )
+            muon = torch.optim.Muon(
+                list(hidden.values()), lr=lr * MUON_SCALE, momentum=0.95, weight_decay=weight_decay
             )
+            self.parts.append((muon, MUON_SCALE))
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of this step."""
+        """Set the learning rate of the next updates."""
+        self.lr = lr
         for part, scale in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr * scale
 
+    @timed("learn")
+    def clip_and_step(self, max_norm: float) -> float:
+        """Sum the gradients over the ranks, scale them down to `max_norm` (0: never), and step.
+
+        -> the norm before clipping, the same on every rank. If it is not finite, nothing is updated, the
+        gradients are dropped, and `skipped` grows by one.
+        """
+        sum_gradients(self.policy)
+        norm = float(clip_gradient(self.policy, max_norm or math.inf))
+        if math.isfinite(norm):
+            self.step()
+        else:
+            self.policy.zero_grad(set_to_none=True)
+            self.skipped += 1
+        return norm
+
     def step(self) -> None:
-        """Apply the gradients, and forget them."""
+        """Apply the gradients, then drop them."""
         for part, _ in self.parts:
             part.step()
             part.zero_grad(set_to_none=True)
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What is remembered of one parameter: name → tensor; empty before the first step."""
+        """The state of one parameter: name -> tensor; empty before the first step."""
         return next((part.state[parameter] for part, _ in self.parts if parameter in part.state), {})
 
     def blank_state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What will be remembered of a parameter, all zero: like `state` in names, shapes, devices and
-        sharding."""
+        """The state that a parameter will have, all zero: same names, shapes, devices and sharding."""
         if isinstance(self.owner(parameter), torch.optim.Muon):
             return {"momentum_buffer": torch.zeros_like(parameter)}
         return {
@@ -102,11 +115,11 @@ class Optimizer:
         }
 
     def set_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
-        """Remember a `blank_state` that has been filled. The tensors are taken as they are, not copied."""
+        """Use a `blank_state` that has been filled. The tensors are not copied."""
         self.owner(parameter).state[parameter] = state
 
     def owner(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
-        """The one of PyTorch's optimizers that updates a parameter."""
+        """The PyTorch optimizer that updates a parameter."""
         return next(
             part
             for part, _ in self.parts
@@ -115,20 +128,20 @@ class Optimizer:
 
 
 def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradient down to `max_norm` where its 2-norm exceeds it. → the norm before, a scalar tensor
-    (which may be non-finite: the caller decides).
+    """Scale the gradient down to `max_norm` if its 2-norm is larger. -> the norm before, a scalar tensor,
+    which may be non-finite.
 
-    The squares are added up in float64, so the norm of the whole does not depend on how many ranks hold it.
+    The squares add up in float64, so the norm does not depend on how many ranks hold the gradient.
     """
     grads = [p.grad for p in policy.parameters() if p.grad is not None]
-    cut, here = ([g for g in grads if isinstance(g, DTensor) == sharded] for sharded in (True, False))
-    squares = sum((_square(g) for g in here), torch.zeros((), dtype=torch.float64, device=grads[0].device))
-    if cut:
-        cut = [g.to_local() for g in cut]
-        squares = squares + total(sum(_square(g) for g in cut))
+    whole = [g for g in grads if not isinstance(g, DTensor)]
+    sharded = [g.to_local() for g in grads if isinstance(g, DTensor)]
+    squares = sum((_square(g) for g in whole), torch.zeros((), dtype=torch.float64, device=grads[0].device))
+    if sharded:
+        squares = squares + sum_over_ranks(sum(_square(g) for g in sharded))
     norm = squares.sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for g in (*here, *cut):
+    for g in (*whole, *sharded):
         g.mul_(scale.to(g.dtype))
     return norm
 

@@ -1,11 +1,12 @@
-"""Sample G completions for each prompt: prefill once, decode all rows together, stop row by row, give the
-slot to a waiting row, compact.
+"""Sample G completions for each of P prompts.
 
-The prompt's keys and values are computed once per group and read once per group (`models.cache.KVCache`).
-Rows decode side by side, one to a slot. Where memory is short there are fewer slots than rows, and a waiting
-row gets the slot of one that has stopped; when none waits, the slots of the stopped are closed. Which token a
-row draws depends on (seed, step, prompt uid, g, t) and on its own logits, so neither its slot nor the company
-a prompt keeps changes a completion.
+Each prompt is read once, and its keys and values are stored once for its group (`models.cache.KVCache`). All
+rows decode together, one token at a time, each in its own slot of the cache. A row ends at a stop token or at
+the cap. With fewer slots than rows, a waiting row takes the slot of a finished one. When no row waits, the
+slots of finished rows are closed.
+
+Which token a row draws depends on (seed, step, prompt uid, g, t) and on the row's own logits. So neither its
+slot nor the other rows in the batch change a completion.
 """
 
 from collections.abc import Sequence
@@ -19,23 +20,22 @@ from grpo.cuda_graphs import Repeat
 from grpo.sampling import sample, uniforms
 from models.cache import KVCache
 
-# slots are closed when this share of them, or less, would be left
+# Close slots when at most this share of them would be left.
 CLOSE_AT = 0.8
-# slots kept if there are as many: 4 + 4 a thread. A product of fewer adds up in another order on a CPU, and
-# log-probs would differ by a rounding
-FEWEST = (4, 4)
-
-# tokens between two looks at who has stopped; elsewhere 16, because a look waits for the device
-LOOK = {"cpu": 1}
+# Keep at least 4 + 4 x threads rows. With fewer, the CPU's matrix product sums in another order and log-probs
+# differ in the last bit.
+MIN_ROWS = (4, 4)
+# Tokens between two checks for finished rows: a check waits for the device. 16 on other devices.
+TOKENS_BETWEEN_CHECKS = {"cpu": 1}
 
 
 @dataclass
 class Rollout:
     """G completions for each of P prompts.
 
-    tokens (P, G, C) int64, zero after the end · length (P, G) int64, the stop token included · stopped (P, G)
-    bool, False where the cap cut it off · logp (P, G, C) float32, of each token under the distribution it was
-    drawn from, zero after the end.
+    tokens (P, G, C) int64, zero after the end. length (P, G) int64, counts the stop token. stopped (P, G)
+    bool, False where the cap ended the row. logp (P, G, C) float32, each token's under the distribution it
+    was drawn from, zero after the end.
     """
 
     tokens: Tensor
@@ -45,96 +45,107 @@ class Rollout:
 
     @classmethod
     def none(cls, group: int) -> "Rollout":
-        """What a rank without a prompt has: no groups."""
+        """The rollout of a rank that has no prompt: no groups."""
         empty = torch.zeros(0, group, 1)
         return cls(empty.long(), empty[..., 0].long(), empty[..., 0].bool(), empty)
 
     def to(self, device) -> "Rollout":
         """The same on a device."""
-        return Rollout(
-            self.tokens.to(device), self.length.to(device), self.stopped.to(device), self.logp.to(device)
-        )
+        return Rollout(*(x.to(device) for x in (self.tokens, self.length, self.stopped, self.logp)))
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How `generate` decodes.
+
+    banned: ids that may not be drawn. max_rows: decode at most this many rows at the same time (None: all).
+    recorded: replay decode steps as CUDA graphs (grpo/cuda_graphs.py).
+    """
+
+    banned: Sequence[int] = ()
+    max_rows: int | None = None
+    recorded: bool = False
 
 
 @dataclass
-class Slots:
-    """The rows being written, one to a slot, and all that was written so far.
+class DecodingRows:
+    """The rows being decoded, one per slot, and everything that was drawn so far.
 
-    row, last (slots,) int64, alive (slots,) bool: which row is in a slot, the token it drew last, whether it
-    goes on. tokens, logp, chance (B, C + 1): what stopped rows draw goes to the last place, which is cut off
-    in the end.
+    row (slots,) int64: the row in each slot. last (slots,) int64: the token it drew last. running (slots,)
+    bool. uniform, tokens, logp (B, C + 1), of all rows: finished rows write to the last place, which is cut
+    off in the end. stops, banned: ids.
     """
 
     cache: KVCache
     row: Tensor
     last: Tensor
-    alive: Tensor
-    chance: Tensor
+    running: Tensor
+    uniform: Tensor
     tokens: Tensor
     logp: Tensor
+    stops: Tensor
+    banned: Tensor
+    temperature: float
 
-    def draw(self, policy, stops: Tensor, banned: Tensor, temperature: float) -> None:
-        """One more token in every slot. All of it in place, in shapes that are known before, and nothing
-        waits for the device: so it can be recorded and compiled."""
-        self.choose(policy.logits(policy.step(self.last, self.cache)), stops, banned, temperature)
+    def decode_one(self, policy) -> None:
+        """Decode one more token in every slot. It works in place, in fixed shapes, and never waits for the
+        device, so it can be recorded and compiled."""
+        self.draw(policy.logits(policy.decode(self.last, self.cache)))
 
-    def choose(self, logits: Tensor, stops: Tensor, banned: Tensor, temperature: float) -> None:
-        """The token of every slot for which the cache has just grown, from its logits (slots, V)."""
+    def draw(self, logits: Tensor) -> None:
+        """Draw the token of every slot from its logits (slots, V), after the cache has grown by one."""
         cap = self.tokens.shape[1] - 1
-        place = torch.where(self.alive, self.cache.filled - 1, cap)
-        if len(banned):
-            logits.index_fill_(-1, banned, torch.finfo(torch.float32).min)
-        drawn, logp = sample(logits, self.chance[self.row, place], temperature)  # (slots,)
-        self.tokens[self.row, place], self.logp[self.row, place] = drawn, logp
-        self.alive &= ~torch.isin(drawn, stops) & (self.cache.filled < cap)
-        # who has stopped writes at the first place, and never runs out of room
-        self.cache.filled *= self.alive
+        place = torch.where(self.running, self.cache.filled - 1, cap)
+        if len(self.banned):
+            logits.index_fill_(-1, self.banned, torch.finfo(torch.float32).min)
+        drawn, logp = sample(logits, self.uniform[self.row, place], self.temperature)  # (slots,)
+        self.tokens[self.row, place] = drawn
+        self.logp[self.row, place] = logp
+        self.running &= ~torch.isin(drawn, self.stops) & (self.cache.filled < cap)
+        # A finished row writes at its first place again, so it never runs out of room.
+        self.cache.filled *= self.running
         self.last.copy_(drawn)
 
-    def written(self, shape: tuple[int, int], stops: Tensor) -> Rollout:
-        """All that was drawn, for P prompts of G rows: shape (P, G). A row ends with its first stop token,
-        or with the cap."""
-        # tensors that autograd may keep, unlike those made here
-        with torch.inference_mode(False):
-            tokens, logp = self.tokens[:, :-1].clone(), self.logp[:, :-1].clone()
-            ends = torch.isin(tokens, stops)
-            stopped = ends.any(1)
-            length = torch.where(stopped, ends.long().argmax(1) + 1, tokens.shape[1])
-            longest = int(length.max())
-            return Rollout(
-                *(
-                    x.view(*shape, *x.shape[1:])
-                    for x in (tokens[:, :longest], length, stopped, logp[:, :longest])
-                )
-            )
-
     def begin(self, slots: Tensor, row: Tensor, prompt: Tensor, first: Tensor) -> None:
-        """Give `slots` (n,) to other rows: `row`, completions of `prompt`, which begin with the prompts'
-        last tokens `first`, all (n,)."""
-        self.row[slots], self.last[slots], self.alive[slots] = row, first, True
+        """Give `slots` (n,) to the rows `row`, completions of the prompts `prompt`. `first` are the prompts'
+        last tokens. All (n,)."""
+        self.row[slots] = row
+        self.last[slots] = first
+        self.running[slots] = True
         self.cache.begin(slots, prompt)
 
     def close(self, most: int) -> None:
-        """Go on with `most` slots, those of all living rows among them."""
-        kept = self.cache.keep(self.alive, most)
-        self.row, self.last, self.alive = self.row[kept], self.last[kept], self.alive[kept]
+        """Keep `most` slots, which hold all running rows."""
+        kept = self.cache.keep(self.running, most)
+        self.row, self.last, self.running = self.row[kept], self.last[kept], self.running[kept]
+
+    def rollout(self, group: int) -> Rollout:
+        """All that was drawn, in groups. A row ends with its first stop token, or with the cap."""
+        # Autograd may save these tensors, unlike those made in inference mode.
+        with torch.inference_mode(False):
+            tokens, logp = self.tokens[:, :-1].clone(), self.logp[:, :-1].clone()
+            ends = torch.isin(tokens, self.stops)
+            stopped = ends.any(1)
+            length = torch.where(stopped, ends.long().argmax(1) + 1, tokens.shape[1])
+            longest = int(length.max())
+            found = (tokens[:, :longest], length, stopped, logp[:, :longest])
+            return Rollout(*(x.unflatten(0, (-1, group)) for x in found))
 
 
-def first_step(policy, prompts, group: int, cap: int, slots: int, fewest: int) -> tuple[KVCache, Tensor]:
-    """Read the prompts and take the first step of the rows that get a slot. → the cache, and hidden states
-    (slots, D) that predict their first tokens.
+def start_rows(policy, prompts, group: int, cap: int, rows: int, least: int) -> tuple[KVCache, Tensor]:
+    """Read the prompts, and decode the first token of the first `rows` rows. -> the cache, and hidden states
+    (rows, D) that predict the first completion tokens.
 
-    That step's input is the prompt's last token (the fork), so it is the same for all rows of a prompt: it is
-    taken for as many as make `fewest`, and the others get a copy.
+    All rows of a prompt start with the same token (its last, see the fork in models/qwen_vl.py). So this step
+    runs once per prompt (or for `least` rows in all), and the result is copied.
     """
-    # rows of a prompt
-    each = -(-fewest // len(prompts.tokens))
-    if each >= group or each * len(prompts.tokens) > slots:
-        cache = policy.prefill(prompts, group, cap, slots)
-        return cache, policy.step(prompts.last.repeat_interleave(group)[:slots], cache)
-    cache = policy.prefill(prompts, each, cap)
-    hidden = policy.step(prompts.last.repeat_interleave(each), cache)
-    source = torch.arange(slots, device=hidden.device) // group * each
+    rows_per_prompt = -(-least // len(prompts.tokens))
+    if rows_per_prompt >= group or rows_per_prompt * len(prompts.tokens) > rows:
+        cache = policy.prefill(prompts, group, cap, rows)
+        return cache, policy.decode(prompts.last.repeat_interleave(group)[:rows], cache)
+    cache = policy.prefill(prompts, rows_per_prompt, cap)
+    hidden = policy.decode(prompts.last.repeat_interleave(rows_per_prompt), cache)
+    source = torch.arange(rows, device=hidden.device) // group * rows_per_prompt
     cache.spread(source)
     return cache, hidden[source]
 
@@ -148,52 +159,49 @@ def generate(
     cap: int,
     temperature: float,
     stop_ids: Sequence[int],
-    address: tuple[int, int, Sequence[int]],
-    banned: Sequence[int] = (),
-    slots: int | None = None,
-    recorded: bool = False,
+    address: tuple[int, int, list[int]],
+    options: DecodeOptions | None = None,
 ) -> Rollout:
-    """Let the policy complete each prompt `group` times, at most `cap` tokens each.
+    """Complete each prompt `group` times, with at most `cap` tokens each.
 
-    prompts: PromptBatch of P prompts, on the policy's device.  temperature: divides the logits; 0 is greedy.
-    stop_ids: any of them ends a row and belongs to it.
-    address: (seed, step, uid of each prompt as an integer); the same address gives the same completions.
-    banned: ids that may not be drawn.
-    slots: rows decoded at the same time, at most (None: all).  recorded: draw by CUDA graphs
-    (grpo/cuda_graphs.py).
+    prompts: PromptBatch of P prompts, on the policy's device. temperature: divides the logits; 0 is greedy.
+    stop_ids: any of them ends a row and is part of it. address: (seed, step, uid of each prompt as an
+    integer); the same address gives the same completions.
     """
-    device, P = prompts.tokens.device, len(prompts.tokens)
-    # B rows in all
-    count, fewest = P * group, FEWEST[0] + FEWEST[1] * torch.get_num_threads()
-    # the first row without a slot
-    waiting = min(count, slots or count)
-    cache, hidden = first_step(policy, prompts, group, cap, waiting, fewest)
+    options = options or DecodeOptions()
+    device = prompts.tokens.device
+    count = len(prompts.tokens) * group
+    least = MIN_ROWS[0] + MIN_ROWS[1] * torch.get_num_threads()
+    # The first row without a slot.
+    waiting = min(count, options.max_rows or count)
+    cache, hidden = start_rows(policy, prompts, group, cap, waiting, least)
     row = torch.arange(waiting, device=device)
-    rows = Slots(
+    rows = DecodingRows(
         cache,
         row,
         last=torch.zeros_like(row),
-        alive=torch.ones_like(row, dtype=torch.bool),
-        chance=uniforms(*address, group, cap + 1).to(device).flatten(0, 1),
+        running=torch.ones_like(row, dtype=torch.bool),
+        uniform=uniforms(*address, group, cap + 1).to(device).flatten(0, 1),
         tokens=row.new_zeros(count, cap + 1),
         logp=torch.zeros(count, cap + 1, device=device),
+        stops=torch.tensor(list(stop_ids), dtype=torch.long, device=device),
+        banned=torch.tensor(list(options.banned), dtype=torch.long, device=device),
+        temperature=temperature,
     )
-    stops, forbidden = (
-        torch.tensor(list(ids), dtype=torch.long, device=device) for ids in (stop_ids, banned)
-    )
-    rows.choose(policy.logits(hidden), stops, forbidden, temperature)
-    run = Repeat(partial(rows.draw, policy, stops, forbidden, temperature), recorded)
+    rows.draw(policy.logits(hidden))
+    decode_one = Repeat(partial(rows.decode_one, policy), options.recorded)
     while True:
-        living, free = int(rows.alive.sum()), (~rows.alive).nonzero().flatten()[: count - waiting]
-        if len(free):
-            new = torch.arange(waiting, waiting + len(free), device=device)
-            rows.begin(free, new, new // group, prompts.last[new // group])
-            waiting += len(free)
-            run.forget()
-        elif not living:
-            break
-        elif (most := max(living, min(fewest, len(rows.row)))) <= CLOSE_AT * len(rows.row):
+        running = int(rows.running.sum())
+        finished = (~rows.running).nonzero().flatten()[: count - waiting]
+        if len(finished):
+            # Give their slots to waiting rows.
+            new = torch.arange(waiting, waiting + len(finished), device=device)
+            rows.begin(finished, new, new // group, prompts.last[new // group])
+            waiting += len(finished)
+            decode_one.forget()
+        elif not running:
+            return rows.rollout(group)
+        elif (most := max(running, min(least, len(rows.row)))) <= CLOSE_AT * len(rows.row):
             rows.close(most)
-            run.forget()
-        run(cache.reach(LOOK.get(device.type, 16), run.multiple), cache.span)
-    return rows.written((P, group), stops)
+            decode_one.forget()
+        decode_one(cache.reach(TOKENS_BETWEEN_CHECKS.get(device.type, 16), decode_one.multiple), cache.span)

@@ -1,9 +1,8 @@
 """Choosing the next token: a distribution, a uniform number, an inverse CDF. Pure.
 
-How we depart from everyone else: randomness is *addressed*, not consumed. The uniform number of a token is a
-hash of where the token stands (seed, step, prompt, completion, position), so no generator has a state. A
-completion does not depend on what shares its batch, on the order, on the number of ranks, or on whether the
-run was interrupted.
+Unlike elsewhere, randomness is *addressed*, not consumed. The uniform number of a token is a hash of its
+address (seed, step, prompt, completion, position), so there is no generator state. A completion does not
+depend on the rest of its batch, on the order, on the number of ranks, or on an interruption of the run.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ _STEP, _MUL1, _MUL2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5
 def log_distribution(logits: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / temperature), in float32: the policy.  (..., V) -> (..., V).
 
-    Rollouts draw from it and the loss scores with it: the very same function, so the policy that samples is
-    the policy that learns.
+    Rollouts draw from it and the loss scores with it. So the policy that samples is the policy that learns.
     """
     logits = logits.float()
     if temperature != 1:
-        # not a division by 1: it would be one more (..., V)
+        # a division by 1 would need one more (..., V) of memory
         logits = logits / temperature
     return torch.log_softmax(logits, dim=-1)
 
@@ -41,23 +39,24 @@ def sample(logits: Tensor, u: Tensor | None, temperature: float) -> tuple[Tensor
     """One token per distribution: the first whose cumulative probability exceeds u.
 
     logits (..., V), u (...) float32 in [0, 1), temperature >= 0 -> tokens (...) long, logp (...) float32
-    under `log_distribution`.
-    temperature 0 is greedy: the likeliest token, u is not used (None is fine), logp is reported at
-    temperature 1. A token of probability 0 is never returned, whatever u and the rounding of the cumulative
-    sum.
+    under `log_distribution`. Temperature 0 is greedy: it takes the likeliest token, ignores u (which may be
+    None), and reports logp at temperature 1. A token of probability 0 is never returned. Raises ValueError
+    for a temperature above 0 without u.
     """
     if temperature == 0:
         tokens = logits.argmax(dim=-1)
         return tokens, _at(log_distribution(logits, 1.0), tokens)
+    if u is None:
+        raise ValueError(f"sample: temperature {temperature} needs u, a uniform number per distribution")
     logp = log_distribution(logits, temperature)
     p = logp.exp()
-    # The sum of float32 probabilities is only nearly 1, and a parallel scan is only nearly monotone. So:
-    # impossible tokens leave the race (their entry becomes 0, which no u >= 0 is below), and u is measured
-    # against the largest sum reached instead of against 1.
+    # The sum of float32 probabilities is only nearly 1, and a parallel scan is only nearly monotone. So the
+    # entry of an impossible token becomes 0, which no threshold >= 0 is below, and u is scaled by the largest
+    # sum instead of by 1.
     cumulative = p.cumsum(dim=-1) * (p > 0)
-    # < the maximum, because u <= 1 - 2^-24
+    # below the maximum, because u <= 1 - 2^-24
     threshold = u.unsqueeze(-1) * cumulative.amax(dim=-1, keepdim=True)
-    # argmax returns the first
+    # argmax returns the first maximum
     tokens = (cumulative > threshold).view(torch.uint8).argmax(dim=-1)
     return tokens, _at(logp, tokens)
 
@@ -69,9 +68,8 @@ def _at(values: Tensor, tokens: Tensor) -> Tensor:
 def uniforms(seed: int, step: int, uids: list[int], group: int, cap: int, *, device="cpu") -> Tensor:
     """The uniform number of every token that a step may sample.  -> (P, group, cap) float32, 0 < u < 1.
 
-    uids: one 64-bit integer per prompt (`uid_hash`). Equal uids within a step get equal numbers, hence equal
-    completions. u[p, g, t] depends on (seed, step, uids[p], g, t) and on nothing else: not on P, group, cap
-    or the order of the prompts.
+    uids: one 64-bit integer per prompt (`uid_hash`). Equal uids get equal numbers, and so equal completions.
+    u[p, g, t] depends only on (seed, step, uids[p], g, t), not on P, group, cap or the order of the prompts.
     """
     uid = torch.tensor([_signed(u) for u in uids], dtype=torch.int64)[:, None, None]
     g = torch.arange(group, dtype=torch.int64)[None, :, None]
@@ -82,25 +80,23 @@ def uniforms(seed: int, step: int, uids: list[int], group: int, cap: int, *, dev
         state = _mix((state ^ word) + _STEP)
     # the top 24 bits: all that a float32 in [0, 1) can hold evenly
     u = _shift(state, 40).float() * 2.0**-24
-    # One token in 16 million would get u = 0, and with it the first word of the vocabulary that isn't quite
-    # impossible, be its probability 1e-30. So the first cell, [0, 2^-24), is represented by its middle.
+    # One token in 16 million would get u = 0, which selects the first word with a probability above 0, even
+    # one of 1e-30. So the first cell, [0, 2^-24), is represented by its middle.
     return u.clamp(min=2.0**-25).to(device)
 
 
 def uid_hash(uid: str) -> int:
-    """A stable signed 64-bit integer for a name (blake2b; Python's own hash() changes from process to
-    process)."""
+    """A stable signed 64-bit integer for a name. (Python's own hash() differs between processes.)"""
     return int.from_bytes(hashlib.blake2b(uid.encode("utf-8"), digest_size=8).digest(), "little", signed=True)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser: a bijection of 64 bits in which every input bit moves every output bit
-    (int64 products wrap)."""
+    """splitmix64's finaliser: a bijection of 64 bits. Every input bit changes every output bit."""
     x = (x ^ _shift(x, 30)) * _MUL1
     x = (x ^ _shift(x, 27)) * _MUL2
     return x ^ _shift(x, 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift (>> on int64 would drag the sign along)."""
+    """Logical right shift. (>> on int64 copies the sign bit.)"""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

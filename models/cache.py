@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.layers import Rope, exact
+from models.layers import Rope, to_attention_dtype
 from models.packing import Lines
 
 
 @dataclass
 class KVCache:
-    """What `prefill` returns and `step` appends to. P prompts of S tokens, B slots of `capacity` tokens; one
-    row, a completion, is written in each slot.
+    """What `prefill` returns and `decode` appends to. P prompts of S tokens, B slots of `capacity` tokens;
+    one row, a completion, is written in each slot.
 
     joined: of each layer the weights and biases of q, k and v as one product takes them.
     prompt_k, prompt_v: of each layer (P, K, S, E), once per prompt, in the dtype in which attention adds up.
@@ -65,7 +65,8 @@ class KVCache:
             [keys[layer][0].new_zeros(len(prompt), K, capacity, E) for layer in layers] for _ in "kv"
         )
         prompt_k, prompt_v = (
-            [exact(each[which]).transpose(1, 2).contiguous() for each in keys] for which in (0, 1)
+            [to_attention_dtype(each[which]).transpose(1, 2).contiguous() for each in keys]
+            for which in (0, 1)
         )
         low = torch.finfo(prompt_k[0].dtype).min
         seen = (
@@ -161,16 +162,16 @@ class KVCache:
             own.flatten(0, 2).index_copy_(0, place, new.flatten(0, 1))
         return self.own_k[layer][:, :, : self.span], self.own_v[layer][:, :, : self.span]
 
-    def keep(self, alive: Tensor, most: int) -> Tensor:
-        """Go on with `most` of the slots, among them all that are `alive` (B,) bool. → (most,) long, which
+    def keep(self, running: Tensor, most: int) -> Tensor:
+        """Go on with `most` of the slots, among them all that are `running` (B,) bool. → (most,) long, which
         slot each of them was.
 
         The living of the slots that go are moved into those of the dead that stay, so nothing is copied but
         those few. Prompts without a slot go as well.
         """
-        slot = torch.arange(len(alive), device=alive.device)
-        moved = slot[most:][alive[most:]]
-        into = (~alive[:most]).nonzero().flatten()[: len(moved)]
+        slot = torch.arange(len(running), device=running.device)
+        moved = slot[most:][running[most:]]
+        into = (~running[:most]).nonzero().flatten()[: len(moved)]
         slot[into] = moved
         slot = slot[:most]
         for own in (self.own_k, self.own_v):

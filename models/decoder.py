@@ -23,7 +23,7 @@ from models.layers import (
     inverse_frequencies,
     rope_from_angles,
     rotate,
-    wide,
+    to_float32,
 )
 from models.packing import Packing
 
@@ -91,7 +91,7 @@ class Embedding(nn.Embedding):
     def forward(self, tokens: Tensor) -> Tensor:
         """(...) long → (..., D)."""
         x = super().forward(tokens)
-        return wide(x) if torch.is_autocast_enabled(x.device.type) else x
+        return to_float32(x) if torch.is_autocast_enabled(x.device.type) else x
 
 
 class Attention(nn.Module):
@@ -141,12 +141,12 @@ class Attention(nn.Module):
         return self.o_proj(torch.cat(out).flatten(1)), prompt_k, prompt_v
 
     def joined(self) -> tuple[Tensor, Tensor]:
-        """The weights of q, k and v below each other, and their biases, for `step`: one product instead of
+        """The weights of q, k and v below each other, and their biases, for `decode`: one product instead of
         three."""
         each = self.q_proj, self.k_proj, self.v_proj
         return torch.cat([x.weight for x in each]), torch.cat([x.bias for x in each])
 
-    def step(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:
+    def decode(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:
         """x (B, D), one new token per slot → (B, D); its keys and values go into the cache. places: of
         `KVCache.next_places`."""
         (rope, bias, place), H, K = places, self.heads, self.key_heads
@@ -189,9 +189,9 @@ class Block(nn.Module):
         k, v = self.self_attn.key_value(self.input_layernorm(x), rope)
         return streams.prompt.pad(k), streams.prompt.pad(v)
 
-    def step(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:
+    def decode(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:
         """One new token per slot: x (B, D) → (B, D)."""
-        x = x + self.self_attn.step(self.input_layernorm(x), places, cache, layer)
+        x = x + self.self_attn.decode(self.input_layernorm(x), places, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -10,12 +10,12 @@ from models.packing import Lines
 Rope = tuple[Tensor, Tensor]
 
 
-def wide(x: Tensor) -> Tensor:
+def to_float32(x: Tensor) -> Tensor:
     """x in float32, or in float64 if it is (tests run in float64)."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def exact(x: Tensor) -> Tensor:
+def to_attention_dtype(x: Tensor) -> Tensor:
     """x in the dtype in which attention adds up: float64 for float32 on a CPU, else as it is.
 
     A token's attention is computed in other shapes and orders when it is sampled than when it is trained on.
@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) → (..., D), same dtype."""
-        return F.rms_norm(wide(x), self.weight.shape, wide(self.weight), self.eps).to(x.dtype)
+        return F.rms_norm(to_float32(x), self.weight.shape, to_float32(self.weight), self.eps).to(x.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -99,15 +99,20 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q (P, S, H, E); k, v (P, S, K, E) → (P, S, H, E).
     """
     out = F.scaled_dot_product_attention(
-        *(exact(x).transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True
+        *(to_attention_dtype(x).transpose(1, 2) for x in (q, k, v)), is_causal=True, enable_gqa=True
     )
     return out.transpose(1, 2).to(q.dtype)
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which the attention of hidden states x adds up: autocast's, or that of `exact`."""
+    """The dtype in which the attention of hidden states x sums: autocast's, or that of
+    `to_attention_dtype`."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else exact(x[:0]).dtype
+    return (
+        torch.get_autocast_dtype(device)
+        if torch.is_autocast_enabled(device)
+        else to_attention_dtype(x[:0]).dtype
+    )
 
 
 def group_mask(length: Tensor, longest: int, completion: int, repeat: int, dtype: torch.dtype) -> Tensor:
@@ -143,7 +148,7 @@ def group_attention(
     (P, G, C, H, E), K = q.shape, k.shape[3]
 
     def join(shared: Tensor, own: Tensor) -> Tensor:  # (P, G·K, S + C, E)
-        return exact(
+        return to_attention_dtype(
             torch.cat(
                 (shared.transpose(1, 2)[:, None].expand(P, G, K, -1, E), own.transpose(2, 3)), 3
             ).flatten(1, 2)
@@ -151,7 +156,7 @@ def group_attention(
 
     rows = q.view(P, G, C, K, H // K, E).permute(0, 1, 3, 4, 2, 5).reshape(P, G * K, H // K * C, E)
     out = F.scaled_dot_product_attention(
-        exact(rows), join(prompt_k, k), join(prompt_v, v), attn_mask=mask
+        to_attention_dtype(rows), join(prompt_k, k), join(prompt_v, v), attn_mask=mask
     ).to(q.dtype)
     return out.view(P, G, K, H // K, C, E).permute(0, 1, 4, 2, 3, 5).reshape(P, G, C, H, E)
 
@@ -172,9 +177,16 @@ def decode_attention(
     """
     shape, dtype, (R, E), S = q.shape, q.dtype, q.shape[2:], prompt_k.shape[2]
     q, k, v, prompt_k, prompt_v = (
-        x.flatten(0, 1) for x in (exact(q) * E**-0.5, exact(k), exact(v), prompt_k, prompt_v)
+        x.flatten(0, 1)
+        for x in (
+            to_attention_dtype(q) * E**-0.5,
+            to_attention_dtype(k),
+            to_attention_dtype(v),
+            prompt_k,
+            prompt_v,
+        )
     )
     score = torch.cat((lines.apart(lines.together(q) @ prompt_k.mT, R), q @ k.mT), -1)  # (B·K, R, S + n)
-    weight = wide(score.view(*shape[:3], -1).add_(bias)).softmax(-1).to(v.dtype).flatten(0, 1)
+    weight = to_float32(score.view(*shape[:3], -1).add_(bias)).softmax(-1).to(v.dtype).flatten(0, 1)
     of_prompt = lines.apart(lines.together(weight)[..., :S] @ prompt_v, R)
     return of_prompt.baddbmm_(weight[..., S:], v).to(dtype).view(shape)

@@ -1,6 +1,6 @@
 """The policy: vision tower, decoder, head; three ways to run it.
 
-`forward` scores given completions (training), `prefill` and `step` write new ones (rollout). All compute a
+`forward` scores given completions (training), `prefill` and `decode` write new ones (rollout). All compute a
 prompt once for its whole group.
 The fork is one token before the end of the prompt: each row's inputs are the prompt's last token and its
 completion without the last one, so hidden state c predicts completion token c everywhere.
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from models.cache import KVCache
 from models.config import ModelConfig
 from models.decoder import Decoder, Streams, by_length, text_rope
-from models.layers import attention_dtype, group_mask, wide
+from models.layers import attention_dtype, group_mask, to_float32
 from models.packing import Packing
 from models.vision import VisionTower
 
@@ -46,7 +46,7 @@ class PromptBatch:
 
     @property
     def last(self) -> Tensor:
-        """(P,) long: the prompts' last tokens, the first a rollout feeds to `step`."""
+        """(P,) long: the prompts' last tokens, the first a rollout feeds to `decode`."""
         return self.tokens.gather(1, self.length[:, None] - 1)[:, 0]
 
 
@@ -107,12 +107,14 @@ class QwenVL(nn.Module):
             return own.pad(x[streams.prompt_tokens :]), prompt.pad(x[: streams.prompt_tokens])
         return own.pad(x)
 
-    def prefill(self, prompts: PromptBatch, group: int, capacity: int, slots: int | None = None) -> KVCache:
+    def prefill(
+        self, prompts: PromptBatch, group: int, capacity: int, max_rows: int | None = None
+    ) -> KVCache:
         """Run the prompts but for their last tokens, once each, and make room for `group` rows of `capacity`
         own tokens.
 
-        slots: of these P·group rows only the first so many (None: all); `KVCache.begin` gives a slot to a
-        later one. Row p·group + g is of prompt p. Call it without gradients; then feed `step` the prompts'
+        max_rows: of these P·group rows only the first so many (None: all); `KVCache.begin` gives a slot to a
+        later one. Row p·group + g is of prompt p. Call it without gradients; then feed `decode` the prompts'
         last tokens.
         """
         x, positions, prompt = self._prompts(prompts)
@@ -124,7 +126,7 @@ class QwenVL(nn.Module):
         keys.append(self.model.layers[-1].keys(x, rope, streams))
         start = prompts.next_position - 1
         places = torch.arange(int(start.max()) + capacity, device=x.device)
-        rows = torch.arange(min(slots or len(start) * group, len(start) * group), device=x.device)
+        rows = torch.arange(min(max_rows or len(start) * group, len(start) * group), device=x.device)
         return KVCache.empty(
             keys,
             rows // group,
@@ -135,7 +137,7 @@ class QwenVL(nn.Module):
             [block.self_attn.joined() for block in self.model.layers],
         )
 
-    def step(self, tokens: Tensor, cache: KVCache) -> Tensor:
+    def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """One more token for every slot. tokens (B,) long → hidden (B, D) that predicts the next ones; the
         rows grow by one.
 
@@ -143,7 +145,7 @@ class QwenVL(nn.Module):
         """
         places, x = cache.next_places(), self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
-            x = block.step(x, places, cache, number)
+            x = block.decode(x, places, cache, number)
         cache.filled += 1
         return self.model.norm(x)
 
@@ -158,7 +160,7 @@ class QwenVL(nn.Module):
         The picture placeholders get the lowest number, in rollouts and in training alike: they can't be
         drawn, and the policy that samples stays the policy in the loss.
         """
-        logits = wide(F.linear(hidden, self.head_weight if head is None else head))
+        logits = to_float32(F.linear(hidden, self.head_weight if head is None else head))
         return logits.index_fill_(
             -1, ids_on(self.config.placeholder_ids, logits.device), torch.finfo(torch.float32).min
         )

@@ -1,12 +1,7 @@
 """Fixtures of the tests that call train.main in this process."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from small import small_folder
 
 import train

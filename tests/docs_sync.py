@@ -188,7 +188,8 @@ def world(_) -> str:
 
 def documents_shown(_) -> str:
     """Of the base model's documents the first of each sort."""
-    from data.shapes.documents import CAPTIONS, LOOK, LOOK_AGAIN, Documents
+    from data.shapes.documents import CAPTIONS, Documents
+    from data.shapes.looking import LOOK, LOOK_AGAIN
     from data.shapes.world import TASKS
 
     def sort_of(task: str, text: str) -> str:
@@ -216,7 +217,7 @@ def documents_shown(_) -> str:
 
 
 def sizes(_) -> str:
-    """The built-in model beside Qwen2-VL-2B, whose figures are those of its parse.json on the hub."""
+    """The built-in model beside Qwen2-VL-2B, whose figures are those of its config.json on the hub."""
     from models.config import ModelConfig
 
     c = ModelConfig.from_folder(ROOT / "models" / "tiny")
@@ -271,8 +272,8 @@ def shards(_) -> str:
 
 
 def adversarial(_) -> str:
-    """Answers that fool checkers, with the verdict of every rule; tests/data/test_answers.py asserts each."""
-    from tests.data.adversarial import CASES
+    """Answers that fool checkers, with the verdict of every rule; test_numbers.py asserts each."""
+    from tests.data.answers.adversarial import CASES
 
     def cell(text: str) -> str:
         return (
@@ -309,7 +310,23 @@ def readme(heading: str) -> str:
     return re.search(rf"^## [^\n]*{heading}[^\n]*$.*?^(```\n.*?^```\n)", text, re.MULTILINE | re.DOTALL)[1]
 
 
+def tree(_) -> str:
+    """Every module of the program with the first sentence of its docstring, folder by folder."""
+    text = ""
+    for folder in ("grpo", "models", "data"):
+        for path in sorted((ROOT / folder).rglob("*.py"), key=lambda path: (path.parent, path.name)):
+            if path.name == "__init__.py":
+                continue
+            if (heading := f"**`{path.parent.relative_to(ROOT)}/`**") not in text:
+                text += f"\n{heading}\n\n| file | what it does |\n|---|---|\n"
+            about = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n\n")[0]
+            about = re.split(r"[.:](?: |$)", " ".join(about.split()))[0].replace("|", "&#124;")
+            text += f"| `{path.name}` | {about} |\n"
+    return text.lstrip("\n")
+
+
 GENERATORS = {
+    "tree": tree,
     "settings": settings,
     "recipes": recipes,
     "mixture": mixture,

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 from data.chat import Chat
 from data.shapes import tokenizer
 from data.shapes.world import Shapes
+from grpo.batch import Batch, Cut, MicroBatch
 from models import weights
 from models.config import ModelConfig
 
@@ -62,6 +63,20 @@ def small_prompts(folder: Path, indices=(0, 1, 2, 3), **how) -> list:
     """Prompts of the built-in world; 0-3 ask one question of each kind, in words of different number."""
     chat, world = Chat(folder, template="shapes"), Shapes("train", 100, seed=5)
     return [chat.prompt(world[i], **how) for i in indices]
+
+
+def batch_of(prompts, tokens: torch.Tensor, length: torch.Tensor, **values) -> Batch:
+    """A batch of these completions, tokens (P, G, C) and length (P, G); values: advantage, weight, ..."""
+    batch = Batch.of_documents([], list(prompts), tokens, length)
+    for name, value in values.items():
+        setattr(batch, name, value)
+    return batch
+
+
+def micro_batch(batch: Batch, image_token: int, cut: Cut | None = None, append=None) -> MicroBatch:
+    """A micro-batch on the CPU; cut: None for the whole batch."""
+    cut = cut or Cut(list(range(len(batch.prompts))), slice(None))
+    return batch.micro_batch(cut, image_token=image_token, merge=2, device="cpu", append=append)
 
 
 def full(value: torch.Tensor) -> torch.Tensor:

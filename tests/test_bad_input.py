@@ -4,7 +4,6 @@ single bad example is skipped, counted and named."""
 import io
 import json
 import shutil
-import sys
 import zlib
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small import small_policy
 
 import evaluate
 import train
@@ -25,9 +25,6 @@ from grpo.storage import checkpoint
 from grpo.storage import jsonl as metrics_file
 from grpo.storage.checkpoint import complete
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small import small_policy
 
 QUICK = [
     "shapes",
@@ -436,8 +433,8 @@ def test_a_full_disk_while_writing_a_line(base, stopped, capsys, monkeypatch):
 
 
 def with_one_skipped(run):
-    """An update of the run was skipped before; a second one is too many (tests/grpo/test_guards.py has the
-    first)."""
+    """An update of the run was skipped before; a second one is too many (the first is in
+    tests/grpo/monitor/test_warnings.py)."""
     file = run / "metrics.jsonl"
     *rows, last = rows_of(run)
     file.write_text(

@@ -14,26 +14,24 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import docs_sync
 import numpy as np
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-import docs_sync
-
 import evaluate
 from data.shapes.world import Shapes
 from data.sources.table import SOURCES
-from grpo.batch import TrainBatch
+from grpo.batch import Batch
 from grpo.config import parse
-from grpo.evaluation.answers import Answers, read_answer
-from grpo.monitor import recorder
-from grpo.monitor.step_metrics import completion_rows
-from grpo.objective import LossStats
-from grpo.parallel.ranks import World
+from grpo.evaluation.scores import Answers, read_completion
+from grpo.gradient import UpdateStats
+from grpo.parallel.ranks import Ranks
 from grpo.plan import plan
 from grpo.rewards.rules import REWARDS
-from grpo.rollout import Rollout
+from grpo.run import held_out
+from grpo.run.lifecycle import Lifecycle
+from grpo.timing import timed
 from models.config import ModelConfig
 
 ROOT = docs_sync.ROOT
@@ -114,7 +112,7 @@ def test_each_equation_stands_once_in_the_docs_beside_its_code(number):
     [(path, function)] = [
         (path, match[1])
         for path in (ROOT / "grpo").rglob("*.py")
-        for match in re.finditer(rf"^# \[Eq\. {number}\]\ndef (\w+)", text_of(path), re.MULTILINE)
+        for match in re.finditer(rf"^# \[Eq\. {number}\]\n(?:@.*\n)*def (\w+)", text_of(path), re.MULTILINE)
     ]
     assert f"<!-- code: {name(path)}:{function} -->" in text_of(found[0])
 
@@ -170,7 +168,7 @@ def test_commands_are_understood(path, monkeypatch):
             if script == "evaluate.py":
                 evaluate.arguments(argv)
                 continue
-            cfg, flags = parse.parse(argv)
+            cfg, flags = parse.parse_args(argv)
             if not (flags.help or flags.list):
                 assert cfg.task in SOURCES and set(cfg.rewards) <= set(REWARDS), words
                 assert cfg.model != "tiny" or plan.text(cfg)
@@ -202,7 +200,7 @@ DRY = sorted(
         if (found := arguments_of(words)) and found[0] == "train.py"
         for argv in [found[1]]
         if not re.search(r"\bFILE\b", shlex.join(argv))
-        and ("--plan" in argv or parse.parse(argv)[0].model == "tiny")
+        and ("--plan" in argv or parse.parse_args(argv)[0].model == "tiny")
     }
 )
 
@@ -273,20 +271,18 @@ def test_files_and_tests_that_are_named_exist(path):
         )
 
 
-def test_the_map_has_every_file():
+def test_the_readmes_map_has_every_folder():
+    """docs/00-map.md has every file: that table is generated."""
     block = docs_sync.readme("map")
     folder, found = "", set()
     for indent, entry in re.findall(r"^(  )?([\w./]+) ", block, re.MULTILINE):
         folder = folder if indent else (entry if entry.endswith("/") else "")
         found.add((folder if indent else "") + entry)
-    tracked = {
-        name(path)
-        for each in ("grpo", "models", "data")
-        for path in (ROOT / each).glob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert tracked | {"train.py", "evaluate.py"} == {entry for entry in found if entry.endswith(".py")}
-    assert all((ROOT / entry).exists() for entry in found)
+    wanted = {"train.py", "evaluate.py", "grpo/", "models/", "data/"}
+    wanted |= {f"{name(path.parent)}/" for path in (ROOT / "grpo").glob("*/__init__.py")}
+    assert not wanted - found, "the map in README.md lacks these"
+    gone = [entry for entry in found if not (ROOT / entry).exists()]
+    assert not gone, "the map in README.md names what is not there"
 
 
 @pytest.mark.parametrize("path", EVERYWHERE, ids=name)
@@ -305,7 +301,7 @@ class Lines(list):
 
 
 def written(monkeypatch, tmp_path) -> set[str]:
-    """Every name in the lines of a run, by Keeper itself; the answers of evaluation are made up."""
+    """Every name in the lines of a run, by Lifecycle itself; the answers of evaluation are made up."""
     cfg = parse.load("shapes", ["report.every=0", "save.every=0", "eval.items=4", f"out={tmp_path}"])
     examples, other = list(Shapes("train", 4)), list(Shapes("pairs", 4))
     text = (
@@ -315,12 +311,12 @@ def written(monkeypatch, tmp_path) -> set[str]:
     # without a word of reflection, and right where `text` is wrong
     terse = "<think> </think> <answer> (B) </answer>"
 
-    def answer_all(policy, chat, asked, **options):
+    def answer_all(policy, chat, asked, how, **options):
         answers = Answers()
-        answers += [[read_answer(example, text, [1, 2, 3], True)] for example in asked]
+        answers += [[read_completion(e, text, [1, 2, 3], True, measure=how.measure)] for e in asked]
         return answers
 
-    monkeypatch.setattr(recorder, "answer_all", answer_all)
+    monkeypatch.setattr(held_out, "answer_all", answer_all)
     run = SimpleNamespace(
         step=0,
         folder=tmp_path,
@@ -329,41 +325,23 @@ def written(monkeypatch, tmp_path) -> set[str]:
         metrics=Lines(),
         samples=Lines(),
         heldout={"heldout": examples, "pairs": other},
+        optimizer=SimpleNamespace(skipped=1, lr=0.0),
     )
-    keeper = recorder.Keeper(cfg, run, World(0, 1, torch.device("cpu")), 0.0)
-    keeper.bar = SimpleNamespace(
-        write=lambda line: None, set_postfix_str=lambda line, refresh: None, update=lambda: None
-    )
+    log = Lifecycle(cfg, run, Ranks(0, 1, torch.device("cpu")), 0.0)
     P, G, C = 4, 2, 3
     tokens, length = torch.ones(P, G, C, dtype=torch.long), torch.full((P, G), C)
-    rollout = Rollout(tokens, length, torch.ones(P, G, dtype=torch.bool), torch.zeros(P, G, C))
     sources = [SimpleNamespace(uid="one", tokens=np.zeros(5)) for _ in range(P)]
-    batch = TrainBatch(sources, tokens, length, torch.ones(P * G), torch.full((P * G, C), 1 / 24))
-    reward, texts = torch.rand(P, G), [[text, terse]] * P
-    parts = {part: torch.zeros(P, G) for part in cfg.rewards}
-    moments = (
-        "start",
-        "prompts",
-        "rollout",
-        "score",
-        *re.findall(r'clock\["(\w+)"\]', text_of(ROOT / "train.py")),
-    )
-    same = dict(batch=batch, logp=torch.zeros(P * G, C), norm=0.0, lr=0.0, skipped=0)
-    keeper.skip(1, "the loss is nan", sources)
-    keeper.grpo_step(
-        cfg.steps,
-        rollout,
-        rows=completion_rows(rollout, reward, parts, texts, examples),
-        teaching=[0, 1, 2, 3],
-        entropy=0.0,
-        stats=LossStats.zero(),
-        clock=dict.fromkeys(moments, 0.0),
-        shown=None,
-        **same,
-    )
-    keeper.sft_step(
-        1, loss=torch.tensor(1.0), weight=torch.tensor(1.0), examples=examples, seconds=0.0, **same
-    )
+    batch = Batch.of_documents(examples, sources, tokens, length)
+    batch.weight = torch.full((P * G, C), 1 / 24)
+    batch.texts = [[text, terse]] * P
+    batch.parts = {part: torch.zeros(P, G) for part in cfg.rewards}
+    for phase in re.findall(
+        r'@timed\("(\w+)"\)', "".join(map(text_of, [ROOT / "train.py", *(ROOT / "grpo").rglob("*.py")]))
+    ):
+        timed(phase)(int)()
+    log.step(cfg.steps, batch, UpdateStats(), 0.0)
+    batch.logp = torch.zeros(P * G, C)
+    log.sft_step(1, batch, UpdateStats(), 0.0)
     return {key for row in run.metrics for key in row}
 
 

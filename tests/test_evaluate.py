@@ -20,7 +20,8 @@ from data.types import Example
 from grpo.config import parse
 from grpo.evaluation import answers as evaluation
 from grpo.evaluation import resume
-from grpo.evaluation.answers import Answers, read_answer
+from grpo.evaluation.answers import Asking
+from grpo.evaluation.scores import Answers, read_completion
 from grpo.evaluation.tables import difference_table, k_table, markdown, score_table, table
 from models import weights
 from models.config import ModelConfig
@@ -104,7 +105,7 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         "why",
         "length",
         "stopped",
-        "looked",
+        "measured",
     } <= set(rows["greedy"][0])
     assert all(answer["picture"] == f"{answer['uid']}#1" for answer in rows["greedy"])
     page = (tmp_path / "out.json.md").read_text()
@@ -158,13 +159,12 @@ def test_the_table_prints_what_the_json_holds(run, tmp_path, capsys, monkeypatch
     """Answers are invented, three of four right, and none without the picture; the rest is the real
     program."""
 
-    def invented(policy, chat, examples, *, blind=False, **options):
+    def invented(policy, chat, examples, how, *rest, **options):
         answers = Answers()
         for n in range(len(examples)):
-            letter = examples[n].letter if n % 4 and not blind else "E"
-            answers.append(
-                [read_answer(examples[n], f"<think> </think> <answer> ({letter}) </answer>", [1] * 5, True)]
-            )
+            letter = examples[n].letter if n % 4 and not how.blind else "E"
+            text = f"<think> </think> <answer> ({letter}) </answer>"
+            answers.append([read_completion(examples[n], text, [1] * 5, True, measure=how.measure)])
         answers.skipped = ["example 'x': damaged"]
         return answers
 
@@ -319,14 +319,14 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
     ]
     file = layouts.write(tmp_path / "test.parquet", "cvbench", rows)
 
-    def invented(policy, chat, examples, *, read, **options):
+    def invented(policy, chat, examples, how, *rest, **options):
         answers = Answers()
         for n in range(len(examples)):
             letter = "C" if examples[n].extra["source"] == "COCO" or n in (0, 2) else "A or C"
             answers.append(
                 [
-                    read_answer(
-                        examples[n], f"<think> </think> <answer> {letter} </answer>", [1] * 5, True, read
+                    read_completion(
+                        examples[n], f"<think> </think> <answer> {letter} </answer>", [1] * 5, True, how.read
                     )
                 ]
             )
@@ -370,7 +370,7 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
 
 KILLER = """
 import os, signal, sys
-from grpo import resume_eval
+from grpo.evaluation import resume
 import evaluate
 
 real, left = resume.Log._append, [int(sys.argv.pop(1))]
@@ -439,7 +439,7 @@ def test_killed_and_gone_on_is_as_if_nothing_had_happened(run, tmp_path, capsys,
     monkeypatch.setattr(
         evaluation,
         "_write",
-        lambda policy, chat, asked, **how: written.append(len(asked)) or real(policy, chat, asked, **how),
+        lambda policy, chat, asked, how: written.append(len(asked)) or real(policy, chat, asked, how),
     )
     status, out, err = call(capsys, *command("killed.json"))
     assert status == 0 and "going on: 11 answers" in out, err
@@ -509,17 +509,19 @@ def test_one_question(run, pictures, capsys, monkeypatch):
     # they differ
     assert len(set(re.split(r"--- \d of 3\n", out))) > 2
 
-    def answered(policy, chat, examples, *, read, **options):
+    def answered(policy, chat, examples, how):
         assert (
-            options["cap"] == 17
-            and examples[0].pictures == tuple(pictures)
-            and examples[0].choices == ("yes", "no")
+            how.cap == 17 and examples[0].pictures == tuple(pictures) and examples[0].choices == ("yes", "no")
         )
         return [
-            [read_answer(examples[0], "<think> red </think> <answer> (B) </answer>", [1] * 9, True, read)]
+            [
+                read_completion(
+                    examples[0], "<think> red </think> <answer> (B) </answer>", [1] * 9, True, how.read
+                )
+            ]
         ]
 
-    monkeypatch.setattr("grpo.evaluation.ask.answer_all", answered)
+    monkeypatch.setattr("grpo.evaluation.answers.answer_all", answered)
     out = call(capsys, "--model", run, "--ask", *pictures, "Red?", "--choice", "yes", "--choice", "no")[1]
     assert out == "<think> red </think> <answer> (B) </answer>\nanswer: (B) no\n"
 
@@ -554,7 +556,7 @@ def test_the_saved_folder_loads_in_transformers(run, capsys):
     image.save(buffer, "PNG")
     example = Example("u", "Is it red ?", ("yes", "no"), "yes", pictures=(buffer.getvalue(),))
     prompt = chat.prompt(example)
-    answer = evaluate.answer_all(policy, chat, [example], cap=8)[0][0]
+    answer = evaluate.answer_all(policy, chat, [example], Asking(cap=8))[0][0]
     ids = torch.tensor([prompt.tokens.tolist()])
     theirs = model.generate(
         input_ids=ids,
@@ -580,7 +582,7 @@ def test_the_saved_folder_loads_in_transformers(run, capsys):
 def test_differences_pair_by_question_and_point_at_the_first():
     def said(uid, task, letter):
         return [
-            read_answer(
+            read_completion(
                 Example(uid, "?", ("yes", "no"), "yes", task),
                 f"<think></think><answer>{letter}</answer>",
                 [1],
@@ -674,6 +676,7 @@ def test_tables():
             "truncated": 0.0,
             "mean_length": 3.0,
             "failures": {},
+            "measured": {},
         }
     )
     cells = {1: {"value": 0.5}, 2: {"value": 0.625}}

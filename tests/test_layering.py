@@ -93,6 +93,5 @@ def test_each_equation_stands_above_exactly_one_function(number):
     ]
     assert len(marks) == 1, f"[Eq. {number}] must mark one function of grpo/, found {marks}"
     path, line = marks[0]
-    assert path.read_text().splitlines()[line + 1].startswith("def "), (
-        f"{path.name}:{line + 1} marks no function"
-    )
+    below = (text for text in path.read_text().splitlines()[line + 1 :] if not text.startswith("@"))
+    assert next(below).startswith("def "), f"{path.name}:{line + 1} marks no function"

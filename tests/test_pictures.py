@@ -2,26 +2,22 @@
 through steps of training."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small import small_folder
 
 import train
 from data.chat import Chat
 from data.sources.table import SOURCES
 from grpo.batch import collate_prompts
 from grpo.monitor import report
-from grpo.run.setup import BUILT_IN
 from grpo.storage.checkpoint import complete
+from grpo.storage.model_folder import BUILT_IN
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).parent))
-from small import small_folder
 
 SIZES = [(60, 60), (84, 56), (40, 100), (90, 30)]
 

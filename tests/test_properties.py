@@ -1,14 +1,12 @@
 """Laws that hold for whatever hypothesis thinks of: configuration, packing, micro-batches, positions, picture
 sizes, rows, answers.
 
-Beside tests/data/test_answers.py (numbers), tests/data/test_sources_jsonl.py (lines of any kind) and
-tests/grpo/test_aha.py, which have theirs.
+Numbers, JSON lines and reflection have theirs in tests/data/answers/test_numbers.py,
+tests/data/sources/test_jsonl_source.py and tests/grpo/evaluation/test_reflection.py.
 """
 
 import json
 import math
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, get_args, get_origin
 
@@ -17,24 +15,20 @@ import torch
 import yaml
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from zoo import IMAGE, TWINS, tiny_config
 
 from data.answers.parser import TAGS, extract, read, well_formed
 from data.images import smart_resize
 from data.sources.table import SOURCES
 from data.types import LETTERS, BadPicture, Example
-from grpo.batch import TrainBatch
-from grpo.config import parse
-from grpo.config import parse as config
-from grpo.config.parse import ConfigError, load
-from grpo.config.settings import Config, Stage, value_of
+from grpo import config
+from grpo.batch import Batch
+from grpo.config import Config, ConfigError, Stage, load, parse_args, value_of
 from grpo.config.typed import convert, leaves, read_yaml, unwrapped
 from grpo.objective import token_weights
 from grpo.variants import WEIGHTINGS
 from models.decoder import Packing
 from models.mrope import mrope_positions
-
-sys.path.insert(0, str(Path(__file__).parent / "models"))
-from zoo import IMAGE, TWINS, tiny_config
 
 LAW = settings(
     max_examples=150,
@@ -105,7 +99,7 @@ def test_settings_come_back_from_the_command_line_and_from_the_file(tmp_path, ch
     assert {key: value_of(made, key) for key in chosen} == chosen
     path = config.save(made, tmp_path)
     assert load(path) == made and yaml.safe_load(path.read_text("utf-8")) == json.loads(
-        json.dumps(made.to_dict())
+        json.dumps({"format": config.FORMAT} | made.to_dict())
     )
 
 
@@ -123,7 +117,7 @@ def test_settings_come_back_from_the_command_line_and_from_the_file(tmp_path, ch
 )
 def test_any_command_line_is_a_configuration_or_a_config_error(arguments):
     try:
-        made, _ = parse(arguments)
+        made, _ = parse_args(arguments)
         assert isinstance(made, Config)
     except ConfigError as error:
         assert str(error)
@@ -219,22 +213,25 @@ def test_micro_batches_hold_every_token_once_and_their_weights_add_up(data, grou
     among = data.draw(st.none() | st.lists(st.integers(0, groups - 1), unique=True))
     prompts = data.draw(st.lists(st.integers(1, 20), min_size=groups, max_size=groups))
     tokens = torch.arange(groups * group * 10).view(groups, group, 10)
-    batch = TrainBatch(
-        [SimpleNamespace(uid=str(p), tokens=[0] * size) for p, size in enumerate(prompts)],
-        tokens,
-        length,
-        torch.arange(1.0, groups * group + 1),
-    )
+    sources = [
+        SimpleNamespace(
+            uid=str(p), tokens=[0] * size, patches=torch.zeros(0, 4), grid=torch.zeros(0, 3).long()
+        )
+        for p, size in enumerate(prompts)
+    ]
+    batch = Batch.of_documents([], sources, tokens, length)
+    batch.advantage = torch.arange(1.0, groups * group + 1)
     batch.weight = token_weights(
         batch.mask, WEIGHTINGS[how], tokens=float(length.sum()), completions=float(length.numel()), cap=10
     ).double()
     seen, weight, gradient = [], 0.0, torch.zeros(batch.mask.shape).double()
-    for part, at, rows in batch.micro_batches(budget, among):
-        cost = len(at) * max(prompts[p] for p in at) + part.tokens.numel()
+    for cut in batch.cuts(budget, list(range(groups)) if among is None else among):
+        part = batch.micro_batch(cut, image_token=-1, merge=2, device="cpu")
+        cost = len(cut.groups) * max(prompts[p] for p in cut.groups) + part.tokens.numel()
         assert cost <= budget or part.length.numel() == 1
         seen += part.tokens.flatten(0, 1)[part.mask].tolist()
         weight += float(part.weight.sum())
-        batch.put_back(gradient, part.weight * part.advantage[:, None], at, rows)
+        batch.write_back(gradient, part.weight * part.advantage[:, None], cut)
     kept = torch.zeros(groups, dtype=torch.bool)
     kept[range(groups) if among is None else among] = True
     wanted = batch.mask & kept.repeat_interleave(group)[:, None]

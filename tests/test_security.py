@@ -1,5 +1,5 @@
 """What comes from outside is data: no pickle is read, no code of a model, a data set or a completion runs,
-no path leaves its folder. The report: tests/grpo/test_report.py."""
+no path leaves its folder. The report: tests/grpo/monitor/test_report.py."""
 
 import ast
 import json

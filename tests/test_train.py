@@ -1,6 +1,7 @@
 """train.py from its command line, with a policy of a few thousand parameters: what it learns from, what it
 leaves behind, how it goes on."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,16 +13,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from small import small_config
 
 import train
 from data.shapes import tokenizer
-from grpo.parallel import ranks as distributed
+from grpo.parallel.ranks import gather_and_apply, gather_objects, join_ranks, leave_ranks
 from grpo.storage.checkpoint import complete
-
-sys.path.insert(0, str(Path(__file__).parent))
-import itertools
-
-from small import small_config
 
 ROOT = Path(__file__).resolve().parents[1]
 # Reward is the length: a random policy answers nothing, but its completions differ in length in every group.
@@ -142,7 +139,12 @@ def test_the_metrics_of_a_step(trained):
         assert row["grad_norm"] > 0 and row["entropy"] > 1 and row["frac_skipped"] == 0
         assert row["rewards/length/mean"] == pytest.approx(0.001 * row["completions/mean_length"])
         assert row["reward"] == pytest.approx(100 * row["rewards/length/mean"] + row["rewards/format/mean"])
-        assert row["step_time"] == pytest.approx(sum(v for k, v in row.items() if k.startswith("time/")))
+        # the rest, such as advantages and log lines, is in no phase
+        assert (
+            0.5 * row["step_time"]
+            < sum(v for k, v in row.items() if k.startswith("time/"))
+            <= row["step_time"]
+        )
         # With one update the ratio is 1. The advantages of a group cancel in a mean over completions; here
         # every token weighs alike, and longer ones more.
         assert (
@@ -313,9 +315,11 @@ def test_two_updates_of_one_rollout(base, tmp_path):
     ],
 )
 def test_named_choices_run(base, trained, tmp_path, choice):
-    rows = metrics(run(base, tmp_path / "run", choice, "eval.items=0", "steps=2"))
+    rows = metrics(run(base, tmp_path / "run", choice, "eval.items=0", "steps=2"), times=False)
     assert all(row["grad_norm"] > 0 and row["sampling/logp_gap_max"] <= 1e-5 for row in rows)
-    assert rows[1] != metrics(trained)[2]
+    # the evaluation of the other run aside
+    plain = metrics(trained, times=False)[2]
+    assert rows[1] != {key: plain[key] for key in rows[1]}
 
 
 def test_stages(base, tmp_path):
@@ -606,12 +610,13 @@ def test_two_ranks_do_what_one_does(base, tmp_path, settings):
 def test_one_process_is_a_world(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    world = distributed.start("cpu")
-    assert (world.rank, world.size, world.main, world.device.type) == (0, 1, True, "cpu")
+    ranks = join_ranks("cpu")
+    assert (ranks.rank, ranks.size, ranks.main, ranks.device.type) == (0, 1, True, "cpu")
     x = torch.tensor([1, 2])
     assert (
-        distributed.total(x) is x
-        and distributed.gathered([3]) == [3]
-        and torch.equal(distributed.together(x, lambda y: y + 1), x + 1)
+        ranks.sum(x) is x
+        and ranks.gather(x) is x
+        and gather_objects([3]) == [3]
+        and torch.equal(gather_and_apply(x, lambda y: y + 1), x + 1)
     )
-    distributed.stop()
+    leave_ranks()

@@ -17,10 +17,11 @@ back from a text, for the metrics.
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 
+from data.shapes.looking import LOOK, LOOK_AGAIN, conclusion
 from data.shapes.world import (
     COLORS,
     GRID,
@@ -38,8 +39,6 @@ from data.shapes.world import (
 from data.types import LETTERS, Example
 
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
-LOOK, LOOK_AGAIN = "look :", "but wait , let me look again :"
-FIRST_WORD_OF_SECOND_LOOK = "but"
 
 
 # ---- captions: what teaches the base model to see
@@ -127,18 +126,6 @@ def _conclude(example: Example, things: Sequence[Thing]) -> str | None:
         return None if a == b else {"x": ("left", "right"), "y": ("above", "below")}[axis][a > b]
     a, b = (-t.size for t in things) if example.task == "Depth" else (gap(things[0], t) for t in things[1:])
     return None if a == b else things[-2 + (b < a)].color
-
-
-def conclusion(look_text: str) -> str:
-    """What a look concludes: the word after "so it is"; empty where it concludes nothing."""
-    found = re.findall(r"so it is (\w+)", look_text)
-    return found[-1] if found else ""
-
-
-def agrees(concluded: str, example: Example) -> bool:
-    """Does a conclusion name the right choice? Objects are concluded by their colour: "red" for the choice
-    "red circle"."""
-    return concluded == example.answer.split()[0]
 
 
 # ---- whole documents
@@ -251,31 +238,6 @@ class Documents(Sequence):
                 "documents": tuple(answer_document(example, rng) for _ in range(self.each)),
             },
         )
-
-
-# ---- reading behaviours back
-
-
-@dataclass(frozen=True)
-class Looks:
-    """Which behaviour a text shows: did it look, did it look again, and what each look concluded ("" where
-    it did not)."""
-
-    looked: bool
-    again: bool
-    first: str
-    last: str
-
-
-def read_looks(text: str) -> Looks:
-    """Read the behaviour of a completion of the built-in world."""
-    first, _, second = text.partition(f"{FIRST_WORD_OF_SECOND_LOOK} wait")
-    return Looks(
-        looked=LOOK in first,
-        again=bool(second),
-        first=conclusion(first),
-        last=conclusion(second) or conclusion(first),
-    )
 
 
 # ---- vocabulary

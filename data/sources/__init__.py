@@ -1,5 +1,5 @@
 """Where examples come from (`docs/data.md`)."""
 
-from data.sources.table import HELDOUT, LAYOUTS, SOURCES, SPLITS, open_source
+from data.sources.table import HOOKS, LAYOUTS, SOURCES, SPLITS, hook_of, open_source
 
-__all__ = ["HELDOUT", "LAYOUTS", "SOURCES", "SPLITS", "open_source"]
+__all__ = ["HOOKS", "LAYOUTS", "SOURCES", "SPLITS", "hook_of", "open_source"]

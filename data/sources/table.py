@@ -16,9 +16,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.shapes import looking
 from data.sources import benchmarks, training
 from data.sources.rows import Layout, Rows, open_rows
-from data.types import BadExample, BadSource, Example
+from data.types import BadExample, BadSource, Example, TaskHook
 
 
 def open_source(
@@ -33,7 +34,9 @@ def open_source(
     examples = SOURCES[name](path, "train", limit, seed)
     if not len(examples):
         raise BadSource(f"the task {name!r} gives no training example (data: {path}, limit: {limit})")
-    return examples, {split: usable(SOURCES[name](path, split, items, 0)) for split in HELDOUT[name]}
+    return examples, {
+        split: usable(SOURCES[name](path, split, items, 0)) for split in ("heldout", *hook_of(name).sets)
+    }
 
 
 def usable(examples: Sequence[Example]) -> list[Example]:
@@ -91,16 +94,19 @@ SOURCES: dict[str, Callable[[Any, str, Any, int], Sequence[Example]]] = {
     "documents": documents,
     **{name: partial(rows, name) for name in LAYOUTS},
 }
+# what a task measures in a completion, and its further sets of questions
+HOOKS: dict[str, TaskHook] = {"shapes": looking.HOOK, "documents": looking.HOOK}
+
+
+def hook_of(task: str) -> TaskHook:
+    """The hook of a task; one that adds nothing where the task has none."""
+    return HOOKS.get(task, TaskHook())
+
+
 SPLITS = {
     "shapes": ("train", "heldout", "pairs"),
     "documents": ("train", "heldout", "pairs"),
     **dict.fromkeys(LAYOUTS, ("train", "heldout", "all")),
-}
-# the sets that a run evaluates
-HELDOUT = {
-    "shapes": ("heldout", "pairs"),
-    "documents": ("heldout", "pairs"),
-    **dict.fromkeys(LAYOUTS, ("heldout",)),
 }
 
 

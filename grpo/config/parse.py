@@ -2,8 +2,8 @@
 
     defaults  <  base recipe  <  recipe  <  command line
 
-The settings themselves, with their defaults and help, are in `grpo/config/settings.py`. Every mistake is a
-ConfigError that says where it is (the file or the argument) and names the nearest right key, recipe or value.
+The settings themselves are in `grpo/config/settings.py`. Each mistake raises a ConfigError that names the
+file or the argument, and the nearest right key, recipe or value.
 """
 
 from __future__ import annotations
@@ -17,18 +17,7 @@ from typing import Any
 
 import yaml
 
-from grpo.config.settings import (
-    HEADINGS,
-    Config,
-    Evaluate,
-    Loss,
-    Optim,
-    Report,
-    Save,
-    Stage,
-    differences,
-    value_of,
-)
+from grpo.config.settings import HEADINGS, Config, differences
 from grpo.config.typed import (
     ConfigError,
     Typed,
@@ -43,57 +32,36 @@ from grpo.config.typed import (
 )
 from grpo.storage.atomic import write_whole
 
-__all__ = [
-    "Config",
-    "ConfigError",
-    "Evaluate",
-    "Flags",
-    "Loss",
-    "Optim",
-    "Report",
-    "Save",
-    "Stage",
-    "check_same_run",
-    "differences",
-    "help_text",
-    "list_text",
-    "load",
-    "markdown_table",
-    "parse",
-    "recipes",
-    "save",
-    "value_of",
-]
-
 RECIPES = Path(__file__).parent.parent / "recipes"
+# of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
+FORMAT = 2
+# settings that may change when a run is continued: they do not change what is computed
+FREE = ("out", "recompute", "device", "timeout", "max_rows", "cuda_graphs", "loss.reference_on")
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What to do instead of training, or about it."""
+    """What to do instead of training."""
 
     help: bool = False
     list: bool = False
-    # of how many ranks
+    # number of ranks to plan for
     plan: int = 0
     dry_run: bool = False
 
 
-def parse(argv: Iterable[str]) -> tuple[Config, Flags]:
+def parse_args(argv: Iterable[str]) -> tuple[Config, Flags]:
     """[RECIPE or FILE.yaml] [key=value ...] [--list] [--plan[=RANKS]] [--dry-run] [--help]. Raises
     ConfigError.
 
-    With --help or --list nothing else is looked at: someone who asks for help must get it.
+    With --help or --list the other arguments are not read, so a wrong one does not hide the help.
     """
-    argv, known = (
-        list(argv),
-        {"--" + f.name.replace("_", "-"): f.name for f in dataclasses.fields(Flags)} | {"-h": "help"},
-    )
-    flags = Flags(
-        **{known[a]: True for a in argv if a in known and a != "--plan"}, plan=int("--plan" in argv)
-    )
-    if flags.help or flags.list:
-        return Config(), flags
+    argv = list(argv)
+    known = {"--" + f.name.replace("_", "-"): f.name for f in dataclasses.fields(Flags)} | {"-h": "help"}
+    given: dict[str, Any] = {known[a]: True for a in argv if a in known}
+    given["plan"] = int("--plan" in argv)
+    if given.get("help") or given.get("list"):
+        return Config(), Flags(**given)
     recipe, overrides = None, []
     for argument in argv:
         key, equals, value = argument.partition("=")
@@ -102,32 +70,29 @@ def parse(argv: Iterable[str]) -> tuple[Config, Flags]:
         if key == "--plan":
             if not value.isdecimal() or not int(value):
                 raise ConfigError(f"argument {argument!r}: give the number of ranks, as in --plan=8")
-            flags = dataclasses.replace(flags, plan=int(value))
-            continue
-        if key.startswith("-"):
+            given["plan"] = int(value)
+        elif key.startswith("-"):
             setting = key.lstrip("-").replace("-", "_")
             if setting in leaves(Config):
-                raise ConfigError(
-                    f"argument {argument!r}: settings are written without dashes: "
-                    f"{setting}={value or 'VALUE'}"
-                )
+                right = f"{setting}={value or 'VALUE'}"
+                raise ConfigError(f"argument {argument!r}: settings are written without dashes: {right}")
             raise ConfigError(
                 f"argument {argument!r}: unknown option{nearest(key, known)}; options are {', '.join(known)}"
             )
-        if equals:
+        elif equals:
             overrides.append(argument)
         elif recipe is not None:
             raise ConfigError(
-                f"argument {argument!r}: the recipe is {recipe!r} already; settings are written key=value"
+                f"argument {argument!r}: the recipe is already {recipe!r}; settings are written key=value"
             )
         else:
             recipe = argument
-    return load(recipe or "shapes", overrides), flags
+    return load(recipe or "shapes", overrides), Flags(**given)
 
 
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """A recipe's name or a YAML file, and `key=value` strings that go over it -> Config with `out` filled
-    in. Raises ConfigError."""
+    """The settings of a recipe (a name or a YAML file) with `key=value` strings over it. `out` is filled in.
+    Raises ConfigError."""
     path = _recipe_path(recipe)
     flat = {"recipe": path.stem} | _layers(path)
     for text in overrides:
@@ -138,15 +103,13 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
     try:
         config = build(Config, flat)
     except ConfigError as error:
-        raise ConfigError(
-            f"{path.name}{' with ' + ' '.join(overrides) if overrides else ''}: {error}"
-        ) from None
+        changed = " with " + " ".join(overrides) if overrides else ""
+        raise ConfigError(f"{path.name}{changed}: {error}") from None
     return dataclasses.replace(config, out=str(config.folder))
 
 
 def _recipe_path(recipe: str | Path, beside: Path | None = None) -> Path:
-    """The YAML file of a recipe: a built-in name, or a path (relative to the folder `beside`, if given).
-    Raises ConfigError."""
+    """The YAML file of a recipe, by name or by path (relative to the folder `beside`). Raises ConfigError."""
     name = str(recipe)
     if name.endswith((".yaml", ".yml")) or "/" in name:
         path = (beside / name) if beside else Path(name)
@@ -167,13 +130,13 @@ def recipes() -> dict[str, str]:
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe over its base, over the base's base ..., as one checked flat dict."""
+    """A recipe over its base, and so on, as one checked flat dict. above: the recipes that led here."""
     if path.resolve() in above:
-        raise ConfigError(
-            f"{path.name}: `base:` goes round in a circle: {' -> '.join(p.stem for p in (*above, path))}"
-        )
+        names = " -> ".join(p.stem for p in (*above, path))
+        raise ConfigError(f"{path.name}: `base:` goes round in a circle: {names}")
     tree = _read(path)
-    tree.pop("about", None)
+    for note in ("about", "format"):
+        tree.pop(note, None)
     base = tree.pop("base", None)
     flat = {}
     if base is not None:
@@ -195,49 +158,45 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def save(config: Config, folder: str | Path) -> Path:
-    """Write the resolved config as folder/config.yaml, which `load` reads back to an equal Config."""
+    """Write folder/config.yaml, which `load` and `load_run` read back to an equal Config. -> its path."""
     path = Path(folder) / "config.yaml"
-    # of half a file a run could not go on
-    write_whole(path, yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True))
+    tree = {"format": FORMAT} | config.to_dict()
+    # half a file would stop the run from being continued
+    write_whole(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return path
 
 
-def check_same_run(config: Config, folder: str | Path) -> None:
-    """A run that was stopped goes on with the same settings. Raises ConfigError if `folder` holds a run of
-    other ones.
-
-    What is kept and shown may differ, and the place; what is computed may not.
-    """
+def load_run(folder: str | Path) -> Config:
+    """The settings of a run folder. Raises ConfigError for a run of another version."""
     path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        return
-    changed = [
-        d
-        for d in differences(load(path), config)
-        if not d.startswith(
-            (
-                "out:",
-                "save.",
-                "report.",
-                "recompute:",
-                "device:",
-                "timeout:",
-                "slots:",
-                "cuda_graphs:",
-                "loss.reference_on:",
-            )
-        )
-    ]
-    if changed:
+    found = _read(path).get("format", 1)
+    if found != FORMAT:
         raise ConfigError(
-            f"{folder} holds a run with other settings "
-            f"({'; '.join(changed[:4])}{' ...' if len(changed) > 4 else ''}): "
-            "name another folder with out=DIR, or remove this one"
+            f"{folder} holds a run of another version of Glimpse (format {found}, here {FORMAT}): name "
+            "another folder with out=DIR, or use that version; its checkpoints still load with model=DIR"
+        )
+    return load(path)
+
+
+def check_same_run(config: Config, folder: str | Path) -> None:
+    """Raise ConfigError if `folder` holds a run with other settings, or of another version.
+
+    Settings that change only what is saved and shown, memory or speed may differ (FREE, save.*, report.*).
+    """
+    if not (Path(folder) / "config.yaml").is_file():
+        return
+    free = ("save.", "report.", *(f"{key}:" for key in FREE))
+    changed = [text for text in differences(load_run(folder), config) if not text.startswith(free)]
+    if changed:
+        shown = "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({shown}): name another folder with out=DIR, or "
+            "remove this one"
         )
 
 
 IDEA = """\
-Glimpse teaches a vision-language model to reason about what it sees, by reinforcement learning alone (GRPO):
+Glimpse teaches a vision-language model to reason about what it sees, by reinforcement learning (GRPO):
 let it answer each question several times, score the answers by rule, and make what did better than its group
 more likely.
 
@@ -246,26 +205,25 @@ usage:  torchrun train.py [RECIPE | FILE.yaml] [key=value ...] [--plan[=RANKS]] 
   torchrun train.py                                 learn the built-in world; minutes on two CPU cores
   torchrun train.py shapes seed=1 out=runs/second   the same with another seed, in another folder
   torchrun train.py shapes loss.kl_coef=0 rewards.format=0.5
-  torchrun train.py my.yaml                         your recipe; `base: shapes` in it inherits all the rest
-  python   train.py shapes --plan                   what it will need: bytes, tokens, steps. Loads nothing
+  torchrun train.py my.yaml                         your recipe; `base: shapes` in it inherits the rest
+  python   train.py shapes --plan                   print bytes, tokens and steps; loads no model
   python   train.py shapes --dry-run                everything up to the first step, then stop
   python   train.py --list                          the recipes
 
-The same command continues a run that was stopped. Everything it writes is in its folder (out=DIR):
-config.yaml, metrics.jsonl, samples.jsonl, summary.json, curves.png, report.html (open it!) and checkpoints/,
-which load in transformers as they are.
+The same command continues a run that was stopped. All its files are in its folder (out=DIR): config.yaml,
+metrics.jsonl, samples.jsonl, summary.json, curves.png, report.html (open it!) and checkpoints/, which load in
+transformers as they are.
 """
 
 
 def help_text(width: int = 110) -> str:
-    """What --help prints: the idea, examples, and every setting with its default, grouped."""
+    """The text of --help: the idea, examples, and every setting with its default, below its heading."""
     lines = [IDEA, "Settings (key=value; null, true and lists are written as in YAML), with their defaults:"]
     for key, (kind, default, text) in leaves(Config).items():
         if (heading := HEADINGS.get(key.partition(".")[0])) and f"\n{heading}" not in lines:
             lines.append(f"\n{heading}")
-        choices = (
-            f" [{described(kind).removeprefix('one of ')}]" if described(kind).startswith("one of ") else ""
-        )
+        words = described(kind)
+        choices = f" [{words.removeprefix('one of ')}]" if words.startswith("one of ") else ""
         label = f"  {key}={_plain(default)}"
         body = textwrap.wrap(text + choices, width - 30, break_on_hyphens=False)
         lines.append(f"{label:<30}{body[0]}" if len(label) < 29 else f"{label}\n{'':30}{body[0]}")
@@ -274,14 +232,14 @@ def help_text(width: int = 110) -> str:
 
 
 def list_text() -> str:
-    """What --list prints: one line a recipe."""
+    """The text of --list: one line per recipe."""
     known = recipes()
     wide = max(map(len, known), default=0)
     return "\n".join(f"  {name:<{wide}}  {about}" for name, about in known.items()) + "\n"
 
 
 def markdown_table(prefix: str = "") -> str:
-    """The table of the docs: every setting whose key starts with `prefix`, its default, its meaning."""
+    """The table of the docs: setting, default and help of each key that starts with `prefix`."""
     rows = [
         f"| `{key}` | `{_plain(default)}` | {text} |"
         for key, (_, default, text) in leaves(Config).items()

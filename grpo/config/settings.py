@@ -1,9 +1,8 @@
-"""Every setting of a run, as one tree of dataclasses: the names, the types, the defaults, and what they mean.
+"""Every setting of a run, as one tree of dataclasses: name, type, default and help.
 
-A field is followed by its help, which is also what `--help` prints and what the tables of the docs are
-generated from. The defaults of the objective are the paper's (VisualThinker-R1-Zero, GRPO); recipes say how
-they depart from them.
-Configuration stops at the entry points: functions elsewhere take values, never a Config.
+The string below a field is its help: `--help` prints it, and the tables of the docs are generated from it.
+The defaults of the objective are the paper's (VisualThinker-R1-Zero, GRPO); a recipe says how it departs.
+Only the entry points see a Config. All other functions take values.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ HEADINGS = {
     "optim": "The optimizer",
     "eval": "Evaluation, checkpoints, report",
 }
-"""The field that each heading stands above, in help and docs."""
+"""{first field below the heading: heading}, in the help and in the docs."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of training with its own group size and completion cap (Vision-R1 calls it PTST)."""
+    """A part of training with its own group size and completion cap (Vision-R1 calls it PTST)."""
 
     until: int
-    """The stage ends before this step."""
+    """Step before which the stage ends."""
     group: int
     """Completions per prompt in this stage."""
     cap: int
@@ -56,43 +55,42 @@ class Loss:
     """The objective: docs/06."""
 
     weighting: Weighting = "completion"
-    """What a token weighs. token: all alike (DAPO); completion: all completions alike (the GRPO paper);
-    constant: 1/cap (Dr. GRPO)."""
+    """How the loss is averaged. token: every token counts the same (DAPO); completion: every completion
+    counts the same (the GRPO paper); constant: every token counts 1/cap (Dr. GRPO)."""
     surrogate: Surrogate = "clip"
-    """clip: PPO's ratio per token; gspo: one ratio per completion; cispo: the ratio is clipped, the
-    gradient is not; reinforce: no ratio (GPG)."""
+    """The policy term. clip: PPO's clipped ratio per token; gspo: one ratio per completion; cispo: a clipped
+    ratio as a weight; reinforce: no ratio (GPG)."""
     clip_low: float = 0.2
-    """The ratio is clipped below 1 - clip_low."""
+    """The lower clip of the ratio is 1 - clip_low."""
     clip_high: float = 0.2
-    """The ratio is clipped above 1 + clip_high (0.28 is DAPO's clip-higher)."""
+    """The upper clip of the ratio is 1 + clip_high (DAPO's clip-higher: 0.28)."""
     kl: Estimator = "k3"
-    """Estimator of the KL to the reference. k3: the GRPO paper's; k3_is: k3 times the ratio, unbiased in
-    its gradient as well."""
+    """Estimator of the KL to the reference. k3: the GRPO paper's; k3_is: k3 times the ratio, so that the
+    gradient is unbiased too."""
     kl_coef: float = 0.04
     """Weight of the KL penalty. 0: no reference model is loaded."""
     reference_on: Literal["device", "host"] = "device"
-    """Where the reference is kept. host: in the machine's memory, and copied to the GPU for its pass in
-    each step."""
+    """Where the reference model is kept. host: in CPU memory, copied to the GPU once a step."""
     updates: int = 1
-    """Optimizer updates per rollout. With 1 the ratio is 1, and its gradient is not."""
+    """Optimizer updates per rollout. With 1 update the ratio is 1, so no clip is reached."""
     micro_tokens: int = 16384
-    """Most tokens (prompts once, completions, padding) in one forward. Changes memory and speed, never the
-    gradient."""
+    """Maximum of tokens in one forward pass (prompts once, completions, padding). It changes memory and
+    speed, not the gradient."""
     stretches: int = 4
-    """In float32 on a CPU a step's groups are learned from in so many stretches: on a number of ranks that
-    divides it a run is the same bit for bit. 0: each group alone, any number."""
+    """CPU, float32: split a step into this many fixed chunks, so that 1, 2 and 4 ranks give bit-identical
+    runs. 0: one chunk per group, for any number of ranks."""
     logits_mib: float | None = None
-    """MiB of logits that exist at the same time (twice that is in use). null: 115 on a CPU, 512 on a GPU.
-    Changes memory and speed, never the gradient."""
+    """MiB of logits held at a time; the peak is twice that. null: 115 on a CPU, 512 on a GPU. It changes
+    memory and speed, not the gradient."""
 
 
 @dataclass(frozen=True)
 class Imitation:
-    """What `method: sft` learns from a document."""
+    """Supervised fine-tuning (method: sft)."""
 
     loss_on: Literal["answer", "prompt_and_answer"] = "answer"
-    """Which tokens count. prompt_and_answer: also the prompt's words (not its pictures), as the paper's
-    SFT baseline was trained."""
+    """Tokens in the loss. prompt_and_answer: the prompt's words too, but not its pictures, as in the paper's
+    SFT baseline."""
 
 
 @dataclass(frozen=True)
@@ -100,40 +98,34 @@ class Optim:
     """The optimizer and its learning rate."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """adamw: as in the papers; muon: orthogonal updates for the matrices, AdamW for the rest (training
-    from random weights)."""
+    """adamw: as in the papers; muon: orthogonal updates of matrices and AdamW for the rest, for training from
+    random weights."""
     lr: float = 1e-6
     """Peak learning rate."""
     warmup: int = 0
     """Steps of linear warm-up."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    """What the learning rate does after the warm-up, until the last step."""
+    """Shape of the learning rate from the end of the warm-up to the last step."""
     lr_min: float = 0.0
-    """Where the decay ends, as a fraction of lr."""
-    beta1: float = 0.9
-    """Memory of the mean of the gradient."""
+    """Learning rate at the last step, as a fraction of lr."""
     beta2: float = 0.999
-    """Memory of its square."""
-    eps: float = 1e-8
-    """Added to the root of the square."""
+    """AdamW's decay rate of the mean squared gradient. (beta1 is 0.9.)"""
     weight_decay: float = 0.0
-    """Decoupled weight decay; vectors (norms, biases) are spared."""
-    muon_scale: float = 10.0
-    """Muon's learning rate as a multiple of lr."""
+    """Decoupled weight decay of matrices. Norms and biases have none."""
     max_grad_norm: float = 1.0
-    """The gradient is scaled down to this norm. 0: never."""
+    """Maximum norm of the gradient; a larger gradient is scaled down. 0: no maximum."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Held-out questions, answered greedily, before, during and after training."""
+    """Held-out questions, answered greedily before, during and after training."""
 
     every: int = 50
-    """Evaluate each so many steps. 0: only before and after."""
+    """Steps between evaluations. 0: only before and after training."""
     items: int = 200
-    """Held-out questions asked. 0: no evaluation at all."""
+    """Number of held-out questions. 0: no evaluation."""
     cap: int | None = None
-    """Longest completion in evaluation. null: the training cap."""
+    """Longest completion in evaluation, in tokens. null: the training cap."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +133,12 @@ class Save:
     """Checkpoints: Hugging Face folders with the optimizer beside them."""
 
     every: int = 50
-    """Save each so many steps. 0: only at the end."""
+    """Steps between checkpoints. 0: only at the end."""
     keep: int = 2
-    """Checkpoints kept, the newest first. 0: all; 1: there is none to go back to, should the last one be
-    damaged."""
+    """Number of newest checkpoints to keep. 0: all. With 1 there is no older one if the last is damaged."""
     background: bool = True
-    """Training goes on while a checkpoint is written, and stops only for a copy of weights and optimizer
-    in the CPU's memory. false: it waits, without the copy."""
+    """Train on while a checkpoint is written, which needs a copy of weights and optimizer in CPU memory.
+    false: wait, without a copy."""
 
 
 @dataclass(frozen=True)
@@ -155,99 +146,93 @@ class Report:
     """What `report.html` shows token by token."""
 
     every: int = 25
-    """Show the completions of each so many steps. 0: only the curves."""
+    """Steps between shown completions. 0: only curves."""
     prompts: int = 2
-    """Groups shown of such a step."""
+    """Groups shown per shown step."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run is made of. Frozen: a run that changes its own settings can't be repeated."""
+    """All settings of a run. Frozen, because a run that changes its own settings can't be repeated."""
 
     recipe: str = "shapes"
-    """Name of the recipe this started from."""
+    """Name of the recipe."""
     method: Literal["grpo", "sft"] = "grpo"
-    """grpo: learn from rewards; sft: imitate documents (how the built-in base was made)."""
+    """grpo: learn from rewards; sft: imitate documents, as the built-in base did."""
     steps: int = 100
-    """Steps in all; a step is one rollout."""
+    """Number of steps; a step is one rollout."""
     seed: int = 0
-    """Everything random is a function of this, the step and the prompt."""
+    """Seed. Each random number is a function of the seed, the step and the prompt."""
     out: str | None = None
     """Folder of the run. null: runs/<recipe>."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
+    """Where to compute. auto: on a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are
-    float32 always."""
+    """Type of matrix products. auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are
+    always float32."""
     shard: Literal["auto", "always", "never"] = "auto"
-    """Cut the policy and its optimizer over the ranks (FSDP2): docs/ranks.md. auto: with more than one
+    """Shard the policy and its optimizer over the ranks (FSDP2, docs/ranks.md). auto: with more than one
     rank, unless optim.name is muon."""
     timeout: float = 600.0
-    """Of several ranks: seconds after which one that is silent, or that others wait for and that does not
-    move, is taken for lost, named, and the run ended."""
+    """Seconds that a rank waits for another one. Then the run ends and names the lost rank."""
 
     model: str = "tiny"
-    """The base: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint), or
-    a model of the hub (Qwen/Qwen2-VL-2B)."""
+    """The base model: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint),
+    or a name on the hub (Qwen/Qwen2-VL-2B)."""
     revision: str | None = None
-    """Commit, tag or branch of a hub model. null: the newest."""
+    """Commit, tag or branch of a hub model. null: the newest commit."""
     init: str | None = None
-    """A config.json: start from random weights of this shape instead (sft only)."""
+    """A config.json: start from random weights of this shape (sft only)."""
     freeze: list[Literal["vision", "llm"]] = field(default_factory=list)
-    """Parts that are not trained. vision: the tower and its merger; llm: embedding, decoder and head (then
-    every question needs a picture)."""
+    """Parts that are not trained. vision: the tower and its merger; llm: embedding, decoder and head (every
+    question then needs a picture)."""
     recompute: bool = False
-    """Recompute the activations of each block in the backward pass: less memory, a third more time."""
+    """Recompute each block's activations in the backward pass: less memory, a third more time."""
 
     task: str = "shapes"
-    """Where the questions come from: a name in data/sources/table.py."""
+    """Source of the questions: a name in data/sources/table.py."""
     data: str | None = None
-    """File, folder or dataset of the hub (array/SAT) that the task reads: docs/data.md. null: the task
-    needs none."""
+    """File, folder or hub dataset (array/SAT) that the task reads (docs/data.md). null: the task needs no
+    data."""
     limit: int | None = None
-    """Use only the first so many examples. null: all."""
+    """Use only this many examples, the first ones. null: all."""
     template: str = "shapes"
-    """How a question becomes a prompt: a name in data/chat.py."""
+    """Prompt template: a name in data/chat.py."""
     max_prompt: int = 1024
-    """Longest prompt in tokens, pictures included. A longer one is skipped and counted, never cut."""
+    """Longest prompt in tokens, pictures included. A longer prompt is skipped and counted, never cut."""
     min_pixels: int | None = None
-    """Smaller pictures are enlarged to this many pixels. null: as the model's processor says."""
+    """Smaller pictures are enlarged to this many pixels. null: the model's own value."""
     max_pixels: int | None = None
-    """Larger pictures are scaled down to this many pixels. null: as the model's processor says."""
+    """Larger pictures are scaled down to this many pixels. null: the model's own value."""
     blind: bool = False
-    """Replace every picture by a grey one: the control that shows whether looking matters."""
+    """Replace every picture by a grey one, as a control of whether pictures matter."""
 
     prompts: int = 8
     """Prompts per step, over all ranks."""
     group: int = 8
-    """G: completions per prompt."""
+    """Completions per prompt (G)."""
     cap: int = 512
     """Longest completion in tokens."""
     stages: list[Stage] = field(default_factory=list)
     """Other group sizes and caps for the first steps: [{until: 200, group: 16, cap: 1024}, ...]."""
     temperature: float = 1.0
-    """Of sampling, and of the log-probs in the loss: the policy that samples is the policy that is
-    trained."""
-    slots: int | None = None
-    """Completions decoded at the same time; the others wait for a free slot, which changes none of them.
-    null: as many as fit into the free memory."""
+    """Temperature of sampling and of the log-probs in the loss."""
+    max_rows: int | None = None
+    """Completions decoded at the same time; it does not change them. null: as many as fit into memory."""
     cuda_graphs: bool = False
-    """Decode by CUDA graphs, which spares a GPU the wait for Python between kernels. Off, because nobody
-    has measured it on a GPU yet."""
-    sampling: Literal["fixed", "dynamic"] = "fixed"
-    """dynamic: groups that all earned the same are replaced by those of further prompts (DAPO, GPG), in at
-    most max_rounds rounds."""
-    max_rounds: int = 4
-    """Rollouts of a step under dynamic sampling, the first one counted."""
+    """Decode with CUDA graphs, so that the GPU does not wait for Python. Off, because it is not measured on a
+    GPU yet."""
+    max_rounds: int = 1
+    """Most rollouts per step. Above 1 is dynamic sampling (DAPO, GPG): groups with equal rewards are replaced
+    by groups of further prompts."""
     enough: float = 1.0
-    """Dynamic sampling asks no further once this share of the step's groups can teach."""
+    """Dynamic sampling stops when this share of the step's groups has unequal rewards."""
 
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    """Reward parts and their weights: names in grpo/rewards/rules.py, or FILE.py:FUNCTION for a function
-    of your own."""
+    """Reward parts and their weights: names in grpo/rewards/rules.py, or FILE.py:FUNCTION for your own."""
     advantage: Scale = "std"
-    """What (reward - mean of its group) is divided by. std: of the group (GRPO); none (Dr. GRPO); batch:
-    std of all rewards."""
+    """Divisor of (reward - group mean). std: the group's standard deviation (GRPO); none: 1 (Dr. GRPO);
+    batch: the standard deviation of all rewards."""
 
     loss: Loss = field(default_factory=Loss)
     sft: Imitation = field(default_factory=Imitation)
@@ -269,89 +254,62 @@ class Config:
         return dataclasses.asdict(self)
 
 
+LEAST = {
+    0: "steps seed loss.kl_coef loss.clip_high loss.stretches optim.warmup optim.weight_decay "
+    "optim.max_grad_norm eval.every eval.items save.every save.keep report.every report.prompts",
+    1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates loss.micro_tokens "
+    "eval.cap",
+    2: "max_prompt",
+}
+"""{smallest value: keys}."""
+
+
 def check(config: Config) -> None:
-    """Values that are of the right type and still make no sense. Raises ConfigError naming the key."""
-    at_least = {
-        "prompts": 1,
-        "group": 1,
-        "cap": 1,
-        "max_prompt": 2,
-        "steps": 0,
-        "optim.warmup": 0,
-        "optim.weight_decay": 0,
-        "optim.max_grad_norm": 0,
-        "loss.kl_coef": 0,
-        "loss.clip_high": 0,
-        "loss.updates": 1,
-        "loss.micro_tokens": 1,
-        "loss.stretches": 0,
-        "max_rounds": 1,
-        "eval.every": 0,
-        "eval.items": 0,
-        "save.every": 0,
-        "save.keep": 0,
-        "report.every": 0,
-        "report.prompts": 0,
-        "limit": 1,
-        "slots": 1,
-        "min_pixels": 1,
-        "max_pixels": 1,
-        "eval.cap": 1,
-        "seed": 0,
-    }
-    for key, least in at_least.items():
+    """Refuse values that have the right type and make no sense. Raises ConfigError that names the key."""
+    for least, keys in LEAST.items():
+        for key in keys.split():
+            value = value_of(config, key)
+            if value is not None and value < least:
+                raise ConfigError(f"{key}: must be at least {least}, got {value}")
+    for key in ("temperature", "optim.lr", "loss.logits_mib", "timeout"):
         value = value_of(config, key)
-        if value is not None and value < least:
-            raise ConfigError(f"{key}: must be at least {least}, got {value}")
-    for key in ("temperature", "optim.lr", "optim.eps", "loss.logits_mib", "timeout"):
-        if value_of(config, key) is not None and value_of(config, key) <= 0:
-            raise ConfigError(f"{key}: must be above 0, got {value_of(config, key)}")
-    for key in ("optim.beta1", "optim.beta2", "loss.clip_low"):
+        if value is not None and value <= 0:
+            raise ConfigError(f"{key}: must be above 0, got {value}")
+    for key in ("optim.beta2", "loss.clip_low"):
         if not 0 <= value_of(config, key) < 1:
             raise ConfigError(f"{key}: must be in [0, 1), got {value_of(config, key)}")
     if not 0 < config.enough <= 1:
-        raise ConfigError(
-            f"enough: is a share of the step's groups, above 0 and at most 1, got {config.enough}"
-        )
+        raise ConfigError(f"enough: must be above 0 and at most 1 (a share of groups), got {config.enough}")
     if not 0 <= config.optim.lr_min <= 1:
-        raise ConfigError(f"optim.lr_min: is a fraction of optim.lr, in [0, 1], got {config.optim.lr_min}")
+        raise ConfigError(f"optim.lr_min: must be in [0, 1] (a fraction of lr), got {config.optim.lr_min}")
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
     if config.init and config.method != "sft":
         raise ConfigError(
-            "init: random weights can't learn from rewards, because they never earn one; use method=sft, "
-            "or drop init"
+            "init: random weights never earn a reward, so they learn nothing; use method=sft or drop init"
         )
     if config.shard == "always" and config.optim.name == "muon":
-        raise ConfigError(
-            "shard: muon needs whole matrices; use shard=auto or shard=never, and every rank holds the "
-            "whole policy"
-        )
+        raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never")
     if len(set(config.freeze)) > 1:
-        raise ConfigError("freeze: with vision and llm both frozen there is nothing left to train")
-    _check_rollouts(config)
+        raise ConfigError("freeze: with vision and llm both frozen nothing is left to train")
+    if config.method == "grpo":
+        _check_rollouts(config)
 
 
 def _check_rollouts(config: Config) -> None:
-    if config.method != "grpo":
-        return
     if not config.rewards:
         raise ConfigError("rewards: at least one reward part is needed")
     if config.cuda_graphs and config.device == "cpu":
-        raise ConfigError("cuda_graphs: there are none on a CPU; drop it, or set device=cuda")
-    if config.sampling == "dynamic" and config.loss.kl_coef:
+        raise ConfigError("cuda_graphs: a CPU has none; drop it, or set device=cuda")
+    if config.max_rounds > 1 and config.loss.kl_coef:
         raise ConfigError(
-            "sampling: dynamic leaves out groups that a KL penalty would still move; set loss.kl_coef=0, "
-            "as DAPO and GPG do"
+            "max_rounds: dynamic sampling leaves out groups that a KL penalty would still move; set "
+            "loss.kl_coef=0, as DAPO and GPG do"
         )
-    sizes = [("group", config.group)] + [
-        (f"stages[{i}].group", stage.group) for i, stage in enumerate(config.stages)
-    ]
-    for key, size in sizes:
+    sizes = {"group": config.group} | {f"stages[{i}].group": s.group for i, s in enumerate(config.stages)}
+    for key, size in sizes.items():
         if size < 2:
-            raise ConfigError(
-                f"{key}: a completion is compared with its group, which needs at least 2, got {size}"
-            )
+            raise ConfigError(f"{key}: must be at least 2, because a group compares completions; got {size}")
     ends = [stage.until for stage in config.stages]
     if ends != sorted(set(ends)) or any(stage.cap < 1 for stage in config.stages):
         raise ConfigError(
@@ -367,6 +325,6 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def differences(config: Config, other: Config) -> list[str]:
-    """["optim.lr: 1e-06 -> 2e-06", ...]: what differs between two runs."""
+    """["optim.lr: 1e-06 -> 2e-06", ...]: the differences between two runs."""
     pairs = ((key, value_of(config, key), value_of(other, key)) for key in leaves(Config))
     return [f"{key}: {a} -> {b}" for key, a, b in pairs if a != b]

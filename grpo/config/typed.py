@@ -1,9 +1,7 @@
-"""From YAML to a tree of dataclasses: names, types and values are checked, and an error says where, and what
-was probably meant.
+"""From YAML to a tree of dataclasses. Names and types are checked; an error says where, and suggests a name.
 
-Nothing here knows what is configured (that is `grpo/config/parse.py`). A configuration travels as a flat dict
-of dotted keys, {"optim.lr": 1e-6, ...}, so that "defaults, then the recipe, then the command line" is three
-`dict.update`.
+No setting is named here (see `grpo/config/settings.py`). Settings travel as a flat dict of dotted keys,
+{"optim.lr": 1e-6, ...}, so that "defaults, then the recipe, then the command line" is a merge of dicts.
 """
 
 from __future__ import annotations
@@ -22,15 +20,16 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from grpo.config.renamed import replacement
+
 
 class ConfigError(ValueError):
-    """What is wrong with a configuration, where, and what to do about it."""
+    """A wrong setting. The message says where it is and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Typed:
-    """A value as typed on the command line: YAML, unless a string is wanted; then it is taken to the
-    letter."""
+    """A value from the command line. It is parsed as YAML, unless the setting has type str."""
 
     text: str
 
@@ -39,21 +38,21 @@ class Typed:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not a silent choice of the last."""
+    """YAML that refuses a repeated key, where SafeLoader silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             name = str(key.value)
             if name in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {name!r} stands there twice")
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {name!r} is given twice")
             seen.add(name)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError, also for what only looks like a date or a number
-    (2026-13-01), and for a thousand brackets."""
+    """The value of a YAML text. Raises yaml.YAMLError, also for an impossible date (2026-13-01) and for
+    nesting that is too deep."""
     try:
         return yaml.load(text, StrictLoader)
     except (ValueError, RecursionError) as error:
@@ -61,65 +60,72 @@ def read_yaml(text: str) -> Any:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the name most like `name`, "" if none is like it. `lr` also finds
-    `optim.lr`."""
-    names = list(names)
-    tails = [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2]]
-    close = tails or difflib.get_close_matches(name, names, n=1, cutoff=0.55)
+    """ " (did you mean 'x'?)" for the most similar name, else "". `lr` also finds `optim.lr`."""
+    ends = {n.rpartition(".")[2]: n for n in reversed(list(names))}
+    end = name.rpartition(".")[2]
+    if end in ends:
+        return f" (did you mean {ends[end]!r}?)"
+    close = difflib.get_close_matches(name, ends.values(), n=1, cutoff=0.55)
     # a misspelt last part: loss.kl_coeff, kl_ceof
-    if not close:
-        ends = {n.rpartition(".")[2]: n for n in names}
-        close = [
-            ends[e] for e in difflib.get_close_matches(name.rpartition(".")[2], list(ends), n=1, cutoff=0.55)
-        ]
+    close = close or [ends[e] for e in difflib.get_close_matches(end, ends, n=1, cutoff=0.55)]
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown(cls: type, key: str, where: str) -> ConfigError:
+    """The error for a key that is no setting, with the right name if there is one."""
+    return ConfigError(f"{where}: unknown key {key!r}{replacement(key) or nearest(key, names(cls))}")
 
 
 @functools.cache
 def leaves(cls: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
-    """{dotted key: (type, default, help)} of a dataclass tree, in order. A field that is a dataclass is a
-    branch."""
-    hints, helps, found = get_type_hints(cls), field_help(cls), {}
+    """{dotted key: (type, default, help)} of a dataclass tree, in order. A field that is itself a dataclass
+    is a branch."""
+    hints = get_type_hints(cls)
+    helps = field_help(cls)
+    found = {}
     for field in dataclasses.fields(cls):
         key, kind = prefix + field.name, hints[field.name]
         if dataclasses.is_dataclass(kind):
             found |= leaves(kind, key + ".")
             continue
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        factory = field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
         found[key] = (kind, default, helps.get(field.name, ""))
     return found
 
 
 @functools.cache
 def field_help(cls: type) -> dict[str, str]:
-    """{field: help}, where the help is the string that follows the field in the source: text, code and
-    docs in one place."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    """{field: help}. The help is the string below the field in the source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(tree, ast.ClassDef)
     return {
-        a.target.id: " ".join(b.value.value.split())
-        for a, b in itertools.pairwise(body)
-        if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant)
+        ast.unparse(field.target): " ".join(str(text.value.value).split())
+        for field, text in itertools.pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
     }
 
 
 def flatten(
     cls: type, tree: Mapping, where: str, prefix: str = "", root: type | None = None
 ) -> dict[str, Any]:
-    """Nested mapping -> checked flat dict. `where` names the file in errors. Raises ConfigError."""
-    root, flat = root or cls, {}
+    """Nested mapping -> checked flat dict.  where: the file, for errors.  root: the whole tree's class, if
+    `cls` is a branch of it.  Raises ConfigError."""
+    root = root or cls
+    flat: dict[str, Any] = {}
     if not isinstance(tree, Mapping):
-        raise ConfigError(
-            f"{where}: expected `key: value` lines under {prefix.rstrip('.') or 'the top'}, got "
-            f"{_shown(tree)}"
-        )
+        under = prefix.rstrip(".") or "the top"
+        raise ConfigError(f"{where}: expected `key: value` lines under {under}, got {_shown(tree)}")
     hints = get_type_hints(cls)
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        # dotted keys are as good in a file as on the command line
+        # a file may also hold dotted keys
         if "." in str(key):
             flat |= assign(root, name, value, where, flat)
         elif key not in hints:
-            raise ConfigError(f"{where}: unknown key {name!r}{nearest(name, names(root))}")
+            raise unknown(root, name, where)
         elif dataclasses.is_dataclass(hints[key]):
             flat |= flatten(hints[key], value, where, name + ".", root)
         else:
@@ -128,8 +134,8 @@ def flatten(
 
 
 def assign(cls: type, key: str, value: Any, where: str, current: Mapping[str, Any]) -> dict[str, Any]:
-    """One dotted key -> checked {key: value}. `table.name` sets one entry of a dict field. Raises
-    ConfigError."""
+    """One dotted key -> checked {key: value}. `rewards.format` sets one entry of the dict `rewards`, over
+    the entries in `current`. Raises ConfigError."""
     known = leaves(cls)
     if key in known:
         return {key: convert(value, known[key][0], f"{where}: {key}")}
@@ -140,18 +146,19 @@ def assign(cls: type, key: str, value: Any, where: str, current: Mapping[str, An
     if key in names(cls):
         inner = [n for n in known if n.startswith(key + ".")]
         raise ConfigError(f"{where}: {key!r} is a group of settings; set one of {', '.join(inner)}")
-    raise ConfigError(f"{where}: unknown key {key!r}{nearest(key, names(cls))}")
+    raise unknown(cls, key, where)
 
 
 def names(cls: type) -> list[str]:
-    """Every dotted key of the tree, branches (`optim`) included."""
+    """All dotted keys of the tree, with the branches (`optim`)."""
     found = list(leaves(cls))
     return found + sorted({key[:i] for key in found for i, letter in enumerate(key) if letter == "."})
 
 
 def build(cls: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
-    """Flat dict -> dataclass tree; what is missing takes its default."""
-    values, hints = {}, get_type_hints(cls)
+    """Flat dict -> dataclass tree. A missing key takes its default."""
+    values = {}
+    hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         key = prefix + field.name
         if dataclasses.is_dataclass(hints[field.name]):
@@ -162,14 +169,15 @@ def build(cls: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def convert(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind` (bool, int, float, str, Literal, X | None, list[X], dict[str, X], dataclass).
+    """`value` checked as `kind` (bool, int, float, str, Literal, X | None, list[X], dict[str, X], dataclass).
     Raises ConfigError."""
     kind, optional = unwrapped(kind)
     if isinstance(value, Typed):
         value = _parsed(value.text, kind, where)
     if value is None and optional:
         return None
-    origin, inner = get_origin(kind), get_args(kind)
+    origin = get_origin(kind)
+    inner = get_args(kind)
     if origin is Literal and value in inner and not isinstance(value, bool):
         return value
     if origin is list and isinstance(value, list):
@@ -180,13 +188,12 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return _record(kind, value, where)
     if kind is float and (number := _number(value)) is not None:
         return number
-    # bool is an int to Python, not to a reader
+    # exact type: Python's bool is an int
     if kind in (str, bool, int) and type(value) is kind:
         return value
     hint = nearest(str(value), map(str, inner)) if origin is Literal else ""
-    raise ConfigError(
-        f"{where}: expected {described(kind)}{' or null' if optional else ''}, got {_shown(value)}{hint}"
-    )
+    wanted = described(kind) + (" or null" if optional else "")
+    raise ConfigError(f"{where}: expected {wanted}, got {_shown(value)}{hint}")
 
 
 def unwrapped(kind: Any) -> tuple[Any, bool]:
@@ -209,11 +216,9 @@ def described(kind: Any) -> str:
 
 def _record(cls: type, value: Mapping, where: str) -> Any:
     flat = flatten(cls, value, where)
-    absent = [
-        f.name for f in dataclasses.fields(cls) if f.name not in flat and f.default is dataclasses.MISSING
-    ]
-    if absent:
-        raise ConfigError(f"{where}: {absent[0]!r} is missing; it must be {described(cls)}")
+    for field in dataclasses.fields(cls):
+        if field.name not in flat and field.default is dataclasses.MISSING:
+            raise ConfigError(f"{where}: {field.name!r} is missing; it must be {described(cls)}")
     return build(cls, flat)
 
 
@@ -227,8 +232,7 @@ def _parsed(text: str, kind: Any, where: str) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """YAML reads `1e-6` (no dot) as a string; here it is the number that it looks like. None: not a finite
-    number."""
+    """A finite number, or None. YAML parses `1e-6` (no dot) as a string; here it is a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

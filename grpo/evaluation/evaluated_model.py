@@ -16,7 +16,7 @@ from data.chat import Chat
 from grpo.config import parse
 from grpo.evaluation.protocols import Protocol, family
 from grpo.evaluation.resume import weights_digest
-from grpo.run.setup import model_folder
+from grpo.storage.model_folder import model_folder
 from models import weights
 
 # tokens; a picture as large as Qwen's processors leave it has 16,384
@@ -82,7 +82,7 @@ def subject(
     run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent
     own = (run / "checkpoints").is_dir() and (run / "config.yaml").is_file()
     if own:
-        cfg = parse.load(run / "config.yaml")
+        cfg = parse.load_run(run)
     elif name == "tiny" or built_in:
         cfg = parse.load("shapes", ["max_prompt=1024"])
     else:

@@ -6,40 +6,40 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.types import TaskHook
+
+NO_HOOK = TaskHook()
 # a header, and a line of cells for each row
 Rows = tuple[list[Any], list[list[Any]]]
 
 
-def score_table(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> str:
-    """`evaluation.scores` as one line a task and one for all; below it the total, if it is another, and
-    why answers could not be read."""
-    return "\n".join([table(*score_rows(found, shown)), *notes(found, shown)])
+def score_table(
+    found: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
+) -> str:
+    """`scores` as one line a task and one for all; below it `notes`."""
+    return "\n".join([table(*score_rows(found, shown, hook)), *notes(found, shown, hook)])
 
 
-def score_rows(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> Rows:
-    """The cells of the table of scores. shown: how an accuracy is printed."""
-    looks, shown = "looking" in found, shown or percent
-    header = ["task", "n", "accuracy", "95 % interval", "chance", "format", "unread", "cut", "length"] + [
-        "looks",
-        "again",
-    ] * looks
+def score_rows(
+    found: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
+) -> Rows:
+    """The cells of the table of scores. shown: how an accuracy is printed. hook: the task's own columns."""
+    shown = shown or percent
+    own = [name for name in hook.columns if name in found["measured"]]
+    header = ["task", "n", "accuracy", "95 % interval", "chance", "format", "unread", "cut", "length"]
     rows = []
     for task, block in [*found["tasks"].items(), ("all", found)]:
         shares = [block[key] for key in ("chance", "format", "extraction_failure", "truncated")]
-        row = [
-            task,
-            block["questions"],
-            shown(block["accuracy"]),
-            interval(*block["interval"]),
-            *map(percent, shares),
-        ]
-        row.append(f"{block['mean_length']:.1f}")
-        rows.append(row + [percent(block[key]) for key in ("looking", "self_correction") if looks])
-    return header, rows
+        row = [task, block["questions"], shown(block["accuracy"]), interval(*block["interval"])]
+        row += [*map(percent, shares), f"{block['mean_length']:.1f}"]
+        rows.append(row + [percent(block["measured"].get(name, 0.0)) for name in own])
+    return header + [hook.columns[name] for name in own], rows
 
 
-def notes(found: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> list[str]:
-    """What stands below the table: totals made in another way than by counting questions, second looks,
+def notes(
+    found: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
+) -> list[str]:
+    """The lines below the table: totals that are no plain average, other measurements of the task,
     failures."""
     lines = []
     for name, total in found.get("totals", {}).items():
@@ -49,15 +49,12 @@ def notes(found: Mapping[str, Any], shown: Callable[[float], str] | None = None)
                 f"{name.replace('_', '-')} total: {(shown or percent)(total['value'])} "
                 f"({interval(*total['interval'])}), from {parts}"
             )
-    if "looking" in found:
-        lines.append(
-            f"second looks that turned wrong into right: {found['wrong_to_right']}, right into wrong: "
-            f"{found['right_to_wrong']}"
-        )
+    if own := [name for name in found["measured"] if name not in hook.columns]:
+        shares = ", ".join(f"{name.replace('_', ' ')} {percent(found['measured'][name])}" for name in own)
+        lines.append(f"in percent: {shares}")
     if found["failures"]:
-        lines.append(
-            "unread because of: " + ", ".join(f"{why} ({count})" for why, count in found["failures"].items())
-        )
+        failures = ", ".join(f"{why} ({count})" for why, count in found["failures"].items())
+        lines.append(f"unread because of: {failures}")
     return lines
 
 
@@ -110,6 +107,26 @@ def difference_rows(found: Mapping[str, Mapping[str, Any]], first: str, second: 
     ], rows
 
 
+def before_after(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHook) -> str:
+    """The table at the end of a run, from the first and the last evaluation (names without "eval/")."""
+    tasks = [(f"  {name.partition('/')[2]}", name) for name in final if name.startswith("accuracy/")]
+    sampled = [(f"{label}, sampled", f"sampled/{name}") for name, label in hook.columns.items()]
+    lines = [f"{'':<24} {'before':>8} {'after':>8}"]
+    for label, name in [
+        ("accuracy, held out", "accuracy"),
+        *tasks,
+        *((f"accuracy, {label}", f"{split}/accuracy") for split, label in hook.sets.items()),
+        ("accuracy, sampled", "sampled/accuracy"),
+        ("format, sampled", "sampled/format"),
+        ("mean length, sampled", "sampled/mean_length"),
+        *sampled,
+    ]:
+        if name in base and name in final:
+            style = ".1f" if "length" in name else ".1%"
+            lines.append(f"{label:<24} {base[name]:>8{style}} {final[name]:>8{style}}")
+    return "\n".join(lines)
+
+
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """The cells as a table of Markdown: the first column to the left, the others to the right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
@@ -127,7 +144,9 @@ def labels(key: str, names: Sequence[str]) -> tuple[str, str]:
     return (first, second) if first != second else ("first", "second")
 
 
-def as_markdown(result: Mapping[str, Any], shown: Callable[[float], str] | None = None) -> str:
+def as_markdown(
+    result: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
+) -> str:
     """What `evaluate.py --json` writes, without the answers, as a page of Markdown: how it was asked, and
     a table for each way of asking."""
     config = result["config"]
@@ -148,8 +167,8 @@ def as_markdown(result: Mapping[str, Any], shown: Callable[[float], str] | None 
             f"{who['dtype']}, weights {who['digest']}"
         )
     for key, block in [("greedy", result), *result["more"].items()]:
-        lines += ["", f"## {block['title']}", "", markdown(*score_rows(block["scores"], shown)), ""]
-        lines += [f"- {note}" for note in notes(block["scores"], shown)] + [
+        lines += ["", f"## {block['title']}", "", markdown(*score_rows(block["scores"], shown, hook)), ""]
+        lines += [f"- {note}" for note in notes(block["scores"], shown, hook)] + [
             f"- skipped: {why}" for why in block["skipped"]
         ]
         if "pass@k" in block["scores"]:

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from data.sources.table import hook_of
+from data.types import TaskHook
 from grpo.storage.jsonl import read
 
 
@@ -89,20 +93,6 @@ PANELS = (
         "share",
     ),
     Panel(
-        "Looking, and looking again",
-        "Share of completions that describe what they see, and that correct themselves.",
-        {"aha/looking": "looks", "aha/self_correction": "looks again"},
-        {},
-        "share",
-    ),
-    Panel(
-        "What the second look did",
-        "Share of all completions in which looking again made a wrong answer right, or a right one wrong.",
-        {"aha/wrong_to_right": "wrong → right", "aha/right_to_wrong": "right → wrong"},
-        {},
-        "share",
-    ),
-    Panel(
         "Imitation",
         "Negative log-likelihood of the documents, in nats per token, by kind.",
         {"nll": "all", "nll/*": "*"},
@@ -165,7 +155,15 @@ PANELS = (
 )
 
 
-def charts(rows: Sequence[Mapping[str, Any]], most: int = 600) -> list[dict[str, Any]]:
+def own_panels(hook: TaskHook) -> list[Panel]:
+    """The panels of a task's own measurements."""
+    return [
+        Panel(title, note, {f"aha/{name}": label for name, label in labels.items()}, {}, "share")
+        for title, note, labels in hook.charts
+    ]
+
+
+def charts(rows: Sequence[Mapping[str, Any]], hook: TaskHook, most: int = 600) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl -> what each panel draws: {title, note, scale, main, lines: [{label, x, y,
     smooth, dots, band}]}.
 
@@ -173,7 +171,7 @@ def charts(rows: Sequence[Mapping[str, Any]], most: int = 600) -> list[dict[str,
     averaging neighbours.
     """
     drawn = []
-    for panel in PANELS:
+    for panel in [*PANELS, *own_panels(hook)]:
         lines = [line for how in ("lines", "dots") for line in _lines(rows, panel, how, most)]
         if lines:
             drawn.append(
@@ -186,6 +184,21 @@ def charts(rows: Sequence[Mapping[str, Any]], most: int = 600) -> list[dict[str,
                 }
             )
     return drawn
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """The settings of a run, {} if its config.yaml is not there. Raises ValueError if it is not YAML."""
+    path = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text("utf-8")) if path.exists() else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from None
+    return tree if isinstance(tree, dict) else {}
+
+
+def hook_of_run(folder: Path) -> TaskHook:
+    """The hook of the task of a run."""
+    return hook_of(str(settings_of(folder).get("task")))
 
 
 def _lines(rows: Sequence[Mapping[str, Any]], panel: Panel, how: str, most: int) -> list[dict[str, Any]]:
@@ -246,7 +259,11 @@ def write_curves(run_folder: str | Path) -> list[Path]:
             "'.[plot]')"
         )
         return []
-    drawn = [chart for chart in charts(read(Path(run_folder) / "metrics.jsonl")) if chart["main"]]
+    drawn = [
+        chart
+        for chart in charts(read(Path(run_folder) / "metrics.jsonl"), hook_of_run(Path(run_folder)))
+        if chart["main"]
+    ]
     if not drawn:
         print(f"curves.png: skipped, {Path(run_folder) / 'metrics.jsonl'} holds no metrics yet")
         return []

@@ -1,7 +1,6 @@
-"""Step 5 of the loop: what is kept of a step (metrics, the report's samples, evaluations, checkpoints),
-and what the person sees."""
+"""What a run writes about its steps: metrics.jsonl, samples.jsonl, the progress bar, and warnings."""
 
-import json
+import math
 import sys
 import time
 from collections import deque
@@ -9,448 +8,238 @@ from collections import deque
 import torch
 from tqdm import tqdm
 
-from grpo.batch import TrainBatch
-from grpo.evaluation.answers import answer_all, flat_scores, scores
+from data.sources.table import hook_of
+from grpo.batch import Batch
+from grpo.gradient import UpdateStats
 from grpo.monitor import report, warnings
-from grpo.monitor.step_metrics import question_line, shown_groups, step_metrics
-from grpo.parallel import fsdp, ranks
-from grpo.run.signals import Interrupted, Interrupts
-from grpo.storage import checkpoint
-from grpo.storage.atomic import write_whole
-from grpo.storage.background import Background
+from grpo.monitor.step_metrics import completion_rows, shown_groups, step_metrics
+from grpo.objective import LossStats
+from grpo.optim import NonFinite
+from grpo.parallel.ranks import announce, gather_objects, sum_over_ranks
+from grpo.timing import take_times
 
-# held-out questions that the report follows through the run
-SHOWN_HELDOUT = 6
+# the progress bar: name -> metric
+BAR = {
+    "reward": "reward",
+    "acc": "accuracy",
+    "format": "rewards/format/mean",
+    "len": "completions/mean_length",
+    "cut": "completions/clipped_ratio",
+    "gap": "sampling/logp_gap_max",
+    "loss": "loss",
+}
+BAR_SFT = {"nll": "nll", "grad": "grad_norm", "lr": "learning_rate"}
 
 
-class Keeper:
-    """Writes metrics.jsonl, samples.jsonl, checkpoints, summary.json, curves.png and report.html; shows a
-    progress bar with what matters.
+class Recorder:
+    """Makes a step's row of metrics.jsonl and its lines of samples.jsonl, and prints warnings.
 
-    A context: within it signals are heard, and nobody leaves it before a checkpoint that is being written is
-    written.
+    tokens: prompt and completion tokens so far, of all ranks.  nonfinite: uids of the prompts of the one
+    update of the run that was skipped because it was not finite.
     """
 
-    def __init__(self, cfg, run, world, started: float):
-        self.cfg, self.run, self.world, self.started = cfg, run, world, started
-        self.bar = None
-        self.interrupts = Interrupts(show=world.main)
-        # prompt and completion tokens so far, of all ranks
+    def __init__(self, cfg, run, ranks):
+        self.cfg = cfg
+        self.run = run
+        self.ranks = ranks
+        self.measure = hook_of(cfg.task).measure
+        self.bar: tqdm | None = None
         self.tokens = 0
-        # the last lines of metrics, for the guards
-        self.recent: deque = deque(maxlen=warnings.LONGEST)
-        # guards that have spoken
+        # the last rows of metrics, for the warnings
+        self.recent: deque[dict] = deque(maxlen=warnings.LONGEST)
+        # warnings that have been printed
         self.warned: set[str] = set()
-        # the uids of the one step whose update was skipped, of all ranks;
         self.nonfinite: list[str] = []
-        # the same, in that step
-        self.skipped: list[str] = []
-        self.last_saved = run.step if checkpoint.complete(run.folder) else -1
-        self.background = Background() if cfg.save.background else None
+        # updates that the optimizer had skipped before this step
+        self.skipped_before = 0
+        self.step_began = time.perf_counter()
 
-    def __enter__(self) -> "Keeper":
-        self.interrupts.__enter__()
-        return self
-
-    def __exit__(self, kind, *_) -> None:
-        try:
-            self.wait()
-        except checkpoint.CheckpointError as error:
-            if kind is None:
-                raise
-            # the run ends for another reason, which is said by who knows it
-            tqdm.write(str(error), file=sys.stderr)
-        finally:
-            self.interrupts.__exit__()
-
-    # ---- before and after
-
-    def describe(self) -> str:
-        """What is about to happen, in a few lines."""
-        cfg, run = self.cfg, self.run
-        size = sum(p.numel() for p in run.policy.parameters())
-        sets = ", ".join(f"{name}: {len(items)}" for name, items in run.heldout.items())
-        return (
-            f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters) · "
-            f"{len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})\n"
-            f"{self.world.size} x {self.world.device} · {cfg.prompts} "
-            f"prompts{f' x {cfg.group}' if cfg.method == 'grpo' else ''} · {cfg.steps} steps · writes to "
-            f"{run.folder}"
-        )
-
-    def before(self) -> None:
-        """Say what begins, and evaluate the base unless an earlier start of this run did."""
-        cfg, run = self.cfg, self.run
-        rows = report.read_metrics(run.folder) if self.world.main else []
+    def resume(self) -> None:
+        """Read what earlier starts of this run have recorded. All ranks call it together."""
+        rows = report.read_metrics(self.run.folder) if self.ranks.main else []
         self.tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0)
         self.recent.extend(row for row in rows if "reward" in row)
         self.warned = {warning["name"] for warning in warnings.warnings(rows)}
-        # rank 0 read them
-        self.nonfinite = ranks.gathered([uid for row in rows for uid in row.get("guard/nonfinite_uids", ())])
-        if self.world.main:
-            print(self.describe() + (f"\ngoing on after step {run.step}" if run.step else ""), flush=True)
-        if cfg.eval.items and not run.step:
-            run.metrics.write({"step": 0} | self.evaluate(0, every_set=True))
-        if self.world.main:
-            self.bar = tqdm(
-                total=cfg.steps,
-                initial=run.step,
-                unit="step",
-                desc=cfg.recipe,
-                smoothing=0.1,
-                dynamic_ncols=True,
-            )
-        self.leave_if_told(run.step)
+        uids = [uid for row in rows for uid in row.get("guard/nonfinite_uids", ())]
+        # only rank 0 has read them
+        self.nonfinite = gather_objects(uids)
 
-    def after(self) -> None:
-        """Save, write summary, curves and report, and print the table of before and after."""
-        if self.last_saved < self.cfg.steps:
-            self.save(self.cfg.steps)
-        self.wait()
-        if not self.world.main:
-            return
-        self.bar.close()
-        folder = self.run.folder
-        evaluated = [row for row in report.read_metrics(folder) if "eval/accuracy" in row]
-        if evaluated:
-            base, final = (
-                {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
-                for row in (evaluated[0], evaluated[-1])
+    def begin_step(self, step: int) -> None:
+        """Start the clocks of a step."""
+        announce(f"step {step}")
+        take_times()
+        self.step_began = time.perf_counter()
+
+    def grpo_row(self, step: int, batch: Batch, stats: UpdateStats, grad_norm: float) -> dict:
+        """The metrics of a step of GRPO, the `step`-th from 1; writes the step's samples. Raises
+        NonFinite."""
+        times = {"step_time": time.perf_counter() - self.step_began}
+        times |= {f"time/{phase}": seconds for phase, seconds in take_times().items()}
+        nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
+        groups = gather_objects(
+            completion_rows(
+                batch.rollout, batch.reward, batch.parts, batch.texts, batch.questions, self.measure
             )
-            summary = {
-                "base": base,
-                "final": final,
-                "steps": self.cfg.steps,
-                "seconds": round(time.perf_counter() - self.started, 1),
-            }
-            # then `seconds` are those of the last start only
-            summary |= {"resumed_after": self.run.step} if self.run.step else {}
-            if self.run.step < self.cfg.steps or not (folder / "summary.json").exists():
-                write_whole(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-            print("\n" + before_after(base, final) + "\n")
-        for path in (
-            *report.write_curves(folder),
-            *report.write_report(folder),
-            folder / "metrics.jsonl",
-            checkpoint.complete(folder)[-1],
+        )
+        row = {"step": step} | step_metrics(groups) | self.update_metrics(batch, stats)
+        row |= {"grad_norm": grad_norm, "learning_rate": self.run.optimizer.lr, "num_tokens": self.tokens}
+        row |= self.draw_metrics(batch, len(groups)) | times
+        row |= self.guard_metrics(step, row) | nonfinite
+        report = self.cfg.report
+        if report.every and ((step - 1) % report.every == 0 or step == self.cfg.steps):
+            self.write_samples(step, batch)
+        return row
+
+    def update_metrics(self, batch: Batch, stats: UpdateStats) -> dict:
+        """Averages over the tokens that the update learned from, over all ranks; counts the step's tokens."""
+        teaching = batch.teaching
+        gap = (batch.rollout.logp.flatten(0, 1) - batch.logp).abs().view(batch.tokens.shape)[teaching]
+        taught = int(batch.length[teaching].sum())
+        answered = int(batch.length.sum())
+        asked = sum(len(prompt.tokens) for prompt in batch.prompts)
+        entropy, gap_sum, tokens, *written = sum_over_ranks(
+            torch.tensor([stats.entropy, float(gap.sum()), taught, answered, asked, batch.dropped_tokens])
+        ).tolist()
+        self.tokens += int(sum(written))
+        gap_max = max(gather_objects([float(gap.max()) if taught else 0.0]))
+        averages = LossStats(*sum_over_ranks(stats.loss.vector())).averages()
+        # without a token to train on there is no entropy, which is not an entropy of 0
+        return averages | {
+            "entropy": entropy / tokens if tokens else math.nan,
+            "sampling/logp_gap_mean": gap_sum / max(tokens, 1.0),
+            "sampling/logp_gap_max": gap_max,
+        }
+
+    def draw_metrics(self, batch: Batch, count: int) -> dict:
+        """What was asked and not learned from. count: the groups of all ranks."""
+        skipped, dropped = sum_over_ranks(torch.tensor([batch.skipped, batch.dropped])).tolist()
+        return {
+            "frac_skipped": skipped / (skipped + count),
+            "sampling/rounds": batch.attempts,
+            "sampling/frac_resampled": dropped / (dropped + count),
+        }
+
+    def sft_row(self, step: int, batch: Batch, stats: UpdateStats, grad_norm: float) -> dict:
+        """The metrics of a step of imitation. Raises NonFinite."""
+        seconds = time.perf_counter() - self.step_began
+        nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
+        loss, weight = sum_over_ranks(torch.stack([stats.loss.loss, stats.loss.weight]))
+        asked = sum(len(prompt.tokens) for prompt in batch.prompts)
+        sums = sum_over_ranks(
+            torch.tensor([int(batch.length.sum()), asked, batch.skipped, float(batch.logp.sum())])
+        )
+        self.tokens += int(sums[0] + sums[1])
+        row = {
+            "step": step,
+            "loss": float(loss / weight),
+            "nll": -float(sums[3] / sums[0]),
+            "grad_norm": grad_norm,
+            "learning_rate": self.run.optimizer.lr,
+            "num_tokens": self.tokens,
+            "skipped": int(sums[2]),
+        }
+        groups = zip(
+            batch.questions, batch.logp.view(batch.tokens.shape), batch.mask.view(batch.tokens.shape)
+        )
+        per_task: dict[str, list[float]] = {}
+        for task, nll in gather_objects(
+            [(question.task, -float(logp.sum() / mask.sum())) for question, logp, mask in groups]
         ):
-            print(f"  {path}")
-        print(f"{time.perf_counter() - self.started:.0f} seconds")
+            per_task.setdefault(task, []).append(nll)
+        row |= {f"nll/{task}": sum(nlls) / len(nlls) for task, nlls in sorted(per_task.items()) if task}
+        return row | {"step_time": seconds} | nonfinite
 
-    # ---- evaluation
+    def nonfinite_row(self, step: int, batch: Batch, stats: UpdateStats, grad_norm: float) -> dict:
+        """Whether an update of this step was skipped because it was not finite, as metrics.
 
-    def evaluate(self, step: int, every_set: bool = False) -> dict:
-        """Greedy accuracy on the held-out questions, as metrics. every_set: also the other sets, and the
-        policy sampled at temperature 1."""
-        # gathered once for all sets
-        with fsdp.whole(self.run.policy) as policy:
-            return self.evaluate_plain(policy, step, every_set)
-
-    def evaluate_plain(self, policy, step: int, every_set: bool) -> dict:
-        """`evaluate`, of a policy that has all its weights."""
-        cfg, run = self.cfg, self.run
-        found = {}
-        for name, items in run.heldout.items():
-            if name != "heldout" and not every_set:
-                continue
-            prefix = "eval/" if name == "heldout" else f"eval/{name}/"
-            for kind, temperature in (
-                ("", 0.0),
-                *((("sampled/", 1.0),) if every_set and name == "heldout" else ()),
-            ):
-                answers = answer_all(
-                    policy,
-                    run.chat,
-                    items,
-                    cap=cfg.eval.cap or cfg.cap,
-                    temperature=temperature,
-                    seed=cfg.seed,
-                    blind=cfg.blind,
-                    share=(self.world.rank, self.world.size),
-                )
-                if answers:
-                    found |= {
-                        f"{prefix}{kind}{key}": value for key, value in flat_scores(scores(answers)).items()
-                    }
-                if not kind and name == "heldout" and self.world.main:
-                    self.show_heldout(step, items, answers)
-        return found
-
-    def show_heldout(self, step: int, items, answers) -> None:
-        """A line of samples.jsonl for each of the few questions that the report follows."""
-        by_uid = {group[0].uid: group[0] for group in answers}
-        for example in items[:SHOWN_HELDOUT]:
-            if (answer := by_uid.get(example.uid)) is not None:
-                self.run.samples.write(
-                    question_line("heldout", step, example)
-                    | {
-                        "completions": [
-                            {
-                                "text": answer.text,
-                                "tokens": [self.run.chat.piece(t) for t in answer.tokens],
-                                "reward": float(answer.correct) + float(answer.well_formed),
-                                "parts": {
-                                    "accuracy": float(answer.correct),
-                                    "format": float(answer.well_formed),
-                                },
-                                "stopped": answer.stopped,
-                            }
-                        ]
-                    }
-                )
-
-    # ---- steps
-
-    def grpo_step(
-        self,
-        step: int,
-        rollout,
-        batch: TrainBatch,
-        rows,
-        *,
-        logp,
-        teaching,
-        entropy,
-        stats,
-        norm,
-        lr,
-        skipped,
-        clock,
-        shown,
-        places=(),
-        drawn=(1, 0, 0),
-    ) -> None:
-        """Keep a step of GRPO, the `step`-th from 1. logp (B, C): log-probs of the `teaching` prompts'
-        completions under the policy that sampled, by the training forward.
-
-        places: where each group stands among those of all ranks.  drawn: the rollouts that the step needed,
-        the groups that this rank left out of them, and those groups' tokens (grpo/dynamic.py).
+        Raises NonFinite the second time in a run, and at the first step of a run, where it is no accident.
         """
-        gap = (rollout.logp.flatten(0, 1) - logp).abs().view(*rollout.tokens.shape)[teaching]
-        taught = int(rollout.length[teaching].sum())
-        sums = ranks.total(
-            torch.tensor(
-                [
-                    entropy,
-                    float(gap.sum()),
-                    taught,
-                    int(rollout.length.sum()),
-                    sum(len(p.tokens) for p in batch.sources),
-                    skipped,
-                    *drawn[1:],
-                ]
-            )
-        )
-        gap_max = max(ranks.gathered([float(gap.max()) if taught else 0.0]))
-        stats, tokens = type(stats)(*ranks.total(stats.vector())), max(float(sums[2]), 1.0)
-        groups = ranks.gathered(rows)
-        self.tokens += int(sums[3] + sums[4] + sums[7])
-        # without a token to train on there is none, which is not 0
-        entropy = float(sums[0]) / tokens if sums[2] else float("nan")
-        row = (
-            {"step": step}
-            | step_metrics(groups)
-            | {"entropy": entropy}
-            | stats.averages()
-            | {
-                "grad_norm": norm,
-                "learning_rate": lr,
-                "num_tokens": self.tokens,
-                "frac_skipped": float(sums[5]) / (float(sums[5]) + len(groups)),
-                "sampling/logp_gap_mean": float(sums[1]) / tokens,
-                "sampling/logp_gap_max": gap_max,
-                "sampling/rounds": drawn[0],
-                "sampling/frac_resampled": float(sums[6]) / (float(sums[6]) + len(groups)),
-            }
-        )
-        row |= self.timings(clock) | self.guarded(step, row)
-        if self.cfg.report.every and ((step - 1) % self.cfg.report.every == 0 or step == self.cfg.steps):
-            reward, parts, texts, examples = shown
-            loss, most = self.cfg.loss, self.cfg.report.prompts
-            lines = shown_groups(
-                step,
-                batch,
-                logp,
-                rollout,
-                reward,
-                parts,
-                texts,
-                examples,
-                self.run.chat.piece,
-                prompts=most,
-                loss={
-                    "clip_low": loss.clip_low,
-                    "clip_high": loss.clip_high,
-                    "surrogate": loss.surrogate,
-                    "kl": loss.kl,
-                },
-            )
-            for _, line in sorted(ranks.gathered(list(zip(places, lines))), key=lambda pair: pair[0])[:most]:
-                self.run.samples.write(line)
-        self.finish(
-            step,
-            row,
-            {
-                "reward": row["reward"],
-                "acc": row["accuracy"],
-                "format": row.get("rewards/format/mean"),
-                "len": row["completions/mean_length"],
-                "cut": row["completions/clipped_ratio"],
-                "gap": row["sampling/logp_gap_max"],
-                "loss": row["loss"],
-            },
-        )
+        skipped = self.run.optimizer.skipped - self.skipped_before
+        self.skipped_before += skipped
+        if not skipped:
+            return {"guard/nonfinite": 0}
+        uids = gather_objects([prompt.uid for prompt in batch.prompts])
+        loss = float(sum_over_ranks(stats.loss.loss))
+        what = f"the loss is {loss} and the gradient's norm {grad_norm}"
+        if self.nonfinite or skipped > 1 or step == 1:
+            raise NonFinite(what, batch.prompts, step - 1)
+        self.nonfinite = uids
+        self.warn(f"step {step}: {warnings.NONFINITE} ({what})")
+        return {"guard/nonfinite": 1, "guard/nonfinite_uids": uids}
 
-    def guarded(self, step: int, row: dict) -> dict:
-        """What the guards find in the last steps, this one among them, as metrics; the first time that one
-        holds, it is said."""
+    def guard_metrics(self, step: int, row: dict) -> dict:
+        """Which warnings hold in the last steps, this one included, as metrics. The first time that one
+        holds, it is printed."""
         self.recent.append(row)
         found = warnings.check(list(self.recent))
         for name, holds in found.items():
             if holds and name not in self.warned:
                 self.warned.add(name)
-                self.say(f"step {step}: {warnings.GUARDS[name].says}")
+                self.warn(f"step {step}: {warnings.GUARDS[name].says}")
         return {f"guard/{name}": int(holds) for name, holds in found.items()}
 
-    def sft_step(
-        self, step: int, *, loss, weight, batch: TrainBatch, logp, examples, norm, lr, skipped, seconds
-    ) -> None:
-        """Keep a step of imitation. loss, weight: this rank's share of them."""
-        weighted = ranks.total(torch.stack([loss, weight]))
-        sums = ranks.total(
-            torch.tensor(
-                [
-                    int(batch.length.sum()),
-                    sum(len(p.tokens) for p in batch.sources),
-                    skipped,
-                    float(logp.sum()),
-                ]
-            )
+    def write_samples(self, step: int, batch: Batch) -> None:
+        """Write the first groups of a step, over all ranks, to samples.jsonl, token by token."""
+        loss = self.cfg.loss
+        most = self.cfg.report.prompts
+        lines = shown_groups(
+            step,
+            batch,
+            batch.logp,
+            batch.rollout,
+            batch.reward,
+            batch.parts,
+            batch.texts,
+            batch.questions,
+            self.run.chat.piece,
+            prompts=most,
+            loss={
+                "clip_low": loss.clip_low,
+                "clip_high": loss.clip_high,
+                "surrogate": loss.surrogate,
+                "kl": loss.kl,
+            },
         )
-        self.tokens += int(sums[0] + sums[1])
-        row = {
-            "step": step,
-            "loss": float(weighted[0] / weighted[1]),
-            "nll": -float(sums[3] / sums[0]),
-            "grad_norm": norm,
-            "learning_rate": lr,
-            "num_tokens": self.tokens,
-            "skipped": int(sums[2]),
-        }
-        per_task: dict[str, list] = {}
-        groups = zip(examples, logp.view(*batch.tokens.shape), batch.mask.view(*batch.tokens.shape))
-        for task, nll in ranks.gathered(
-            [(example.task, -float(logps.sum() / mask.sum())) for example, logps, mask in groups]
-        ):
-            per_task.setdefault(task, []).append(nll)
-        row |= {f"nll/{task}": sum(values) / len(values) for task, values in sorted(per_task.items()) if task}
-        row["step_time"] = seconds
-        self.finish(step, row, {"nll": row["nll"], "grad": norm, "lr": lr})
+        placed = gather_objects(list(zip(batch.places, lines)))
+        for _, line in sorted(placed, key=lambda pair: pair[0])[:most]:
+            self.run.samples.write(line)
 
-    def finish(self, step: int, row: dict, shown: dict) -> None:
-        """Evaluate and save where it is time to, write the line, move the bar. Raises CheckpointError if
-        the last checkpoint could not be written."""
-        cfg, last = self.cfg, step == self.cfg.steps
-        if self.background:
-            self.background.check()
-        if cfg.eval.items and (last or (cfg.eval.every and step % cfg.eval.every == 0)):
-            row |= self.evaluate(step, every_set=last)
-            if self.world.main and "eval/accuracy" in row:
-                self.bar.write(
-                    f"step {step}: held-out accuracy {row['eval/accuracy']:.3f}, format "
-                    f"{row['eval/format']:.3f}, mean length {row['eval/mean_length']:.1f}"
-                )
-        row["guard/nonfinite"] = int(bool(self.skipped))
-        if self.skipped:
-            row["guard/nonfinite_uids"], self.skipped = self.skipped, []
+    def write(self, step: int, row: dict) -> None:
+        """Write a row of metrics.jsonl, and print its evaluation if it has one."""
         self.run.metrics.write(row)
-        if cfg.save.every and step % cfg.save.every == 0:
-            self.save(step)
-        if self.world.main:
-            self.bar.set_postfix_str(
-                "  ".join(f"{name} {value:.3g}" for name, value in shown.items() if value is not None),
-                refresh=False,
-            )
-            self.bar.update()
-        if not last:
-            self.leave_if_told(step)
-
-    def leave_if_told(self, step: int) -> None:
-        """Save and raise Interrupted, on every rank, if a signal has told one of them to stop."""
-        if number := self.interrupts.together():
-            if step > max(self.last_saved, 0):
-                self.save(step)
-            self.wait()
-            # or torchrun would end the others as soon as the first has left
-            ranks.wait_for_all()
-            if self.world.main:
-                self.bar.close()
-            raise Interrupted(
-                number,
-                step,
-                self.cfg.steps,
-                self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None,
+        if self.bar is not None and "eval/accuracy" in row:
+            self.bar.write(
+                f"step {step}: held-out accuracy {row['eval/accuracy']:.3f}, format "
+                f"{row['eval/format']:.3f}, mean length {row['eval/mean_length']:.1f}"
             )
 
-    def skip(self, step: int, what: str, prompts) -> None:
-        """A loss or gradient of the step after `step` is not finite, on every rank: let one update of a run
-        pass, and keep its prompts' uids.
-
-        Raises warnings.NonFinite the second time, and at the first step of all, where it is no accident.
-        """
-        uids = ranks.gathered([p.uid for p in prompts])
-        if self.nonfinite or not step:
-            raise warnings.NonFinite(what, prompts, step)
-        self.nonfinite, self.skipped = uids, uids
-        self.say(f"step {step + 1}: {warnings.NONFINITE} ({what})")
-
-    def say(self, line: str) -> None:
-        """A line for the person, once for all ranks."""
-        if self.world.main:
+    def warn(self, line: str) -> None:
+        """Print a line on stderr, once for all ranks."""
+        if self.ranks.main:
             tqdm.write(line, file=sys.stderr)
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint, or begin to."""
-        checkpoint.save(
-            self.run.folder,
-            step,
-            self.run.policy,
-            self.run.optimizer,
-            base=self.run.base,
-            keep=self.cfg.save.keep,
-            background=self.background,
-        )
-        self.last_saved = step
+    def open_bar(self) -> None:
+        """Show the progress bar, on rank 0."""
+        cfg = self.cfg
+        if self.ranks.main:
+            self.bar = tqdm(
+                total=cfg.steps,
+                initial=self.run.step,
+                unit="step",
+                desc=cfg.recipe,
+                smoothing=0.1,
+                dynamic_ncols=True,
+            )
 
-    def wait(self) -> None:
-        """Until every checkpoint is written. Raises CheckpointError if one could not be."""
-        if self.background:
-            self.background.wait()
+    def move_bar(self, row: dict) -> None:
+        """One step more, with the metrics of BAR."""
+        if self.bar is not None:
+            names = BAR if "reward" in row else BAR_SFT
+            shown = [f"{name} {row[key]:.3g}" for name, key in names.items() if row.get(key) is not None]
+            self.bar.set_postfix_str("  ".join(shown), refresh=False)
+            self.bar.update()
 
-    @staticmethod
-    def timings(clock: dict[str, float]) -> dict[str, float]:
-        """Seconds of each phase, from the moments at which the phases ended."""
-        names, moments = list(clock), list(clock.values())
-        return {"step_time": moments[-1] - moments[0]} | {
-            f"time/{name}": after - before for name, before, after in zip(names[1:], moments, moments[1:])
-        }
-
-
-def before_after(base: dict, final: dict) -> str:
-    """The table that a run ends with: what it could do before, and what it can do now."""
-    rows = [
-        ("accuracy, held out", "accuracy"),
-        *((f"  {key.partition('/')[2]}", key) for key in final if key.startswith("accuracy/")),
-        ("accuracy, unseen pairs", "pairs/accuracy"),
-        ("accuracy, sampled", "sampled/accuracy"),
-        ("format, sampled", "sampled/format"),
-        ("mean length, sampled", "sampled/mean_length"),
-        ("looks first, sampled", "sampled/looking"),
-        ("looks again, sampled", "sampled/self_correction"),
-    ]
-    lines = [f"{'':<24} {'before':>8} {'after':>8}"]
-    for label, key in rows:
-        if key in base and key in final:
-            style = ".1f" if "length" in key else ".1%"
-            lines.append(f"{label:<24} {base[key]:>8{style}} {final[key]:>8{style}}")
-    return "\n".join(lines)
+    def close_bar(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()

@@ -20,17 +20,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grpo.evaluation import reflection
 from grpo.monitor import warnings
-from grpo.monitor.curves import charts, write_curves
+from grpo.monitor.curves import charts, hook_of_run, settings_of, write_curves
 from grpo.storage.jsonl import read
 
 __all__ = ["read_metrics", "write_curves", "write_report"]
 
 PAGE = Path(__file__).parent / "page"
 MOST_TEXT, MOST_TOKENS, MOST_STEPS, MOST_GROUPS, MOST_QUESTIONS = 6000, 3000, 12, 6, 12
+SETTINGS = "recipe method model task steps prompts group cap seed temperature blind rewards".split()
 PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 
 
@@ -82,47 +81,23 @@ def embedded(data: Any) -> str:
 def collect(folder: Path) -> dict[str, Any]:
     """Everything the page shows, as plain values."""
     path = folder / "config.yaml"
-    config = path.read_text("utf-8") if path.exists() else ""
     rows = read_metrics(folder)
     shown = read(folder / "samples.jsonl")
-    settings = _settings(config, path)
+    all_settings = settings_of(folder)
+    settings = {key: _cut_text(all_settings[key], 200) for key in SETTINGS if key in all_settings}
+    hook = hook_of_run(folder)
     return {
         "name": _cut(str(settings.get("recipe") or folder.resolve().name), 80),
-        "config": _cut(config, 60_000),
+        "config": _cut(path.read_text("utf-8") if path.exists() else "", 60_000),
         "settings": settings,
         "summary": _summary(folder, rows),
+        "shares": sorted({*hook.columns, *(name for *_, labels in hook.charts for name in labels)}),
         "step": max((row["step"] for row in rows), default=0),
-        "charts": _rounded(charts(rows)),
+        "charts": _rounded(charts(rows, hook)),
         "warnings": warnings.warnings(rows),
         "reflection": _rounded(_reflection(rows)),
         "questions": _questions(shown),
         "moments": _moments(shown),
-    }
-
-
-def _settings(config: str, path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(config) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from None
-    wanted = (
-        "recipe",
-        "method",
-        "model",
-        "task",
-        "steps",
-        "prompts",
-        "group",
-        "cap",
-        "seed",
-        "temperature",
-        "blind",
-        "rewards",
-    )
-    return {
-        key: _cut(tree[key], 200) if isinstance(tree[key], str) else tree[key]
-        for key in wanted
-        if key in tree
     }
 
 
@@ -258,6 +233,10 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value
+
+
+def _cut_text(value: Any, most: int) -> Any:
+    return _cut(value, most) if isinstance(value, str) else value
 
 
 def _cut(text: Any, most: int) -> str:

@@ -2,109 +2,67 @@
 
 import base64
 import io
+from dataclasses import replace
 from statistics import fmean, pstdev, stdev
 
 import torch
 
-from data.answers.parser import is_right
 from data.images import open_picture
-from data.shapes.documents import agrees, read_looks
-from grpo.batch import TrainBatch
-from grpo.evaluation.answers import BUILT_IN
-from grpo.evaluation.reflection import ends_in_loop, reflection_scores, repetition, said
+from grpo.batch import Batch
+from grpo.evaluation.scores import Completion, read_completion, total
 from grpo.objective import gradient_weight, token_ratio
 from grpo.rollout import Rollout
 from grpo.variants import KL_ESTIMATORS, SURROGATES
 
 
-def completion_rows(rollout: Rollout, reward, parts, texts, examples) -> list[list[dict]]:
-    """One small dict for each completion, P lists of G: what the step's metrics are computed from, after
-    the ranks have put theirs together."""
+def completion_rows(rollout: Rollout, reward, parts, texts, examples, measure) -> list[list[Completion]]:
+    """The records of a rollout, P lists of G. reward and each part (P, G). measure: of the task's hook."""
     rows = []
     for p, example in enumerate(examples):
         group = []
         for g, text in enumerate(texts[p]):
-            looks = read_looks(text) if example.uid.startswith(BUILT_IN) else None
-            length, stopped = int(rollout.length[p, g]), bool(rollout.stopped[p, g])
-            tokens = rollout.tokens[p, g, :length].tolist()
-            # the stop token ends a loop, it does not break it
-            written = tokens[:-1] if stopped else tokens
-            group.append(
-                {
-                    "reward": float(reward[p, g]),
-                    "parts": {name: float(part[p, g]) for name, part in parts.items()},
-                    "right": is_right(text, example),
-                    "length": length,
-                    "stopped": stopped,
-                    "task": example.task,
-                    "said": said(text),
-                    "loop": ends_in_loop(written),
-                    "repetition": repetition(written),
-                    "as_first": tokens == rollout.tokens[p, 0, : int(rollout.length[p, 0])].tolist(),
-                    "looked": looks and looks.looked,
-                    "again": looks and looks.again,
-                    "first_right": looks and agrees(looks.first, example),
-                    "last_right": looks and agrees(looks.last, example),
-                }
-            )
+            tokens = rollout.tokens[p, g, : int(rollout.length[p, g])].tolist()
+            record = read_completion(example, text, tokens, bool(rollout.stopped[p, g]), measure=measure)
+            paid = {name: float(part[p, g]) for name, part in parts.items()}
+            group.append(replace(record, reward=float(reward[p, g]), parts=paid))
         rows.append(group)
     return rows
 
 
-def step_metrics(groups: list[list[dict]]) -> dict[str, float]:
-    """The metrics of a step from its completions, TRL's names first. `reward_std` is the mean of the
-    groups' own deviations, as R1-V logs it."""
+def step_metrics(groups: list[list[Completion]]) -> dict[str, float]:
+    """The metrics of a step from its completions, TRL's names first. `reward_std` is the mean of the groups'
+    own deviations, as R1-V logs it."""
     rows = [row for group in groups for row in group]
-    length = [row["length"] for row in rows]
-    deviations = [stdev([row["reward"] for row in group]) for group in groups]
+    length = [row.length for row in rows]
+    deviations = [stdev([row.reward for row in group]) for group in groups]
+    counted = total(groups)
     found = {
-        "reward": fmean(row["reward"] for row in rows),
+        "reward": fmean(row.reward for row in rows),
         "reward_std": fmean(deviations),
         "frac_reward_zero_std": fmean(d < 1e-6 for d in deviations),
     }
-    for name in rows[0]["parts"]:
-        values = [row["parts"][name] for row in rows]
+    for name in rows[0].parts:
+        values = [row.parts[name] for row in rows]
         found |= {f"rewards/{name}/mean": fmean(values), f"rewards/{name}/std": pstdev(values)}
     found |= {
         "completions/count": len(rows),
-        "completions/mean_length": fmean(length),
+        "completions/mean_length": counted["mean_length"],
         "completions/min_length": min(length),
         "completions/max_length": max(length),
-        "completions/clipped_ratio": fmean(not row["stopped"] for row in rows),
-        "completions/repetition": fmean(row["repetition"] for row in rows),
-        "completions/loop_ratio": fmean(row["loop"] for row in rows),
+        "completions/clipped_ratio": counted["truncated"],
+        "completions/repetition": counted["repetition"],
+        "completions/loop_ratio": counted["loop_ratio"],
         "completions/identical_groups": fmean(
-            len(group) > 1 and all(row["as_first"] for row in group) for group in groups
+            len(group) > 1 and len({row.tokens for row in group}) == 1 for group in groups
         ),
-        "accuracy": fmean(row["right"] for row in rows),
+        "accuracy": counted["accuracy"],
     }
     for kind, wanted in (("right", True), ("wrong", False)):
-        if these := [row["length"] for row in rows if row["right"] == wanted]:
-            found[f"completions/mean_length_{kind}"] = fmean(these)
-    for task in sorted({row["task"] for row in rows if row["task"]}):
-        found[f"accuracy/{task}"] = fmean(row["right"] for row in rows if row["task"] == task)
-    found |= {
-        f"aha/{name}": value
-        for name, value in reflection_scores(
-            [[(row["said"], row["right"]) for row in group] for group in groups]
-        ).items()
-    }
-    if looked := [row for row in rows if row["looked"] is not None]:
-        found |= looking_metrics(looked)
-    return found
-
-
-def looking_metrics(rows: list[dict]) -> dict[str, float]:
-    """How often the policy looked and looked again, and what the second look turned: shares of all these
-    completions."""
-    again = [row for row in rows if row["again"]]
-    return {
-        "aha/looking": fmean(row["looked"] for row in rows),
-        "aha/self_correction": len(again) / len(rows),
-        "aha/first_look_right": fmean([row["first_right"] for row in rows if row["looked"]] or [0.0]),
-        "aha/wrong_to_right": sum(row["last_right"] and not row["first_right"] for row in again) / len(rows),
-        "aha/right_to_wrong": sum(row["first_right"] and not row["last_right"] for row in again) / len(rows),
-    }
+        if lengths := [row.length for row in rows if row.correct == wanted]:
+            found[f"completions/mean_length_{kind}"] = fmean(lengths)
+    for task in sorted({row.task for row in rows if row.task}):
+        found[f"accuracy/{task}"] = fmean(row.correct for row in rows if row.task == task)
+    return found | {f"aha/{name}": value for name, value in (counted["aha"] | counted["measured"]).items()}
 
 
 def picture_url(example) -> str | None:
@@ -118,7 +76,7 @@ def picture_url(example) -> str | None:
 
 def shown_groups(
     step: int,
-    batch: TrainBatch,
+    batch: Batch,
     logp,
     rollout: Rollout,
     reward,

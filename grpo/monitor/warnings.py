@@ -3,36 +3,15 @@ words with what to do.
 
 A guard is a pure function of metrics, so a resumed run says and writes what an undisturbed one does. It holds
 where a condition was met in each of the last so
-many steps: one bad step is noise. Guards warn and change nothing. Two more things are met as they happen: a
-loss or gradient that is not finite (`NonFinite`), and a GPU without the memory for a micro-batch (`fitting`).
+many steps: one bad step is noise. Guards warn and change nothing.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import torch
-from tqdm import tqdm
-
-from grpo.parallel.fsdp import catch_up
-from grpo.parallel.ranks import gathered, rank
-
-Result = TypeVar("Result")
-
-
-class NonFinite(RuntimeError):
-    """The loss or the gradient is not a number; nothing was updated, and the last checkpoint is as it was."""
-
-    def __init__(self, what: str, prompts, step: int):
-        super().__init__(
-            f"step {step + 1}: {what}. Nothing was updated; the last checkpoint is as it was. "
-            f"Prompts of this step: {', '.join(p.uid for p in prompts)}"
-        )
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -117,63 +96,3 @@ def warnings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if held := [row["step"] for row in rows if row.get(f"guard/{name}")]:
             found.append({"name": name, "says": says, "first": held[0], "steps": len(held)})
     return sorted(found, key=lambda warning: warning["first"])
-
-
-def fitting(
-    work: Callable[[int], Result], budget: int, policy: torch.nn.Module, least: int = 256
-) -> tuple[Result, int]:
-    """`work(budget)`, and where a GPU's memory does not last, with half the budget, and so on; each is said.
-    → (its result, the budget that fits).
-
-    `work` accumulates a gradient in micro-batches of at most `budget` tokens. It is tried again by all ranks
-    if one of them is out of memory: that one catches up with the others first, who may be waiting for its
-    part of the weights. What a failed try left in the gradients is dropped; so the gradient is that of one
-    whole pass, with any budget. Raises torch.OutOfMemoryError at `least`.
-    """
-    while True:
-        result, short = None, []
-        try:
-            result = work(budget)
-        except torch.OutOfMemoryError as error:
-            short = [(rank(), str(error))]
-        # here, not above: the exception holds on to the tensors of the try
-        if short:
-            policy.zero_grad(set_to_none=True)
-            gc.collect()
-            torch.cuda.empty_cache()
-            catch_up(policy)
-        if not (short := gathered(short)):
-            return result, budget
-        if budget // 2 < least:
-            raise torch.OutOfMemoryError(
-                f"rank {short[0][0]}, with loss.micro_tokens={budget}: {short[0][1]}"
-            )
-        policy.zero_grad(set_to_none=True)
-        budget //= 2
-        if rank() == 0:
-            tqdm.write(
-                f"out of memory (rank {', '.join(str(number) for number, _ in short)}): going on with "
-                f"loss.micro_tokens={budget}; the gradient is the same, "
-                "a step takes longer",
-                file=sys.stderr,
-            )
-
-
-def in_fewer_slots(write: Callable[[int], Result], slots: int) -> Result:
-    """`write(slots)`, and where a GPU's memory does not last, with half as many slots, and so on: the same
-    completions. Raises torch.OutOfMemoryError with one slot."""
-    while True:
-        try:
-            return write(slots)
-        except torch.OutOfMemoryError:
-            if slots == 1:
-                raise
-        # here, not above: the exception holds on to the tensors of the try
-        slots //= 2
-        gc.collect()
-        torch.cuda.empty_cache()
-        tqdm.write(
-            f"out of memory (rank {rank()}) while sampling: trying again with slots={slots}; the "
-            "completions are the same",
-            file=sys.stderr,
-        )

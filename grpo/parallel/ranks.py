@@ -27,7 +27,7 @@ _watch: Watch | None = None
 
 
 @dataclass(frozen=True)
-class World:
+class Ranks:
     """This process among all of them."""
 
     rank: int
@@ -45,8 +45,17 @@ class World:
         first, end = (-(-rank * len(items) // self.size) for rank in (self.rank, self.rank + 1))
         return items[first:end]
 
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of the ranks' tensors, elementwise, on every rank."""
+        return sum_over_ranks(tensor)
 
-def start(device: str = "auto", timeout: float = 600.0) -> World:
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The ranks' tensors, (n, ...) each, concatenated along dim 0, on every rank. The ranks may hold
+        different n."""
+        return torch.cat(_every_tensor(tensor)) if self.size > 1 else tensor
+
+
+def join_ranks(device: str = "auto", timeout: float = 600.0) -> Ranks:
     """Join the process group that torchrun announces, if any. device: auto, cpu or cuda. timeout: seconds
     after which a rank that others wait for is lost (watch.py)."""
     global _watch
@@ -73,7 +82,7 @@ def start(device: str = "auto", timeout: float = 600.0) -> World:
         # gradients are on the GPU, counts on the CPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience, **store)
         _watch = Watch(rank, size, timeout)
-    return World(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
+    return Ranks(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
 def fresh_store(rank: int, timeout: timedelta) -> dist.Store:
@@ -98,21 +107,21 @@ def fresh_store(rank: int, timeout: timedelta) -> dist.Store:
             time.sleep(0.1)
 
 
-def is_low(world: World, dtype: str) -> bool:
+def use_bfloat16(ranks: Ranks, dtype: str) -> bool:
     """Whether matrix products run in bfloat16. dtype: auto (on a GPU they do), float32 or bfloat16."""
-    return dtype == "bfloat16" or (dtype == "auto" and world.device.type == "cuda")
+    return dtype == "bfloat16" or (dtype == "auto" and ranks.device.type == "cuda")
 
 
-def precision(world: World, dtype: str) -> torch.autocast:
-    """A context in which matrix products run as `is_low` says. Weights, norms, log-probs, loss and
+def precision(ranks: Ranks, dtype: str) -> torch.autocast:
+    """A context in which matrix products run as `use_bfloat16` says. Weights, norms, log-probs, loss and
     optimizer stay in float32."""
     # a cached cast would outlive the update
     return torch.autocast(
-        world.device.type, dtype=torch.bfloat16, enabled=is_low(world, dtype), cache_enabled=False
+        ranks.device.type, dtype=torch.bfloat16, enabled=use_bfloat16(ranks, dtype), cache_enabled=False
     )
 
 
-def stop(error: BaseException | None = None) -> None:
+def leave_ranks(error: BaseException | None = None) -> None:
     """Leave the process group. error: what this rank ends with; the others are told. A second call does
     nothing."""
     global _watch
@@ -135,7 +144,7 @@ def meeting(name: str) -> AbstractContextManager:
     return nullcontext() if _watch is None else _watch.meeting(name)
 
 
-def total(values: Tensor) -> Tensor:
+def sum_over_ranks(values: Tensor) -> Tensor:
     """Sum over ranks, elementwise."""
     if dist.is_initialized():
         values = values.clone()
@@ -149,7 +158,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gathered(rows: list) -> list:
+def gather_objects(rows: list) -> list:
     """The lists of all ranks, one after the other, on every rank. For small plain values."""
     if not dist.is_initialized():
         return rows
@@ -159,13 +168,19 @@ def gathered(rows: list) -> list:
     return [row for rank in lists for row in rank]
 
 
-def together(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """`function` of the rows of all ranks (it keeps their number) → this rank's rows of the result."""
+def _every_tensor(rows: Tensor) -> list[Tensor]:
+    """The tensors of all ranks, by rank."""
+    found: list = [None] * dist.get_world_size()
+    with meeting("gathering a tensor"):
+        dist.all_gather_object(found, rows)
+    return found
+
+
+def gather_and_apply(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """`function` of the rows of all ranks (it keeps their number) -> this rank's rows of the result."""
     if not dist.is_initialized():
         return function(rows)
-    everyone: list = [None] * dist.get_world_size()
-    with meeting("comparing rewards"):
-        dist.all_gather_object(everyone, rows)
+    everyone = _every_tensor(rows)
     return function(torch.cat(everyone)).split([len(r) for r in everyone])[dist.get_rank()]
 
 

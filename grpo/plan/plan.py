@@ -26,8 +26,8 @@ from grpo.memory import attention_size
 from grpo.plan import known_models
 from grpo.plan.ranks import SAMPLER, of_one_rank
 from grpo.plan.table import render, shown_bytes, shown_count
-from grpo.run.setup import model_folder
 from grpo.schedule import stage_at
+from grpo.storage.model_folder import model_folder
 from models.config import ModelConfig, VisionConfig
 
 # bytes
@@ -181,7 +181,7 @@ def make_plan(
                 end - 1,
                 group,
                 stage.cap,
-                _rollout(model, load, size, cfg.slots, count) if cfg.method == "grpo" else (),
+                _rollout(model, load, size, cfg.max_rows, count) if cfg.method == "grpo" else (),
                 _learning(cfg, model, load, size),
                 (load.asked, load.said),
                 prompts * patches,

@@ -38,9 +38,9 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
                 f"  decode steps            {stage.cap:>12,}  a rollout; {stage.cap * steps:,} over "
                 f"{steps:,} steps"
             )
-        if stage.rollout and cfg.sampling == "dynamic":
+        if stage.rollout and cfg.max_rounds > 1:
             lines.append(
-                f"  rollouts                {cfg.max_rounds:>12,}  a step at most (sampling=dynamic); "
+                f"  rollouts                {cfg.max_rounds:>12,}  a step at most (dynamic sampling); "
                 "all other numbers are with one"
             )
         lines += [

@@ -26,6 +26,7 @@ from torch import Tensor
 from data.answers.parser import extract, is_right, is_right_paper, well_formed, well_formed_paper
 from grpo.names import choose
 from grpo.rewards.user_code import RewardError, names_a_file, open_reward
+from grpo.timing import timed
 
 # DAPO: the last 4,096 of 20,480 tokens
 CACHE = 0.2
@@ -147,6 +148,7 @@ def rule(name: str, cap: int | None = None) -> Callable:
 
 
 # [Eq. 2]
+@timed("score")
 def score(
     texts: list[list[str]],
     examples: list,

@@ -16,7 +16,7 @@ import threading
 import time
 from pathlib import Path
 
-from grpo.parallel import ranks
+from grpo.parallel.ranks import gather_objects
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # seconds: torchrun and the scheduler may both send what was meant once
@@ -83,7 +83,7 @@ class Interrupts:
             elif time.monotonic() - self.at > SAME:
                 os._exit(128 + number)
 
-    def together(self) -> int:
+    def signal_on_any_rank(self) -> int:
         """The signal that any rank has heard, 0 if none has. Every rank calls it after the same step and
         gets the same."""
-        return max(ranks.gathered([self.first]))
+        return max(gather_objects([self.first]))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch import Tensor
 
-from grpo.parallel import ranks
+from grpo.parallel.ranks import gather_objects
 
 
 class Background:
@@ -48,5 +48,5 @@ class Background:
 
     def check(self) -> None:
         """`wait`, if the work of all ranks is done."""
-        if self.thread is not None and all(ranks.gathered([not self.thread.is_alive()])):
+        if self.thread is not None and all(gather_objects([not self.thread.is_alive()])):
             self.wait()

@@ -20,13 +20,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat
+from data.shapes import looking
 from data.shapes.documents import described, gaps
 from data.shapes.world import TASKS, Shapes, draw, free_pairs, scatter
 from data.types import Example
-from grpo.batch import TrainBatch
-from grpo.evaluation.answers import answer_all
-from grpo.run.setup import model_folder
+from grpo.batch import collate_prompts
+from grpo.evaluation.answers import Asking, answer_all
 from grpo.sft import encode_documents
+from grpo.storage.model_folder import model_folder
 from models import weights
 from tests.bench.about import about
 
@@ -43,10 +44,8 @@ def readings(policy, chat, scenes: int = 300) -> dict[str, float]:
             examples.append(Example(f"gate/{i}", question, (), text, pictures=(partial(draw, scene),)))
             documents.append((text,))
         tokens, length = encode_documents(chat, documents, 128)
-        batch = TrainBatch([chat.prompt(e) for e in examples], tokens, length).collated(
-            image_token=chat.image_token, merge=2, device="cpu"
-        )
-        guess = policy.logits(policy(batch.prompts, tokens, length)).argmax(-1)
+        prompts = collate_prompts([chat.prompt(e) for e in examples], image_token=chat.image_token)
+        guess = policy.logits(policy(prompts, tokens, length)).argmax(-1)
         for unit in ("x", "y", "size", "shape", "gap"):
             after = torch.zeros_like(tokens, dtype=torch.bool)
             after[..., 1:] = tokens[..., :-1] == chat.encode(unit)[0]
@@ -69,7 +68,8 @@ def main() -> None:
     policy, chat = weights.load(folder), Chat(folder, template="shapes")
     seen = readings(policy, chat)
     print("readings right:  " + "   ".join(f"{unit} {share:.3f}" for unit, share in seen.items()))
-    answers = answer_all(policy, chat, Shapes("heldout", args.items), cap=96, samples=16, temperature=1.0)
+    how = Asking(cap=96, samples=16, temperature=1.0, measure=looking.measure)
+    answers = answer_all(policy, chat, Shapes("heldout", args.items), how)
     found = {"about": about(), "readings": seen, "tasks": {}}
     print(
         f"{'task':<10} {'looked':>7} {'again':>7} {'P(right|terse)':>15} {'P(right|looked)':>16} "
@@ -81,18 +81,21 @@ def main() -> None:
         share = {
             name: sum(a.correct for a in part) / max(len(part), 1)
             for name, part in (
-                ("terse", [a for a in readable if not a.looked]),
-                ("looked", [a for a in readable if a.looked]),
-                ("again", [a for a in readable if a.again]),
+                ("terse", [a for a in readable if not a.measured["looking"]]),
+                ("looked", [a for a in readable if a.measured["looking"]]),
+                ("again", [a for a in readable if a.measured["self_correction"]]),
             )
         }
         found["tasks"][task] = share | {
             "accuracy": sum(a.correct for a in rows) / len(rows),
             "format": sum(a.well_formed for a in rows) / len(rows),
         }
+        looked, again = (
+            sum(a.measured[name] for a in rows) / len(rows) for name in ("looking", "self_correction")
+        )
         print(
-            f"{task:<10} {sum(a.looked for a in rows) / len(rows):7.3f} "
-            f"{sum(a.again for a in rows) / len(rows):7.3f} {share['terse']:15.3f} "
+            f"{task:<10} {looked:7.3f} "
+            f"{again:7.3f} {share['terse']:15.3f} "
             f"{share['looked']:16.3f} {share['again']:15.3f} {share['looked'] - share['terse']:7.3f}"
         )
     rows = [a for group in answers for a in group]

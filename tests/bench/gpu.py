@@ -34,14 +34,14 @@ from qwen import qwen_folder
 from small import STOPS, small_folder, small_policy, small_prompts
 
 from data.types import Prompt
-from grpo.batch import TrainBatch, collate_prompts
+from grpo.batch import Batch, Cut, collate_prompts
 from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs
-from grpo.parallel.fsdp import whole
-from grpo.parallel.ranks import World, precision
+from grpo.parallel.fsdp import whole_weights
+from grpo.parallel.ranks import Ranks, precision
 from grpo.plan import plan
 from grpo.plan.known_models import KNOWN
-from grpo.rollout import generate
+from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import uid_hash
 from grpo.storage import checkpoint
 from models.config import ModelConfig, VisionConfig
@@ -79,7 +79,7 @@ class Bench:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.quick, self.rounds, self.size = quick, rounds, SIZES["quick" if quick else "full"]
         self.model = TINY if quick else KNOWN["Qwen/Qwen2-VL-2B"]
-        self.world = World(0, 1, self.device)
+        self.ranks = Ranks(0, 1, self.device)
         self.rows: list[list] = []
         self.found: dict = {}
 
@@ -134,10 +134,13 @@ class Bench:
             address=(0, 0, [uid_hash(p.uid) for p in sources]),
         )
         for dtype in ("float32", "bfloat16"):
-            with precision(self.world, dtype):
+            with precision(self.ranks, dtype):
                 rollout = generate(policy, prompts, **how).to("cpu")
-                batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(
-                    image_token=image, merge=merge, device=self.device
+                batch = Batch.of_documents([], sources, rollout.tokens, rollout.length).micro_batch(
+                    Cut(list(range(len(sources))), slice(None)),
+                    image_token=image,
+                    merge=merge,
+                    device=self.device,
                 )
                 logp = (
                     completion_logprobs(policy, batch, temperature=1.0, chunk=512)[0]
@@ -154,8 +157,8 @@ class Bench:
             )
             self.note(f"log-prob gap, {dtype}, mean", float(gap.sum() / rollout.length.sum()), "nats")
             if self.device.type == "cuda":
-                with precision(self.world, dtype):
-                    again = generate(policy, prompts, recorded=True, **how).to("cpu")
+                with precision(self.ranks, dtype):
+                    again = generate(policy, prompts, options=DecodeOptions(recorded=True), **how).to("cpu")
                 self.note(
                     f"recorded steps draw the same tokens, {dtype}",
                     bool(torch.equal(again.tokens, rollout.tokens)),
@@ -267,14 +270,17 @@ class Bench:
         how = dict(
             group=G, cap=C, temperature=1.0, stop_ids=[-1], address=(0, 0, [uid_hash(p.uid) for p in sources])
         )
-        with precision(self.world, "bfloat16"):
-            with whole(policy) as sampler:
+        with precision(self.ranks, "bfloat16"):
+            with whole_weights(policy) as sampler:
                 for name, recorded in (("eager", False), ("recorded", True))[
                     : 1 + (self.device.type == "cuda")
                 ]:
                     made: list = []
                     taken = self.seconds(
-                        lambda: made.append(generate(sampler, prompts, recorded=recorded, **how)), 2
+                        lambda: made.append(
+                            generate(sampler, prompts, options=DecodeOptions(recorded=recorded), **how)
+                        ),
+                        2,
                     )
                     self.note(f"rollout, {name}", P * G * C / taken, "tokens/s")
                     self.note(
@@ -284,14 +290,15 @@ class Bench:
                         "≥ 0.5",
                     )
             rollout = made[-1].to("cpu")
-            batch = TrainBatch(sources, rollout.tokens, rollout.length)
+            batch = Batch.of_documents([], sources, rollout.tokens, rollout.length)
             batch.weight = torch.linspace(-1, 1, batch.mask.numel()).view(batch.mask.shape)
             policy.recompute = policy.visual.recompute = True
 
             def train() -> None:
                 policy.zero_grad(set_to_none=True)
-                for part, *_ in batch.micro_batches(self.size["micro"]):
-                    part = part.collated(
+                for cut in batch.cuts(self.size["micro"], batch.teaching):
+                    part = batch.micro_batch(
+                        cut,
                         image_token=self.model.image_token_id,
                         merge=self.model.vision.spatial_merge_size,
                         device=self.device,

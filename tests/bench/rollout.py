@@ -24,8 +24,8 @@ from data.chat import Chat
 from data.shapes.world import Shapes
 from grpo.batch import collate_prompts
 from grpo.rollout import generate
-from grpo.run.setup import BUILT_IN
 from grpo.sampling import uid_hash
+from grpo.storage.model_folder import BUILT_IN
 from models import cache, layers, weights
 from tests.bench.timing import finish, ratio, sized, take_turns
 
@@ -77,12 +77,12 @@ class Peer:
 @contextmanager
 def attention_in_float32():
     """Attention adds up in the dtype of its inputs."""
-    exact = layers.exact
-    layers.exact = cache.exact = lambda x: x
+    original = layers.to_attention_dtype
+    layers.to_attention_dtype = cache.to_attention_dtype = lambda x: x
     try:
         yield
     finally:
-        layers.exact = cache.exact = exact
+        layers.to_attention_dtype = cache.to_attention_dtype = original
 
 
 def counted(tokens: torch.Tensor, stop_ids: list[int]) -> int:

@@ -22,7 +22,7 @@ from data.chat import Chat
 from data.shapes.world import Shapes
 from grpo.batch import collate_prompts
 from grpo.rollout import generate
-from grpo.run.setup import BUILT_IN
+from grpo.storage.model_folder import BUILT_IN
 from models import weights
 from tests.bench.scaling import traffic
 from tests.bench.shared_prompt import Group, learn, random_policy, text_prompts

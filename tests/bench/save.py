@@ -31,8 +31,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from small import small_config, small_folder
 
 import train
-from grpo.monitor.recorder import Keeper
 from grpo.optim import Optimizer
+from grpo.run.lifecycle import Lifecycle
 from grpo.storage import checkpoint
 from grpo.storage.background import Background
 from models import weights
@@ -54,7 +54,7 @@ def policy_of(quick: bool):
             vision=replace(config.vision, hidden_size=768),
         )
     policy = weights.init(config, seed=0)
-    optimizer = Optimizer(policy, name="adamw", lr=1e-4, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0)
+    optimizer = Optimizer(policy, name="adamw", lr=1e-4, beta2=0.999, weight_decay=0.0)
     for p in policy.parameters():
         p.grad = torch.full_like(p, 1e-3)
     optimizer.step()
@@ -130,13 +130,13 @@ def trained(out: Path, steps: int, background: bool) -> dict:
 
         return wrapped
 
-    def finish(*args, real=Keeper.finish, **how):
+    def finish(*args, real=Lifecycle.finish, **how):
         ends.append((time.perf_counter(), time.process_time()))
         return real(*args, **how)
 
     with (
-        mock.patch.object(Keeper, "finish", finish),
-        mock.patch.object(Keeper, "save", timed(Keeper.save, time.perf_counter, stopped)),
+        mock.patch.object(Lifecycle, "finish", finish),
+        mock.patch.object(Lifecycle, "save", timed(Lifecycle.save, time.perf_counter, stopped)),
         mock.patch.object(checkpoint, "take", timed(checkpoint.take, time.thread_time, processor)),
         mock.patch.object(checkpoint, "write", timed(checkpoint.write, time.thread_time, processor)),
         contextlib.redirect_stdout(sys.stderr),

@@ -54,7 +54,7 @@ def decode(policy, S: int, G: int, steps: int) -> None:
     prompts = text_prompts(1, S, policy.config.vocab_size)
     cache, tokens = policy.prefill(prompts, G, steps), prompts.last.expand(G)
     for _ in range(steps):
-        tokens = policy.logits(policy.step(tokens, cache)).argmax(-1)
+        tokens = policy.logits(policy.decode(tokens, cache)).argmax(-1)
 
 
 @torch.no_grad()

@@ -29,10 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train
 from data.order import indices_at
 from grpo.config import parse
-from grpo.monitor.recorder import Keeper
-from grpo.parallel.ranks import World
+from grpo.parallel.ranks import Ranks
 from grpo.rewards.rules import score
-from grpo.run.setup import BUILT_IN, open_run
+from grpo.run.lifecycle import Lifecycle
+from grpo.run.setup import open_run
+from grpo.storage.model_folder import BUILT_IN
 from tests.bench.timing import CLOCKS, finish, ratio, sized
 
 LR = 1e-7
@@ -66,16 +67,16 @@ class Ours:
                 "steps=1000",
             ],
         )
-        self.world = World(0, 1, torch.device("cpu"))
-        self.run = open_run(self.cfg, self.world)
-        self.keeper = Keeper(self.cfg, self.run, self.world, 0.0)
-        self.keeper.before()
+        self.ranks = Ranks(0, 1, torch.device("cpu"))
+        self.run = open_run(self.cfg, self.ranks)
+        self.log = Lifecycle(self.cfg, self.run, self.ranks, 0.0)
+        self.log.before()
         self.now, self.seconds = CLOCKS[clock], []
 
     def step(self) -> None:
         """The next step."""
         start = self.now()
-        train.train_grpo(replace(self.cfg, steps=self.run.step + 1), self.run, self.world, self.keeper)
+        train.train_grpo(replace(self.cfg, steps=self.run.step + 1), self.run, self.ranks, self.log)
         self.seconds.append(self.now() - start)
         self.run.step += 1
 
@@ -196,7 +197,7 @@ def main(argv: list[str] | None = None) -> dict:
                 ours.step()
         else:
             trainer, theirs = peer(ours, Path(folder) / "trl", rounds)
-        ours.keeper.bar.close()
+        ours.log.recorder.close_bar()
         lines, mine = ours.rows(), ours.seconds[1:]
     phases = {
         name: median(line[f"time/{name}"] / line["step_time"] for line in lines)

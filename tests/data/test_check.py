@@ -9,7 +9,6 @@ import pytest
 from data import check
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-sys.path.insert(0, str(Path(__file__).parent))
 from layouts import cvbench_row, png, sat_row, shown, write, write_lines
 
 ROW = {"question": "What is it?", "choices": ["a cup", "a jug"], "answer": "a cup"}

@@ -254,7 +254,7 @@ def cases() -> list[Case]:
             "refused",
             ("metrics.jsonl, line 1",),
         ),
-        Case("config.yaml empty", lambda p: empty(p.run / "config.yaml"), "refused", ("other settings",)),
+        Case("config.yaml empty", lambda p: empty(p.run / "config.yaml"), "refused", ("another version",)),
         Case(
             "config.yaml: no YAML",
             lambda p: write(p.run / "config.yaml", "a: [1\n"),

@@ -44,7 +44,7 @@ from data.answers.parser import read
 from data.images import open_picture, preprocess
 from data.types import BadPicture, Example
 from grpo.rewards.rules import REWARDS, rule
-from tests.data.adversarial import CASES
+from tests.data.answers.adversarial import CASES
 
 # of one answer under all rules, or of one picture, and of each PIXELS that it has
 SECONDS = 1.0

@@ -15,7 +15,6 @@ import pytest
 from grpo.parallel.watch import LOST
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
 from restarts import left_behind, torchrun
 
 TIMEOUT = 5.0
@@ -24,7 +23,7 @@ SCRIPT = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from grpo import distributed
+from grpo.parallel import ranks
 
 def happens(what):
     if what == "kill": os.kill(os.getpid(), signal.SIGKILL)
@@ -40,10 +39,10 @@ def happens(what):
         x = torch.linalg.qr(z)[0]
 
 def main(rank, size, *events):
-    distributed.start("cpu", {TIMEOUT})
+    ranks.join_ranks("cpu", {TIMEOUT})
     try:
         for step in range(4):
-            distributed.announce(f"step {{step + 1}}")
+            ranks.announce(f"step {{step + 1}}")
             time.sleep(1.1)                 # a beat, so that the others know
             if rank == size - 1 and step == 2:
                 for event in events:
@@ -51,12 +50,12 @@ def main(rank, size, *events):
                     happens(event)
             if "device" in events and step == 2 and rank == 0:
                 # as on a GPU: the sum is ordered, and waited for somewhere else
-                with distributed.meeting("the sum of the gradients"): pass
+                with ranks.meeting("the sum of the gradients"): pass
                 time.sleep(1000)
-            assert distributed.total(torch.ones(3)).tolist() == [size] * 3
-        distributed.stop()
+            assert ranks.sum_over_ranks(torch.ones(3)).tolist() == [size] * 3
+        ranks.leave_ranks()
     except ValueError as error:
-        distributed.stop(error)
+        ranks.leave_ranks(error)
         return 2
     return 0
 

@@ -1,23 +1,19 @@
 """Batches: padding that means nothing, pictures that stay with their prompts, and parts whose gradients
 add up to the whole."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from small import STOPS, batch_of, micro_batch, small_folder, small_policy
 
 from data.chat import Chat
 from data.shapes.world import Shapes
-from grpo.batch import TrainBatch, collate_prompts, learnable
+from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
 from grpo.variants import WEIGHTINGS
 from models.mrope import mrope_positions
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import STOPS, small_folder, small_policy
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +40,8 @@ def sources(folder):
     ]
 
 
-def batch_of(sources, group=3, longest=9, seed=0, lengths=None):
-    """A TrainBatch with random completions, and numbers that say where they belong."""
+def numbered(sources, group=3, longest=9, seed=0, lengths=None):
+    """A batch of random completions, and numbers that say where they belong."""
     random = torch.Generator().manual_seed(seed)
     shape = (len(sources), group)
     length = (
@@ -53,7 +49,7 @@ def batch_of(sources, group=3, longest=9, seed=0, lengths=None):
     )
     length[-1, -1] = longest
     tokens = torch.randint(12, 120, (*shape, longest), generator=random)
-    batch = TrainBatch(sources, tokens, length, torch.randn(shape, generator=random).flatten())
+    batch = batch_of(sources, tokens, length, advantage=torch.randn(shape, generator=random).flatten())
     rows = shape[0] * group
     number = torch.arange(rows * longest).float().view(rows, longest) + 1
     batch.weight, batch.logp_old, batch.logp_ref = (
@@ -130,14 +126,18 @@ BUDGETS = (1, 40, 100, 150, 200, 400, 10**9)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-@pytest.mark.parametrize("among", [None, [3, 0]], ids=["all", "some"])
-def test_every_row_is_in_one_part(sources, budget, among):
-    batch = batch_of(sources)
+@pytest.mark.parametrize("among", [[0, 1, 2, 3], [3, 0]], ids=["all", "some"])
+def test_every_row_is_in_one_part(sources, image, budget, among):
+    batch = numbered(sources)
     seen, back = torch.zeros(4, 3, dtype=torch.long), torch.zeros(batch.mask.shape)
-    for part, prompts, rows in batch.micro_batches(budget, among):
+    for cut in batch.cuts(budget, among):
+        prompts, rows = cut
+        part = micro_batch(batch, image, cut)
         for p in prompts:
             seen[p, rows] += 1
-        assert [source.uid for source in part.sources] == [sources[p].uid for p in prompts]
+        assert torch.equal(
+            part.prompts.tokens, collate_prompts([sources[p] for p in prompts], image_token=image).tokens
+        )
         assert torch.equal(part.length, batch.length[prompts][:, rows])
         # cut to what it holds
         assert part.tokens.shape == (*part.length.shape, int(part.length.max()))
@@ -146,43 +146,53 @@ def test_every_row_is_in_one_part(sources, budget, among):
         advantage = batch.advantage.view(4, 3)[prompts][:, rows].flatten()
         assert torch.equal(part.advantage, advantage)
         assert torch.equal(part.weight > 0, part.mask)
-        batch.put_back(back, part.weight, prompts, rows)
+        batch.write_back(back, part.weight, cut)
     wanted = torch.zeros(4, 3, dtype=torch.long)
-    wanted[range(4) if among is None else among] = 1
+    wanted[among] = 1
     assert torch.equal(seen, wanted)
-    # put_back undoes select
+    # write_back is the inverse of micro_batch
     assert torch.equal(back, batch.weight * wanted.view(-1, 1))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_a_part_keeps_to_the_budget(sources, budget):
+def test_a_part_keeps_to_the_budget(sources, image, budget):
     """Counted as it is computed: each prompt once, its group padded to the longest completion. One row
     must go even if it is too much."""
-    batch = batch_of(
+    batch = numbered(
         sources, group=4, longest=30, lengths=[[30, 2, 2, 2], [1, 1, 1, 1], [3, 2, 1, 2], [9, 9, 9, 9]]
     )
-    for part, prompts, _ in batch.micro_batches(budget):
-        cost = len(prompts) * max(len(s.tokens) for s in part.sources) + part.tokens.numel()
-        assert cost <= budget or part.length.numel() == 1, (cost, prompts)
+    for cut in batch.cuts(budget, batch.teaching):
+        part = micro_batch(batch, image, cut)
+        cost = part.prompts.tokens.numel() + part.tokens.numel()
+        assert cost <= budget or part.length.numel() == 1, (cost, cut)
 
 
 def test_a_large_budget_is_used(sources):
-    batch = batch_of(sources)
-    assert len(list(batch.micro_batches(10**9))) == 1 and len(list(batch.micro_batches(1))) == 12
-    assert list(batch.micro_batches(100, [])) == []
+    batch = numbered(sources)
+    groups = [0, 1, 2, 3]
+    assert len(list(batch.cuts(10**9, groups))) == 1 and len(list(batch.cuts(1, groups))) == 12
+    assert list(batch.cuts(100, [])) == []
 
 
 def test_groups_of_like_length_go_together(sources):
-    batch = batch_of(sources, group=2, longest=40, lengths=[[40, 39], [1, 1], [38, 40], [2, 1]])
+    batch = numbered(sources, group=2, longest=40, lengths=[[40, 39], [1, 1], [38, 40], [2, 1]])
     batch.length[-1, -1] = 1
     one = max(len(s.tokens) for s in sources) + 2 * 40
-    assert [sorted(prompts) for _, prompts, _ in batch.micro_batches(2 * one)] == [[0, 2], [1, 3]]
+    assert [sorted(cut.groups) for cut in batch.cuts(2 * one, [0, 1, 2, 3])] == [[0, 2], [1, 3]]
 
 
-def test_learnable(sources):
-    batch = batch_of(sources)
+def test_chunks_stay_apart(sources):
+    batch = batch_of(sources, torch.zeros(4, 2, 3).long(), torch.full((4, 2), 3), chunk=[1, 0, 1, 0])
+    assert [cut.groups for cut in batch.cuts(10**9, [0, 1, 2, 3], apart=True)] == [[1, 3], [0, 2]]
+    assert [cut.groups for cut in batch.cuts(10**9, [0, 1, 2, 3])] == [[0, 1, 2, 3]]
+
+
+def test_without_a_penalty_only_groups_with_an_advantage_teach(sources):
+    batch = numbered(sources)
+    assert batch.teaching == [0, 1, 2, 3]
+    batch.logp_ref = None
     batch.advantage = torch.tensor([[0.0, 0, 0], [1, -1, 0], [0, 0, 0], [0, 0, 1e-3]]).flatten()
-    assert learnable(batch) == [1, 3]
+    assert batch.teaching == [1, 3]
 
 
 # ---- masks
@@ -191,26 +201,23 @@ def test_learnable(sources):
 def test_masks_come_from_lengths(sources):
     """The pad token is also a stop token here, and a completion may be nothing but stop tokens: only
     lengths say what is real."""
-    batch = batch_of(sources)
+    batch = numbered(sources)
     length = batch.length.flatten()
     for token in (0, STOPS[0]):
-        filled = replace(batch, tokens=torch.full_like(batch.tokens, token))
+        filled = batch_of(sources, torch.full_like(batch.tokens, token), batch.length)
         assert torch.equal(filled.mask, torch.arange(9) < length[:, None])
     assert filled.mask.sum() == length.sum()
 
 
 def test_what_stands_in_the_padding_changes_nothing(sources, image):
-    policy, batch = small_policy(), batch_of(sources)
+    policy, batch = small_policy(), numbered(sources)
     padding = ~batch.mask.view(batch.tokens.shape)
     found = []
     for fill in (0, STOPS[0], image):
         tokens = batch.tokens.masked_fill(padding, fill)
         policy.zero_grad()
         logp, entropy = completion_logprobs(
-            policy,
-            replace(batch, tokens=tokens).collated(image_token=image, merge=2, device="cpu"),
-            temperature=1.0,
-            chunk=7,
+            policy, micro_batch(batch_of(sources, tokens, batch.length), image), temperature=1.0, chunk=7
         )
         (logp * torch.arange(logp.numel()).view(logp.shape)).sum().backward()
         found.append((logp, entropy, [p.grad.clone() for p in policy.parameters()]))
@@ -226,14 +233,11 @@ def test_what_stands_in_the_padding_changes_nothing(sources, image):
 def step_gradient(policy, batch, image, micro_tokens, weighting="completion", chunk=1024):
     """Gradient of a whole update as train.py computes it: weights decided once, parts added up."""
     policy.zero_grad()
-    batch = replace(
-        batch,
-        weight=token_weights(
-            batch.mask, WEIGHTINGS[weighting], tokens=batch.mask.sum(), completions=len(batch.mask), cap=12
-        ),
+    batch.weight = token_weights(
+        batch.mask, WEIGHTINGS[weighting], tokens=batch.mask.sum(), completions=len(batch.mask), cap=12
     )
-    for part, _, _ in batch.micro_batches(micro_tokens):
-        part = part.collated(image_token=image, merge=2, device="cpu")
+    for cut in batch.cuts(micro_tokens, list(range(len(batch.prompts)))):
+        part = micro_batch(batch, image, cut)
         part.prompts.patches = part.prompts.patches.double()
         logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=chunk)
         loss, _ = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, kl_coef=0.04)
@@ -249,15 +253,10 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut(sources, image, wei
     The policy computes in float64, so what is left is the float32 of the log-probs: 6e-8 a token. A wrong
     normaliser is off by a factor.
     """
-    policy, batch = small_policy().double(), batch_of(sources)
+    policy, batch = small_policy().double(), numbered(sources)
     batch.logp_old = batch.logp_ref = None
     with torch.no_grad():
-        logp, _ = completion_logprobs(
-            policy.float(),
-            batch.collated(image_token=image, merge=2, device="cpu"),
-            temperature=1.0,
-            chunk=99,
-        )
+        logp, _ = completion_logprobs(policy.float(), micro_batch(batch, image), temperature=1.0, chunk=99)
     batch.logp_old, batch.logp_ref = (
         logp + 0.1 * torch.randn(logp.shape, generator=torch.Generator().manual_seed(3)),
         logp - 0.2,
@@ -266,14 +265,13 @@ def test_the_gradient_does_not_depend_on_how_the_step_is_cut(sources, image, wei
     whole = step_gradient(policy, batch, image, 10**9, weighting)
     order = torch.tensor([2, 0, 3, 1])
     rows = (order[:, None] * 3 + torch.arange(3)).flatten()
-    shuffled = TrainBatch(
+    shuffled = batch_of(
         [sources[p] for p in order],
         batch.tokens[order],
         batch.length[order],
-        batch.advantage[rows],
-        None,
-        batch.logp_old[rows],
-        batch.logp_ref[rows],
+        advantage=batch.advantage[rows],
+        logp_old=batch.logp_old[rows],
+        logp_ref=batch.logp_ref[rows],
     )
     for cut in (
         step_gradient(policy, batch, image, 1, weighting),

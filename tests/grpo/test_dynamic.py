@@ -1,8 +1,9 @@
-"""Dynamic sampling: which groups are kept is decided by their rewards and by nothing else, and what is
-left out is counted."""
+"""The groups of a step: rewards alone decide which of them dynamic sampling keeps, and what is left out is
+counted."""
 
 import functools
 import operator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,11 +11,11 @@ import torch
 
 from data.order import indices_at
 from data.types import BadExample
-from grpo.dynamic import SAMPLING, Drawn, dynamic, fixed
+from grpo.batch import Groups
 from grpo.objective import group_advantages, policy_loss, token_weights
-from grpo.parallel.ranks import World
+from grpo.parallel.ranks import Ranks
 from grpo.rollout import Rollout
-from grpo.run.setup import chosen_prompts
+from grpo.run.questions import chosen_prompts
 from grpo.variants import reinforce, undivided
 
 EVEN, MIXED = [1.0, 1.0], [2.0, 0.0]
@@ -31,7 +32,7 @@ def drawn(rewards, first=0, lengths=None, skipped=0):
     tokens = torch.where(mask, uid[:, None, None], 0)
     examples = [SimpleNamespace(uid=str(i)) for i in uid.tolist()]
     prompts = [SimpleNamespace(uid=str(i), tokens=range(10)) for i in uid.tolist()]
-    return Drawn(
+    return Groups(
         examples,
         prompts,
         Rollout(tokens, length, length > 1, -tokens.float()),
@@ -39,53 +40,56 @@ def drawn(rewards, first=0, lengths=None, skipped=0):
         reward,
         {"accuracy": reward / 2},
         skipped,
-        {"prompts": 1.0, "rollout": 2.0, "score": 3.0},
+        [0] * count,
     )
 
 
-def rounds_of(*rounds):
-    """A `draw` that gives these rounds, and a list of the rounds it was asked for."""
-    asked = []
+def fixed(groups):
+    """The batch of a step without dynamic sampling."""
+    return groups.batch(dynamic=False, chunks=0)
 
-    def draw(round):
-        asked.append(round)
-        return rounds[round]
 
-    return draw, asked
+def dynamic(rounds, most, enough):
+    """The batch of a step of the loop, whose attempts draw these rounds, and how many of them it drew."""
+    groups = rounds[0]
+    drawn = 1
+    for attempt in range(1, most):
+        if groups.enough_differ(enough):
+            break
+        more = rounds[attempt]
+        groups = groups.extend(replace(more, attempt=[attempt] * len(more.prompts)))
+        drawn += 1
+    return groups.batch(dynamic=True, chunks=0), drawn
 
 
 def uids(found):
     return [p.uid for p in found.prompts]
 
 
-def test_the_table():
-    assert {"fixed": fixed, "dynamic": dynamic} == SAMPLING
+def test_without_dynamic_sampling_all_groups_are_kept_in_order():
+    found = fixed(drawn([EVEN, MIXED, EVEN]))
+    assert uids(found) == ["0", "1", "2"] and found.places == [0, 1, 2] and found.own == slice(0, 3)
+    assert found.counts.tolist() == [int(found.length.sum()), 6]
+    assert (found.attempts, found.dropped, found.dropped_tokens) == (1, 0, 0)
 
 
-def test_fixed_is_one_round_whatever_it_earned():
-    draw, asked = rounds_of(drawn([EVEN, EVEN]))
-    found = fixed(draw, 9, 1.0)
-    assert (
-        asked == [0]
-        and uids(found) == ["0", "1"]
-        and found.totals.tolist() == [2 + 2 + 1 + 2, 4]
-        and (found.rounds, found.dropped) == (1, 0)
-    )
+@pytest.mark.parametrize(
+    "chunks, wanted", [(0, [0, 1, 2, 3]), (1, [0, 0, 0, 0]), (2, [0, 0, 1, 1]), (3, [0, 0, 1, 2])]
+)
+def test_chunks_are_shares_of_the_step(chunks, wanted):
+    assert drawn([MIXED] * 4).batch(dynamic=False, chunks=chunks).chunk == wanted
 
 
 def test_idle_groups_give_their_places_to_further_ones():
-    draw, asked = rounds_of(
-        drawn([EVEN, MIXED, EVEN]), drawn([EVEN, MIXED, EVEN], 10), drawn([MIXED, MIXED, EVEN], 20)
-    )
-    found = dynamic(draw, 5, 1.0)
-    assert asked == [0, 1, 2] and uids(found) == ["1", "11", "20"] == [e.uid for e in found.examples]
+    rounds = [drawn([EVEN, MIXED, EVEN]), drawn([EVEN, MIXED, EVEN], 10), drawn([MIXED, MIXED, EVEN], 20)]
+    found, asked = dynamic(rounds, 5, 1.0)
+    assert asked == 3 and uids(found) == ["1", "11", "20"] == [e.uid for e in found.questions]
     assert (
         found.texts == [["1a", "1b"], ["11a", "11b"], ["20a", "20b"]] and found.reward.tolist() == [MIXED] * 3
     )
     assert found.parts["accuracy"].tolist() == [[1.0, 0.0]] * 3
-    assert (found.rounds, found.dropped, found.averaged) == (3, 6, [0, 1, 2])
-    assert found.seconds == {"prompts": 3.0, "rollout": 6.0, "score": 9.0}
-    assert found.clock(100.0) == {"start": 100.0, "prompts": 103.0, "rollout": 109.0, "score": 118.0}
+    assert (found.attempts, found.dropped) == (3, 6)
+    assert found.counts.tolist() == [int(found.length.sum()), 6]
     for group, uid in enumerate((1, 11, 20)):
         for row, n in enumerate(found.rollout.length[group].tolist()):
             assert found.rollout.tokens[group, row].tolist() == [uid] * n + [0] * (
@@ -95,73 +99,60 @@ def test_idle_groups_give_their_places_to_further_ones():
     assert found.rollout.tokens.shape[-1] == int(found.rollout.length.max())
 
 
-def test_where_all_can_teach_dynamic_is_fixed():
+def test_where_all_groups_differ_dynamic_sampling_changes_nothing():
     for rewards in ([MIXED] * 3, [[0.0, 1e-5], [3.0, 1.0], MIXED]):
-        one, other = (
-            fixed(rounds_of(drawn(rewards))[0], 4, 1.0),
-            dynamic(rounds_of(drawn(rewards))[0], 4, 1.0),
-        )
-        assert (
-            uids(one) == uids(other)
-            and torch.equal(one.rollout.tokens, other.rollout.tokens)
-            and torch.equal(one.totals, other.totals)
-        )
-        assert other.dropped == other.dropped_tokens == 0 and other.rounds == 1
+        one = fixed(drawn(rewards))
+        other, asked = dynamic([drawn(rewards)], 4, 1.0)
+        assert uids(one) == uids(other) and torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.counts, other.counts) and one.places == other.places
+        assert other.dropped == other.dropped_tokens == 0 and asked == other.attempts == 1
 
 
 def test_idle_groups_fill_up_and_weigh_nothing():
-    """Two rounds, three places, two groups that can teach: the third is idle, keeps the shape, and is not
-    in the average."""
-    draw, asked = rounds_of(drawn([EVEN, EVEN, MIXED]), drawn([EVEN, MIXED, EVEN], 10))
-    found = dynamic(draw, 2, 1.0)
-    assert asked == [0, 1] and uids(found) == ["2", "11", "0"] and found.averaged == [0, 1]
-    assert found.totals.tolist() == [int(found.rollout.length[:2].sum()), 4]
+    """Two rounds, three places, two groups that differ: the third is idle, keeps the shape, and is not in the
+    average."""
+    found, asked = dynamic([drawn([EVEN, EVEN, MIXED]), drawn([EVEN, MIXED, EVEN], 10)], 2, 1.0)
+    assert asked == 2 and uids(found) == ["2", "11", "0"]
+    assert found.counts.tolist() == [int(found.length[:2].sum()), 4]
     # questions 1, 10 and 12
     assert found.dropped == 3 and found.dropped_tokens == 3 * 10 + (2 + 2) + (2 + 2) + (1 + 2)
 
 
-def test_nothing_can_teach():
-    found = dynamic(rounds_of(drawn([EVEN, EVEN]), drawn([EVEN, EVEN], 10))[0], 2, 1.0)
-    assert uids(found) == ["0", "1"] and found.averaged == [] and found.totals.tolist() == [1, 1]
-    assert group_advantages(found.reward).eq(0).all()
+def test_no_group_differs():
+    found, _ = dynamic([drawn([EVEN, EVEN]), drawn([EVEN, EVEN], 10)], 2, 1.0)
+    assert uids(found) == ["0", "1"] and found.counts.tolist() == [0, 0]
+    assert group_advantages(found.reward).eq(0).all() and found.teaching == []
 
 
 @pytest.mark.parametrize("enough, rounds", [(1.0, 3), (0.7, 3), (0.5, 2), (0.25, 1)])
 def test_enough_is_a_share_of_the_step(enough, rounds):
-    draw, asked = rounds_of(
+    drawn_rounds = [
         drawn([EVEN, MIXED, EVEN, EVEN]),
         drawn([MIXED, EVEN, EVEN, EVEN], 10),
         drawn([MIXED, MIXED, EVEN, EVEN], 20),
-    )
-    found = dynamic(draw, 3, enough)
-    assert len(asked) == rounds == found.rounds and len(found.prompts) == 4
+    ]
+    found, asked = dynamic(drawn_rounds, 3, enough)
+    assert asked == rounds == found.attempts and len(found.prompts) == 4
 
 
 def test_a_round_without_new_questions_is_empty():
-    nothing = Drawn(
-        [],
-        [],
-        Rollout.none(2),
-        [],
-        torch.zeros(0, 2),
-        {"accuracy": torch.zeros(0, 2)},
-        0,
-        {"prompts": 0.0, "rollout": 0.0, "score": 0.0},
-    )
-    draw, asked = rounds_of(drawn([EVEN, MIXED], skipped=1), nothing, drawn([MIXED, MIXED], 20, skipped=2))
-    found = dynamic(draw, 3, 1.0)
-    assert asked == [0, 1, 2] and uids(found) == ["1", "20"] and found.skipped == 3
+    none = torch.zeros(0, 2)
+    nothing = Groups([], [], Rollout.none(2), [], none, {"accuracy": none}, 0, [])
+    rounds = [drawn([EVEN, MIXED], skipped=1), nothing, drawn([MIXED, MIXED], 20, skipped=2)]
+    found, asked = dynamic(rounds, 3, 1.0)
+    assert asked == 3 and uids(found) == ["1", "20"] and found.skipped == 3
+    # the empty round is no rollout
+    assert found.attempts == 2
 
 
 def test_the_gradient_is_gpgs():
-    """1/B of all groups times B / (B - M) is the average over the B - M that can teach: idle groups change
-    no gradient."""
-    found = dynamic(rounds_of(drawn([EVEN, MIXED, EVEN], lengths=[[3, 3], [1, 3], [2, 2]]))[0], 1, 1.0)
-    mask = torch.arange(3) < found.rollout.length.flatten()[:, None]
-    tokens, completions = found.totals
-    logp = torch.full(mask.shape, -1.0, requires_grad=True)
+    """1/B of all groups times B / (B - M) is the average over the B - M that differ: idle groups change no
+    gradient."""
+    found, _ = dynamic([drawn([EVEN, MIXED, EVEN], lengths=[[3, 3], [1, 3], [2, 2]])], 1, 1.0)
+    tokens, completions = found.counts
+    logp = torch.full(found.mask.shape, -1.0, requires_grad=True)
     advantage = group_advantages(found.reward, scale=undivided).flatten()
-    weight = token_weights(mask, tokens=tokens, completions=completions, cap=3)
+    weight = token_weights(found.mask, tokens=tokens, completions=completions, cap=3)
     policy_loss(logp, None, None, advantage, weight, surrogate=reinforce)[0].backward()
     assert uids(found) == ["1", "0", "2"]
     expected = torch.zeros(6, 3)
@@ -182,7 +173,7 @@ def asked_in(round, rank, size, count=20, prompts=6, bad=()):
     return chosen_prompts(
         run,
         SimpleNamespace(prompts=prompts, seed=4, blind=False),
-        World(rank, size, torch.device("cpu")),
+        Ranks(rank, size, torch.device("cpu")),
         3,
         round,
     )

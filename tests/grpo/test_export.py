@@ -1,27 +1,23 @@
 """grpo.export: a checkpoint as a folder to hand on, whole or not at all."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import small_folder, small_policy
 
 from grpo import export
 from grpo.optim import Optimizer
 from grpo.storage import checkpoint
 from models import weights
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import small_folder, small_policy
-
 
 @pytest.fixture
 def run(tmp_path):
     """A run folder with one checkpoint."""
     policy = small_policy()
-    optimizer = Optimizer(policy, name="adamw", lr=1e-2, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1)
+    optimizer = Optimizer(policy, name="adamw", lr=1e-2, beta2=0.99, weight_decay=0.1)
     for p in policy.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()

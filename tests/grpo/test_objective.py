@@ -1,12 +1,13 @@
-"""The objective against closed forms: every value *and gradient* that can be worked out by hand is.
+"""The objective against closed forms: every value *and gradient* that can be worked out by hand.
 
-Each test takes the module under test as the fixture `objective`, so that test_mutants.py can hand it a broken
-one. Nothing here calls the implementation to get an expected value. Tolerance 1e-6 relative unless said:
-float32 has 1.2e-7, and nothing here sums more than 40 terms.
+Each test takes the module under test as the fixture `objective`, so that test_mutants.py can pass a broken
+one. No expected value comes from the implementation. Tolerance 1e-6 relative unless said: float32 has 1.2e-7,
+and nothing here sums more than 40 terms.
 """
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,7 +34,6 @@ def one(x):
 
 
 # ---- Eq. 3: advantages
-# ----------------------------------------------------------------------
 
 
 def test_advantages_are_measured_in_sample_standard_deviations(objective):
@@ -56,12 +56,41 @@ def test_a_completion_alone_has_no_group():
             grpo.objective.group_advantages(bad)
 
 
-def test_integer_rewards_are_welcome():
-    close(grpo.objective.group_advantages(torch.tensor([[0, 1]]), eps=0.0), [[-(0.5**0.5), 0.5**0.5]])
+@pytest.mark.parametrize(
+    "reward",
+    [
+        [[0, 1], [2.0, 5.0]],
+        ((0, 1), (2, 5)),
+        np.array([[0, 1], [2, 5]]),
+        np.array([[0, 1], [2, 5]], dtype=np.float64),
+        torch.tensor([[0, 1], [2, 5]]),
+    ],
+    ids=lambda reward: type(reward).__name__,
+)
+def test_lists_arrays_and_integers_are_rewards(reward):
+    """The first three lines of a notebook."""
+    advantage = grpo.objective.group_advantages(reward, eps=0.0)
+    close(advantage, [[-(0.5**0.5), 0.5**0.5]] * 2)
+    assert advantage.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "reward, message",
+    [
+        ([[1, 2], [3]], "P rows of G numbers"),
+        ([["right", "wrong"]], "P rows of G numbers"),
+        (None, "P rows of G numbers"),
+        ([1, 2, 3], r"shape \(3,\), expected \(P, G\)"),
+        (np.ones((3, 1)), r"shape \(3, 1\), expected \(P, G\)"),
+        ([], r"shape \(0,\), expected"),
+    ],
+)
+def test_what_is_no_table_of_rewards_is_an_error(reward, message):
+    with pytest.raises(ValueError, match=f"group_advantages: .*{message}"):
+        grpo.objective.group_advantages(reward)
 
 
 # ---- Eq. 4, 5: ratio and clip
-# ----------------------------------------------------------------------
 
 
 def test_gradient_of_every_clip_case(objective):
@@ -129,7 +158,6 @@ def test_a_huge_ratio_stays_finite(objective):
 
 
 # ---- Eq. 6: KL
-# ----------------------------------------------------------------------
 
 
 def test_kl_gradient_sees_the_reference(objective):
@@ -170,7 +198,6 @@ def test_kl_is_a_penalty_beside_the_clip(objective):
 
 
 # ---- Eq. 7: weights and the loss
-# ----------------------------------------------------------------------
 
 
 def toy_update(seed=0, rows=7, cap=6, vocab=5):

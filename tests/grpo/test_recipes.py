@@ -14,12 +14,11 @@ import train
 from data.sources import hub
 from grpo.config import parse
 from grpo.plan import plan
-from grpo.run import setup
 from grpo.storage import checkpoint
 from grpo.storage.checkpoint import complete
+from grpo.storage.model_folder import HUB_FILES, model_folder
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from qwen import jsonl_folder, problems_file, qwen_folder, sat_file
 
 RECIPES = list(parse.recipes())
@@ -133,7 +132,7 @@ def test_two_steps(recipe, base, data, tmp_path, capsys):
         "template",
         "task",
         "freeze",
-        "sampling",
+        "max_rounds",
         "enough",
         "sft",
     }
@@ -188,7 +187,7 @@ def test_the_papers_numbers_are_the_recipes():
         (8, 8192),
     ]
     for name in ("sat_gpg", "sat_dapo"):
-        assert parse.load(name).loss.kl_coef == 0 and parse.load(name).sampling == "dynamic"
+        assert parse.load(name).loss.kl_coef == 0 and parse.load(name).max_rounds > 1
 
 
 def test_every_recipe_is_in_the_docs_with_its_command():
@@ -310,16 +309,15 @@ def test_a_hub_model_is_fetched_by_pattern_at_its_revision(base, monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "snapshot", lambda *args: asked.append(args) or base)
     assert (
-        setup.model_folder("Qwen/Qwen2-VL-2B", "abc") == base
-        and setup.model_folder("Qwen/Qwen2-VL-2B@v1", "abc") == base
+        model_folder("Qwen/Qwen2-VL-2B", "abc") == base and model_folder("Qwen/Qwen2-VL-2B@v1", "abc") == base
     )
     assert asked == [
-        ("Qwen/Qwen2-VL-2B", setup.HUB_FILES, "model", "abc"),
-        ("Qwen/Qwen2-VL-2B", setup.HUB_FILES, "model", "v1"),
+        ("Qwen/Qwen2-VL-2B", HUB_FILES, "model", "abc"),
+        ("Qwen/Qwen2-VL-2B", HUB_FILES, "model", "v1"),
     ]
     from fnmatch import fnmatch
 
-    fetched = lambda name: any(fnmatch(name, pattern) for pattern in setup.HUB_FILES)
+    fetched = lambda name: any(fnmatch(name, pattern) for pattern in HUB_FILES)
     assert all(
         map(
             fetched,
@@ -347,7 +345,7 @@ def test_a_hub_model_is_fetched_by_pattern_at_its_revision(base, monkeypatch):
         )
     )
     # a folder that is there wins
-    assert setup.model_folder(str(base)) == base and len(asked) == 2
+    assert model_folder(str(base)) == base and len(asked) == 2
 
 
 def test_a_run_keeps_to_the_commit_it_began_with(base, data, tmp_path, monkeypatch):

@@ -1,25 +1,21 @@
 """Rollouts: what is written is what the full forward pass would have written, token for token, whatever
 shares the batch."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from small import STOPS, batch_of, micro_batch, small_folder, small_policy, small_prompts
 
 from data.chat import Chat
 from data.shapes.world import Shapes
 from grpo import cuda_graphs
 from grpo import rollout as module
-from grpo.batch import TrainBatch, collate_prompts
+from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
-from grpo.rollout import generate
+from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import sample, uid_hash, uniforms
 from models.cache import KVCache
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from small import STOPS, small_folder, small_policy, small_prompts
 
 CAP, GROUP, SEED, STEP = 14, 4, 3, 8
 
@@ -55,8 +51,7 @@ def write(
     stop_ids=STOPS,
     seed=SEED,
     step=STEP,
-    banned=(),
-    slots=None,
+    **options,
 ):
     return generate(
         policy,
@@ -66,8 +61,7 @@ def write(
         temperature=temperature,
         stop_ids=stop_ids,
         address=(seed, step, [uid_hash(p.uid) for p in sources]),
-        banned=banned,
-        slots=slots,
+        options=DecodeOptions(**options),
     )
 
 
@@ -158,18 +152,18 @@ def test_one_prompt_and_one_completion(policy, chat, sources, together):
 def test_closing_slots_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
     calls, keep = [], KVCache.keep
     monkeypatch.setattr(module, "CLOSE_AT", share)
-    monkeypatch.setattr(module, "FEWEST", (1, 0))
+    monkeypatch.setattr(module, "MIN_ROWS", (1, 0))
     monkeypatch.setattr(
         KVCache,
         "keep",
-        lambda cache, alive, most: (
-            calls.append((most, len(alive), int(alive.sum()))) or keep(cache, alive, most)
+        lambda cache, running, most: (
+            calls.append((most, len(running), int(running.sum()))) or keep(cache, running, most)
         ),
     )
     same(write(policy, chat, sources), together)
     assert bool(calls) == often
-    # each one shrinks it, to the living
-    assert all(most == living <= share * slots for most, slots, living in calls)
+    # each one shrinks it, to the running rows
+    assert all(most == running <= share * slots for most, slots, running in calls)
 
 
 @pytest.mark.parametrize("few", [1, 2, 5, 15, 16, 99])
@@ -177,12 +171,12 @@ def test_closing_slots_changes_no_token(policy, chat, sources, together, monkeyp
 def test_rows_that_wait_for_a_slot_draw_the_same_tokens(
     policy, chat, sources, together, monkeypatch, few, look
 ):
-    monkeypatch.setattr(module, "LOOK", {"cpu": look})
+    monkeypatch.setattr(module, "TOKENS_BETWEEN_CHECKS", {"cpu": look})
     begun, begin = [], KVCache.begin
     monkeypatch.setattr(
         KVCache, "begin", lambda cache, slots, prompt: begun.append(len(slots)) or begin(cache, slots, prompt)
     )
-    same(write(policy, chat, sources, slots=few), together)
+    same(write(policy, chat, sources, max_rows=few), together)
     assert sum(begun) == max(16 - few, 0)
 
 
@@ -193,9 +187,9 @@ def test_steps_of_one_shape_equal_those_that_read_only_what_is_there(
 ):
     """What a CUDA graph needs: sixteen tokens between two looks, and each reads a multiple of `reads`
     places, most of them empty."""
-    monkeypatch.setattr(module, "LOOK", {"cpu": 16})
+    monkeypatch.setattr(module, "TOKENS_BETWEEN_CHECKS", {"cpu": 16})
     shapes = Shaped(monkeypatch, reads)
-    same(write(policy, chat, sources, slots=few), together)
+    same(write(policy, chat, sources, max_rows=few), together)
     assert all(span % reads == 0 or span == CAP for span in shapes.spans) and len(set(shapes.spans)) <= -(
         -CAP // reads
     )
@@ -223,7 +217,7 @@ class Shaped:
 def test_a_step_compiles_as_one_graph(policy, chat, sources, together, monkeypatch):
     """No break, so no way back to Python and no wait for the device within a token; and the compiled step
     draws the same tokens."""
-    monkeypatch.setattr(module, "LOOK", {"cpu": 16})
+    monkeypatch.setattr(module, "TOKENS_BETWEEN_CHECKS", {"cpu": 16})
     compiled = []
 
     def change(work):
@@ -246,9 +240,12 @@ def test_recorded_steps_equal_eager_ones(chat, sources, few):
         temperature=1.0,
         stop_ids=STOPS,
         address=(SEED, STEP, [uid_hash(p.uid) for p in sources]),
-        slots=few,
     )
-    same(generate(policy, prompts, recorded=True, **how), generate(policy, prompts, **how))
+    recorded, eager = (
+        generate(policy, prompts, options=DecodeOptions(max_rows=few, recorded=recorded), **how)
+        for recorded in (True, False)
+    )
+    same(recorded, eager)
 
 
 def same(rollout, other):
@@ -259,11 +256,11 @@ def same(rollout, other):
 
 @pytest.mark.parametrize("fewest", [(1, 0), (2, 2), (99, 0)])
 def test_slots_are_closed_as_rows_stop_but_for_a_few(policy, chat, sources, monkeypatch, fewest):
-    monkeypatch.setattr(module, "FEWEST", fewest)
+    monkeypatch.setattr(module, "MIN_ROWS", fewest)
     monkeypatch.setattr(module, "CLOSE_AT", 1.0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    slots, step = [], policy.step
-    monkeypatch.setattr(policy, "step", lambda last, cache: slots.append(len(last)) or step(last, cache))
+    slots, step = [], policy.decode
+    monkeypatch.setattr(policy, "decode", lambda last, cache: slots.append(len(last)) or step(last, cache))
     rollout = write(policy, chat, sources)
     few = min(fewest[0] + 2 * fewest[1], 16)
     # 4 prompts: the first step is the same for the rows of each
@@ -319,10 +316,8 @@ def test_rows_end_with_their_stop_token(together):
 
 
 def test_the_stop_token_is_trained(policy, chat, sources, together):
-    batch = TrainBatch(sources, together.tokens, together.length)
-    logp, _ = completion_logprobs(
-        policy, batch.collated(image_token=chat.image_token, merge=2, device="cpu"), temperature=1.0, chunk=64
-    )
+    batch = micro_batch(batch_of(sources, together.tokens, together.length), chat.image_token)
+    logp, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=64)
     last = logp.view(*together.tokens.shape).gather(-1, together.length[..., None] - 1)[..., 0]
     assert (last[together.stopped] < 0).all()
 
@@ -376,9 +371,7 @@ def test_placeholders_are_never_drawn_however_much_the_policy_wants_to(chat, sou
         assert set((hidden @ policy.lm_head.weight.T).argmax(-1).flatten().tolist()) & set(placeholders)
     rollout = write(policy, chat, sources, temperature=temperature)
     assert not {t for group in rows(rollout) for row in group for t in row} & set(placeholders)
-    batch = TrainBatch(sources, rollout.tokens, rollout.length).collated(
-        image_token=chat.image_token, merge=2, device="cpu"
-    )
+    batch = micro_batch(batch_of(sources, rollout.tokens, rollout.length), chat.image_token)
     logp, _ = completion_logprobs(policy, batch, temperature=1.0, chunk=64)
     # nor do they take probability in the loss
     assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() < 1e-5
@@ -391,17 +384,13 @@ def test_placeholders_are_never_drawn_however_much_the_policy_wants_to(chat, sou
 @pytest.mark.parametrize("micro", [10**9, 100])
 def test_log_probs_are_those_of_the_training_forward(policy, chat, sources, temperature, micro):
     rollout = write(policy, chat, sources, temperature=temperature)
-    batch = TrainBatch(sources, rollout.tokens, rollout.length)
+    batch = batch_of(sources, rollout.tokens, rollout.length)
     logp = torch.zeros(batch.mask.shape)
-    for part, prompts, at in batch.micro_batches(micro):
-        part = part.collated(image_token=chat.image_token, merge=2, device="cpu")
-        batch.put_back(
-            logp,
-            completion_logprobs(policy, part, temperature=temperature, chunk=64)[0].detach(),
-            prompts,
-            at,
-        )
-    # attention is exact (layers.exact); products of few rows are not
+    for cut in batch.cuts(micro, batch.teaching):
+        part = micro_batch(batch, chat.image_token, cut)
+        found, _ = completion_logprobs(policy, part, temperature=temperature, chunk=64)
+        batch.write_back(logp, found.detach(), cut)
+    # attention is exact (layers.to_attention_dtype); products of few rows are not
     assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() <= (1e-5 if micro == 100 else 2e-6)
     # and they are not all alike
     assert rollout.logp[rollout.logp < 0].std() > 0.5

@@ -177,3 +177,8 @@ def test_distribution_is_float32_at_the_given_temperature():
     assert logp.dtype == torch.float32
     # bfloat16 would be 1e-4 away
     assert logp[1].item() == pytest.approx(-math.log1p(math.exp(-4)), abs=1e-7)
+
+
+def test_sampling_without_uniform_numbers_is_an_error():
+    with pytest.raises(ValueError, match=r"temperature 0\.7 needs u"):
+        sample(torch.zeros(2, 3), None, 0.7)

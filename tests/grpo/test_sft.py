@@ -1,21 +1,20 @@
 """Imitation: the loss is the mean negative log-likelihood of the tokens that count, as transformers
 computes it for the prompt and its document in one piece."""
 
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from zoo import completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of
 
-from grpo.batch import TrainBatch
-from grpo.parallel import ranks
-from grpo.sft import imitate, totals
+from grpo.batch import Batch
+from grpo.gradient import TokenBudget, accumulate_gradient
+from grpo.objective import token_weights
+from grpo.parallel.ranks import sum_gradients
+from grpo.sft import LOSS_ON, count_tokens
+from grpo.variants import WEIGHTINGS
 from models import weights
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-from zoo import IMAGE, completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 
 def batch_of(prompts, tokens, length):
@@ -25,29 +24,22 @@ def batch_of(prompts, tokens, length):
         )
         for p, (n, (patches, grid)) in enumerate(zip(prompts.length.tolist(), pictures_of(prompts)))
     ]
-    return TrainBatch(sources, tokens, length)
+    return Batch.of_documents([], sources, tokens, length)
 
 
 def learn(policy, batch, loss_on, weighting="token", micro=10**6, chunk=1000):
-    """imitate on one rank. → (loss, weight, logp, {name: gradient})."""
-    policy.zero_grad()
-    tokens, documents = totals(batch, loss_on, policy.config.placeholder_ids)
-    collate = partial(TrainBatch.collated, image_token=IMAGE, merge=2, device="cpu")
-    loss, weight, logp = imitate(
-        policy,
-        batch,
-        loss_on=loss_on,
-        weighting=weighting,
-        tokens=tokens,
-        completions=documents,
-        cap=9,
-        micro_tokens=micro,
-        chunk=chunk,
-        collate=collate,
+    """The gradient of imitation on one rank. -> (loss, weight, logp, {name: gradient})."""
+    tokens, documents = count_tokens(batch, loss_on, policy.config.placeholder_ids)
+    weigh = partial(
+        token_weights, weighting=WEIGHTINGS[weighting], tokens=tokens, completions=documents, cap=9
     )
+    loss_of = partial(LOSS_ON[loss_on], policy, weigh=weigh, chunk=chunk)
+    batch.updates = 0
+    stats = accumulate_gradient(loss_of, policy, batch, TokenBudget(micro, chunk, torch.device("cpu")))
     # which rounds them
-    ranks.sum_gradients(policy)
-    return float(loss), float(weight), logp, {name: p.grad.clone() for name, p in policy.named_parameters()}
+    sum_gradients(policy)
+    gradients = {name: p.grad.clone() for name, p in policy.named_parameters()}
+    return float(stats.loss.loss), float(stats.loss.weight), batch.logp, gradients
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +81,7 @@ def test_value_and_gradient_are_those_of_transformers(case, tmp_path, loss_on):
     twin = twin_of(policy, tmp_path)
     expected, gradient, count = by_transformers(twin, policy.config, prompts, tokens, length, loss_on)
     batch = batch_of(prompts, tokens, length)
-    assert totals(batch, loss_on, policy.config.placeholder_ids).tolist() == [count, 4]
+    assert count_tokens(batch, loss_on, policy.config.placeholder_ids).tolist() == [count, 4]
     loss, weight, _, found = learn(policy, batch, loss_on)
     assert loss == pytest.approx(expected, rel=1e-5) and weight == pytest.approx(1)
     assert found.keys() == gradient.keys()

@@ -2,15 +2,11 @@
 what we can't compute is refused."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from zoo import ARCHITECTURES, TWINS, tiny_config
 
 from models.config import NEEDED, OPTIONAL, ModelConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, TWINS, tiny_config
 
 # As on the hub. What both files have:
 COMMON = {

@@ -1,15 +1,10 @@
 """M-RoPE positions, token by token, against transformers and by hand."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from zoo import ARCHITECTURES, IMAGE, TWINS, prompt_tokens, tiny_config
 
 from models.mrope import mrope_positions
-
-sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, IMAGE, TWINS, prompt_tokens, tiny_config
 
 GRIDS = [[], [(1, 2, 2)], [(1, 4, 12)], [(1, 12, 4), (1, 6, 6)], [(1, 6, 6), (1, 2, 8), (1, 20, 14)]]
 

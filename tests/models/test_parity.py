@@ -5,13 +5,8 @@ Tolerances: two float32 programs that sum in different orders. The tiny policies
 size 1 to 10, where 1e-5 is a few dozen roundings; a wrong mask, position or scale is off by 1e-2 and more.
 """
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 from zoo import ARCHITECTURES, completions_for, prompt_batch, tiny_policy, twin_inputs, twin_of
 
 # Two pictures, none, one larger than a window with ragged windows at its edges, one smaller than a window.
@@ -113,7 +108,7 @@ def test_greedy_decoding(pair, rows):
     prompts, steps = rows[0], 12
     cache, tokens, drawn = policy.prefill(prompts, 2, steps), prompts.last.repeat_interleave(2), []
     for _ in range(steps):
-        tokens = policy.logits(policy.step(tokens, cache)).argmax(-1)
+        tokens = policy.logits(policy.decode(tokens, cache)).argmax(-1)
         drawn.append(tokens)
     drawn = torch.stack(drawn, -1).view(-1, 2, steps)  # (P, G, steps)
     assert torch.equal(drawn[:, 0], drawn[:, 1])

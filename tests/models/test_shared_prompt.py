@@ -5,20 +5,16 @@ Values in float32 within 1e-5 of each other (sums in different orders, values of
 float64, where only exact mathematics passes 1e-10.
 """
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from zoo import ARCHITECTURES, completions_for, pictures_of, prompt_batch, repeated, tiny_policy
 
 from models import decoder
 from models.decoder import by_length
 from models.qwen_vl import PromptBatch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, completions_for, pictures_of, prompt_batch, repeated, tiny_policy
 
 PICTURES = [[(1, 4, 6), (1, 6, 6)], [], [(1, 12, 10)], [(1, 4, 6)]]
 GROUP, LONGEST = 3, 9
@@ -48,7 +44,7 @@ def inputs_of(prompts, completions):
 def decode(policy, cache, inputs):
     """inputs (P, G, C) → hidden (P, G, C, D)."""
     return torch.stack(
-        [policy.step(tokens.flatten(), cache).view(*tokens.shape, -1) for tokens in inputs.unbind(-1)], 2
+        [policy.decode(tokens.flatten(), cache).view(*tokens.shape, -1) for tokens in inputs.unbind(-1)], 2
     )
 
 
@@ -90,9 +86,9 @@ def test_prefill_and_step_equal_forward(policy, rows):
     forward = policy(prompts, completions)
     cache = policy.prefill(prompts, GROUP, LONGEST)
     for c, tokens in enumerate(inputs_of(prompts, completions).unbind(-1)):
-        close(policy.step(tokens.flatten(), cache), forward[:, :, c].flatten(0, 1))
+        close(policy.decode(tokens.flatten(), cache), forward[:, :, c].flatten(0, 1))
     with pytest.raises(ValueError, match="full"):
-        policy.step(completions[..., 0].flatten(), cache)
+        policy.decode(completions[..., 0].flatten(), cache)
 
 
 @torch.no_grad()
@@ -279,7 +275,7 @@ def test_closing_slots_changes_nothing(policy, rows):
                 == len({r // GROUP for r in plan[c]})
                 == cache.lines.count // policy.config.num_key_value_heads
             )
-        close(policy.step(inputs[row, c], cache), forward[row, c])
+        close(policy.decode(inputs[row, c], cache), forward[row, c])
     assert c > 5
 
 
@@ -292,7 +288,7 @@ def test_a_slot_is_used_again(policy, rows):
         inputs_of(prompts, completions).flatten(0, 1),
         policy(prompts, completions).flatten(0, 1),
     )
-    cache = policy.prefill(prompts, GROUP, LONGEST, slots=3)
+    cache = policy.prefill(prompts, GROUP, LONGEST, max_rows=3)
     row, waiting, done = torch.arange(3), 3, set()
     assert (
         len(cache.own_k[0]) == 3
@@ -301,7 +297,7 @@ def test_a_slot_is_used_again(policy, rows):
     )
     for turn in range(100):
         at = cache.filled.clone()
-        close(policy.step(inputs[row, at], cache), forward[row, at])
+        close(policy.decode(inputs[row, at], cache), forward[row, at])
         full = cache.filled == LONGEST
         done |= set(row[full].tolist())
         # some are given up early

@@ -12,12 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from zoo import ARCHITECTURES, TWINS, completions_for, prompt_batch, tiny_config, tiny_policy, twin_inputs
 
 from models import weights
 from models.config import ModelConfig, VisionConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from zoo import ARCHITECTURES, TWINS, completions_for, prompt_batch, tiny_config, tiny_policy, twin_inputs
 
 CASES = [(architecture, tied) for architecture in ARCHITECTURES for tied in (True, False)]
 

@@ -12,8 +12,9 @@ function theme() {
   return h("button", { type: "button", "aria-label": "light or dark", onclick: () => set(other()) }, "◐");
 }
 
-const SHARES = /(^|\/)aha\/|accuracy|format|failure|rate|repetition|share|ratio|looking|correction|right|wrong|truncated|pass@|maj@|clipped|cut/;
-const isShare = (name, a, b) => SHARES.test(name) && [a, b].every(v => v === undefined || (v >= 0 && v <= 1));
+const SHARES = /(^|\/)aha\/|accuracy|format|failure|rate|repetition|share|ratio|truncated|pass@|maj@|clipped|cut/;
+const shareName = name => SHARES.test(name) || run.shares.includes(name.split("/").pop());
+const isShare = (name, a, b) => shareName(name) && [a, b].every(v => v === undefined || (v >= 0 && v <= 1));
 const words = name => { const text = name.replaceAll("_", " "); return text[0].toUpperCase() + text.slice(1); };
 
 function headlines({ base, final }) {

@@ -1,0 +1,77 @@
+"""What the built-in world measures in a completion: does it look, does it look again, and did that help?
+
+A completion looks if it has `look :` before any `but wait`; it looks again if it has `but wait`. The
+conclusion of a look stands behind `so it is`. All of this is read from the text: it says what the policy
+writes, not yet what that is worth (`evaluate.py --ban but` tests that).
+"""
+
+import re
+from dataclasses import dataclass
+
+from data.types import Example, TaskHook
+
+LOOK = "look :"
+LOOK_AGAIN = "but wait , let me look again :"
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The behaviour of a text. first, last: the conclusions of the first and the last look, "" without
+    one."""
+
+    looked: bool
+    again: bool
+    first: str
+    last: str
+
+
+def read_looks(text: str) -> Looks:
+    """Read the behaviour of a completion."""
+    before, _, after = text.partition("but wait")
+    first = conclusion(before)
+    return Looks(LOOK in before, bool(after), first, conclusion(after) or first)
+
+
+def conclusion(look: str) -> str:
+    """The word behind the last "so it is"; "" without one."""
+    found = re.findall(r"so it is (\w+)", look)
+    return found[-1] if found else ""
+
+
+def agrees(concluded: str, example: Example) -> bool:
+    """Whether a conclusion names the right choice. Objects are concluded by colour: "red" for "red
+    circle"."""
+    return concluded == example.answer.split()[0]
+
+
+def measure(text: str, example: Example) -> dict[str, bool | None]:
+    """The measurements of one completion; `first_look_right` does not apply (None) where it never looked."""
+    looks = read_looks(text)
+    first_right = agrees(looks.first, example)
+    last_right = agrees(looks.last, example)
+    return {
+        "looking": looks.looked,
+        "self_correction": looks.again,
+        "first_look_right": first_right if looks.looked else None,
+        "wrong_to_right": looks.again and last_right and not first_right,
+        "right_to_wrong": looks.again and first_right and not last_right,
+    }
+
+
+HOOK = TaskHook(
+    measure=measure,
+    columns={"looking": "looks", "self_correction": "looks again"},
+    charts=(
+        (
+            "Looking, and looking again",
+            "Share of completions that describe what they see, and that correct themselves.",
+            {"looking": "looks", "self_correction": "looks again"},
+        ),
+        (
+            "What the second look did",
+            "Share of all completions in which looking again made a wrong answer right, or the reverse.",
+            {"wrong_to_right": "wrong → right", "right_to_wrong": "right → wrong"},
+        ),
+    ),
+    sets={"pairs": "unseen pairs"},
+)

@@ -1,0 +1,171 @@
+"""From the first evaluation of a run to its last checkpoint: step 5 of the loop, signals, and the end."""
+
+import json
+import time
+
+from data.sources.table import hook_of
+from grpo.evaluation.tables import before_after
+from grpo.gradient import OutOfMemory
+from grpo.monitor import report
+from grpo.monitor.recorder import Recorder
+from grpo.parallel.ranks import wait_for_all
+from grpo.run import held_out
+from grpo.run.signals import Interrupted, Interrupts
+from grpo.storage import checkpoint
+from grpo.storage.atomic import write_whole
+from grpo.storage.background import Background
+
+
+class Lifecycle:
+    """Records steps, evaluates, and writes checkpoints, summary.json, curves.png and report.html.
+
+    Use as a context manager: it handles SIGINT and SIGTERM, and on exit it waits for a checkpoint that is
+    still being written.
+    """
+
+    def __init__(self, cfg, run, ranks, started: float):
+        self.cfg = cfg
+        self.run = run
+        self.ranks = ranks
+        self.started = started
+        self.recorder = Recorder(cfg, run, ranks)
+        self.interrupts = Interrupts(show=ranks.main)
+        self.last_saved = run.step if checkpoint.complete(run.folder) else -1
+        self.background = Background() if cfg.save.background else None
+
+    def __enter__(self) -> "Lifecycle":
+        self.interrupts.__enter__()
+        return self
+
+    def __exit__(self, kind, error, _) -> None:
+        try:
+            self.wait()
+        except checkpoint.CheckpointError as late:
+            if kind is None:
+                raise
+            # the run ends for another reason, which its own message names
+            self.recorder.warn(str(late))
+        finally:
+            self.interrupts.__exit__()
+        if isinstance(error, OutOfMemory):
+            saved = checkpoint.complete(self.run.folder)
+            where = f"The run goes on from {saved[-1]}" if saved else "No checkpoint is saved yet"
+            raise OutOfMemory(f"{error}. {where}.") from None
+
+    def describe(self) -> str:
+        """What the run will do, in two lines."""
+        cfg, run = self.cfg, self.run
+        size = sum(p.numel() for p in run.policy.parameters())
+        sets = ", ".join(f"{name}: {len(items)}" for name, items in run.heldout.items())
+        group = f" x {cfg.group}" if cfg.method == "grpo" else ""
+        return (
+            f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters) · "
+            f"{len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})\n"
+            f"{self.ranks.size} x {self.ranks.device} · {cfg.prompts} prompts{group} · {cfg.steps} steps · "
+            f"writes to {run.folder}"
+        )
+
+    def before(self) -> None:
+        """Print what begins. Evaluate the base, unless an earlier start of this run did."""
+        run = self.run
+        self.recorder.resume()
+        if self.ranks.main:
+            print(self.describe() + (f"\ngoing on after step {run.step}" if run.step else ""), flush=True)
+        if self.cfg.eval.items and not run.step:
+            run.metrics.write({"step": 0} | self.evaluate(0, every_set=True))
+        self.recorder.open_bar()
+        self.leave_if_told(run.step)
+        self.recorder.begin_step(run.step + 1)
+
+    def after(self) -> None:
+        """Save, write summary, curves and report, and print the table of before and after."""
+        if self.last_saved < self.cfg.steps:
+            self.save(self.cfg.steps)
+        self.wait()
+        if not self.ranks.main:
+            return
+        self.recorder.close_bar()
+        folder = self.run.folder
+        seconds = time.perf_counter() - self.started
+        evaluated = [row for row in report.read_metrics(folder) if "eval/accuracy" in row]
+        if evaluated:
+            base, final = (
+                {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
+                for row in (evaluated[0], evaluated[-1])
+            )
+            self.write_summary(base, final, seconds)
+            print("\n" + before_after(base, final, hook_of(self.cfg.task)) + "\n")
+        written = (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl")
+        for path in (*written, checkpoint.complete(folder)[-1]):
+            print(f"  {path}")
+        print(f"{time.perf_counter() - self.started:.0f} seconds")
+
+    def write_summary(self, base: dict, final: dict, seconds: float) -> None:
+        """Write summary.json, unless this start had nothing left to do and one is there."""
+        path = self.run.folder / "summary.json"
+        summary = {"base": base, "final": final, "steps": self.cfg.steps, "seconds": round(seconds, 1)}
+        # then `seconds` are those of the last start only
+        summary |= {"resumed_after": self.run.step} if self.run.step else {}
+        if self.run.step < self.cfg.steps or not path.exists():
+            write_whole(path, json.dumps(summary, indent=2) + "\n")
+
+    def step(self, step: int, batch, stats, grad_norm: float) -> None:
+        """Step 5 of GRPO's `step`-th step, counted from 1. Raises NonFinite, CheckpointError and
+        Interrupted."""
+        self.finish(step, self.recorder.grpo_row(step, batch, stats, grad_norm))
+
+    def sft_step(self, step: int, batch, stats, grad_norm: float) -> None:
+        """The same for a step of imitation."""
+        self.finish(step, self.recorder.sft_row(step, batch, stats, grad_norm))
+
+    def finish(self, step: int, row: dict) -> None:
+        """Evaluate and save when it is time, write the row, and move the bar."""
+        cfg = self.cfg
+        last = step == cfg.steps
+        if self.background:
+            self.background.check()
+        if cfg.eval.items and (last or (cfg.eval.every and step % cfg.eval.every == 0)):
+            row |= self.evaluate(step, every_set=last)
+        self.recorder.write(step, row)
+        if cfg.save.every and step % cfg.save.every == 0:
+            self.save(step)
+        self.recorder.move_bar(row)
+        if not last:
+            self.leave_if_told(step)
+            self.recorder.begin_step(step + 1)
+
+    def evaluate(self, step: int, every_set: bool) -> dict:
+        """The metrics of an evaluation (`grpo/run/held_out.py`)."""
+        return held_out.evaluate(self.cfg, self.run, self.ranks, step, every_set)
+
+    def leave_if_told(self, step: int) -> None:
+        """If any rank has received a signal, save and raise Interrupted, on every rank."""
+        if not (number := self.interrupts.signal_on_any_rank()):
+            return
+        if step > max(self.last_saved, 0):
+            self.save(step)
+        self.wait()
+        # torchrun ends the other ranks as soon as one has left
+        wait_for_all()
+        if self.ranks.main:
+            self.recorder.close_bar()
+        saved = self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None
+        raise Interrupted(number, step, self.cfg.steps, saved)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint, or start to write it in the background."""
+        checkpoint.save(
+            self.run.folder,
+            step,
+            self.run.policy,
+            self.run.optimizer,
+            base=self.run.base,
+            keep=self.cfg.save.keep,
+            background=self.background,
+        )
+        self.last_saved = step
+
+    def wait(self) -> None:
+        """Wait until every checkpoint is written. Raises CheckpointError if one could not be."""
+        if self.background:
+            self.background.wait()

@@ -1,0 +1,54 @@
+"""The folder of a model: built in, on disk, in a run folder, or on the hub."""
+
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.sources import hub
+from grpo.storage import checkpoint
+
+BUILT_IN = Path(__file__).parent.parent.parent / "models" / "tiny"
+# of a hub model: no pickles, no code
+HUB_FILES = ("*.safetensors", "*.json", "merges.txt", "chat_template.jinja")
+
+
+def model_folder(name: str, revision: str | None = None, files: Sequence[str] = HUB_FILES) -> Path:
+    """The folder of a model. "tiny" is built in; a run folder gives its newest undamaged checkpoint; a name
+    that is no folder here may be a model of the hub.
+
+    revision, files: of a hub model, which is downloaded once (`data/sources/hub.py`). Of a checkpoint,
+    `files` are the files that must be undamaged. Raises ValueError.
+    """
+
+    def wanted(name: str) -> bool:
+        return not name.startswith("optimizer") and any(fnmatch(name, pattern) for pattern in files)
+
+    if name == "tiny":
+        return BUILT_IN
+    folder = Path(name)
+    if (folder / "checkpoints").is_dir():
+        found, line = checkpoint.newest(folder, wanted)
+        if found is None:
+            raise ValueError(line or f"{folder}: a run folder without a complete checkpoint")
+        if line:
+            tqdm.write(line, file=sys.stderr)
+        return found
+    if not folder.exists() and (named := hub.parts_of(name)) and not named[2]:
+        try:
+            return hub.snapshot(named[0], files, "model", named[1] or revision)
+        except hub.HubError as error:
+            raise ValueError(f"model {name!r}: there is no such folder, and from the hub: {error}") from error
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"model {name!r}: no config.json in {folder.absolute()}; give a folder in Hugging Face layout, a "
+            "run folder, 'tiny', "
+            "or a model of the hub such as Qwen/Qwen2-VL-2B"
+        )
+    if (folder / "state.json").is_file() and (wrong := checkpoint.damage(folder, wanted)):
+        raise ValueError(
+            f"damaged: {folder / wrong}; take another checkpoint, or remove state.json if the change is yours"
+        )
+    return folder

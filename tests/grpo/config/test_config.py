@@ -1,0 +1,234 @@
+"""The config: what is typed is checked, an error says where and what was probably meant, and what is
+written is what was run."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpo import config
+from grpo.config import Config, ConfigError, load, parse_args
+from grpo.config.renamed import REMOVED, RENAMED
+from grpo.config.typed import leaves, names
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_no_arguments_is_the_main_job():
+    cfg, flags = parse_args([])
+    assert cfg.recipe == "shapes" and cfg.out == "runs/shapes"
+    assert not any(dataclasses.astuple(flags))
+
+
+def test_command_line_beats_recipe_beats_base_beats_defaults(tmp_path):
+    (tmp_path / "base.yaml").write_text("base: shapes\ngroup: 6\ncap: 33\noptim: {lr: 0.5, warmup: 7}\n")
+    (tmp_path / "mine.yaml").write_text("about: mine\nbase: ./base.yaml\ncap: 44\noptim:\n  lr: 0.25\n")
+    cfg, _ = parse_args([str(tmp_path / "mine.yaml"), "optim.lr=0.125", "--dry-run"])
+    assert (cfg.optim.lr, cfg.cap, cfg.group, cfg.optim.warmup) == (0.125, 44, 6, 7)
+    assert cfg.task == load("shapes").task and cfg.recipe == "mine" and cfg.out == "runs/mine"
+    assert cfg.optim.beta2 == Config().optim.beta2
+
+
+def test_bases_may_not_go_round_in_a_circle(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: ./b.yaml")
+    (tmp_path / "b.yaml").write_text("base: ./a.yaml")
+    with pytest.raises(ConfigError, match="circle: a -> b -> a"):
+        load(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["shape"], "unknown recipe 'shape' (did you mean 'shapes'?)"),
+        (["nowhere.yaml"], "there is no such file"),
+        (["shapes", "blink"], "the recipe is already 'shapes'"),
+        (["lr=1"], "argument 'lr=1': unknown key 'lr' (did you mean 'optim.lr'?)"),
+        (["loss.kl_coeff=1"], "did you mean 'loss.kl_coef'?"),
+        (["los.kl_coef=1"], "did you mean 'loss.kl_coef'?"),
+        (["optim=3"], "'optim' is a group of settings; set one of optim."),
+        (["loss.kl=k3_iss"], "expected one of k1, k2, k3, k3_is, got 'k3_iss' (did you mean 'k3_is'?)"),
+        (["method=gpro"], "did you mean 'grpo'?"),
+        (["steps=1.5"], "steps: expected a whole number, got 1.5"),
+        (["steps=true"], "expected a whole number, got true"),
+        (["steps=null"], "expected a whole number, got null"),
+        (["blind=1"], "blind: expected true or false, got 1"),
+        (["optim.lr=fast"], "expected a number, got 'fast'"),
+        (["optim.lr=.nan"], "expected a number"),
+        (["optim.lr=1e999"], "expected a number"),
+        (["rewards.format=much"], "rewards.format: expected a number"),
+        (["rewards.a.b=1"], "unknown key 'rewards.a.b'"),
+        (["limit=[1"], "is not valid YAML"),
+        (["freeze=[vision, llm]"], "nothing is left to train"),
+        (["freeze=[eyes]"], "freeze[0]: expected one of vision, llm, got 'eyes'"),
+        (["max_rounds=2"], "set loss.kl_coef=0"),
+        (["sampling=dynamic"], "max_rounds above 1 is dynamic sampling"),
+        (["enough=0"], "enough: must be above 0 and at most 1"),
+        (["max_rounds=0"], "max_rounds: must be at least 1"),
+        (["sft.loss_on=prompt"], "expected one of answer, prompt_and_answer"),
+        (["stages=[{until: 2}]"], "stages[0]: 'group' is missing"),
+        (["stages=[{until: 2, group: 4, capp: 3}]"], "unknown key 'capp' (did you mean 'cap'?)"),
+        (["stages=[{until: 9, group: 4, cap: 3}, {until: 3, group: 4, cap: 3}]"], "`until` must grow"),
+        (["--steps=3"], "settings are written without dashes: steps=3"),
+        (["--pla"], "did you mean '--plan'?"),
+        (["temperature=0"], "temperature: must be above 0"),
+        (["group=1"], "at least 2, because a group compares completions; got 1"),
+        (["loss.clip_low=1"], "loss.clip_low: must be in [0, 1)"),
+        (["init=x/config.json"], "random weights never earn a reward"),
+        (["min_pixels=9", "max_pixels=4"], "min_pixels: 9 is more than max_pixels, 4"),
+    ],
+)
+def test_an_error_says_where_and_what_was_meant(argv, message):
+    with pytest.raises(ConfigError) as error:
+        parse_args(argv)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("stepz: 3", "my.yaml: unknown key 'stepz' (did you mean 'steps'?)"),
+        ("optim: {lrr: 3}", "my.yaml: unknown key 'optim.lrr' (did you mean 'optim.lr'?)"),
+        ("optim: 3", "my.yaml: expected `key: value` lines under optim, got 3"),
+        ("template: 5", "my.yaml: template: expected text, got 5"),
+        ("- steps", "expected `key: value` lines, got list"),
+        ("steps: [", "not valid YAML"),
+        ("steps: 3\nsteps: 4", "my.yaml: line 2: the key 'steps' is given twice"),
+        ("base: shape", "unknown recipe 'shape'"),
+    ],
+)
+def test_an_error_in_a_recipe_names_the_file(tmp_path, text, message):
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path / "my.yaml")
+    assert message in str(error.value)
+
+
+def test_yaml_traps():
+    """YAML reads 1e-6 as a string and `no` as false; a whole number is a float where one is wanted, a
+    string is taken to the letter."""
+    assert load("shapes", ["optim.lr=1e-6"]).optim.lr == 1e-6
+    assert load("shapes", ["temperature=2"]).temperature == 2.0 and isinstance(
+        load("shapes", ["temperature=2"]).temperature, float
+    )
+    assert load("shapes", ["out=123"]).out == "123"
+    assert load("shapes", ["data=no"]).data == "no"
+    assert load("shapes", ["data=null"]).data is None
+    assert load("shapes", ["advantage=none"]).advantage == "none"
+    assert load("shapes", ["data=a=b"]).data == "a=b"
+
+
+def test_1e_6_in_a_file_is_a_number(tmp_path):
+    (tmp_path / "my.yaml").write_text("optim:\n  lr: 1e-6\n")
+    assert load(tmp_path / "my.yaml").optim.lr == 1e-6
+
+
+def test_rewards_are_replaced_by_a_file_and_changed_by_an_argument(tmp_path):
+    (tmp_path / "my.yaml").write_text("base: shapes\nrewards: {accuracy: 2}\n")
+    assert load(tmp_path / "my.yaml").rewards == {"accuracy": 2.0}
+    assert load("shapes", ["rewards.format=0.5"]).rewards == {"accuracy": 1.0, "format": 0.5}
+    # and nothing leaked into the defaults
+    assert load("shapes").rewards == {"accuracy": 1.0, "format": 1.0}
+
+
+def test_stages_become_stages():
+    cfg = load("shapes", ["stages=[{until: 20, group: 16, cap: 64}]"])
+    assert cfg.stages == [config.Stage(until=20, group=16, cap=64)]
+
+
+@pytest.mark.parametrize("recipe", list(config.recipes()))
+def test_what_is_written_is_what_was_run(tmp_path, recipe):
+    cfg = load(recipe, ["seed=3", "optim.lr=1e-6", "stages=[{until: 2, group: 4, cap: 8}]", "data=x y: #z"])
+    assert load(config.save(cfg, tmp_path)) == cfg == config.load_run(tmp_path)
+
+
+def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
+    cfg = load("shapes", [f"out={tmp_path}"])
+    # nothing there yet
+    config.check_same_run(cfg, tmp_path)
+    config.save(cfg, tmp_path)
+    config.check_same_run(load("shapes", [f"out={tmp_path}/.", "save.keep=3", "report.every=1"]), tmp_path)
+    for change, shown in (("optim.lr=1e-9", "optim.lr: 0.0"), ("seed=1", "seed: 0 -> 1")):
+        with pytest.raises(ConfigError, match=re.escape(shown)):
+            config.check_same_run(load("shapes", [change]), tmp_path)
+    with pytest.raises(ConfigError, match="recipe: shapes -> blink"):
+        config.check_same_run(load("blink"), tmp_path)
+
+
+@pytest.mark.parametrize("old, new", RENAMED.items())
+def test_a_renamed_setting_is_refused_with_its_new_name(tmp_path, old, new):
+    """Old names, and those of TRL and EasyR1: `beta` looked like `optim.beta2`."""
+    assert new in names(Config) and old not in names(Config)
+    (tmp_path / "my.yaml").write_text(f"{old}: 1\n")
+    for refused in (lambda: load("shapes", [f"{old}=1"]), lambda: load(tmp_path / "my.yaml")):
+        with pytest.raises(ConfigError, match=f"unknown key {old!r}; its name here is {new!r}"):
+            refused()
+
+
+@pytest.mark.parametrize("old", REMOVED)
+def test_a_removed_setting_is_refused_with_the_reason(old):
+    assert old not in names(Config) and old not in RENAMED
+    with pytest.raises(ConfigError, match=f"unknown key {old!r}; there is no such setting: .*{REMOVED[old]}"):
+        load("shapes", [f"{old}=1"])
+
+
+@pytest.mark.parametrize("first_line", ["", "format: 1\n", f"format: {config.FORMAT + 1}\n", "format: new\n"])
+def test_a_run_of_another_version_is_refused_in_one_sentence(tmp_path, first_line):
+    cfg = load("shapes", [f"out={tmp_path}"])
+    written = config.save(cfg, tmp_path)
+    rest = written.read_text().removeprefix(f"format: {config.FORMAT}\n")
+    written.write_text(first_line + rest + "stretched: 3\n")
+    for refused in (lambda: config.check_same_run(cfg, tmp_path), lambda: config.load_run(tmp_path)):
+        with pytest.raises(
+            ConfigError, match=r"holds a run of another version of Glimpse \(format \w+, here"
+        ):
+            refused()
+
+
+def test_help_is_always_given_and_says_everything():
+    _, flags = parse_args(["--help", "nonsense=1", "--nonsense"])
+    assert flags.help
+    text = config.help_text()
+    assert max(map(len, text.splitlines())) <= 110
+    for key in leaves(Config):
+        assert f"  {key}=" in text
+    for heading in config.HEADINGS.values():
+        assert text.count(f"\n{heading}\n") == 1
+
+
+def test_every_field_explains_itself():
+    for key, (_, _, help_text) in leaves(Config).items():
+        assert len(help_text) > 10 and help_text.endswith((".", "]", "...].", ")")), key
+    assert config.markdown_table("optim.").count("\n| `optim.") == len(
+        [k for k in leaves(Config) if k.startswith("optim.")]
+    )
+
+
+def test_list_has_a_line_for_each_recipe():
+    listed = config.list_text().splitlines()
+    assert len(listed) == len(list((ROOT / "grpo" / "recipes").glob("*.yaml"))) >= 3
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in listed)
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load("shapes").steps = 3
+
+
+def test_the_written_file_is_plain_yaml(tmp_path):
+    tree = yaml.safe_load(config.save(load("shapes"), tmp_path).read_text())
+    assert list(tree) == ["format", *(f.name for f in dataclasses.fields(Config))]
+
+
+def test_no_setting_is_dead():
+    """Each is read somewhere that trains or evaluates: a key that does nothing is a promise broken in
+    silence (ledger #16)."""
+    files = [*ROOT.glob("*.py"), *(ROOT / "grpo").rglob("*.py")]
+    source = "".join(p.read_text() for p in files if p.parent.name not in {"config", "plan"})
+    dead = [
+        key
+        for key in leaves(Config)
+        if key != "out" and not re.search(rf"\.{key.rpartition('.')[2]}\b", source)
+    ]
+    assert not dead, f"read nowhere: {dead}"
