@@ -28,11 +28,13 @@ for _codes in ("AD AD", "200B 200F", "202A 202E", "2060 2064", "FE00 FE0F", "FEF
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
-COMMANDS = {
-    name: sign
-    for name, _, sign in (
-        pair.partition("=")
-        for pair in r"""
+
+def table(pairs: str) -> dict[str, str]:
+    """`name=value name=value` as a dict."""
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs.split())}
+
+
+COMMANDS = table(r"""
     times=* cdot=* ast=* div=/ circ=° degree=° pi=π infty=∞ leq=≤ le=≤ leqslant=≤ geq=≥ ge=≥ geqslant=≥
     neq=≠ ne=≠ lt=< gt=> approx=≈ sim=~ pm=± angle=∠ measuredangle=∠ triangle=△ odot=⊙ cup=∪ cap=∩ in=∈
     perp=⊥ parallel=∥ alpha=α beta=β gamma=γ delta=δ theta=θ varphi=φ phi=φ lambda=λ mu=μ omega=ω Omega=Ω
@@ -40,18 +42,22 @@ COMMANDS = {
     cfrac=\frac sfrac=\frac nicefrac=\frac lbrace={ rbrace=} lbrack=[ rbrack=] yen=¥ pounds=£ euro=€
     cent=¢ ldots=… dots=… left= right= big= Big= bigl= bigr= displaystyle= textstyle= quad= qquad=
     overline= bar= widehat= overarc= limits= space=
-    """.split()
-    )
-}
+""")
 _STYLE = (
     r"\\(?:text|textbf|textit|texttt|textrm|textsf|textnormal|emph|underline|mathrm|mathbf|mathit|mathsf|"
     r"mathtt|bm|boldsymbol|operatorname|mbox|hbox|rm|bf|boxed|fbox|framebox|ensuremath)(?![A-Za-z])"
 )
 _TAGS = "[bipu]|s|em|strong|code|span|div|br|hr|mark|tt|center|font|h[1-6]|li|ul|ol"
+# bold and italic; but ** between numbers is a power
+_BOLD = (
+    r"^\*{1,3}|\*{1,3}$|(?<![\w*)}\]])\*{1,3}(?=[^\s*])|"
+    r"(?<=[^\s*])\*{1,3}(?=[\s.,:;!?)}\]\"'$<]|\\[)\]])"
+)
 # a text without the first string is not searched for the pattern
 _SPELLINGS = tuple(
     (sign, re.compile(pattern), plain)
     for sign, pattern, plain in (
+        ("*", _BOLD, " "),
         # 1{,}000 and 1\,000 are 1,000
         ("", r"(?<=[0-9])(?:\\[,!]|\{,\})(?=[0-9]{3}(?![0-9]))", ","),
         ("<", rf"</?(?:{_TAGS})(?: [^<>]*)?/?>", " "),
@@ -66,8 +72,6 @@ _SPELLINGS = tuple(
         ("\\", rf"{_STYLE} ?\{{([^{{}}]*)\}}", r" \1 "),
         ("\\", rf"{_STYLE} ?\{{([^{{}}]*)\}}", r" \1 "),
         ("\\", _STYLE, ""),
-        # bold, italic, code, heading; but ** between numbers is a power
-        ("*", r"(?<![\w*)}\]])\*{1,3}(?=[^\s*])|(?<=[^\s*])\*{1,3}(?=[\s.,:;!?)\]\"']|$)", " "),
         ("_", r"(?<!\w)(_{1,2})([^_]+)\1(?!\w)", r" \2 "),
         ("`", r"(?<=\w)`(?=\w)", "'"),
         ("`", "`+", " "),
@@ -129,10 +133,13 @@ def _wrapped(text: str) -> bool:
     """Whether one pair of quotes or brackets is around all of it. (3, 4), [3, 4] and {3, 4} keep theirs."""
     close = _PAIRS.get(text[:1])
     inside = text[1:-1]
-    if not close or not inside.strip() or text[-1] != close or (close in ")]}" and re.search("[,;]", inside)):
+    if not close or not inside.strip() or text[-1] != close:
         return False
     if close in "\"'":
-        return close not in inside
+        return close not in re.sub(r"\b'\b", "", inside).strip(close)
+    # 1,000 is one number
+    if re.search(r"[,;](?![0-9]{3}(?![0-9]))", inside):
+        return False
     depth = 0
     for sign in inside:
         depth += (sign == text[0]) - (sign == close)

@@ -203,7 +203,7 @@ def chosen(content: str, choices: tuple[str, ...]) -> int:
     texts = {index for index, choice in enumerate(choices) if normal(choice) == said}
     texts = texts or {index for index, choice in enumerate(choices) if plain(normal(choice)) == plain(said)}
     found = lettered | texts
-    if len(found) > 1 and lettered and _BRACKETED.search(content):
+    if len(found) > 1 and lettered and _BRACKETED.search(content) and content.strip() not in choices:
         found = lettered
     if not found:
         found = {index for index, choice in enumerate(choices) if _means(said, choice)}
@@ -232,7 +232,7 @@ def listed_choices(question: str) -> tuple[str, ...]:
         ends = [mark.start() for mark in run[1:]] + [len(question)]
         texts = [question[mark.end() : end].strip().partition("\n")[0] for mark, end in zip(run, ends)]
         texts = [text.strip(" ,;，；、") for text in texts]
-        if all(texts) and len(set(texts)) == len(texts):
+        if all(texts):
             return tuple(texts)
     return ()
 

@@ -14,6 +14,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
+from data.answers.normal import table
+
 Dimensions = tuple[tuple[str, int], ...]
 
 
@@ -41,35 +43,22 @@ DEFINED = {
     "fps": "ft/s", "knot": "nmi/h", "cent": "0.01 $", "B": "byte", "gal": "231 in^3",
     "pint": "0.125 gal", "quart": "0.25 gal", "rpm": "min^-1",
 }  # fmt: skip
-WORDS = {
-    word: name
-    for name, _, words in (
-        line.strip().partition(": ")
-        for line in """
-        m: metre meter; g: gram gramme; s: second sec; min: minute; h: hour hr; day: d; week: wk; year: yr
-        A: ampere amp; K: kelvin; mol: mole; L: litre liter; N: newton; J: joule; W: watt; V: volt; Ω: ohm
-        Hz: hertz; Pa: pascal; C: coulomb; F: farad; T: tesla; H: henry; cal: calorie; gal: gallon; byte: byte
-        in: inch; ft: foot feet; yd: yard; mi: mile; nmi: nauticalmile; lb: pound; oz: ounce; t: tonne ton
-        ha: hectare; °: degree deg degs; rad: radian; °C: celsius degreecelsius degreec; °C: centigrade
-        °F: fahrenheit degreefahrenheit degreef; $: dollar usd usdollar; €: euro eur; £: gbp
-        ¥: yuan rmb cny yen jpy; cent: ¢ penny pennies; %: percent pct; kph: kmh kmph; knot: kn kt; pixel: px
-        Wh: watthour; Nm: newtonmetre newtonmeter
-        """.replace(";", "\n").split("\n")
-    )
-    for word in words.split()
-}
-CHINESE = {
-    name: unit
-    for name, _, unit in (
-        pair.partition("=")
-        for pair in """
-    摄氏度=°C 平方=sq 立方=cubic 每=/ 海里=nmi 公里=km 千米=km 厘米=cm 毫米=mm 分米=dm 微米=μm 纳米=nm 公斤=kg
-    千克=kg 毫克=mg 毫升=mL 小时=h 分钟=min 毫秒=ms 英里=mi 英尺=ft 英寸=in 公顷=ha 米=m 克=g 吨=t 升=L 秒=s
-    时=h 分=min 天=day 日=day 周=week 月=month 年=year 度=° 元=¥ 个=unit 瓦=W 伏=V 安=A 牛=N 焦=J
-    欧=Ω
-    """.split()
-    )
-}
+WORDS = table("""
+    metre=m meter=m gram=g gramme=g second=s sec=s minute=min hour=h hr=h d=day wk=week yr=year ampere=A
+    amp=A kelvin=K mole=mol litre=L liter=L newton=N joule=J watt=W volt=V ohm=Ω hertz=Hz pascal=Pa
+    coulomb=C farad=F tesla=T henry=H calorie=cal gallon=gal byte=byte inch=in foot=ft feet=ft yard=yd
+    mile=mi nauticalmile=nmi pound=lb ounce=oz tonne=t ton=t hectare=ha degree=° deg=° degs=° radian=rad
+    celsius=°C degreecelsius=°C degreec=°C centigrade=°C fahrenheit=°F degreefahrenheit=°F degreef=°F
+    dollar=$ usd=$ usdollar=$ euro=€ eur=€ gbp=£ yuan=¥ rmb=¥ cny=¥ yen=¥ jpy=¥ ¢=cent penny=cent
+    pennies=cent percent=% pct=% kmh=kph kmph=kph kn=knot kt=knot px=pixel watthour=Wh newtonmetre=Nm
+    newtonmeter=Nm
+""")
+CHINESE = table("""
+    摄氏度=°C 平方=sq 立方=cubic 每=/ 海里=nmi 公里=km 千米=km 厘米=cm 毫米=mm 分米=dm 微米=μm 纳米=nm
+    公斤=kg 千克=kg 毫克=mg 毫升=mL 小时=h 分钟=min 毫秒=ms 英里=mi 英尺=ft 英寸=in 公顷=ha 米=m 克=g 吨=t
+    升=L 秒=s 时=h 分=min 天=day 日=day 周=week 月=month 年=year 度=° 元=¥ 个=unit 瓦=W 伏=V 安=A
+    牛=N 焦=J 欧=Ω
+""")
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
 LONGEST = 60  # characters of a unit
 _CHINESE = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))

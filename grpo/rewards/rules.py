@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -31,8 +30,6 @@ from grpo.timing import timed
 # DAPO: the last 4,096 of 20,480 tokens
 CACHE = 0.2
 MATH = Path(__file__).with_name("math_verify.py")
-# how Vision-R1's cold-start data begin an answer
-_FINAL = re.compile(r"<answer>\s*Final Answer:")
 
 
 def accuracy(text, example, length) -> float:
@@ -85,7 +82,7 @@ def format_paper(text, example, length) -> float:
 def hard_format(text, example, length) -> float:
     """1 only if well formed *and* right (Vision-R1, arXiv 2503.06749: the hard formatting result reward),
     else 0. "Final Answer:" may open the answer, as in its cold-start data."""
-    return float(well_formed(text) and is_right(_FINAL.sub("<answer>", text), example))
+    return float(well_formed(text) and is_right(text, example))
 
 
 def length(text, example, length) -> float:
