@@ -309,16 +309,16 @@ class Batch(Groups):
             x = x if append is None else F.pad(x, (0, 0) * (x.dim() - 1) + (0, 1))
             return x.to(device)
 
-        of_rows = lambda x: None if x is None else part(x).flatten(0, 1)
+        rows = lambda x: part(x).flatten(0, 1)
         prompts = [self.prompts[p] for p in cut.groups] + ([] if append is None else [append])
         return MicroBatch(
             collate_prompts(prompts, image_token=image_token, merge=merge).to(device),
             part(self.tokens.flatten(0, 1)),
             part(self.length.flatten()),
-            of_rows(self.advantage),
-            of_rows(self.weight),
-            of_rows(self.logp_old),
-            of_rows(self.logp_ref),
+            rows(self.advantage),
+            rows(self.weight),
+            None if self.logp_old is None else rows(self.logp_old),
+            None if self.logp_ref is None else rows(self.logp_ref),
         )
 
     def write_back(self, whole: Tensor, value: Tensor, cut: Cut) -> None:

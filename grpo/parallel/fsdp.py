@@ -38,7 +38,7 @@ def shard(policy: QwenVL, ranks: Ranks, use_bfloat16: bool) -> None:
     # the root last: embedding, merger, head, in float32
     for module in (*policy.visual.blocks, *policy.model.layers, policy):
         products = torch.bfloat16 if use_bfloat16 and module is not policy else None
-        fully_shard(
+        part = fully_shard(
             module,
             mesh=mesh,
             ignored_params=vectors,
@@ -46,8 +46,8 @@ def shard(policy: QwenVL, ranks: Ranks, use_bfloat16: bool) -> None:
                 param_dtype=products, reduce_dtype=sums, cast_forward_inputs=False
             ),
         )
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
 
 
 @contextmanager

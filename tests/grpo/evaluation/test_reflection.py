@@ -125,7 +125,7 @@ W, N = {"wait"}, frozenset()
 
 
 def test_the_gain_is_taken_inside_each_question():
-    """Simpson's paradox: reflection hurts nobody and looks harmful, because it is the hard question that
+    """Simpson's paradox: reflection does no harm and looks harmful, because it is the hard question that
     draws it."""
     easy = [(W, True)] + [(N, True)] * 7
     hard = [(W, False)] * 6 + [(W, True)] + [(N, False)]
