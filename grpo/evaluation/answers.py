@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.types import BadExample, Example, Prompt, measure_nothing
+from data.types import BadExample, Example, Measure, Prompt, measure_nothing
 from grpo.batch import collate_prompts
 from grpo.evaluation.protocols import Reading, strict
 from grpo.evaluation.resume import Kept, Written
@@ -44,7 +44,7 @@ class Asking:
     banned: Sequence[int] = ()
     prefix: Sequence[int] = ()
     read: Callable[[str, Example], Reading] = strict
-    measure: Callable[[str, Example], Mapping[str, bool | None]] = measure_nothing
+    measure: Measure = measure_nothing
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.samples > 1 and self.temperature == 0):
