@@ -51,7 +51,7 @@ _TAGS = "[bipu]|s|em|strong|code|span|div|br|hr|mark|tt|center|font|h[1-6]|li|ul
 # bold and italic; but ** between numbers is a power
 _BOLD = (
     r"^\*{1,3}|\*{1,3}$|(?<![\w*)}\]])\*{1,3}(?=[^\s*])|"
-    r"(?<=[^\s*])\*{1,3}(?=[\s.,:;!?)}\]\"'$<]|\\[)\]])"
+    r"(?<=[^\s*])\*{1,3}(?=[\s.,:;!?)}\]\"'`_|$<]|\\[)\]])"
 )
 # a text without the first string is not searched for the pattern
 _SPELLINGS = tuple(
