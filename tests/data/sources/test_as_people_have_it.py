@@ -173,6 +173,17 @@ def test_each_picture_goes_to_its_mark():
     assert (placed.patches == ahead.patches).all() and placed.tokens[0] != ahead.tokens[0]
 
 
+def test_without_a_picture_the_papers_prompt_has_no_mark():
+    chat = Chat(TINY, template="visualthinker")
+    alone = chat.prompt(Example("u", "What is 1 + 2?", (), "3"))
+    assert (
+        alone.text.startswith("A conversation between User")
+        and chat.encode(alone.text) == alone.tokens.tolist()
+    )
+    seen = chat.prompt(Example("u", "Which?", (), "3", pictures=(png(1, (56, 56)),)))
+    assert seen.text.startswith(f"<|vision_start|>{IMAGE}<|vision_end|><image>A conversation")
+
+
 def test_marks_in_files(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
 
