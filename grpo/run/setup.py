@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.chat import Chat
 from data.sources.table import open_source
-from grpo.config.parse import Config, check_same_run, save
+from grpo.config import Config, check_same_run, contradictions, save
 from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
 from grpo.optim import Optimizer
@@ -73,6 +73,8 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, **limits)
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
+    for line in contradictions(cfg, len(examples)) if ranks.main else ():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
     policy = load_policy(cfg, ranks, base, found)
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
