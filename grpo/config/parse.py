@@ -98,14 +98,9 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
     given: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
-        key = key.strip()
         if not equals:
             raise ConfigError(f"argument {text!r}: settings are written key=value")
-        if key in given:
-            raise ConfigError(f"argument {text!r}: {key} is given twice")
-        given[key] = None
-        given |= assign(Config, key, Typed(value.strip()), f"argument {text!r}", flat | given)
-    given = {key: value for key, value in given.items() if key in leaves(Config)}
+        given |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat | given)
     try:
         config = build(Config, _over(flat, given))
     except ConfigError as error:

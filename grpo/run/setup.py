@@ -73,14 +73,14 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, **limits)
     examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
-    for line in contradictions(cfg, len(examples)) if ranks.main else ():
-        tqdm.write(f"warning: {line}", file=sys.stderr)
     policy = load_policy(cfg, ranks, base, found)
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = load_reference(cfg, ranks, base) if cfg.method == "grpo" and cfg.loss.kl_coef else None
     metrics, samples = open_logs(cfg, ranks, found, step)
+    for line in contradictions(cfg, len(examples)) if ranks.main else ():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
     wait_for_all()
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)

@@ -200,15 +200,8 @@ def test_another_model_does_not_inherit_a_revision(tmp_path):
     assert load(tmp_path / "my.yaml").revision == "abc"
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [["steps=1", "steps=2"], ["rewards.format=1", "rewards.format=2"], ["steps=1", "seed=3", "steps=1"]],
-)
-def test_a_key_given_twice_is_refused(argv):
-    with pytest.raises(
-        ConfigError, match=f"argument {argv[-1]!r}: {argv[-1].partition('=')[0]} is given twice"
-    ):
-        load("shapes", argv)
+def test_the_last_of_two_arguments_counts():
+    assert load("shapes", ["steps=1", "rewards.format=1", "steps=2", "rewards.format=3"]).steps == 2
 
 
 def test_entries_of_rewards_add_up():
