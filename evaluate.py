@@ -31,7 +31,7 @@ from grpo.evaluation.protocols import CAP, PROTOCOLS
 from grpo.evaluation.resume import Kept, Log
 from grpo.evaluation.scores import Answers, differences, scores
 from grpo.evaluation.tables import as_markdown, difference_table, k_table, labels, score_table
-from grpo.memory import Room, measured
+from grpo.memory import MemoryBudget, memory_budget
 from grpo.storage.atomic import write_whole
 from grpo.storage.checkpoint import CheckpointError
 
@@ -282,7 +282,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     first = None
     for model in models:
         policy, chat = model.open(args.device)
-        room = measured(policy, say=tqdm.write) if args.wave == "auto" else Room(args.wave, say=tqdm.write)
+        room = (
+            memory_budget(policy, say=tqdm.write)
+            if args.wave == "auto"
+            else MemoryBudget(args.wave, say=tqdm.write)
+        )
         about = f"template {model.template}, at most {model.cap} tokens, {model.dtype} on {args.device}"
         print(f"\n{model.folder}: {about}")
         reader = partial(protocol.read, direct=model.direct)

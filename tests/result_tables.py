@@ -28,7 +28,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """0.934 → 93.4 %"""
+    """0.934 -> 93.4 %"""
     return f"{100 * value:.{digits}f} %"
 
 
@@ -76,15 +76,15 @@ def promised(found: dict) -> str:
         ["format, sampled, base", "40–80 %", *[percent(first["format"])] * len(runs)],
         ["format, sampled, after GRPO", "≥ 98 %", *(percent(scores["format"]) for scores in last)],
         [
-            "accuracy, sampled, base → after GRPO",
+            "accuracy, sampled, base -> after GRPO",
             "as it is",
-            *(f"{percent(first['accuracy'])} → {percent(scores['accuracy'])}" for scores in last),
+            *(f"{percent(first['accuracy'])} -> {percent(scores['accuracy'])}" for scores in last),
         ],
         [
-            "mean length, sampled, base → after GRPO",
+            "mean length, sampled, base -> after GRPO",
             "≥ 1.8 times",
             *(
-                f"{first['mean_length']:.1f} → {scores['mean_length']:.1f} "
+                f"{first['mean_length']:.1f} -> {scores['mean_length']:.1f} "
                 f"({scores['mean_length'] / first['mean_length']:.2f} times)"
                 for scores in last
             ),
@@ -92,13 +92,16 @@ def promised(found: dict) -> str:
         [
             "share that looks, sampled",
             "as it is",
-            *(f"{first['measured']['looking']:.2f} → {scores['measured']['looking']:.2f}" for scores in last),
+            *(
+                f"{first['measured']['looking']:.2f} -> {scores['measured']['looking']:.2f}"
+                for scores in last
+            ),
         ],
         [
             "share that looks again, sampled",
             "as it is",
             *(
-                f"{first['measured']['self_correction']:.2f} → {scores['measured']['self_correction']:.2f}"
+                f"{first['measured']['self_correction']:.2f} -> {scores['measured']['self_correction']:.2f}"
                 for scores in last
             ),
         ],
@@ -171,7 +174,7 @@ def again(found: dict) -> str:
             *(percent(mean(rows, "self_correction")) for rows in blocks.values()),
         ],
         [
-            "wrong → right / right → wrong, sampled",
+            "wrong -> right / right -> wrong, sampled",
             *(
                 f"{percent(mean(rows, 'wrong_to_right'))} / {percent(mean(rows, 'right_to_wrong'))}"
                 for rows in blocks.values()

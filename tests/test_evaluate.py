@@ -315,10 +315,9 @@ def test_the_real_photographs(tmp_path, capsys):
 
 
 def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
-    """A file in the hub's layout; answers are invented, of which all of COCO's and every other one of
-    ADE20K's are right."""
+    """A file in the hub's layout. The answers are invented: all of COCO's are right, and every second one
+    of ADE20K's."""
     pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-    monkeypatch.syspath_prepend(ROOT / "tests/data")
     import layouts
 
     sources = ["ADE20K"] * 4 + ["COCO"] * 2 + ["Omni3D"] * 6
@@ -708,7 +707,7 @@ def test_json_is_whole_or_not_there(run, tmp_path, capsys, monkeypatch):
     assert status == 2 and "No space left" in err and file.read_text() == "the old one"
     monkeypatch.undo()
     status, out, _ = call(capsys, "--model", run, "--items", 1, "--cap", 1, "--json", file)
-    # nobody is asked twice for a full disk
+    # after a full disk, no question is asked again
     assert status == 0 and "going on: 1 answers" in out
     assert json.loads(file.read_text())["answers"][0]["length"] == 1
 

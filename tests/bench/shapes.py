@@ -22,7 +22,7 @@ from tests.bench.about import about
 
 
 def run(*command: str) -> float:
-    """Run a command of this repository, echo it, stop where it fails. → seconds."""
+    """Run a command of this repository, echo it, stop where it fails. -> seconds."""
     print("$ python " + " ".join(command), flush=True)
     start = time.perf_counter()
     subprocess.run(

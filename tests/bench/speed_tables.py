@@ -7,7 +7,7 @@ SCRIPTS = ("rollout", "step", "logprobs", "shared_prompt", "scaling", "roofline"
 
 
 def _over(least: float):
-    """At least so many times as fast."""
+    """At least this many times as fast."""
     return f"≥ {least} ×", lambda x: x >= least, lambda x: f"{x:.2f} ×"
 
 
@@ -70,7 +70,7 @@ TARGETS = (
     ),
     (
         "scaling",
-        "prompt part of the keys and values read in decoding as G grows 1 → 64, S = 600",
+        "prompt part of the keys and values read in decoding as G grows 1 -> 64, S = 600",
         ("prompt_traffic_growth",),
         ("constant", lambda x: x == 1, lambda x: f"{x:.3g} × (repeated: 64 ×)"),
     ),

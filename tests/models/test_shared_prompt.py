@@ -1,5 +1,5 @@
-"""The prompt is computed once per group: equal to the repeated form in value and gradient, to decoding, and
-whoever the neighbours are.
+"""The prompt is computed once per group: value and gradient are those of the repeated form and of decoding,
+and do not depend on the other rows of the batch.
 
 Values in float32 within 1e-5 of each other (sums in different orders, values of size 1 to 10); gradients in
 float64, where only exact mathematics passes 1e-10.
@@ -42,7 +42,7 @@ def inputs_of(prompts, completions):
 
 
 def decode(policy, cache, inputs):
-    """inputs (P, G, C) → hidden (P, G, C, D)."""
+    """inputs (P, G, C) -> hidden (P, G, C, D)."""
     return torch.stack(
         [policy.decode(tokens.flatten(), cache).view(*tokens.shape, -1) for tokens in inputs.unbind(-1)], 2
     )

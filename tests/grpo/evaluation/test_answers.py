@@ -1,5 +1,5 @@
-"""grpo/evaluation/answers.py with a policy that says what it is told to, and with a random one for what
-only a real forward can show."""
+"""grpo/evaluation/answers.py: with a policy whose completions the test chooses, and with a random one for
+what only a real forward pass can show."""
 
 import dataclasses
 from functools import partial
@@ -20,7 +20,7 @@ from grpo.evaluation.answers import Asking
 from grpo.evaluation.protocols import paper
 from grpo.evaluation.scores import Answers, flat_scores, read_completion, scores
 from grpo.evaluation.statistics import maj_at_k, pass_at_k, wilson
-from grpo.memory import WAVE, Room
+from grpo.memory import WAVE, MemoryBudget
 from grpo.rollout import generate
 from models import weights
 from models.config import ModelConfig
@@ -386,7 +386,7 @@ def test_the_work_of_the_second_look():
     }
     assert found["measured"] == pytest.approx(expected)
     assert {name: flat_scores(found)[name] for name in expected} == found["measured"]
-    # where nobody looks, a measurement that applies to no completion is 0
+    # where no completion looks, a measurement that applies to no completion is 0
     assert scores(answers[-1:])["measured"] == dict.fromkeys(expected, 0.0)
 
 
@@ -445,7 +445,7 @@ def test_memory_that_is_full_is_shared_by_fewer(chat, monkeypatch):
         return generate(policy, prompts, **how)
 
     monkeypatch.setattr("grpo.evaluation.answers.generate", small)
-    room = Room(20 * (CAP + 100), say=said.append)
+    room = MemoryBudget(20 * (CAP + 100), say=said.append)
     assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole
     assert said and "out of memory with 20 questions" in said[0] and room.size < 20 * (CAP + 100) / 2
     policy.waves.clear()
