@@ -87,7 +87,8 @@ class Log:
         if other:
             raise ValueError(
                 f"{self.path}: an interrupted evaluation that was asked differently "
-                f"({'; '.join(other[:3])}); finish it with its own command, remove the file, or write elsewhere with --json"
+                f"({'; '.join(other[:3])}); finish it with its own command, remove the file, "
+                "or write elsewhere with --json"
             )
 
     def _append(self, row: Mapping[str, Any]) -> None:
