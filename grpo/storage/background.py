@@ -8,10 +8,9 @@ ranks after the same step.
 import threading
 from collections.abc import Callable
 
-import torch.distributed as dist
 from torch import Tensor
 
-from grpo.parallel.ranks import gather_objects
+from grpo.parallel.ranks import gather_objects, new_group
 
 
 class Background:
@@ -21,7 +20,7 @@ class Background:
     def __init__(self) -> None:
         # where the work's copies are, from one save to the next
         self.memory: dict[str, Tensor] = {}
-        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group = new_group()
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
