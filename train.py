@@ -40,7 +40,7 @@ from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTING
 
 def train_grpo(cfg, run, ranks, log) -> None:
     """Learn from rewards, from step `run.step` to `cfg.steps`."""
-    weighting = WEIGHTINGS[cfg.loss.weighting]
+    weigh = partial(token_weights, weighting=WEIGHTINGS[cfg.loss.weighting])
     loss_of = partial(loss_of_part, cfg, run.policy, run.budget.chunk)
 
     for step in range(run.step, cfg.steps):
@@ -62,9 +62,7 @@ def train_grpo(cfg, run, ranks, log) -> None:
         advantage = group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])
         batch.advantage = advantage[batch.own].flatten()  # (B,)
         total = ranks.sum(batch.counts).clamp(min=1)
-        batch.weight = token_weights(
-            batch.mask, weighting, tokens=total[0], completions=total[1], cap=stage.cap
-        )
+        batch.weight = weigh(batch.mask, tokens=total[0], completions=total[1], cap=stage.cap)  # (B, C)
         if run.reference is not None:
             batch.logp_ref = score_tokens(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
@@ -77,6 +75,7 @@ def train_grpo(cfg, run, ranks, log) -> None:
             grad_norm = run.optimizer.clip_and_step(cfg.optim.max_grad_norm)
 
         # 5  Keep: metrics, report, evaluation, checkpoint.                               docs/metrics
+        # pyrefly: ignore[unbound-name]
         log.step(step + 1, batch, stats, grad_norm)
 
 

@@ -102,6 +102,10 @@ def listed(choices: tuple[str, ...]) -> str:
     return "Select from the following choices." + "".join(map("\n({}) {}".format, LETTERS, choices))
 
 
+# (a completion's text, its example) -> {name: True, False, or None where it does not apply}
+Measure = Callable[[str, Example], Mapping[str, bool | None]]
+
+
 def measure_nothing(text: str, example: Example) -> dict[str, bool | None]:
     """The measurements of a task that has none of its own."""
     return {}
@@ -111,13 +115,12 @@ def measure_nothing(text: str, example: Example) -> dict[str, bool | None]:
 class TaskHook:
     """What a task adds to metrics, evaluation and report. `data/sources/table.py` lists the hooks by task.
 
-    measure: (a completion's text, its example) -> {name: True, False, or None where it does not apply}. Each
-    name becomes a metric: the share of True. columns: {name: heading} of the measurements shown in tables.
-    charts: (title, note, {name: label}) for the report. sets: {split: label} of further sets of questions,
-    evaluated before and after training.
+    measure: see Measure; each name becomes a metric, the share of True. columns: {name: heading} of the
+    measurements shown in tables. charts: (title, note, {name: label}) for the report. sets: {split: label}
+    of further sets of questions, evaluated before and after training.
     """
 
-    measure: Callable[[str, Example], Mapping[str, bool | None]] = measure_nothing
+    measure: Measure = measure_nothing
     columns: Mapping[str, str] = field(default_factory=dict)
     charts: tuple[tuple[str, str, Mapping[str, str]], ...] = ()
     sets: Mapping[str, str] = field(default_factory=dict)

@@ -204,12 +204,12 @@ class Cut(NamedTuple):
 class Batch(Groups):
     """What one update learns from: this rank's groups of a step, and what the loss needs of them.
 
-    counts (2,) int64: the tokens and completions over which the loss is an average.  places: where each group
-    stands among the groups of all ranks, for the report.  own: this rank's rows of what `ranks.gather`
-    returns. chunk: see `chunks_of`.  dropped, dropped_tokens: groups that dynamic sampling left out, and
-    their tokens, prompts and completions.  advantage (B,) and the others (B, C) are float32. weight and
-    advantage are 0 until they are set.  logp: the log-probs of the policy that sampled, by the training
-    forward; `accumulate_gradient` writes them in the first of the `updates`.
+    counts: (2,) int64, the tokens and completions over which the loss is an average. places: the place of
+    each group among the groups of all ranks.  chunk: see `chunks_of`. own: this rank's rows of what
+    `ranks.gather` returns. dropped, dropped_tokens: groups that dynamic sampling left out, and their prompt
+    and completion tokens. advantage: (B,), and weight (B, C), float32; 0 until they are set. logp, logp_old,
+    logp_ref: (B, C) float32, log-probs of the policy that sampled, of the old policy and of the reference, by
+    the training forward. `accumulate_gradient` writes logp in the first of the `updates`.
     """
 
     counts: Tensor = field(kw_only=True)
@@ -235,18 +235,17 @@ class Batch(Groups):
         cls, questions: list, prompts: list, tokens: Tensor, length: Tensor, skipped: int = 0
     ) -> Batch:
         """Documents to imitate, tokens (P, G, C) and length (P, G): every advantage is 1."""
-        groups, zeros = range(len(prompts)), torch.zeros(tokens.shape)
         batch = cls(
             questions,
             prompts,
-            Rollout(tokens, length, length > 0, zeros),
+            Rollout(tokens, length, stopped=length > 0, logp=torch.zeros(tokens.shape)),
             texts=[],
             reward=torch.ones(length.shape),
             parts={},
             skipped=skipped,
             attempt=[0] * len(prompts),
             counts=torch.tensor([length.sum(), length.numel()]),
-            places=list(groups),
+            places=list(range(len(prompts))),
             own=slice(0, len(prompts)),
             chunk=[0] * len(prompts),
         )
@@ -309,16 +308,16 @@ class Batch(Groups):
             x = x if append is None else F.pad(x, (0, 0) * (x.dim() - 1) + (0, 1))
             return x.to(device)
 
-        of_rows = lambda x: None if x is None else part(x).flatten(0, 1)
+        rows = lambda x: part(x).flatten(0, 1)
         prompts = [self.prompts[p] for p in cut.groups] + ([] if append is None else [append])
         return MicroBatch(
             collate_prompts(prompts, image_token=image_token, merge=merge).to(device),
             part(self.tokens.flatten(0, 1)),
             part(self.length.flatten()),
-            of_rows(self.advantage),
-            of_rows(self.weight),
-            of_rows(self.logp_old),
-            of_rows(self.logp_ref),
+            rows(self.advantage),
+            rows(self.weight),
+            None if self.logp_old is None else rows(self.logp_old),
+            None if self.logp_ref is None else rows(self.logp_ref),
         )
 
     def write_back(self, whole: Tensor, value: Tensor, cut: Cut) -> None:

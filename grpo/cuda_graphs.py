@@ -1,46 +1,45 @@
-"""Repeating a piece of work: as it is, or recorded once as a CUDA graph and replayed, which spares the GPU
-from waiting for Python between kernels.
+"""Repeat a piece of work, directly or as a CUDA graph that is recorded once and replayed.
 
-Decoding a token is a few hundred small kernels, each launched from Python; a graph launches them all at once.
-It replays the same kernels on the same addresses, so the work must be done in place
-(`grpo/rollout.py:Slots.draw`), and it is recorded anew when slots are closed or a place is read that the
-recording does not reach.
+Decoding a token launches a few hundred small kernels from Python, and the GPU waits for each launch. A graph
+launches them all at once. It replays the same kernels on the same addresses, so the work must be done in
+place (`grpo/rollout.py:DecodingRows.decode_one`). A new graph is recorded when slots are closed or given
+away, and when decoding reaches a place that the recording does not read.
 """
 
 from collections.abc import Callable
 
 import torch
 
-# places: decoding reads a multiple of so many, so that one recording serves as many tokens
-READS = 128
+# Recorded decoding reads a multiple of this many places, so that one recording serves as many tokens.
+SPAN_MULTIPLE = 128
 
 
 class Repeat:
-    """Does `work` again and again. recorded: by CUDA graphs, which needs a GPU."""
+    """Call it to run `work` again and again. recorded: with CUDA graphs, which need a GPU."""
 
     def __init__(self, work: Callable[[], None], recorded: bool):
-        self.work, self.multiple = work, READS if recorded else 1
-        self.graphs: dict[int, torch.cuda.CUDAGraph | None] = {}
+        self.work = work
+        self.multiple = SPAN_MULTIPLE if recorded else 1
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def __call__(self, times: int, key: int) -> None:
-        """Do it `times` times. key: what the shapes depend on, since `forget`."""
+        """Run it `times` times. key: what the shapes depend on, since the last `forget`."""
         for left in reversed(range(times)):
-            graph = self.graphs.get(key) if self.multiple > 1 else None
-            if graph:
-                graph.replay()
+            if key in self.graphs:
+                self.graphs[key].replay()
                 continue
-            # the first time with these shapes prepares what a recording may not
+            # The first run with new shapes prepares what may not happen inside a recording.
             self.work()
             if self.multiple > 1 and left:
                 self.graphs[key] = self._record()
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        # nothing is done here, only written down
+        # This only records; nothing runs.
         with torch.cuda.graph(graph):
             self.work()
         return graph
 
     def forget(self) -> None:
-        """The tensors that the work is about are others now."""
+        """Drop the recordings: the work now uses other tensors."""
         self.graphs.clear()

@@ -1,9 +1,8 @@
-"""A model to hand on:  python -m grpo.export MODEL OUT [--dtype bfloat16]
+"""A model without the optimizer's state:  python -m grpo.export MODEL OUT [--dtype bfloat16]
 
-A checkpoint is a Hugging Face folder as it is, with the optimizer's state beside the weights, twice their
-size. This writes one without it: config, weights, tokenizer and processor files, in float32 as trained, or in
-half of that for serving. The checkpoint's checksums are looked at first, and OUT is there whole or not at
-all.
+A checkpoint is a Hugging Face folder that also holds the optimizer's state, twice the size of the weights.
+This writes a folder without it: config, weights, tokenizer and processor files, in float32 as trained or in
+bfloat16 for serving. It checks the checkpoint's checksums first, and OUT is complete or absent.
 """
 
 import argparse
@@ -21,21 +20,22 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Write a model folder. model: as in `model=`: a run folder (its newest undamaged checkpoint), a
-    checkpoint, any other folder in Hugging Face layout, a hub model.
+    """Write a model folder and return it.  model: as the setting `model`: a run folder (its newest undamaged
+    checkpoint), a checkpoint, another folder in Hugging Face layout, or a hub model.
 
-    The peak of memory is the model in `dtype`, and a file of its weights. Raises ValueError, or OSError with
-    nothing written.
+    Peak memory: the model in `dtype`, and one file of its weights. Raises ValueError, or OSError with nothing
+    written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there already; name a folder that is not")
+        raise ValueError(f"{out} is there already; name a folder that does not exist")
     folder = model_folder(model)
-    policy, aside = weights.load(folder, dtype=dtype), out.with_name(out.name + ".tmp")
+    policy = weights.load(folder, dtype=dtype)
+    aside = out.with_name(out.name + ".tmp")
     needed = sum(tensor.nbytes for tensor in policy.state_dict().values())
     aside.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(aside.parent).free) < needed:
         raise OSError(f"{out}: {needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
-    # of an export that was killed
+    # left by a killed export
     shutil.rmtree(aside, ignore_errors=True)
     try:
         weights.save(policy, aside)
@@ -53,24 +53,18 @@ def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """→ exit status."""
+    """Parse the command line and export. -> exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m grpo.export",
         description="Write a checkpoint as a model folder without the optimizer's state.",
     )
-    parser.add_argument(
-        "model", help="a run folder (its newest checkpoint), a checkpoint, or any model folder"
-    )
-    parser.add_argument("out", type=Path, help="the folder to write; it must not be there, or be empty")
-    parser.add_argument(
-        "--dtype",
-        choices=list(DTYPES),
-        default="float32",
-        help="of the weights; bfloat16 is half the size, and rounds them",
-    )
-    asked = parser.parse_args(argv)
+    parser.add_argument("model", help="a run folder (its newest checkpoint), a checkpoint, or a model folder")
+    parser.add_argument("out", type=Path, help="the folder to write: a new one, or an empty one")
+    help = "type of the weights; bfloat16 is half the size, and rounds them"
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help=help)
+    args = parser.parse_args(argv)
     try:
-        print(export(asked.model, asked.out, DTYPES[asked.dtype]))
+        print(export(args.model, args.out, DTYPES[args.dtype]))
     except (ValueError, OSError) as error:
         print(f"grpo.export: {error}", file=sys.stderr)
         return 2

@@ -118,7 +118,7 @@ def passes(
     in float64: so their sum does not depend on which rank has which chunk.
     """
     learning = torch.is_grad_enabled()
-    sharded = isinstance(policy, FSDPModule)
+    sharded: FSDPModule | None = policy if isinstance(policy, FSDPModule) else None
     exactly = sum_dtype(budget.device) == torch.float64
     cuts = list(batch.cuts(budget.tokens, groups, apart=exactly))
     if learning:
@@ -131,7 +131,7 @@ def passes(
     for number in range(count):
         if sharded and learning and exactly:
             # until the last one they add up in float64 on each rank, and are rounded once
-            policy.set_requires_gradient_sync(number == count - 1)
+            sharded.set_requires_gradient_sync(number == count - 1)
         cut = cuts[number] if number < len(cuts) else Cut([], slice(None))
         pictures = any(len(batch.prompts[group].patches) for group in cut.groups)
         yield (
@@ -146,7 +146,7 @@ def passes(
         )
     if sharded and not learning:
         # after a forward the root stays gathered, for a backward
-        policy.reshard()
+        sharded.reshard()
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -179,9 +179,10 @@ def retry_with_less_memory(work: Callable[[], Result], policy: nn.Module, budget
         except torch.OutOfMemoryError as error:
             several = dist.is_initialized() and dist.get_world_size() > 1
             if several or budget.tokens // 2 < MIN_BUDGET:
+                what = ". ".join(str(error).rstrip(".").split(". ")[:2])
                 raise OutOfMemory(
-                    f"rank {rank()} is out of memory with loss.micro_tokens={budget.tokens}; start again "
-                    f"with loss.micro_tokens={budget.tokens // 2}, or fewer. PyTorch says: {error}"
+                    f"rank {rank()} is out of memory with loss.micro_tokens={budget.tokens} ({what}). Set "
+                    f"loss.micro_tokens={budget.tokens // 2} or less, and start again"
                 ) from None
         # not in the except clause: the exception holds the tensors of the failed pass
         policy.zero_grad(set_to_none=True)

@@ -1,16 +1,18 @@
-"""Log-probabilities and entropy of completions, without ever holding their logits.
+"""Log-probabilities and entropy of completions, without holding their logits.
 
-A (tokens, V) tensor of float32 logits is the largest thing a naive trainer makes: 594 MiB for 1,024 tokens of
-a 151,936-word vocabulary.
-Three habits avoid it: hidden states of completion tokens only (never the prompt's, never padding's), the
-vocabulary head applied to a chunk of tokens at a time, and all of it *recomputed* in the backward pass. The
-last one is what counts: chunks alone save nothing, since autograd keeps them all. The backward pass is
-written out (Eq. 8) and takes blocks of words, each for many tokens: chunk by chunk, autograd would make a
-gradient of the whole head, V * D numbers, again and again; block by block, it is written in place.
+A (tokens, V) tensor of float32 logits is the largest tensor of a naive trainer: 594 MiB for 1,024 tokens and
+a vocabulary of 151,936 words. Three habits avoid it. Only the hidden states of completion tokens are used,
+never the prompt's or the padding's. The vocabulary head is applied to a chunk of tokens at a time. The
+backward pass *recomputes* the logits. The last habit is what counts: chunks alone save nothing, because
+autograd keeps them all.
 
-The price is a fourth matrix product beside full logits' three. It can't be spared where the head is trained
-and the loss stands by itself: the head's gradient needs each token's slope of the loss, and that is known
-only after all log-probs are.
+The backward pass is written by hand (Eq. 8). It works on blocks of words, each for many tokens. Chunk by
+chunk, autograd would make a gradient of the whole head, V * D numbers, for every chunk; block by block, it is
+written in place.
+
+The price is a fourth matrix product; full logits need three. It is needed where the head is trained and the
+loss is separate: the head's gradient needs each token's slope of the loss, which is known only after all
+log-probs are.
 """
 
 from __future__ import annotations
@@ -25,59 +27,57 @@ from torch.autograd.function import once_differentiable
 
 from grpo.sampling import log_distribution
 
-# of a chunk, where no setting says it: a GPU needs more tokens for a product to be worth reading the head
+# MiB of a chunk's logits, unless a setting gives them. A GPU needs more tokens per product, because each
+# product reads the whole head.
 LOGITS_MIB = {"cpu": 115.0, "cuda": 512.0}
-# tokens that go through a block of words together, at most; so a block is as large whatever else is in the
-# batch, and a token's gradient the same
-SPAN = 2048
-# a logit below is that of a banned word, a constant
+# Tokens that one block of words serves in the backward pass. The block's size does not depend on the rest of
+# the batch, so neither does a token's gradient.
+TOKENS_PER_BLOCK = 2048
+# A logit below this is that of a banned word: a constant without a gradient.
 LOWEST = torch.finfo(torch.float32).min / 2
 
 
 def chunk_of(vocabulary: int, mib: float | None, device: str) -> int:
-    """How many tokens' float32 logits take `mib` MiB (None: as LOGITS_MIB says for a device, "cpu" or
-    "cuda"); at least one, and of more than 16 a multiple of 16."""
+    """How many tokens' float32 logits take `mib` MiB (None: LOGITS_MIB of the device, "cpu" or "cuda"). At
+    least one; above 16, a multiple of 16."""
     tokens = max(1, int((LOGITS_MIB[device] if mib is None else mib) * 2**20 / (4 * vocabulary)))
-    # products of other sizes take a tenth longer
+    # Products of other sizes take a tenth longer.
     return tokens - tokens % 16 if tokens > 16 else tokens
 
 
 def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
     """Score the completions of a batch under a policy.
 
-    policy  callable (prompts, tokens (P, G, C), length (P, G)) -> hidden (P, G, C, D), with .head_weight (V,
-    D) and
-            .logits(hidden (..., D), head) -> (..., V) float32, linear in both, or the lowest number for words
-            that can't be drawn
-    batch   .prompts, .tokens (P, G, C) long, .length (P, G) long, .mask (B, C) bool with B = P*G
-    temperature  > 0, the one the tokens were sampled at (greedy evaluation is scored at 1)
-    chunk   tokens per application of the vocabulary head (`chunk_of`); about 2 * chunk * V floats are alive
-    at once, 3 at a temperature that is not 1
+    policy: callable (prompts, tokens (P, G, C), length (P, G)) -> hidden (P, G, C, D), with .head_weight
+    (V, D) and .logits(hidden (..., D), head) -> (..., V) float32. The logits are linear in both, or the
+    lowest number for words that can't be drawn.
+    batch: .prompts, .tokens (P, G, C) long, .length (P, G) long, .mask (B, C) bool with B = P*G.
+    temperature: > 0, the one that sampled the tokens (greedy evaluation is scored at 1).
+    chunk: tokens per application of the vocabulary head (`chunk_of`). About 2 * chunk * V floats exist at
+    once, 3 if the temperature is not 1.
 
     -> logp (B, C) float32 of each completion token, with gradient if the policy has one; entropy (B, C)
-    float32 in nats, detached. Both are 0 outside the mask. The result does not depend on chunk.
+    float32 in nats, detached. Both are 0 outside the mask. The result does not depend on chunk. Raises
+    ValueError if temperature or chunk is not positive.
     """
     if temperature <= 0 or chunk < 1:
         raise ValueError(
             f"completion_logprobs: temperature {temperature} and chunk {chunk} must both be positive."
         )
     mask = batch.mask
-    hidden = policy(batch.prompts, batch.tokens, batch.length)  # (P, G, C, D)
-    hidden = hidden.reshape(*mask.shape, -1)  # (B, C, D)
-    return masked_logprobs(
-        policy, hidden, batch.tokens.reshape(mask.shape), mask, temperature=temperature, chunk=chunk
-    )
+    hidden = policy(batch.prompts, batch.tokens, batch.length).reshape(*mask.shape, -1)  # (B, C, D)
+    tokens = batch.tokens.reshape(mask.shape)
+    return masked_logprobs(policy, hidden, tokens, mask, temperature=temperature, chunk=chunk)
 
 
 def masked_logprobs(
     policy, hidden: Tensor, tokens: Tensor, mask: Tensor, *, temperature: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropy of `tokens` (...), which `hidden` (..., D) predicts, where `mask` (...) holds;
-    0 elsewhere. → two tensors (...)."""
-    # (T,): real tokens only
+    """Log-probs and entropy of `tokens` (...), which `hidden` (..., D) predicts; 0 outside `mask` (...).
+    -> two tensors (...)."""
     logp, entropy = _Score.apply(
         hidden[mask], policy.head_weight, tokens[mask], policy.logits, temperature, chunk
-    )
+    )  # (T,) each: real tokens only
     empty = torch.zeros(mask.shape, device=logp.device)
     return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 
@@ -86,26 +86,27 @@ class _Score(torch.autograd.Function):
     """hidden (T, D), head (V, D), tokens (T,) -> log-prob of each token and entropy of its distribution, (T,)
     float32.
 
-    Forward, one chunk's (c, V) exists at a time. Backward, the logits are computed again (unless one chunk
-    was all) for SPAN tokens and a block of words at a time,
-    as many numbers: so the head is read, and its gradient written, once for so many tokens.
+    Forward, one chunk's (c, V) exists at a time. Backward computes the logits again (unless one chunk was
+    all): for TOKENS_PER_BLOCK tokens and a block of words at a time, as many numbers as a chunk. So the head
+    is read, and its gradient written, once for all these tokens.
     """
 
     @staticmethod
     def forward(ctx, hidden, head, tokens, logits_of, temperature, chunk):
         device = hidden.device.type
-        # of the matrix products
+        # Of the matrix products.
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
-        ctx.temperature, ctx.chunk = temperature, chunk
-        # once for all chunks
+        ctx.temperature = temperature
+        ctx.chunk = chunk
         rows, weight = hidden.to(ctx.dtype), head.to(ctx.dtype)
         logp, entropy = (torch.zeros(len(tokens), device=hidden.device) for _ in range(2))
         normaliser = logp.double()
-        banned, kept = torch.zeros(len(head), dtype=torch.bool, device=head.device), []
+        banned = torch.zeros(len(head), dtype=torch.bool, device=head.device)
+        kept = []
         for part in _parts(len(tokens), chunk):
             logits = logits_of(rows[part], weight)  # (c, V)
             banned = logits[0] < LOWEST
-            # a word whose logit is one: the chosen, if it is
+            # The normaliser is read off one word that is not banned: the chosen one, if it is not.
             some = torch.where(banned[tokens[part]], banned.long().argmin(), tokens[part])[:, None]
             scaled = logits.gather(-1, some) / temperature
             all_logp = log_distribution(logits, temperature)
@@ -113,12 +114,12 @@ class _Score(torch.autograd.Function):
             logp[part] = all_logp.gather(-1, tokens[part, None]).squeeze(-1)
             normaliser[part] = (scaled.double() - all_logp.gather(-1, some)).squeeze(-1)
             probability = all_logp.exp()
-            # entr(0) = 0, where -p * log(p) would be NaN
+            # entr(0) = 0, where -p * log(p) would be NaN.
             entropy[part] = torch.special.entr(probability, out=probability).sum(dim=-1)
             if len(tokens) <= chunk:
-                # a single chunk would be recomputed the moment it was freed
+                # The backward pass would recompute a single chunk right after it was freed.
                 kept.append(all_logp)
-            # before the next chunk's are made
+            # Free them before the next chunk's exist.
             del all_logp, probability
         ctx.save_for_backward(hidden, head, tokens, normaliser, banned, *kept)
         ctx.mark_non_differentiable(entropy)
@@ -126,38 +127,34 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, _):
+    def backward(ctx, *grad_outputs):
         hidden, head, tokens, normaliser, banned, *kept = ctx.saved_tensors
-        rows, slope = hidden.to(ctx.dtype), upstream / ctx.temperature
+        rows, slope = hidden.to(ctx.dtype), grad_outputs[0] / ctx.temperature
         of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        # the first span writes it
-        of_head = (
-            (torch.empty_like if len(tokens) else torch.zeros_like)(head) if ctx.needs_input_grad[1] else None
-        )
-        block = len(head) if kept else max(1, ctx.chunk * len(head) // SPAN)
-        # dtypes are explicit here
+        # The first tokens write it.
+        make = torch.empty_like if len(tokens) else torch.zeros_like
+        of_head = make(head) if ctx.needs_input_grad[1] else None
+        temperature = ctx.temperature
+        each = TOKENS_PER_BLOCK
+        block = max(1, ctx.chunk * len(head) // each)
+        if kept:
+            # Log-probs are logits at temperature 1 whose exponentials add up to 1.
+            temperature, normaliser = 1.0, torch.zeros_like(normaliser)
+            each, block = len(tokens), len(head)
+        # Dtypes are explicit here.
         with torch.autocast(hidden.device.type, enabled=False):
-            for part, words in product(
-                _parts(len(tokens), len(tokens) if kept else SPAN), _parts(len(head), block)
-            ):
+            for part, words in product(_parts(len(tokens), each), _parts(len(head), block)):
                 weight = head[words].to(ctx.dtype)
-                # log-probs are logits whose exponentials add up to 1
-                if kept:
-                    of_logits = _logit_slope(
-                        kept[0].clone(), 0, tokens, slope, torch.zeros_like(normaliser), banned, 1.0
-                    )
-                else:
-                    logits = F.linear(rows[part], weight).float()
-                    of_logits = _logit_slope(
-                        logits,
-                        words.start,
-                        tokens[part],
-                        slope[part],
-                        normaliser[part],
-                        banned[words],
-                        ctx.temperature,
-                    )
-                of_logits = of_logits.to(ctx.dtype)
+                logits = kept[0].clone() if kept else F.linear(rows[part], weight).float()
+                of_logits = _logit_slope(
+                    logits,
+                    words.start,
+                    tokens[part],
+                    slope[part],
+                    normaliser[part],
+                    banned[words],
+                    temperature,
+                ).to(ctx.dtype)
                 if of_hidden is not None:
                     of_hidden[part] += of_logits @ weight
                 if of_head is not None:
@@ -180,15 +177,15 @@ def _logit_slope(
     banned: Tensor,
     temperature: float,
 ) -> Tensor:
-    """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability),
-    slope being the loss's gradient in the log-prob over the temperature.
+    """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability).
+    slope: the loss's gradient in the log-prob, over the temperature.
 
-    logits (T, w) of w words from number `first` on, which the result overwrites; tokens (T,), the chosen
-    ones; slope (T,); normaliser (T,), log of the sum over all words of exp(logit / temperature), float64;
-    banned (w,) bool, whose logits are constants. → (T, w).
+    logits (T, w): of w words from number `first` on; overwritten by the result. tokens (T,): the chosen ones;
+    slope (T,); normaliser (T,) float64: log of the sum over all words of exp(logit / temperature); banned
+    (w,) bool: words whose logits are constants. -> (T, w).
     """
     near = normaliser.float()
-    # what rounding it takes from each probability: 1e-6 of a token's, for all words in one direction
+    # Corrects for rounding the normaliser to float32, which shifts every probability by the same 1e-6.
     rest = (near - normaliser).exp().float()
     of_logits = (
         (logits if temperature == 1 else logits.div_(temperature))
@@ -198,8 +195,7 @@ def _logit_slope(
     )
     place = tokens - first
     here = (place >= 0) & (place < logits.shape[1])
-    of_logits.scatter_add_(
-        1, place.clamp(0, logits.shape[1] - 1)[:, None], torch.where(here, slope, 0.0)[:, None]
-    )
+    place = place.clamp(0, logits.shape[1] - 1)[:, None]
+    of_logits.scatter_add_(1, place, torch.where(here, slope, 0.0)[:, None])
     of_logits[:, banned] = 0.0
     return of_logits

@@ -23,6 +23,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+Scale = Callable[[Tensor, float], Tensor]
+Surrogate = Callable[..., tuple[Tensor, Tensor]]
+Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 # e^20 = 4.9e8: larger than any useful ratio, far from overflow in float32
 MAX_EXPONENT = 20.0
 
@@ -33,9 +36,7 @@ def group_std(reward: Tensor, eps: float) -> Tensor:
 
 
 # [Eq. 3]
-def group_advantages(
-    reward, *, scale: Callable[[Tensor, float], Tensor] = group_std, eps: float = 1e-4
-) -> Tensor:
+def group_advantages(reward, *, scale: Scale = group_std, eps: float = 1e-4) -> Tensor:
     """How much better each completion did than its group: A = (r - mean(group)) / (std(group) + eps).
 
     reward (P, G): a tensor, a numpy array or P lists of G numbers -> advantage (P, G), float32.
@@ -118,64 +119,6 @@ def token_weights(
     return mask.float() / weighting(length, tokens, completions, cap)
 
 
-@dataclass
-class LossStats:
-    """What happened in a loss: detached scalars, each a sum over tokens with the loss's own weights.
-
-    So the stats of micro-batches and ranks add up: `a + b`, or one all-reduce of `vector()`. Take
-    `averages()` once, at the end: a mean of means would depend on how the rows were cut.
-    """
-
-    # sum w * (kl_coef * kl - surrogate)
-    loss: Tensor
-    # sum w * -surrogate
-    policy: Tensor
-    # sum w * kl, without kl_coef; 0 without a reference
-    kl: Tensor
-    # sum w * ratio
-    ratio: Tensor
-    # sum w * [r < 1 - clip_low and A < 0]
-    clip_low: Tensor
-    # sum w * [r > 1 + clip_high and A > 0]
-    clip_high: Tensor
-    # sum w * [logp_ref - logp > 20]
-    kl_clamped: Tensor
-    # sum w: 1 over a whole update for "token" and "completion", less for "constant"
-    weight: Tensor
-
-    @classmethod
-    def zero(cls) -> LossStats:
-        """All zeros, to start a sum with."""
-        return cls(*torch.zeros(len(fields(cls))))
-
-    def to(self, device) -> LossStats:
-        """The same on a device."""
-        return LossStats(*self.vector().to(device))
-
-    def __add__(self, other: LossStats) -> LossStats:
-        return LossStats(*(self.vector() + other.vector()))
-
-    def vector(self) -> Tensor:
-        """The fields in order, as one float32 tensor (8,), for a reduction over ranks."""
-        return torch.stack([getattr(self, field.name) for field in fields(self)])
-
-    def averages(self) -> dict[str, float]:
-        """Averages per token, under the metrics' names. `loss` and `policy_loss` are the sums themselves."""
-        loss, policy, kl, ratio, low, high, clamped, weight = self.vector().tolist()
-        # an update may hold nothing but padding
-        weight = max(weight, 1e-12)
-        return {
-            "loss": loss,
-            "policy_loss": policy,
-            "kl": kl / weight,
-            "kl_clamped": clamped / weight,
-            "ratio": ratio / weight,
-            "clip_ratio/low_mean": low / weight,
-            "clip_ratio/high_mean": high / weight,
-            "clip_ratio/region_mean": (low + high) / weight,
-        }
-
-
 # [Eq. 7]
 def policy_loss(
     logp: Tensor,
@@ -184,8 +127,8 @@ def policy_loss(
     advantage: Tensor,
     weight: Tensor,
     *,
-    surrogate: Callable[..., tuple[Tensor, Tensor]] = clipped_surrogate,
-    kl: Callable[[Tensor, Tensor, Tensor], Tensor] = k3,
+    surrogate: Surrogate = clipped_surrogate,
+    kl: Estimator = k3,
     kl_coef: float = 0.0,
     **clip: float,
 ) -> tuple[Tensor, LossStats]:
@@ -232,6 +175,61 @@ def policy_loss(
         kl_clamped=total(clamped),
         weight=weight.sum().detach(),
     )
+
+
+@dataclass
+class LossStats:
+    """What happened in a loss: sums over its tokens, each with the token's weight w. Detached scalars.
+
+    loss: kl_coef * kl - surrogate.  policy: -surrogate.  kl: without kl_coef; 0 without a reference.  ratio.
+    clip_low: 1 where r < 1 - clip_low and A < 0.  clip_high: 1 where r > 1 + clip_high and A > 0.
+    kl_clamped: 1 where logp_ref - logp > 20.  weight: 1, so w itself; over a whole update the sum is 1 for
+    "token" and "completion", and less for "constant".
+
+    So the stats of micro-batches and ranks add up: `a + b`, or one all-reduce of `vector()`. Take
+    `averages()` once, at the end: a mean of means would depend on how the rows were cut.
+    """
+
+    loss: Tensor
+    policy: Tensor
+    kl: Tensor
+    ratio: Tensor
+    clip_low: Tensor
+    clip_high: Tensor
+    kl_clamped: Tensor
+    weight: Tensor
+
+    @classmethod
+    def zero(cls) -> LossStats:
+        """All zeros, to start a sum with."""
+        return cls(*torch.zeros(len(fields(cls))))
+
+    def to(self, device) -> LossStats:
+        """The same on a device."""
+        return LossStats(*self.vector().to(device))
+
+    def __add__(self, other: LossStats) -> LossStats:
+        return LossStats(*(self.vector() + other.vector()))
+
+    def vector(self) -> Tensor:
+        """The fields in order, as one float32 tensor (8,), for a reduction over ranks."""
+        return torch.stack([getattr(self, field.name) for field in fields(self)])
+
+    def averages(self) -> dict[str, float]:
+        """Averages per token, under the metrics' names. `loss` and `policy_loss` are the sums themselves."""
+        loss, policy, kl, ratio, low, high, clamped, weight = self.vector().tolist()
+        # an update may hold nothing but padding
+        weight = max(weight, 1e-12)
+        return {
+            "loss": loss,
+            "policy_loss": policy,
+            "kl": kl / weight,
+            "kl_clamped": clamped / weight,
+            "ratio": ratio / weight,
+            "clip_ratio/low_mean": low / weight,
+            "clip_ratio/high_mean": high / weight,
+            "clip_ratio/region_mean": (low + high) / weight,
+        }
 
 
 def gradient_weight(

@@ -138,7 +138,7 @@ def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:
     sharded = [g.to_local() for g in grads if isinstance(g, DTensor)]
     squares = sum((_square(g) for g in whole), torch.zeros((), dtype=torch.float64, device=grads[0].device))
     if sharded:
-        squares = squares + sum_over_ranks(sum(_square(g) for g in sharded))
+        squares = squares + sum_over_ranks(sum((_square(g) for g in sharded), torch.zeros_like(squares)))
     norm = squares.sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for g in (*whole, *sharded):

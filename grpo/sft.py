@@ -60,7 +60,7 @@ def prompt_and_answer(policy, part: MicroBatch, weigh, chunk: int):
     prompts = part.prompts
     P, G, C = part.tokens.shape
     # (P, G, C, D), (P, S - 1, D)
-    of_answer, of_prompt = policy(prompts, part.tokens, part.length, whole=True)
+    of_answer, of_prompt = policy(prompts, part.tokens, part.length, with_prompts=True)
     place = torch.arange(1, prompts.tokens.shape[1], device=of_answer.device)
     words = (place < prompts.length[:, None]) & ~torch.isin(
         prompts.tokens[:, 1:], torch.tensor(policy.config.placeholder_ids, device=of_answer.device)

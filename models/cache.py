@@ -1,5 +1,5 @@
-"""Keys and values during a rollout: each prompt's once, each row's own in a slot, which another row gets
-when that one is done."""
+"""Keys and values during a rollout: each prompt's once, and each row's own in a slot. When a row has
+finished, another row can take its slot."""
 
 from dataclasses import dataclass, field
 
@@ -7,40 +7,48 @@ import torch
 from torch import Tensor
 
 from models.layers import Rope, to_attention_dtype
-from models.packing import Lines
+from models.packing import PromptGroups
+
+# What a decode step needs: rotary (B, 1, E) twice, bias (B, 1, 1, S + span), flat places (B·K,).
+Places = tuple[Rope, Tensor, Tensor]
 
 
 @dataclass
 class KVCache:
-    """What `prefill` returns and `decode` appends to. P prompts of S tokens, B slots of `capacity` tokens;
-    one row, a completion, is written in each slot.
+    """What `prefill` returns and `decode` appends to: P prompts of S tokens, and B slots of `capacity`
+    tokens. Each slot holds one row, a completion.
 
-    joined: of each layer the weights and biases of q, k and v as one product takes them.
-    prompt_k, prompt_v: of each layer (P, K, S, E), once per prompt, in the dtype in which attention adds up.
-    own_k, own_v: of each layer (B, K, capacity, E). prompt (B,) long: whose completion is in the slot.
-    filled (B,) long: its tokens so far, of which the first is the prompt's last.
-    span: a step reads so many places of each slot, for the `left` steps that `reach` made room for.
-    lines: the slots, prompt by prompt, for what they share.  first (B, K) long: the first place of each slot
-    and head among all of them. seen (P, S) and bias (B, S + capacity): 0 where a row may look, the lowest
-    number at padding and at places not written yet. start (P,) long: the position of a row's first token.
-    rope: cosine and sine of each position, (positions, 2, E).
+    prompt_k, prompt_v: per layer (P, K, S, E), once per prompt, in the dtype of `to_attention_dtype`.
+    completion_k, completion_v: per layer (B, K, capacity, E). prompt (B,) long: the prompt of each slot's
+    row. filled (B,) long: tokens in each slot; the first is the prompt's last token.
+    prompt_bias (P, S) is added to attention scores: 0 at tokens, the lowest number at padding.
+    start (P,) long: the position of a row's first token. rope (positions, 2, E): cosine and sine.
+    bias (B, S + capacity): `prompt_bias` of each row, then 0 at tokens that are written, else the lowest
+    number. span: how many cached tokens a decode step reads. Fixed for the next `left` steps, so that shapes
+    do not change. groups: the slots by prompt. first (B, K) long: flat place of each slot's and head's first
+    token.
     """
 
-    joined: list[tuple[Tensor, Tensor]]
     prompt_k: list[Tensor]
     prompt_v: list[Tensor]
-    own_k: list[Tensor]
-    own_v: list[Tensor]
+    completion_k: list[Tensor]
+    completion_v: list[Tensor]
     prompt: Tensor
     filled: Tensor
-    seen: Tensor
-    bias: Tensor
+    prompt_bias: Tensor
     start: Tensor
     rope: Tensor
     span: int = 0
     left: int = 0
-    lines: Lines = field(init=False)
+    bias: Tensor = field(init=False)
+    groups: PromptGroups = field(init=False)
     first: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        S = self.prompt_bias.shape[1]
+        self.bias = self.prompt_bias.new_empty(len(self.prompt), S + self.capacity)
+        self._empty(slice(None))
+        self._group()
 
     @classmethod
     def empty(
@@ -51,82 +59,64 @@ class KVCache:
         length: Tensor,
         start: Tensor,
         rope: Rope,
-        joined: list[tuple[Tensor, Tensor]],
     ) -> "KVCache":
-        """Slots for rows of the prompts `prompt` (B,). keys: of each layer (P, S, K, E) twice; length (P,)
-        long, tokens of each prompt in them.
+        """Empty slots for rows of the prompts `prompt` (B,).
 
-        rope: cosine and sine of each position, (positions, 1, E).
+        keys: per layer the prompts' keys and values, (P, S, K, E) each. length (P,) long: tokens of each
+        prompt in them. rope: (positions, 1, E) each.
         """
-        (P, S, K, E), layers = keys[0][0].shape, range(len(keys))
-        # Zeros, because a row may be shorter than the span: what is there counts 0 times, which for a NaN in
-        # fresh memory would be NaN.
-        own_k, own_v = (
-            [keys[layer][0].new_zeros(len(prompt), K, capacity, E) for layer in layers] for _ in "kv"
+        P, S, K, E = keys[0][0].shape
+        # Zeros: a row reads `span` places, also those behind its end. These have weight 0, but 0 x NaN of
+        # uninitialised memory is NaN.
+        completion_k, completion_v = (
+            [k.new_zeros(len(prompt), K, capacity, E) for k, _ in keys] for _ in range(2)
         )
         prompt_k, prompt_v = (
-            [to_attention_dtype(each[which]).transpose(1, 2).contiguous() for each in keys]
-            for which in (0, 1)
+            [to_attention_dtype(each[n]).transpose(1, 2).contiguous() for each in keys] for n in range(2)
         )
-        low = torch.finfo(prompt_k[0].dtype).min
-        seen = (
-            prompt_k[0]
-            .new_zeros(P, S)
-            .masked_fill(torch.arange(S, device=length.device) >= length[:, None], low)
+        padding = torch.arange(S, device=length.device) >= length[:, None]
+        bias = prompt_k[0].new_zeros(P, S).masked_fill(padding, torch.finfo(prompt_k[0].dtype).min)
+        filled = torch.zeros_like(prompt)
+        return cls(
+            prompt_k, prompt_v, completion_k, completion_v, prompt, filled, bias, start, torch.cat(rope, -2)
         )
-        cache = cls(
-            joined,
-            prompt_k,
-            prompt_v,
-            own_k,
-            own_v,
-            prompt.clone(),
-            torch.zeros_like(prompt),
-            seen,
-            seen.new_empty(len(prompt), S + capacity),
-            start,
-            torch.cat(rope, -2),
-        )
-        cache._line_up()
-        cache._forget(slice(None))
-        return cache
 
     @property
     def capacity(self) -> int:
-        """Tokens each slot can hold: the prompt's last one and all but one of the completion."""
-        return self.own_k[0].shape[2]
+        """Tokens that fit in each slot: the prompt's last one and all but the last of the completion."""
+        return self.completion_k[0].shape[2]
 
     def begin(self, slots: Tensor, prompt: Tensor) -> None:
-        """New rows in some slots: completions of the prompts `prompt`, as many as `slots` (n,)."""
-        self.prompt[slots], self.filled[slots] = prompt, 0
-        self._forget(slots)
-        self._line_up()
+        """Start new rows in `slots` (n,): completions of the prompts `prompt` (n,)."""
+        self.prompt[slots] = prompt
+        self.filled[slots] = 0
+        self._empty(slots)
+        self._group()
 
-    def spread(self, slot: Tensor) -> None:
-        """Go on with as many slots as `slot` (n,) long has numbers: each stands where the slot of that
-        number stood."""
-        for own in (self.own_k, self.own_v):
-            for layer, x in enumerate(own):
-                own[layer] = x.new_zeros(len(slot), *x.shape[1:])
-                own[layer][:, :, : self.span] = x[slot, :, : self.span]
-        self.prompt, self.filled, self.bias = self.prompt[slot], self.filled[slot], self.bias[slot]
-        self._line_up()
+    def spread(self, source: Tensor) -> None:
+        """Make len(source) slots: slot i becomes a copy of slot `source[i]`."""
+        for cached in (self.completion_k, self.completion_v):
+            for layer, x in enumerate(cached):
+                cached[layer] = x.new_zeros(len(source), *x.shape[1:])
+                cached[layer][:, :, : self.span] = x[source, :, : self.span]
+        self.prompt, self.filled, self.bias = self.prompt[source], self.filled[source], self.bias[source]
+        self._group()
 
-    def _line_up(self) -> None:
-        B, K, capacity, _ = self.own_k[0].shape
-        self.lines = Lines.of(self.prompt, len(self.seen), K)
+    def _group(self) -> None:
+        B, K, capacity, _ = self.completion_k[0].shape
+        self.groups = PromptGroups.of(self.prompt, len(self.prompt_bias), K)
         self.first = torch.arange(0, B * K * capacity, capacity, device=self.prompt.device).view(B, K)
 
-    def _forget(self, slots: Tensor | slice) -> None:
-        S = self.seen.shape[1]
-        self.bias[slots, :S] = self.seen[self.prompt[slots]]
+    def _empty(self, slots: Tensor | slice) -> None:
+        S = self.prompt_bias.shape[1]
+        self.bias[slots, :S] = self.prompt_bias[self.prompt[slots]]
         self.bias[slots, S:] = torch.finfo(self.bias.dtype).min
 
     def reach(self, steps: int = 1, multiple: int = 1) -> int:
-        """Make room for the next steps: all of them read as many places, in multiples of `multiple`, so that
-        their shapes are the same. → how many there is room for.
+        """Fix the span for at most `steps` next steps, to a multiple of `multiple` tokens. -> how many steps
+        it serves.
 
-        Waits for the device, which a step does not. Raises ValueError if a slot is full.
+        This waits for the device; a decode step does not. Raises ValueError if a slot is full.
         """
         filled = int(self.filled.max())
         if filled == self.capacity:
@@ -137,51 +127,46 @@ class KVCache:
         self.span = min(-(-(filled + self.left) // multiple) * multiple, self.capacity)
         return self.left
 
-    def next_places(self) -> tuple[Rope, Tensor, Tensor]:
-        """One more token in each slot: its rotary (B, 1, E), what it may see (B, 1, 1, S + span), and where
-        it goes (B·K,), for `write`.
+    def next_places(self) -> Places:
+        """Where the next token of each slot goes, what it may see, and its rotary.
 
-        Makes room by itself where `reach` was not called. Raises ValueError if a slot is full.
+        Calls `reach` if no step is left. Raises ValueError if a slot is full.
         """
         if not self.left:
             self.reach()
         self.left -= 1
-        S, position = self.seen.shape[1], self.start[self.prompt] + self.filled
+        S = self.prompt_bias.shape[1]
         self.bias.scatter_(1, (S + self.filled)[:, None], 0.0)
-        rope = self.rope[position]
-        return (
-            (rope[:, :1], rope[:, 1:]),
-            self.bias[:, None, None, : S + self.span],
-            (self.first + self.filled[:, None]).flatten(),
-        )
+        rope = self.rope[self.start[self.prompt] + self.filled]
+        visible = self.bias[:, None, None, : S + self.span]
+        return (rope[:, :1], rope[:, 1:]), visible, (self.first + self.filled[:, None]).flatten()
 
     def write(self, layer: int, k: Tensor, v: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the keys and values (B, K, E) of a layer's new tokens in their places. → those of all own
-        tokens, (B, K, span, E)."""
-        for own, new in ((self.own_k[layer], k), (self.own_v[layer], v)):
-            own.flatten(0, 2).index_copy_(0, place, new.flatten(0, 1))
-        return self.own_k[layer][:, :, : self.span], self.own_v[layer][:, :, : self.span]
+        """Write the keys and values (B, K, E) of a layer's new tokens. -> those of all completion tokens,
+        (B, K, span, E)."""
+        for cached, new in ((self.completion_k[layer], k), (self.completion_v[layer], v)):
+            cached.flatten(0, 2).index_copy_(0, place, new.flatten(0, 1))
+        return self.completion_k[layer][:, :, : self.span], self.completion_v[layer][:, :, : self.span]
 
     def keep(self, running: Tensor, most: int) -> Tensor:
-        """Go on with `most` of the slots, among them all that are `running` (B,) bool. → (most,) long, which
-        slot each of them was.
+        """Keep `most` slots, which hold all `running` (B,) rows. -> (most,) long, the old slot of each.
 
-        The living of the slots that go are moved into those of the dead that stay, so nothing is copied but
-        those few. Prompts without a slot go as well.
+        Running rows in slots >= `most` are moved into free slots below `most`. No other row is copied.
+        Prompts without a row are dropped.
         """
         slot = torch.arange(len(running), device=running.device)
         moved = slot[most:][running[most:]]
         into = (~running[:most]).nonzero().flatten()[: len(moved)]
         slot[into] = moved
         slot = slot[:most]
-        for own in (self.own_k, self.own_v):
-            for layer, x in enumerate(own):
+        for cached in (self.completion_k, self.completion_v):
+            for layer, x in enumerate(cached):
                 x[into, :, : self.span] = x[moved, :, : self.span]
-                own[layer] = x[:most]
+                cached[layer] = x[:most]
         prompts, self.prompt = self.prompt[slot].unique(return_inverse=True)
         self.filled, self.bias = self.filled[slot], self.bias[slot]
-        if len(prompts) < len(self.seen):
+        if len(prompts) < len(self.prompt_bias):
             self.prompt_k, self.prompt_v = ([x[prompts] for x in xs] for xs in (self.prompt_k, self.prompt_v))
-            self.seen, self.start = self.seen[prompts], self.start[prompts]
-        self._line_up()
+            self.prompt_bias, self.start = self.prompt_bias[prompts], self.start[prompts]
+        self._group()
         return slot

@@ -1,8 +1,9 @@
-"""The decoder: grouped-query attention and gated MLP over two streams, the prompts and the completions of
-their groups (DESIGN §4.2).
+"""The decoder: grouped-query attention and gated MLP over two streams, prompts and completions.
 
-Both streams run through the linear layers as one flat list of real tokens, prompts first; padded shapes exist
-only inside attention.
+A group's completions share one prompt. The prompt attends to itself; each completion attends to the prompt's
+keys and values, which exist once, and to itself. A group costs S + G·C tokens instead of G·(S + C), and the
+outputs and gradients are those of G repeated prompts.
+Linear layers see a flat list of real tokens, prompts first. Padded shapes exist only inside attention.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.cache import KVCache
+from models.cache import KVCache, Places
 from models.config import ModelConfig
 from models.layers import (
     GatedMLP,
@@ -27,56 +28,51 @@ from models.layers import (
 )
 from models.packing import Packing
 
-# completions at least so many times as long as the longest of a part belong to it
-LIKE = 0.8
+# Completions share a part if each is at least this long, relative to the part's longest.
+MIN_LENGTH_RATIO = 0.8
 
 
 @dataclass
 class Streams:
-    """One forward's T tokens: `prompt_tokens` of the prompts (P, S), then those of the completions (P, G, C),
-    none in a prefill.
+    """The T tokens of one forward: `prompt_tokens` of the prompts (P, S), then those of the completions
+    (P, G, C); a prefill has none.
 
-    own: the completions' parts (`by_length`), in the order of their tokens, each with its mask of
-    `group_mask`. Everything here is computed once per forward and used by every block.
+    completion: the parts of `by_length`, in the order of their tokens, each with its `group_mask`. Computed
+    once per forward and used by every block.
     """
 
     prompt: Packing
     prompt_tokens: int
-    own: list[tuple[Packing, Tensor]] = field(default_factory=list)
+    completion: list[tuple[Packing, Tensor]] = field(default_factory=list)
 
 
 def by_length(length: Tensor, longest: int) -> tuple[Packing, list[Packing]]:
-    """Completions in parts of like length, so that attention pads a short one to the longest of its part
-    only. Linear layers see no padding anyway.
+    """Split completions into parts of similar length, so that attention pads each only to its part's longest.
+    Linear layers see no padding anyway.
 
-    length (P, G) long; longest = C.  → all T tokens, in the order of the parts, as places in (P, G, C); and
-    the parts, each of shape (P, its rows of a group, its longest).
+    length (P, G) long; longest = C. -> all T tokens as places in (P, G, C), part by part; and the parts, each
+    of shape (P, its rows of a group, its longest).
     """
     (P, G), device = length.shape, length.device
     length, row = length.sort(dim=1, descending=True, stable=True)
-    # the longest first, in each group
-    columns, parts, first = length.amax(0).tolist(), [], 0
-    for column in range(1, G + 1):
-        if column == G or columns[column] < LIKE * columns[first]:
-            parts.append(Packing.of(length[:, first:column], max(columns[first], 1)))
-            first = column
-    index, first = [], 0
-    for part in parts:
-        rows, most = part.shape[1:]
-        places = (torch.arange(P, device=device)[:, None] * G + row[:, first : first + rows])[
-            ..., None
-        ] * longest + torch.arange(most, device=device)
-        index.append(part.pack(places))
-        first += rows
-    index = torch.cat(index)
-    return Packing(
-        None if len(parts) == 1 and len(index) == P * G * longest else index, (P, G, longest)
-    ), parts
+    columns = length.amax(0).tolist()  # (G,)
+    parts, places, first = [], [], 0
+    for end in range(1, G + 1):
+        if end < G and columns[end] >= MIN_LENGTH_RATIO * columns[first]:
+            continue
+        part = Packing.of(length[:, first:end], max(columns[first], 1))
+        rows = torch.arange(P, device=device)[:, None] * G + row[:, first:end]  # (P, rows)
+        places.append(part.pack(rows[..., None] * longest + torch.arange(part.shape[2], device=device)))
+        parts.append(part)
+        first = end
+    index = torch.cat(places)
+    complete = len(parts) == 1 and len(index) == P * G * longest
+    return Packing(None if complete else index, (P, G, longest)), parts
 
 
 def text_rope(positions: Tensor, config: ModelConfig) -> Rope:
-    """M-RoPE: a head's first angles are of time, the next of height, the last of width. positions (3, ...)
-    long → (..., 1, E)."""
+    """M-RoPE: a head's first angles turn with time, the next with height, the last with width. positions
+    (3, ...) long -> (..., 1, E)."""
     axis = torch.arange(3, device=positions.device).repeat_interleave(
         torch.tensor(config.mrope_section, device=positions.device)
     )
@@ -85,43 +81,47 @@ def text_rope(positions: Tensor, config: ModelConfig) -> Rope:
 
 
 class Embedding(nn.Embedding):
-    """Rows of a table. Under autocast they come in float32, and with them the residual stream, even of a
-    table that is kept in bfloat16 (a frozen reference's)."""
+    """Rows of a table. Under autocast the result is float32, and so is the residual stream, even if the table
+    is bfloat16 (a frozen reference's)."""
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(...) long → (..., D)."""
-        x = super().forward(tokens)
+    def forward(self, input: Tensor) -> Tensor:
+        """(...) long -> (..., D)."""
+        x = super().forward(input)
         return to_float32(x) if torch.is_autocast_enabled(x.device.type) else x
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: H query heads share K key heads, R = H / K each."""
+    """Grouped-query attention: H query heads share K key heads, R = H / K each.
+
+    joined: weight and bias of q, k and v as one matrix, for `decode`. `join` makes them, a forward drops
+    them, because the weights may have changed before the next rollout.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads, self.key_heads, self.size = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_size,
-        )
+        self.heads = config.num_attention_heads
+        self.key_heads = config.num_key_value_heads
+        self.size = config.head_size
         width = config.hidden_size
         self.q_proj = nn.Linear(width, self.heads * self.size)
         self.k_proj = nn.Linear(width, self.key_heads * self.size)
         self.v_proj = nn.Linear(width, self.key_heads * self.size)
         self.o_proj = nn.Linear(self.heads * self.size, width, bias=False)
+        self.joined: tuple[Tensor, ...] = ()
 
     def query(self, x: Tensor, rope: Rope) -> Tensor:
-        """(T, D) → rotated (T, H, E)."""
+        """(T, D) -> rotated (T, H, E)."""
         return rotate(self.q_proj(x).view(-1, self.heads, self.size), rope)
 
     def key_value(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
-        """(T, D) → rotated keys and values (T, K, E)."""
+        """(T, D) -> rotated keys and values (T, K, E)."""
         shape = (-1, self.key_heads, self.size)
         return rotate(self.k_proj(x).view(shape), rope), self.v_proj(x).view(shape)
 
     def forward(self, x: Tensor, rope: Rope, streams: Streams, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, D) → (T, D), or the completions' part of it if `last`; and the prompts' keys and values
+        """x (T, D) -> (T, D), or only the completions' part if `last`; and the prompts' keys and values
         (P, S, K, E)."""
+        self.joined = ()
         n = streams.prompt_tokens
         k, v = self.key_value(x, rope)
         prompt_k, prompt_v = streams.prompt.pad(k[:n]), streams.prompt.pad(v[:n])
@@ -133,32 +133,29 @@ class Attention(nn.Module):
             out.append(streams.prompt.pack(causal_attention(streams.prompt.pad(q[:n]), prompt_k, prompt_v)))
             q = q[n:]
         k, v = k[n:], v[n:]
-        for part, mask in streams.own:
+        for part, mask in streams.completion:
             tokens = part.tokens
-            own = (part.pad(x[:tokens]) for x in (q, k, v))
-            out.append(part.pack(group_attention(*own, prompt_k, prompt_v, mask)))
+            part_q, part_k, part_v = (part.pad(each[:tokens]) for each in (q, k, v))
+            out.append(part.pack(group_attention(part_q, part_k, part_v, prompt_k, prompt_v, mask)))
             q, k, v = q[tokens:], k[tokens:], v[tokens:]
         return self.o_proj(torch.cat(out).flatten(1)), prompt_k, prompt_v
 
-    def joined(self) -> tuple[Tensor, Tensor]:
-        """The weights of q, k and v below each other, and their biases, for `decode`: one product instead of
-        three."""
-        each = self.q_proj, self.k_proj, self.v_proj
-        return torch.cat([x.weight for x in each]), torch.cat([x.bias for x in each])
+    def join(self) -> None:
+        """Join the weights of q, k and v, so that `decode` needs one product instead of three."""
+        linears = self.q_proj, self.k_proj, self.v_proj
+        self.joined = torch.cat([x.weight for x in linears]), torch.cat([x.bias for x in linears])
 
-    def decode(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:
-        """x (B, D), one new token per slot → (B, D); its keys and values go into the cache. places: of
+    def decode(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
+        """One new token per slot: x (B, D) -> (B, D). Writes its keys and values to the cache. places: from
         `KVCache.next_places`."""
-        (rope, bias, place), H, K = places, self.heads, self.key_heads
-        qkv = F.linear(x, *cache.joined[layer]).view(-1, H + 2 * K, self.size)
+        rope, bias, place = places
+        H, K = self.heads, self.key_heads
+        qkv = F.linear(x, *self.joined).view(-1, H + 2 * K, self.size)
         qk, v = rotate(qkv[:, : H + K], rope), qkv[:, H + K :]
-        own_k, own_v = cache.write(layer, qk[:, H:], v, place)
+        k, v = cache.write(layer, qk[:, H:], v, place)
         q = qk[:, :H].unflatten(1, (K, -1))  # (B, K, R, E)
-        return self.o_proj(
-            decode_attention(
-                q, own_k, own_v, cache.prompt_k[layer], cache.prompt_v[layer], cache.lines, bias
-            ).flatten(1)
-        )
+        prompt_k, prompt_v = cache.prompt_k[layer], cache.prompt_v[layer]
+        return self.o_proj(decode_attention(q, k, v, prompt_k, prompt_v, cache.groups, bias).flatten(1))
 
 
 class Block(nn.Module):
@@ -174,23 +171,22 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, rope: Rope, streams: Streams, last: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, D) → (T, D) and the prompts' keys and values (P, S, K, E).
+        """x (T, D) -> (T, D) and the prompts' keys and values (P, S, K, E).
 
-        The last block gives the completions' part only, since nothing reads more of the prompts than their
-        keys and values there.
+        last: return only the completions' part. Nothing reads the prompts' output of the last block.
         """
         out, prompt_k, prompt_v = self.self_attn(self.input_layernorm(x), rope, streams, last)
         x = (x[streams.prompt_tokens :] if last else x) + out
         return x + self.mlp(self.post_attention_layernorm(x)), prompt_k, prompt_v
 
     def keys(self, x: Tensor, rope: Rope, streams: Streams) -> tuple[Tensor, Tensor]:
-        """The last block of a prefill: x (T, D) → the prompts' keys and values (P, S, K, E), and nothing
-        else."""
+        """The last block of a prefill computes only the prompts' keys and values: x (T, D) -> (P, S, K, E)
+        each."""
         k, v = self.self_attn.key_value(self.input_layernorm(x), rope)
         return streams.prompt.pad(k), streams.prompt.pad(v)
 
-    def decode(self, x: Tensor, places: tuple, cache: KVCache, layer: int) -> Tensor:
-        """One new token per slot: x (B, D) → (B, D)."""
+    def decode(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
+        """One new token per slot: x (B, D) -> (B, D)."""
         x = x + self.self_attn.decode(self.input_layernorm(x), places, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -201,5 +197,6 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        blocks = (Block(config) for _ in range(config.num_hidden_layers))
+        self.layers: list[Block] = nn.ModuleList(blocks)  # pyrefly: ignore[bad-assignment]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)

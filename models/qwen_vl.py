@@ -1,9 +1,9 @@
-"""The policy: vision tower, decoder, head; three ways to run it.
+"""The policy: vision tower, decoder and head; three ways to run it.
 
-`forward` scores given completions (training), `prefill` and `decode` write new ones (rollout). All compute a
+`forward` scores given completions (training). `prefill` and `decode` write new ones (rollout). All compute a
 prompt once for its whole group.
 The fork is one token before the end of the prompt: each row's inputs are the prompt's last token and its
-completion without the last one, so hidden state c predicts completion token c everywhere.
+completion without the last token. So hidden state c predicts completion token c everywhere.
 """
 
 from dataclasses import dataclass, fields
@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.cache import KVCache
 from models.config import ModelConfig
-from models.decoder import Decoder, Streams, by_length, text_rope
-from models.layers import attention_dtype, group_mask, to_float32
+from models.decoder import Block, Decoder, Streams, by_length, text_rope
+from models.layers import Rope, attention_dtype, group_mask, to_float32
 from models.packing import Packing
 from models.vision import VisionTower
 
@@ -26,9 +26,9 @@ from models.vision import VisionTower
 class PromptBatch:
     """P prompts, right-padded to S tokens, with the pictures of all of them.
 
-    tokens (P, S) long; length (P,) long, at least 2; positions (P, 3, S) and next_position (P,) long, of
-    `mrope_positions`; image_slot (P, S) long, the row of the feature matrix that replaces the token's
-    embedding, -1 for text; patches (N, patch_dim) float and grid (I, 3) long, all pictures in order (N = 0:
+    tokens (P, S) long; length (P,) long, at least 2; positions (P, 3, S) and next_position (P,) long, from
+    `mrope_positions`; image_slot (P, S) long: the row of the feature matrix that replaces the token's
+    embedding, -1 for text; patches (N, patch_dim) float and grid (I, 3) long: all pictures in order (N = 0:
     none).
     """
 
@@ -46,14 +46,14 @@ class PromptBatch:
 
     @property
     def last(self) -> Tensor:
-        """(P,) long: the prompts' last tokens, the first a rollout feeds to `decode`."""
+        """(P,) long: the prompts' last tokens, the first input of `decode`."""
         return self.tokens.gather(1, self.length[:, None] - 1)[:, 0]
 
 
 @cache
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
-    """Token ids on a device, sent there once: a copy for every token would make it wait."""
-    # whoever asks first may be a rollout, and what is made there is no good for gradients
+    """Token ids on a device. Copied once: a copy per token would make it wait."""
+    # The first caller may be a rollout, and autograd refuses tensors made in inference mode.
     with torch.inference_mode(False):
         return torch.tensor(ids, device=device)
 
@@ -61,8 +61,8 @@ def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
 class QwenVL(nn.Module):
     """Qwen2-VL or Qwen2.5-VL, parameters named as on the hub.
 
-    recompute: keep only each decoder block's input for the backward pass, which then runs the block again:
-    less memory, a third more time. (`visual.recompute` does it for the vision tower.)
+    recompute: keep only each decoder block's input for the backward pass, and run the block again there: less
+    memory, a third more time. (`visual.recompute` does it for the vision tower.)
     """
 
     def __init__(self, config: ModelConfig):
@@ -75,25 +75,30 @@ class QwenVL(nn.Module):
         self.recompute = False
 
     def forward(
-        self, prompts: PromptBatch, completions: Tensor, length: Tensor | None = None, *, whole: bool = False
+        self,
+        prompts: PromptBatch,
+        completions: Tensor,
+        length: Tensor | None = None,
+        *,
+        with_prompts: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states that predict given completions.
 
         completions (P, G, C) long, right-padded; length (P, G) long, real tokens per row (None: all C).
-        → (P, G, C, D): `[..., c, :]` predicts completion token c; 0 beyond `length`.
-        whole: the prompts' own hidden states beside it, (P, S - 1, D): `[:, s]` predicts prompt token s + 1;
-        0 in the padding.
+        -> (P, G, C, D): `[..., c, :]` predicts completion token c; 0 beyond `length`.
+        with_prompts: also return the prompts' hidden states (P, S - 1, D): `[:, s]` predicts prompt token
+        s + 1; 0 in the padding.
         """
         P, G, C = completions.shape
         length = torch.full((P, G), C, device=completions.device) if length is None else length
-        own, parts = by_length(length, C)
+        completion, parts = by_length(length, C)
         x, positions, prompt = self._prompts(prompts)
         inputs = torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
-        # (P, C), the same on all three axes
-        places = prompts.next_position[:, None] - 1 + torch.arange(C, device=length.device)
-        own_positions = own.pack(places[:, None].expand(P, G, C))
-        x = torch.cat((x, self.model.embed_tokens(own.pack(inputs))))
-        rope = text_rope(torch.cat((positions, own_positions.expand(3, -1)), 1), self.config)
+        # All three axes have the same positions.
+        places = prompts.next_position[:, None] - 1 + torch.arange(C, device=length.device)  # (P, C)
+        places = completion.pack(places[:, None].expand(P, G, C))
+        x = torch.cat((x, self.model.embed_tokens(completion.pack(inputs))))
+        rope = text_rope(torch.cat((positions, places.expand(3, -1)), 1), self.config)
         repeat = self.config.num_attention_heads // self.config.num_key_value_heads
         masks = [
             group_mask(prompts.length - 1, prompt.shape[1], part.shape[2], repeat, attention_dtype(x))
@@ -101,45 +106,40 @@ class QwenVL(nn.Module):
         ]
         streams = Streams(prompt, positions.shape[1], list(zip(parts, masks)))
         for block in self.model.layers:
-            x = self._run(block, x, rope, streams, block is self.model.layers[-1] and not whole)
+            x = self._run(block, x, rope, streams, block is self.model.layers[-1] and not with_prompts)
         x = self.model.norm(x)
-        if whole:
-            return own.pad(x[streams.prompt_tokens :]), prompt.pad(x[: streams.prompt_tokens])
-        return own.pad(x)
+        if with_prompts:
+            return completion.pad(x[streams.prompt_tokens :]), prompt.pad(x[: streams.prompt_tokens])
+        return completion.pad(x)
 
     def prefill(
         self, prompts: PromptBatch, group: int, capacity: int, max_rows: int | None = None
     ) -> KVCache:
-        """Run the prompts but for their last tokens, once each, and make room for `group` rows of `capacity`
-        own tokens.
+        """Read the prompts once each, without their last tokens, and make slots of `capacity` tokens for
+        `group` rows of each.
 
-        max_rows: of these P·group rows only the first so many (None: all); `KVCache.begin` gives a slot to a
-        later one. Row p·group + g is of prompt p. Call it without gradients; then feed `decode` the prompts'
-        last tokens.
+        max_rows: make slots for the first rows only (None: for all P·group). `KVCache.begin` gives a slot to
+        a later row. Row p·group + g is of prompt p. Call it without gradients, then feed the prompts' last
+        tokens to `decode`.
         """
         x, positions, prompt = self._prompts(prompts)
         streams, rope = Streams(prompt, len(x)), text_rope(positions, self.config)
         keys = []
         for block in self.model.layers[:-1]:
-            x, *kv = block(x, rope, streams)
-            keys.append(kv)
+            x, k, v = block(x, rope, streams)
+            keys.append((k, v))
         keys.append(self.model.layers[-1].keys(x, rope, streams))
+        for block in self.model.layers:
+            block.self_attn.join()
         start = prompts.next_position - 1
+        count = len(start) * group
+        prompt_of_row = torch.arange(min(max_rows or count, count), device=x.device) // group
         places = torch.arange(int(start.max()) + capacity, device=x.device)
-        rows = torch.arange(min(max_rows or len(start) * group, len(start) * group), device=x.device)
-        return KVCache.empty(
-            keys,
-            rows // group,
-            capacity,
-            prompts.length - 1,
-            start,
-            text_rope(places.expand(3, -1), self.config),
-            [block.self_attn.joined() for block in self.model.layers],
-        )
+        rope = text_rope(places.expand(3, -1), self.config)
+        return KVCache.empty(keys, prompt_of_row, capacity, prompts.length - 1, start, rope)
 
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """One more token for every slot. tokens (B,) long → hidden (B, D) that predicts the next ones; the
-        rows grow by one.
+        """Decode one token in every slot. tokens (B,) long -> hidden (B, D), which predicts the next ones.
 
         Call it without gradients. Raises ValueError if the cache is full.
         """
@@ -151,22 +151,21 @@ class QwenVL(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D): the head's weight, which is the embedding's where the two are tied."""
+        """(V, D): the head's weight, or the embedding's if the two are tied."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
-        """hidden (..., D) → (..., V) float32. head: `head_weight` in another dtype (None: as it is).
+        """hidden (..., D) -> (..., V) float32. head: `head_weight` in another dtype (None: itself).
 
-        The picture placeholders get the lowest number, in rollouts and in training alike: they can't be
-        drawn, and the policy that samples stays the policy in the loss.
+        The picture placeholders get the lowest number, in rollouts and in training alike. So they can't be
+        drawn, and the policy that samples is the policy in the loss.
         """
         logits = to_float32(F.linear(hidden, self.head_weight if head is None else head))
-        return logits.index_fill_(
-            -1, ids_on(self.config.placeholder_ids, logits.device), torch.finfo(torch.float32).min
-        )
+        ids = ids_on(self.config.placeholder_ids, logits.device)
+        return logits.index_fill_(-1, ids, torch.finfo(torch.float32).min)
 
     def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing]:
-        """Each prompt but for its last token: embeddings with the pictures' features in place (T, D),
+        """Each prompt without its last token: embeddings with the pictures' features in place (T, D),
         positions (3, T), packing."""
         prompt = Packing.of(prompts.length - 1, prompts.tokens.shape[1] - 1)
         x = self.model.embed_tokens(prompt.pack(prompts.tokens[:, :-1]))
@@ -178,7 +177,7 @@ class QwenVL(nn.Module):
         positions = prompt.pack(prompts.positions[..., :-1].transpose(1, 2)).T
         return x, positions, prompt
 
-    def _run(self, block: nn.Module, x: Tensor, rope: tuple, streams: Streams, last: bool) -> Tensor:
+    def _run(self, block: Block, x: Tensor, rope: Rope, streams: Streams, last: bool) -> Tensor:
         """One block of `forward`, recomputed in the backward pass if asked."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, x, rope, streams, last, use_reentrant=False)[0]

@@ -16,7 +16,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_once(tmp_path_factory):
-    """A run that all tests of a module compare theirs with: run_once(*arguments of train.py) → its folder.
+    """A run that all tests of a module compare theirs with: run_once(*arguments of train.py) -> its folder.
     Curves are not drawn."""
 
     def run(*arguments):

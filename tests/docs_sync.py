@@ -96,8 +96,7 @@ def settings(prefix: str | None) -> str:
         text += row + "\n"
     stage = "".join(f"| `{name}` | {words} |\n" for name, words in field_help(Stage).items())
     intro = (
-        "## A stage\n\nAn entry of `stages`, of which each of the three must be given.\n\n| key | meaning "
-        "|\n|---|---|\n"
+        "## A stage\n\nAn entry of `stages`. All three keys must be given.\n\n| key | meaning |\n|---|---|\n"
     )
     return f"{text}\n{intro}{stage}".lstrip("\n")
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 
 def together(count: int, work, *, seconds: float = 100) -> list[str]:
-    """Call work(rank) on `count` ranks. → for each "" or what it raised; "killed" for one that a signal
+    """Call work(rank) on `count` ranks. -> for each "" or what it raised; "killed" for one that a signal
     ended, or time."""
     with tempfile.TemporaryDirectory() as folder:
         processes = [os.fork() or _rank(Path(folder), rank, count, work) for rank in range(count)]

@@ -28,7 +28,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """0.934 → 93.4 %"""
+    """0.934 -> 93.4 %"""
     return f"{100 * value:.{digits}f} %"
 
 
@@ -59,6 +59,11 @@ def promised(found: dict) -> str:
         ["minutes to the end, two cores", "≤ 6", *(f"{found[run]['seconds'] / 60:.1f}" for run in runs)],
         ["held-out accuracy, greedy, base", "≤ 55 %", *[with_interval(base["heldout"])] * len(runs)],
         [
+            "the same, with `look :` given (the control)",
+            "as it is",
+            *[with_interval(base["heldout prefixed"])] * len(runs),
+        ],
+        [
             "held-out accuracy, greedy, after GRPO",
             "≥ 93 %",
             *(with_interval(found[run]["heldout"]) for run in runs),
@@ -71,15 +76,15 @@ def promised(found: dict) -> str:
         ["format, sampled, base", "40–80 %", *[percent(first["format"])] * len(runs)],
         ["format, sampled, after GRPO", "≥ 98 %", *(percent(scores["format"]) for scores in last)],
         [
-            "accuracy, sampled, base → after GRPO",
+            "accuracy, sampled, base -> after GRPO",
             "as it is",
-            *(f"{percent(first['accuracy'])} → {percent(scores['accuracy'])}" for scores in last),
+            *(f"{percent(first['accuracy'])} -> {percent(scores['accuracy'])}" for scores in last),
         ],
         [
-            "mean length, sampled, base → after GRPO",
+            "mean length, sampled, base -> after GRPO",
             "≥ 1.8 times",
             *(
-                f"{first['mean_length']:.1f} → {scores['mean_length']:.1f} "
+                f"{first['mean_length']:.1f} -> {scores['mean_length']:.1f} "
                 f"({scores['mean_length'] / first['mean_length']:.2f} times)"
                 for scores in last
             ),
@@ -87,12 +92,18 @@ def promised(found: dict) -> str:
         [
             "share that looks, sampled",
             "as it is",
-            *(f"{first['looking']:.2f} → {scores['looking']:.2f}" for scores in last),
+            *(
+                f"{first['measured']['looking']:.2f} -> {scores['measured']['looking']:.2f}"
+                for scores in last
+            ),
         ],
         [
             "share that looks again, sampled",
             "as it is",
-            *(f"{first['self_correction']:.2f} → {scores['self_correction']:.2f}" for scores in last),
+            *(
+                f"{first['measured']['self_correction']:.2f} -> {scores['measured']['self_correction']:.2f}"
+                for scores in last
+            ),
         ],
         [
             "picture withheld, the task farthest above chance",
@@ -117,11 +128,16 @@ def by_task(found: dict) -> str:
         [
             task,
             percent(chance, 0),
-            *(with_interval(found[run]["heldout"]["tasks"][task]) for run in ("base", *runs)),
+            with_interval(found["base"]["heldout"]["tasks"][task]),
+            with_interval(found["base"]["heldout prefixed"]["tasks"][task]),
+            *(with_interval(found[run]["heldout"]["tasks"][task]) for run in runs),
         ]
         for task, chance in CHANCE.items()
     ]
-    return table(["task", "chance", "base", *(run.replace("seed", "seed ") for run in runs)], rows)
+    return table(
+        ["task", "chance", "base", "base, `look :` given", *(run.replace("seed", "seed ") for run in runs)],
+        rows,
+    )
 
 
 def again(found: dict) -> str:
@@ -150,7 +166,7 @@ def again(found: dict) -> str:
     }
 
     def mean(rows: list[dict], key: str) -> float:
-        return sum(row[key] for row in rows) / len(rows)
+        return sum(row["measured"].get(key, row.get(key)) for row in rows) / len(rows)
 
     rows = [
         [
@@ -158,9 +174,9 @@ def again(found: dict) -> str:
             *(percent(mean(rows, "self_correction")) for rows in blocks.values()),
         ],
         [
-            "wrong → right / right → wrong, sampled",
+            "wrong -> right / right -> wrong, sampled",
             *(
-                f"{sum(r['wrong_to_right'] for r in rows)} / {sum(r['right_to_wrong'] for r in rows)}"
+                f"{percent(mean(rows, 'wrong_to_right'))} / {percent(mean(rows, 'right_to_wrong'))}"
                 for rows in blocks.values()
             ),
         ],
@@ -201,33 +217,38 @@ def short(found: dict) -> str:
     first, last = found["base"]["eight sampled"], [found[run]["eight sampled"] for run in runs]
     rows = [
         [
-            "accuracy, all four tasks",
+            "accuracy, all four tasks, greedy",
             "43.75 %",
             percent(found["base"]["heldout"]["accuracy"]),
+            percent(found["base"]["heldout prefixed"]["accuracy"]),
             span([found[run]["heldout"]["accuracy"] for run in runs]),
         ],
         [
             "accuracy, colour-shape pairs never asked about in training",
             "43.75 %",
             percent(found["base"]["pairs"]["accuracy"]),
+            percent(found["base"]["pairs prefixed"]["accuracy"]),
             span([found[run]["pairs"]["accuracy"] for run in runs]),
         ],
-        ["format, sampled", "", percent(first["format"]), span([x["format"] for x in last])],
+        ["format, sampled", "", percent(first["format"]), "", span([x["format"] for x in last])],
         [
             "mean length, sampled, in tokens",
             "",
             f"{first['mean_length']:.1f}",
+            "",
             span([x["mean_length"] for x in last], lambda v: f"{v:.1f}"),
         ],
         [
             "share that looks again, sampled",
             "",
-            percent(first["self_correction"]),
-            span([x["self_correction"] for x in last]),
+            percent(first["measured"]["self_correction"]),
+            "",
+            span([x["measured"]["self_correction"] for x in last]),
         ],
         [
             "accuracy, picture withheld",
             "43.75 %",
+            "",
             "",
             span([found[run]["heldout blind"]["accuracy"] for run in runs]),
         ],
@@ -235,10 +256,11 @@ def short(found: dict) -> str:
             "minutes on two CPU cores",
             "",
             "",
+            "",
             span([found[run]["seconds"] / 60 for run in runs], lambda v: f"{v:.1f}"),
         ],
     ]
-    return table(["", "chance", "base", "after GRPO"], rows)
+    return table(["", "chance", "base", "base, `look :` given", "after GRPO"], rows)
 
 
 def base(found: dict) -> str:

@@ -52,7 +52,7 @@ def broken(base, tmp_path):
 
 
 def refused(capsys, argv, *words):
-    """train.py ends with status 2 and one line that holds the words. → the line."""
+    """train.py ends with status 2 and one line that holds the words. -> the line."""
     capsys.readouterr()
     assert train.main([str(a) for a in argv]) == 2
     return one_line(capsys.readouterr().err, "train.py: ", words)

@@ -71,6 +71,8 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         "--blind",
         "--ban",
         "look",
+        "--prefix",
+        "look :",
         "--compare",
         older,
         "--json",
@@ -87,6 +89,7 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         "sampled": 24,
         "blind": 8,
         "banned": 8,
+        "prefixed": 8,
         "compare": 8,
         "compare_sampled": 24,
     }
@@ -121,7 +124,7 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         and "| maj@k |" in page
         and "mine minus step_000010" in page
     )
-    first, second = found["config"]["subjects"]
+    first, second = found["config"]["models"]
     assert Path(first["folder"]).name == "step_000020" and Path(second["folder"]).name == "step_000010"
     # both asked as the run was: its cap, its limits, its template
     for who in (first, second):
@@ -137,8 +140,12 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
     assert {key for key, more in found["more"].items() if "differences" in more} == {
         "blind",
         "banned",
+        "prefixed",
         "compare",
     }
+    assert all(a["completion"].startswith("<think>look :") for a in rows["prefixed"])
+    # given tokens do not count: the cap is the policy's own
+    assert max(a["length"] for a in rows["prefixed"]) == 17
     assert found["more"]["compare"]["differences"]["all"]["n"] == 8
     assert all(" look" not in a["completion"] for a in rows["banned"])
     for words in (
@@ -148,7 +155,9 @@ def test_every_pass_and_the_json(run, tmp_path, capsys):
         "maj@k",
         "pictures withheld",
         "without 'look'",
+        "begun with 'look :'",
         "as it is minus blind",
+        "as it is minus prefixed",
         "mine minus step_000010",
         "wrote 8 answers and all",
     ):
@@ -208,7 +217,7 @@ def test_defaults_without_a_run(run, tmp_path, capsys):
         file = tmp_path / f"{seed}.json"
         assert call(capsys, "--model", lone, "--items", 2, "--seed", seed, "--json", file)[0] == 0
         found = json.loads(file.read_text())
-        assert (found["config"]["subjects"][0]["cap"], found["config"]["subjects"][0]["template"]) == (
+        assert (found["config"]["models"][0]["cap"], found["config"]["models"][0]["template"]) == (
             parse.load("shapes").cap,
             "shapes",
         )
@@ -226,7 +235,7 @@ def test_how_a_model_is_asked(run, tmp_path, monkeypatch):
     command line has the last word."""
 
     def asked(name, *argv):
-        who = evaluate.subject_of(
+        who = evaluate.model_of(
             str(name),
             evaluate.arguments(["--task", "blink", "--data", "x.parquet", "--device", "cpu", *argv]),
         )
@@ -306,10 +315,9 @@ def test_the_real_photographs(tmp_path, capsys):
 
 
 def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
-    """A file in the hub's layout; answers are invented, of which all of COCO's and every other one of
-    ADE20K's are right."""
+    """A file in the hub's layout. The answers are invented: all of COCO's are right, and every second one
+    of ADE20K's."""
     pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-    monkeypatch.syspath_prepend(ROOT / "tests/data")
     import layouts
 
     sources = ["ADE20K"] * 4 + ["COCO"] * 2 + ["Omni3D"] * 6
@@ -550,7 +558,7 @@ def test_the_saved_folder_loads_in_transformers(run, capsys):
     names: dict = {}
     exec("\n".join(lines[:3]).replace("models/tiny", str(folder)), names)
     model, tokenizer_of_theirs = names["model"], names["tokenizer"]
-    policy, chat = evaluate.subject_of(str(run), evaluate.arguments(["--device", "cpu"])).open("cpu")
+    policy, chat = evaluate.model_of(str(run), evaluate.arguments(["--device", "cpu"])).open("cpu")
     image = Image.new("RGB", (56, 56), "red")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -699,7 +707,7 @@ def test_json_is_whole_or_not_there(run, tmp_path, capsys, monkeypatch):
     assert status == 2 and "No space left" in err and file.read_text() == "the old one"
     monkeypatch.undo()
     status, out, _ = call(capsys, "--model", run, "--items", 1, "--cap", 1, "--json", file)
-    # nobody is asked twice for a full disk
+    # after a full disk, no question is asked again
     assert status == 0 and "going on: 1 answers" in out
     assert json.loads(file.read_text())["answers"][0]["length"] == 1
 
@@ -711,6 +719,8 @@ def test_json_is_whole_or_not_there(run, tmp_path, capsys, monkeypatch):
     "argv, words",
     [
         (["--model", "nowhere"], "nowhere"),
+        (["--prefix", "xyzzy"], "argument --prefix: the tokenizer of"),
+        (["--prefix", "look", "--ask", "a.png", "What?"], "argument --prefix: does not go with --ask"),
         (["--compare", "nowhere"], "nowhere"),
         (["--task", "shape"], "shapes"),
         (["--split", "trainn"], "heldout"),

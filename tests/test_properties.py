@@ -24,11 +24,12 @@ from data.types import LETTERS, BadPicture, Example
 from grpo import config
 from grpo.batch import Batch
 from grpo.config import Config, ConfigError, Stage, load, parse_args, value_of
+from grpo.config.parse import FORMAT
 from grpo.config.typed import convert, leaves, read_yaml, unwrapped
 from grpo.objective import token_weights
 from grpo.variants import WEIGHTINGS
-from models.decoder import Packing
 from models.mrope import mrope_positions
+from models.packing import Packing
 
 LAW = settings(
     max_examples=150,
@@ -99,7 +100,7 @@ def test_settings_come_back_from_the_command_line_and_from_the_file(tmp_path, ch
     assert {key: value_of(made, key) for key in chosen} == chosen
     path = config.save(made, tmp_path)
     assert load(path) == made and yaml.safe_load(path.read_text("utf-8")) == json.loads(
-        json.dumps({"format": config.FORMAT} | made.to_dict())
+        json.dumps({"format": FORMAT} | made.to_dict())
     )
 
 

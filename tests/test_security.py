@@ -57,7 +57,7 @@ class Planted:
 
 @pytest.fixture
 def trap(tmp_path):
-    """→ (the file that must not appear, a function that puts pickles and code of every usual name into a
+    """-> (the file that must not appear, a function that puts pickles and code of every usual name into a
     folder)."""
     mark = tmp_path / "it-ran"
     harm = pickle.dumps(Planted(mark))

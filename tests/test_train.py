@@ -47,7 +47,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def run(base, out, *settings, status=0):
-    """train.main in this process. → the run folder."""
+    """train.main in this process. -> the run folder."""
     assert train.main([*QUICK, f"model={base}", f"out={out}", *settings]) == status
     return out
 
@@ -439,7 +439,7 @@ def test_imitation(tmp_path):
         "step_time",
         "nll/Caption described",
     } <= set().union(*rows)
-    # 127 words, 4 of which are placeholders
+    # 127 words, 4 of them placeholders
     assert rows[1]["nll"] == pytest.approx(torch.tensor(123.0).log().item(), rel=0.1)
     assert sum(row["nll"] for row in rows[-4:]) / 4 < rows[1]["nll"] - 0.3
     # weighting: token

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.types import BadExample, Example, Prompt, measure_nothing
+from data.types import BadExample, Example, Measure, Prompt, measure_nothing
 from grpo.batch import collate_prompts
 from grpo.evaluation.protocols import Reading, strict
 from grpo.evaluation.resume import Kept, Written
 from grpo.evaluation.scores import Answers, Completion, read_completion
-from grpo.memory import WAVE, Room
+from grpo.memory import WAVE, MemoryBudget
 from grpo.parallel.ranks import gather_objects
 from grpo.rollout import DecodeOptions, generate
 from grpo.sampling import uid_hash
@@ -44,7 +44,7 @@ class Asking:
     banned: Sequence[int] = ()
     prefix: Sequence[int] = ()
     read: Callable[[str, Example], Reading] = strict
-    measure: Callable[[str, Example], Mapping[str, bool | None]] = measure_nothing
+    measure: Measure = measure_nothing
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.samples > 1 and self.temperature == 0):
@@ -64,7 +64,7 @@ def answer_all(
     chat,
     examples: Sequence[Example],
     how: Asking,
-    wave: int | Room = WAVE,
+    wave: int | MemoryBudget = WAVE,
     share: tuple[int, int] = (0, 1),
     kept: Kept | None = None,
     progress: Callable[[int], Any] = lambda count: None,
@@ -72,13 +72,13 @@ def answer_all(
     """Ask every example `how.samples` times. An example that cannot be read, or whose prompt is too long, is
     skipped.
 
-    wave: tokens (prompts and completions) of the rows decoded together, or the Room for them; it changes
+    wave: tokens (prompts and completions) of the rows decoded together, or their MemoryBudget; it changes
     memory and speed, never an answer, and is halved when the GPU is out of memory. share: (rank, ranks):
     each rank asks its share, and all ranks get all answers. kept: completions of an interrupted evaluation,
     which are not written again; new ones are added. progress: called with the number of questions that are
     done.
     """
-    room = wave if isinstance(wave, Room) else Room(wave)
+    room = wave if isinstance(wave, MemoryBudget) else MemoryBudget(wave)
     kept = kept or Kept()
     # by a question's number: its completions, or why it was skipped
     outcomes: list[tuple[int, list[Completion] | str]] = []
@@ -134,7 +134,9 @@ def _write(policy, chat, asked: list[Asked], how: Asking) -> list[list[Written]]
     ]
 
 
-def _write_in_halves(policy, chat, asked: list[Asked], how: Asking, room: Room) -> list[list[Written]]:
+def _write_in_halves(
+    policy, chat, asked: list[Asked], how: Asking, room: MemoryBudget
+) -> list[list[Written]]:
     """`_write`; after a CUDA out-of-memory error, in two halves. Raises OutOfMemoryError if one question
     alone is too large."""
     try:
@@ -171,7 +173,7 @@ def _asked(
             yield index, example, replace(prompt, tokens=tokens)
 
 
-def _waves(asked: Iterator[Asked], room: Room, how: Asking) -> Iterator[list[Asked]]:
+def _waves(asked: Iterator[Asked], room: MemoryBudget, how: Asking) -> Iterator[list[Asked]]:
     """Lists of neighbours that fit into the room together. A question that alone is too large goes alone."""
     wave: list[Asked] = []
     longest = 0

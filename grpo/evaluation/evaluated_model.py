@@ -1,7 +1,7 @@
-"""Who is asked, and how: a model, and everything about its questions that changes its scores.
+"""The model that is evaluated, and how it is asked: everything about its prompts that changes its scores.
 
-A checkpoint of a run is asked as its run asked it. Any other model is asked as the protocol says, an instruct
-model (its name says so) in turns and a base model without, unless the command line says otherwise.
+A checkpoint of a run is asked as its run asked it. Any other model is asked as the protocol says: an instruct
+model ("instruct" in its name) in turns, a base model without. The command line overrides both.
 """
 
 from __future__ import annotations
@@ -21,16 +21,27 @@ from models import weights
 
 # tokens; a picture as large as Qwen's processors leave it has 16,384
 MAX_PROMPT = 20_000
-# asked whole; of the other tasks a part is held out for it
+# tasks of which all questions are asked; of the others, a part is held out
 BENCHMARKS = ("blink", "cvbench", "mathvista", "vsr")
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model, and how it is asked. trained_on: the task of its run, "" for a model from elsewhere;
-    digest: a hash of the weights."""
+class Overrides:
+    """What the command line says about prompts and precision; None leaves it to the run or the protocol."""
 
-    # as on the command line
+    prompt: str | None = None
+    template: str | None = None
+    cap: int | None = None
+    max_prompt: int | None = None
+    max_pixels: int | None = None
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model, and how it is asked. name: as on the command line. trained_on: the task of its run, "" for a
+    model from elsewhere. digest: a hash of the weights."""
+
     name: str
     folder: Path
     template: str
@@ -44,11 +55,11 @@ class Subject:
 
     @property
     def direct(self) -> bool:
-        """Whether it is asked for the answer alone."""
+        """Whether it is asked for the answer alone, without reasoning."""
         return self.template.endswith("_direct")
 
     def open(self, device: str) -> tuple[torch.nn.Module, Chat]:
-        """Load it. → (policy, chat). Raises ValueError naming the file."""
+        """Load policy and chat. Raises ValueError naming the file."""
         chat = Chat(
             self.folder,
             template=self.template,
@@ -56,33 +67,22 @@ class Subject:
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
         )
-        return weights.load(self.folder, dtype=getattr(torch, self.dtype), device=device).requires_grad_(
-            False
-        ), chat
+        policy = weights.load(self.folder, dtype=getattr(torch, self.dtype), device=device)
+        return policy.requires_grad_(False), chat
 
 
-def subject(
-    name: str,
-    protocol: Protocol,
-    *,
-    built_in: bool,
-    device: str,
-    prompt: str | None = None,
-    template: str | None = None,
-    cap: int | None = None,
-    max_prompt: int | None = None,
-    max_pixels: int | None = None,
-    dtype: str = "auto",
-) -> Subject:
-    """The model of that name, asked as the arguments say, where they do; else as its run did, if the
-    protocol leaves that to the run; else as the protocol does. built_in: the questions are the built-in
-    world's. Raises ValueError."""
+def evaluated_model(
+    name: str, protocol: Protocol, overrides: Overrides, device: str, built_in: bool
+) -> EvaluatedModel:
+    """The model of that name: asked as `overrides` says, else as its run was (if the protocol leaves that to
+    the run), else as the protocol says. built_in: the questions are the built-in world's. Raises
+    ValueError."""
     folder = model_folder(name)
-    # or one of its checkpoints
+    # `name` is a run folder, or one of its checkpoints
     run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent
     own = (run / "checkpoints").is_dir() and (run / "config.yaml").is_file()
     if own:
-        cfg = parse.load_run(run)
+        cfg = parse.load(run / "config.yaml")
     elif name == "tiny" or built_in:
         cfg = parse.load("shapes", ["max_prompt=1024"])
     else:
@@ -93,55 +93,57 @@ def subject(
             max_prompt=MAX_PROMPT,
             max_pixels=protocol.max_pixels,
         )
-    as_was = protocol.as_trained or family(cfg.template) is None
-    if as_was:
-        limits = cfg.eval.cap or cfg.cap, cfg.max_prompt, cfg.max_pixels
-    else:
-        limits = protocol.cap, MAX_PROMPT, protocol.max_pixels
+    as_run = protocol.as_trained or family(cfg.template) is None
+    cap, max_prompt, max_pixels = protocol.cap, MAX_PROMPT, protocol.max_pixels
+    if as_run:
+        cap, max_prompt, max_pixels = cfg.eval.cap or cfg.cap, cfg.max_prompt, cfg.max_pixels
+    dtype = overrides.dtype if overrides.dtype != "auto" else cfg.dtype
     if dtype == "auto":
-        dtype = cfg.dtype if cfg.dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-    return Subject(
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    keep = overrides.template is not None or as_run
+    return EvaluatedModel(
         name,
         folder,
-        worded(template or cfg.template, protocol, prompt, keep=template is not None or as_was),
-        cap or limits[0],
-        max_prompt or limits[1],
-        cfg.min_pixels if as_was else None,
-        max_pixels or limits[2],
+        template_for(overrides.template or cfg.template, protocol, overrides.prompt, keep),
+        overrides.cap or cap,
+        overrides.max_prompt or max_prompt,
+        cfg.min_pixels if as_run else None,
+        overrides.max_pixels or max_pixels,
         dtype,
         cfg.task if own else "",
         weights_digest(folder),
     )
 
 
-def worded(template: str, protocol: Protocol, prompt: str | None, keep: bool) -> str:
-    """The template that asks the same kind of model with `prompt`, reasoning or direct (None: as
-    `template` does). keep: leave one that does so already as it is, else take the protocol's. Raises
-    ValueError for a template that has no such form."""
-    prompt, kind, does = (
-        prompt or None,
-        family(template),
-        "direct" if template.endswith("_direct") else "reasoning",
-    )
-    if keep and prompt in (None, does):
+def template_for(template: str, protocol: Protocol, prompt: str | None, keep: bool) -> str:
+    """The protocol's template for the same kind of model in the form `prompt`, "reasoning" or "direct"
+    (None: the form of `template`). keep: leave `template` if it has that form. Raises ValueError if there is
+    none."""
+    kind = family(template)
+    form = "direct" if template.endswith("_direct") else "reasoning"
+    if prompt in (None, form) and (keep or kind is None):
         return template
     if kind is None:
-        if prompt in (None, does):
-            return template
         raise ValueError(f"argument --prompt: the template {template} has no {prompt} form")
-    return protocol.templates[kind][prompt or does]
+    return protocol.templates[kind][prompt or form]
 
 
 def banned_ids(chat: Chat, words: Sequence[str]) -> list[int]:
-    """The ids that may not be drawn: each word's first token, alone and after a space. Raises ValueError
-    for an unknown word."""
+    """The token ids that --ban forbids: each word's first token, alone and after a space. Raises ValueError
+    for a word that the tokenizer does not know."""
     found = set()
     for word in words:
         for spelling in (word, f" {word}"):
-            ids = chat.encode(spelling)
-            if not word.strip() or "".join(chat.tokenizer.decode(ids).split()) != "".join(word.split()):
-                raise ValueError(f"argument --ban: the tokenizer of {chat.folder} does not know {word!r}")
-            # a space that is a token of its own begins other words too
+            ids = known_ids(chat, spelling, "--ban")
+            # a space that is a token of its own also begins other words
             if chat.tokenizer.decode(ids[:1]).strip():
                 found.add(ids[0])
     return sorted(found)
+
+
+def known_ids(chat: Chat, text: str, option: str) -> list[int]:
+    """A text as token ids. Raises ValueError, naming the option, if the tokenizer does not know the text."""
+    ids = chat.encode(text)
+    if not text.strip() or "".join(chat.tokenizer.decode(ids).split()) != "".join(text.split()):
+        raise ValueError(f"argument {option}: the tokenizer of {chat.folder} does not know {text.strip()!r}")
+    return ids

@@ -1,22 +1,23 @@
-"""How a benchmark is asked and scored: one named object a protocol, all of them in this file.
+"""How a benchmark is asked and scored: one named object for each protocol, all of them in this file.
 
-`strict` is ours and the default: the reward's own parser, every question alike in the total. The others
-repeat what somebody published, so that
-their numbers can be compared with ours: `paper` (VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval),
-`cambrian` and `blink` (the official scores of CV-Bench and BLINK), `mathvista` (the official comparison of
-MathVista, with a rule where it asks GPT-4 to find the answer). A protocol says which templates ask, how an
-answer is read out of a completion and compared, how the total is made, and the cap. None of them asks twice.
+`strict` is ours and the default: the reward's own parser, and every question alike in the total. The others
+repeat published evaluations, so that their numbers can be compared with ours: `paper`
+(VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval), `cambrian` and `blink` (the official scores of
+CV-Bench and BLINK), `mathvista` (MathVista's official comparison, with a rule where it asks GPT-4 to find
+the answer). A protocol has the templates that ask, the reader of a completion, the total and the cap. No
+protocol asks a question twice.
 """
 
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
 from math import floor, sqrt
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.answers import numbers
@@ -24,30 +25,29 @@ from data.answers.parser import ANSWER, END_ANSWER, extract, is_right, read
 from data.chat import TEMPLATES
 from data.types import LETTERS, Example
 from grpo.evaluation.statistics import wilson
+from grpo.rewards.math_verify import NOTHING, RIGHT, spellings
 from grpo.rewards.user_code import RewardError, open_reward
 
-# characters of a completion that `paper` looks at; what is longer is unread
+# characters of a completion that `paper` reads; a longer one is unread
 LONGEST = 20_000
 # VisualThinker-R1-Zero's max_new_tokens in evaluation, and BLINK's
 CAP = 1024
 # CV-Bench: mean of 2D (mean of its two sources) and 3D
 WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
+# runs in a process of its own
+VERDICT = "grpo.rewards.math_verify:verdict"
 
-VERDICT = Path(__file__).parent.parent / "rewards" / "math_verify.py"
-# what it says
-NOTHING, WRONG, RIGHT = 0.0, 1.0, 2.0
-
+# VisualThinker's evaluation to the letter: the templates for a base and an instruct model, with and without
+# reasoning
 PAIRS = {
     "base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"},
     "instruct": {"reasoning": "chatml_eval", "direct": "chatml_direct"},
 }
-"""The templates that ask a base and an instruct model, with and without reasoning: VisualThinker's
-evaluation, to the letter."""
 
 
 class Reading(NamedTuple):
-    """What a completion says: the answer (None: none could be read, and `why`), its letter if it is a
-    choice, and whether it is right."""
+    """What was read in a completion: the answer (None: there is none to read, and `why`), its letter if it
+    is a choice, and whether it is right."""
 
     answer: str | None
     letter: str | None
@@ -55,33 +55,43 @@ class Reading(NamedTuple):
     correct: bool
 
 
+class Reader(typing.Protocol):
+    """A function that reads the answer in a completion. direct: the prompt asked for the answer alone."""
+
+    __name__: str
+
+    def __call__(self, text: str, example: Example, direct: bool = False) -> Reading: ...
+
+
 # ---- reading an answer
 
 
 def strict(text: str, example: Example, direct: bool = False) -> Reading:
-    """The reward's own parser. A direct prompt asks for no tag: there the first line that says something
+    """The reward's own parser. A direct prompt asks for no tags, so there the first line that is not empty
     is the answer, and all of it."""
-    said = _spoken(text) if direct else text
+    said = _with_tags(text) if direct else text
     found = read(said, example)
     return Reading(found.answer, found.letter, found.why, is_right(said, example))
 
 
 def paper(text: str, example: Example, direct: bool = False) -> Reading:
-    """VisualThinker's: the first tag on one line, else the whole completion; in it math_verify's last letter,
-    choice or number.
+    """VisualThinker's: in the first tag on one line, else in the whole completion, the last letter, choice
+    or number that math-verify finds.
 
-    Right if that is one of the gold answer's spellings: its text, its letter, the letter in brackets. So "A
-    or B" is right where A is, and the article of "it is a cat" is read as (A). Without the extra math-verify
+    Right if it is one of the gold answer's spellings: its text, its letter, its letter in brackets. So "A or
+    B" is right where A is, and the article of "it is a cat" is read as (A). Without the extra math-verify
     its rule for letters and choices stands in for it, and formulas are not read.
     """
     if len(text) > LONGEST:
         return Reading(None, None, "answer too long", False)
-    short, (strings, gold) = _tagged(text), spellings(example)
+    short = _tagged(text)
+    strings, gold = spellings(example)
     answer = _last_string(short, strings)
     right = answer is not None and bool({answer, answer.lower()} & set(gold))
     if math_verify():
         verdict = _verified(short, example)
-        answer, right = (answer or short[:200]) if verdict != NOTHING else None, verdict == RIGHT
+        answer = (answer or short[:200]) if verdict != NOTHING else None
+        right = verdict == RIGHT
     if answer is None:
         return Reading(None, None, "nothing parsed", False)
     letter = _letter(answer, example.choices)
@@ -90,20 +100,19 @@ def paper(text: str, example: Example, direct: bool = False) -> Reading:
 
 def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
     """The answer as `strict` finds it, compared as MathVista's evaluation does: the nearest choice; whole
-    numbers; decimals, rounded as asked."""
-    found = extract(said := _spoken(text) if direct else text, ())
+    numbers; decimals, rounded as the question asks."""
+    said = _with_tags(text) if direct else text
+    found = extract(said, ())
     if found.answer is None:
         return Reading(None, None, found.why, False)
     if example.choices:
-        answer = extract(said, example.choices).answer or min(
-            example.choices, key=partial(_distance, found.answer[:200])
-        )
+        nearest = min(example.choices, key=partial(_distance, found.answer[:200]))
+        answer = extract(said, example.choices).answer or nearest
         return Reading(answer, LETTERS[example.choices.index(answer)], "", answer == example.answer)
     kind = example.extra.get("answer_type", "text")
     if kind not in ("integer", "float"):
-        return Reading(
-            found.answer, None, "", "".join(found.answer.split()) == "".join(example.answer.split())
-        )
+        same = "".join(found.answer.split()) == "".join(example.answer.split())
+        return Reading(found.answer, None, "", same)
     number = numbers.parse(found.answer)
     if number is None:
         return Reading(None, None, "not a number", False)
@@ -115,16 +124,16 @@ def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
     return Reading(str(value), None, "", value == gold)
 
 
-def _spoken(text: str) -> str:
-    """A direct answer, in the tags that were not asked for; a completion with tags is left as it is."""
+def _with_tags(text: str) -> str:
+    """A direct answer, in the tags that were not asked for. A completion that has tags stays as it is."""
     if ANSWER in text or END_ANSWER in text:
         return text
     return ANSWER + text.strip().partition("\n")[0] + END_ANSWER
 
 
 def _tagged(text: str) -> str:
-    """`<answer>\\s*(.*?)\\s*</answer>`, the first on one line, or everything; without the regular
-    expression, which is quadratic."""
+    """The first match of `<answer>\\s*(.*?)\\s*</answer>`, or everything; without the regular expression,
+    whose time is quadratic."""
     start = text.find(ANSWER)
     while start >= 0 and (end := text.find(END_ANSWER, start)) >= 0:
         inside = text[start + len(ANSWER) : end].strip()
@@ -135,7 +144,7 @@ def _tagged(text: str) -> str:
 
 
 def _letter(answer: str, choices: Sequence[str]) -> str | None:
-    """A, of what `paper` read: (a), A, or the first choice."""
+    """The letter of what `paper` read: "(a)", "A", or a choice."""
     plain = answer.strip("()").upper()
     lower = [choice.lower() for choice in choices]
     if answer.lower() in lower:
@@ -143,27 +152,10 @@ def _letter(answer: str, choices: Sequence[str]) -> str | None:
     return plain if len(plain) == 1 and plain in LETTERS[: len(choices)] else None
 
 
-def spellings(example: Example) -> tuple[tuple[str, ...], list[str]]:
-    """The strings that VisualThinker's evaluation looks for, and those of them that are right."""
-    gold = [example.answer.lower(), example.answer]
-    if example.letter:
-        gold += [
-            spelt for letter in (example.letter, example.letter.lower()) for spelt in (letter, f"({letter})")
-        ]
-    return tuple(
-        dict.fromkeys(
-            [
-                *(spelling % letter for letter in "ABCDEFabcdef" for spelling in ("%s", "(%s)")),
-                *example.choices,
-            ]
-        )
-    ), gold
-
-
 def _verified(short: str, example: Example) -> float:
-    """The verdict of the extra math-verify: NOTHING, WRONG or RIGHT. It may take for ever; then it is
-    ended, and is taken to have read nothing."""
-    reward = open_reward(f"{VERDICT}:verdict")
+    """The verdict of math-verify: NOTHING, WRONG or RIGHT. A call that takes too long is ended, and has read
+    nothing."""
+    reward = open_reward(VERDICT)
     try:
         return reward(short, example, None)
     except RewardError:
@@ -171,12 +163,11 @@ def _verified(short: str, example: Example) -> float:
 
 
 def _last_string(short: str, strings: tuple[str, ...]) -> str | None:
-    """Without it: the same search for one of `strings` as a word, the last one of the first pattern that
+    """The same search without math-verify: one of `strings` as a word, the last one of the first pattern that
     finds any."""
     for pattern in _patterns(strings):
-        if found := max(
-            pattern.finditer(short), key=lambda match: (match.end(), -match.start()), default=None
-        ):
+        matches = pattern.finditer(short)
+        if found := max(matches, key=lambda match: (match.end(), -match.start()), default=None):
             return found["said"]
     return None
 
@@ -185,21 +176,19 @@ def _last_string(short: str, strings: tuple[str, ...]) -> str | None:
 def _patterns(strings: tuple[str, ...]) -> list[re.Pattern[str]]:
     said = "(?P<said>" + "|".join(map(re.escape, strings)) + ")"
     word = rf"(?:\*\*)?{said}(?:\*\*)?(?:[.,:\s]|$)"
-    return [
-        re.compile(pattern)
-        for pattern in (
-            rf"(?i:final answer is):?\s*{said}\.?\s?I hope",
-            rf"(?i:final answer.{{0,100}}?)\s+is:?\s*{said}",
-            rf"(?i:answer):.{{0,50}}?(?:^|\s){word}",
-            rf"(?i:answer).{{0,50}}?(?:^|\s){word}",
-            f"^{word}",
-            rf"(?:^|\s){word}",
-        )
-    ]
+    patterns = (
+        rf"(?i:final answer is):?\s*{said}\.?\s?I hope",
+        rf"(?i:final answer.{{0,100}}?)\s+is:?\s*{said}",
+        rf"(?i:answer):.{{0,50}}?(?:^|\s){word}",
+        rf"(?i:answer).{{0,50}}?(?:^|\s){word}",
+        f"^{word}",
+        rf"(?:^|\s){word}",
+    )
+    return [re.compile(pattern) for pattern in patterns]
 
 
 def _distance(a: str, b: str) -> int:
-    """Levenshtein's: how many letters to insert, delete or replace."""
+    """Levenshtein's distance: how many letters to insert, delete or replace."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         last, row[0] = row[0], i
@@ -211,8 +200,6 @@ def _distance(a: str, b: str) -> int:
 @lru_cache(maxsize=1)
 def math_verify() -> str | None:
     """The version of the extra math-verify, None where it is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
         return version("math-verify")
     except PackageNotFoundError:
@@ -223,8 +210,8 @@ def math_verify() -> str | None:
 
 
 class Mark(NamedTuple):
-    """What a total is made of: a question's task and the source of its picture, and the share of its
-    completions that are right."""
+    """A question in a total: its task, the source of its picture, and the share of its completions that are
+    right."""
 
     task: str
     source: str | None
@@ -232,7 +219,7 @@ class Mark(NamedTuple):
 
 
 def micro(marks: Sequence[Mark]) -> dict[str, Any]:
-    """Every question alike. → {"value", "interval"} (Wilson's)."""
+    """Every question alike. Returns {"value", "interval"} (Wilson's)."""
     right = sum(mark.right for mark in marks)
     return {"value": right / len(marks), "interval": list(wilson(min(right, len(marks)), len(marks)))}
 
@@ -244,33 +231,28 @@ def source_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
     if missing := [name for name in WEIGHTS if not found[name]]:
         raise ValueError(
             f"the source-averaged total needs questions of {', '.join(WEIGHTS)}, and there are none of "
-            f"{', '.join(missing)}; "
-            "it is for --task cvbench, all of it"
+            f"{', '.join(missing)}; it is for --task cvbench, all of it"
         )
     return _weighted({name: (float(weight), micro(found[name])) for name, weight in WEIGHTS.items()})
 
 
 def task_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
-    """BLINK's official score: the mean of the accuracies of its subtasks, however many questions each has."""
+    """BLINK's official score: the mean of the accuracies of its subtasks, of whatever size."""
     tasks = dict.fromkeys(mark.task for mark in marks)
-    return _weighted(
-        {task: (1 / len(tasks), micro([mark for mark in marks if mark.task == task])) for task in tasks}
-    )
+    share = 1 / len(tasks)
+    return _weighted({task: (share, micro([mark for mark in marks if mark.task == task])) for task in tasks})
 
 
 def _weighted(parts: Mapping[str, tuple[float, dict[str, Any]]]) -> dict[str, Any]:
-    """A weighted mean of totals, with an interval put together from theirs (MOVER: Zou and Donner,
-    Statistics in Medicine 27:1693, 2008)."""
+    """A weighted mean of totals. Its interval is made from theirs (MOVER: Zou and Donner, Statistics in
+    Medicine 27:1693, 2008)."""
     value = sum(weight * part["value"] for weight, part in parts.values())
     low, high = (
         sqrt(sum((weight * (part["value"] - part["interval"][end])) ** 2 for weight, part in parts.values()))
         for end in (0, 1)
     )
-    return {
-        "value": value,
-        "interval": [value - low, value + high],
-        "parts": {name: part["value"] for name, (_, part) in parts.items()},
-    }
+    shares = {name: part["value"] for name, (_, part) in parts.items()}
+    return {"value": value, "interval": [value - low, value + high], "parts": shares}
 
 
 TOTALS: dict[str, Callable[[Sequence[Mark]], dict[str, Any]]] = {
@@ -281,13 +263,13 @@ TOTALS: dict[str, Callable[[Sequence[Mark]], dict[str, Any]]] = {
 
 
 def rounded(share: float) -> str:
-    """0.59476 → 59.5"""
+    """0.59476 -> 59.5"""
     return f"{100 * share:.1f}"
 
 
 def truncated(share: float) -> str:
-    """0.59476 → 59.47: cut after two decimals, as VisualThinker prints its tables. (A hair is added: 0.29
-    is a little less than 29 %.)"""
+    """0.59476 -> 59.47: cut after two decimals, as VisualThinker prints its tables. The small number added
+    is for 0.29, which is a little less than 29 % in floating point."""
     return f"{floor(10_000 * share + 1e-6) / 100:.2f}"
 
 
@@ -298,15 +280,15 @@ def truncated(share: float) -> str:
 class Protocol:
     """How a benchmark is asked and scored.
 
-    read: (completion, example, direct) → Reading.  total: a name in TOTALS.  cap: longest completion, tokens.
-    templates: {"base" | "instruct": {"reasoning" | "direct": a template}}.  max_pixels: larger pictures are
-    scaled down (None: as the model's processor says).  as_trained: a checkpoint of a run is asked with the
-    run's template, cap and limits, not with these.  shown: how an accuracy is printed.
+    total: a name in TOTALS.  cap: longest completion, tokens.  templates: {"base" | "instruct": {"reasoning"
+    | "direct": a template}}.  max_pixels: larger pictures are scaled down (None: as the model's processor
+    says). as_trained: a checkpoint of a run is asked with the run's template, cap and limits instead of
+    these.  shown: prints an accuracy.
     """
 
     name: str
     about: str
-    read: Callable[[str, Example, bool], Reading] = strict
+    read: Reader = strict
     total: str = "micro"
     cap: int = CAP
     templates: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: PAIRS)
@@ -318,52 +300,30 @@ class Protocol:
         """What compares the answers, for the record."""
         if self.read is not paper:
             return f"our rule ({self.read.__name__})"
-        return (
-            f"math-verify {math_verify()}"
-            if math_verify()
-            else "our rule for letters and choices (math-verify is not installed)"
-        )
+        if math_verify():
+            return f"math-verify {math_verify()}"
+        return "our rule for letters and choices (math-verify is not installed)"
 
 
+ABOUT = {
+    "strict": "the reward's parser, every question alike; a run's checkpoint is asked as the run was",
+    "paper": "VisualThinker-R1-Zero's extraction and right answers, every question alike, percentages cut",
+    "cambrian": "strict reading; CV-Bench's official total, the mean of 2D (of its two sources) and 3D",
+    "blink": "strict reading; BLINK's official total, the mean of its subtasks",
+    "mathvista": "strict reading; MathVista's comparison: nearest choice, whole numbers, rounded decimals",
+}
 PROTOCOLS: dict[str, Protocol] = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            "strict",
-            "the reward's parser, every question alike; a run's checkpoint is asked as the run was",
-            as_trained=True,
-        ),
-        Protocol(
-            "paper",
-            "VisualThinker-R1-Zero's: its extraction and list of right answers, every question alike, "
-            "percentages cut after two decimals",
-            read=paper,
-            shown=truncated,
-        ),
-        Protocol(
-            "cambrian",
-            "strict reading, and CV-Bench's official total: the mean of 2D and 3D, 2D being the mean of "
-            "its two sources",
-            total="source_averaged",
-        ),
-        Protocol(
-            "blink",
-            "strict reading, and BLINK's official total: the mean of its subtasks",
-            total="task_averaged",
-        ),
-        Protocol(
-            "mathvista",
-            "strict reading, MathVista's comparison: the nearest choice, whole numbers, decimals "
-            "rounded as the question asks",
-            read=mathvista,
-        ),
-    )
+    "strict": Protocol("strict", ABOUT["strict"], as_trained=True),
+    "paper": Protocol("paper", ABOUT["paper"], read=paper, shown=truncated),
+    "cambrian": Protocol("cambrian", ABOUT["cambrian"], total="source_averaged"),
+    "blink": Protocol("blink", ABOUT["blink"], total="task_averaged"),
+    "mathvista": Protocol("mathvista", ABOUT["mathvista"], read=mathvista),
 }
 
 
 def family(template: str) -> str | None:
-    """Whom a template asks: "instruct" if it writes turns, else "base"; None for the built-in world's,
-    which has no direct form."""
-    return (
-        None if template == "shapes" else "instruct" if "<|im_start|>" in TEMPLATES[template].text else "base"
-    )
+    """The kind of model that a template asks: "instruct" if it writes turns, else "base"; None for the
+    built-in world's template, which has no direct form."""
+    if template == "shapes":
+        return None
+    return "instruct" if "<|im_start|>" in TEMPLATES[template].text else "base"

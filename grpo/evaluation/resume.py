@@ -131,7 +131,7 @@ def weights_digest(folder: Path) -> str:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"subjects.0.cap": 17, …}"""
+    """{"models.0.cap": 17, …}"""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):

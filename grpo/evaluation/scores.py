@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from data.answers.parser import well_formed
-from data.types import Example, measure_nothing
+from data.types import Example, Measure, measure_nothing
 from grpo.evaluation.protocols import TOTALS, WEIGHTS, Mark, Reading, strict
 from grpo.evaluation.reflection import ends_in_loop, reflection_scores, repetition, said
 from grpo.evaluation.statistics import maj_at_k, paired_difference, pass_at_k, wilson
@@ -80,7 +80,7 @@ def read_completion(
     tokens: Sequence[int],
     stopped: bool,
     read: Callable[[str, Example], Reading] = strict,
-    measure: Callable[[str, Example], Mapping[str, bool | None]] = measure_nothing,
+    measure: Measure = measure_nothing,
 ) -> Completion:
     """The record of one completion of an example. read: finds the answer. measure: of the task's hook."""
     found = read(text, example)

@@ -150,7 +150,7 @@ def as_markdown(
     """What `evaluate.py --json` writes, without the answers, as a page of Markdown: how it was asked, and
     a table for each way of asking."""
     config = result["config"]
-    names = [who["name"] for who in config["subjects"]]
+    names = [who["name"] for who in config["models"]]
     lines = [
         f"# {config['task']}, split {config['split']}",
         "",
@@ -160,7 +160,7 @@ def as_markdown(
         ),
         "",
     ]
-    for who in config["subjects"]:
+    for who in config["models"]:
         pixels = f", pictures of at most {who['max_pixels']} pixels" if who["max_pixels"] else ""
         lines.append(
             f"- `{who['name']}`: template `{who['template']}`, at most {who['cap']} tokens{pixels}, "

@@ -75,11 +75,7 @@ class Recorder:
         times = {"step_time": time.perf_counter() - self.step_began}
         times |= {f"time/{phase}": seconds for phase, seconds in take_times().items()}
         nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
-        groups = gather_objects(
-            completion_rows(
-                batch.rollout, batch.reward, batch.parts, batch.texts, batch.questions, self.measure
-            )
-        )
+        groups = gather_objects(completion_rows(batch, self.measure))
         row = {"step": step} | step_metrics(groups) | self.update_metrics(batch, stats)
         row |= {"grad_norm": grad_norm, "learning_rate": self.run.optimizer.lr, "num_tokens": self.tokens}
         row |= self.draw_metrics(batch, len(groups)) | times
@@ -179,26 +175,8 @@ class Recorder:
 
     def write_samples(self, step: int, batch: Batch) -> None:
         """Write the first groups of a step, over all ranks, to samples.jsonl, token by token."""
-        loss = self.cfg.loss
         most = self.cfg.report.prompts
-        lines = shown_groups(
-            step,
-            batch,
-            batch.logp,
-            batch.rollout,
-            batch.reward,
-            batch.parts,
-            batch.texts,
-            batch.questions,
-            self.run.chat.piece,
-            prompts=most,
-            loss={
-                "clip_low": loss.clip_low,
-                "clip_high": loss.clip_high,
-                "surrogate": loss.surrogate,
-                "kl": loss.kl,
-            },
-        )
+        lines = shown_groups(step, batch, self.cfg.loss, self.run.chat.piece, most)
         placed = gather_objects(list(zip(batch.places, lines)))
         for _, line in sorted(placed, key=lambda pair: pair[0])[:most]:
             self.run.samples.write(line)

@@ -1,30 +1,34 @@
-"""From a step to its line in metrics.jsonl, and to the completions that the report shows token by token."""
+"""From a step's completions to its line in metrics.jsonl, and to the groups that the report shows token by
+token."""
 
 import base64
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean, pstdev, stdev
 
 import torch
+from torch import Tensor
 
 from data.images import open_picture
-from grpo.batch import Batch
+from data.types import Example, Measure
+from grpo.batch import Batch, Groups
 from grpo.evaluation.scores import Completion, read_completion, total
 from grpo.objective import gradient_weight, token_ratio
-from grpo.rollout import Rollout
 from grpo.variants import KL_ESTIMATORS, SURROGATES
 
 
-def completion_rows(rollout: Rollout, reward, parts, texts, examples, measure) -> list[list[Completion]]:
-    """The records of a rollout, P lists of G. reward and each part (P, G). measure: of the task's hook."""
+def completion_rows(groups: Groups, measure: Measure) -> list[list[Completion]]:
+    """The records of this rank's completions, P lists of G. measure: of the task's hook."""
     rows = []
-    for p, example in enumerate(examples):
+    for p, example in enumerate(groups.questions):
         group = []
-        for g, text in enumerate(texts[p]):
-            tokens = rollout.tokens[p, g, : int(rollout.length[p, g])].tolist()
-            record = read_completion(example, text, tokens, bool(rollout.stopped[p, g]), measure=measure)
-            paid = {name: float(part[p, g]) for name, part in parts.items()}
-            group.append(replace(record, reward=float(reward[p, g]), parts=paid))
+        for g, text in enumerate(groups.texts[p]):
+            tokens = groups.tokens[p, g, : int(groups.length[p, g])].tolist()
+            stopped = bool(groups.rollout.stopped[p, g])
+            record = read_completion(example, text, tokens, stopped, measure=measure)
+            parts = {name: float(part[p, g]) for name, part in groups.parts.items()}
+            group.append(replace(record, reward=float(groups.reward[p, g]), parts=parts))
         rows.append(group)
     return rows
 
@@ -65,8 +69,8 @@ def step_metrics(groups: list[list[Completion]]) -> dict[str, float]:
     return found | {f"aha/{name}": value for name, value in (counted["aha"] | counted["measured"]).items()}
 
 
-def picture_url(example) -> str | None:
-    """The example's first picture as a data: URL (PNG), None where it has none."""
+def picture_url(example: Example) -> str | None:
+    """The example's first picture as a data: URL (PNG), None without a picture."""
     if not example.pictures:
         return None
     buffer = io.BytesIO()
@@ -74,69 +78,46 @@ def picture_url(example) -> str | None:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def shown_groups(
-    step: int,
-    batch: Batch,
-    logp,
-    rollout: Rollout,
-    reward,
-    parts,
-    texts,
-    examples,
-    pieces,
-    *,
-    prompts: int,
-    loss: dict,
-) -> list[dict]:
-    """The lines of samples.jsonl for the first `prompts` groups: every completion with its parts, and every
-    token with what moved it.
+def shown_groups(step: int, batch: Batch, loss, piece: Callable[[int], str], most: int) -> list[dict]:
+    """The lines of samples.jsonl for the first `most` groups: every completion with its reward parts, and
+    every token with what moved it.
 
-    logp (B, C): the policy's log-probs before the update.  pieces: token id → the text it stands for.  loss:
-    clip_low, clip_high, surrogate, kl.
+    loss: the settings `loss`. piece: token id -> its text.
     """
-    group = rollout.length.shape[1]
-    old = logp if batch.logp_old is None else batch.logp_old
-    pull = gradient_weight(
-        logp,
-        old,
-        batch.advantage,
-        batch.weight,
-        clip_low=loss["clip_low"],
-        clip_high=loss["clip_high"],
-        surrogate=SURROGATES[loss["surrogate"]],
-    )
-    ratio = token_ratio(logp, old)
-    kl = (
-        torch.zeros_like(logp)
-        if batch.logp_ref is None
-        else KL_ESTIMATORS[loss["kl"]](logp, batch.logp_ref, ratio)
-    )
-    silent = batch.mask & (pull == 0) & (batch.advantage[:, None] != 0)
+    G = batch.length.shape[1]
+    old = batch.logp if batch.logp_old is None else batch.logp_old
+    how = {"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": SURROGATES[loss.surrogate]}
+    pull = gradient_weight(batch.logp, old, batch.advantage, batch.weight, **how)  # (B, C)
+    kl = torch.zeros_like(batch.logp)  # (B, C)
+    if batch.logp_ref is not None:
+        kl = KL_ESTIMATORS[loss.kl](batch.logp, batch.logp_ref, token_ratio(batch.logp, old))
+    clipped = batch.mask & (pull == 0) & (batch.advantage[:, None] != 0)  # (B, C)
     lines = []
-    for p, example in list(enumerate(examples))[:prompts]:
+    for p, example in enumerate(batch.questions[:most]):
         completions = []
-        for g in range(group):
-            b, n = p * group + g, int(rollout.length[p, g])
+        for g in range(G):
+            b = p * G + g
+            n = int(batch.length[p, g])
             completions.append(
                 {
-                    "tokens": [pieces(t) for t in rollout.tokens[p, g, :n].tolist()],
-                    "text": texts[p][g],
-                    "reward": float(reward[p, g]),
-                    "parts": {name: float(part[p, g]) for name, part in parts.items()},
+                    "tokens": [piece(token) for token in batch.tokens[p, g, :n].tolist()],
+                    "text": batch.texts[p][g],
+                    "reward": float(batch.reward[p, g]),
+                    "parts": {name: float(part[p, g]) for name, part in batch.parts.items()},
                     "advantage": float(batch.advantage[b]),
                     "weight": _short(pull[b, :n]),
-                    "logp": _short(logp[b, :n]),
+                    "logp": _short(batch.logp[b, :n]),
                     "kl": _short(kl[b, :n]),
-                    "clipped": silent[b, :n].tolist(),
-                    "stopped": bool(rollout.stopped[p, g]),
+                    "clipped": clipped[b, :n].tolist(),
+                    "stopped": bool(batch.rollout.stopped[p, g]),
                 }
             )
         lines.append(question_line("train", step, example) | {"completions": completions})
     return lines
 
 
-def question_line(kind: str, step: int, example) -> dict:
-    """What the report says of a question, before its completions."""
+def question_line(kind: str, step: int, example: Example) -> dict:
+    """A line of samples.jsonl without its completions. kind: "train" or "heldout"."""
     return {
         "step": step,
         "kind": kind,
@@ -149,5 +130,6 @@ def question_line(kind: str, step: int, example) -> dict:
     }
 
 
-def _short(values) -> list[float]:
+def _short(values: Tensor) -> list[float]:
+    # four significant digits
     return [float(f"{v:.4g}") for v in values.tolist()]

@@ -1,12 +1,12 @@
-"""The shapes of the models that the recipes name, so that --plan can be asked before anything is fetched.
+"""The shapes of the models that the recipes name, so that --plan works before anything is fetched.
 
-The numbers are those of each model's config.json and preprocessor_config.json on the hub; tests hold the
-number of parameters against the size of the hub's files.
+The numbers are those of each model's config.json and preprocessor_config.json on the hub. Tests compare the
+number of parameters with the size of the hub's files.
 """
 
 from models.config import ModelConfig, VisionConfig
 
-# of a picture, where a recipe sets no limit: what the processors of all of these say
+# Pixels of a picture where a recipe sets no limit: the value in the processors of all of these.
 MAX_PIXELS = 12845056
 
 
@@ -19,29 +19,12 @@ def _qwen2_vl(vocabulary: int, width: int, mlp: int, heads: int, keys: int, tied
 def _qwen2_5_vl(
     vocabulary: int, width: int, mlp: int, blocks: int, heads: int, keys: int, tied: bool
 ) -> ModelConfig:
-    """The gated tower with windows, of which four blocks see the whole picture."""
-    vision = VisionConfig(
-        depth=32,
-        width=1280,
-        num_heads=16,
-        intermediate_size=3420,
-        hidden_size=width,
-        gated=True,
-        window_size=112,
-        fullatt_block_indexes=(7, 15, 23, 31),
-    )
-    return ModelConfig(
-        "qwen2_5_vl",
-        vocabulary,
-        width,
-        mlp,
-        blocks,
-        heads,
-        keys,
-        vision,
-        max_position_embeddings=128000,
-        tie_word_embeddings=tied,
-    )
+    """The gated tower with windows; four of its blocks see the whole picture."""
+    sizes = dict(depth=32, width=1280, num_heads=16, intermediate_size=3420, hidden_size=width)
+    windows = dict(gated=True, window_size=112, fullatt_block_indexes=(7, 15, 23, 31))
+    vision = VisionConfig(**sizes, **windows)
+    shape = (vocabulary, width, mlp, blocks, heads, keys, vision)
+    return ModelConfig("qwen2_5_vl", *shape, max_position_embeddings=128000, tie_word_embeddings=tied)
 
 
 SMALL = _qwen2_vl(151936, 1536, 8960, 12, 2, tied=True)

@@ -1,19 +1,20 @@
-"""--plan: what a run will need, computed from the config and the model's config.json alone. Nothing is
-loaded, and nothing fetched of the models in grpo/plan/known_models.py.
+"""--plan: what a run will need, computed from the settings and the model's config.json. It loads no weights,
+and it fetches nothing for the models of grpo/plan/known_models.py.
 
-Numbers are bounds: every prompt as long as max_prompt, with one picture as large as it may be, and every
-completion as long as the cap. Under that, parameters, caches and logits are exact, and activations an
-estimate of what autograd keeps of the blocks in `models/` (tests hold it to what is really kept). Libraries,
+The numbers are bounds: every prompt is as long as max_prompt, with one picture of the largest size, and every
+completion is as long as the cap. Under these, parameters, caches and logits are exact. Activations estimate
+what autograd keeps of the blocks in `models/` (tests compare them with what it really keeps). Libraries,
 fragmentation and data come on top.
 
-Weights, gradients and moments are float32 whatever `dtype` says: with bfloat16, autocast casts a weight where
-it is used, and what stays of that is the copies which the backward pass needs. Caches and the reference,
-which is never trained, are in the dtype of the products.
+Weights, gradients and moments are float32 for every `dtype`. With bfloat16, autocast casts a weight where it
+is used, and keeps the copies that the backward pass needs. Caches and the reference, which is never trained,
+are in the dtype of the products.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,17 +23,15 @@ import torch
 from data.sources import hub
 from grpo.config.parse import Config
 from grpo.logprobs import chunk_of
-from grpo.memory import attention_size
+from grpo.memory import TokenCost
 from grpo.plan import known_models
-from grpo.plan.ranks import SAMPLER, of_one_rank
+from grpo.plan.ranks import FLOAT, SAMPLER, largest_block, merger_parameters, of_one_rank
 from grpo.plan.table import render, shown_bytes, shown_count
 from grpo.schedule import stage_at
 from grpo.storage.model_folder import model_folder
 from models.config import ModelConfig, VisionConfig
 
-# bytes
-FLOAT = 4
-# of a prompt in imitation, as `data/shapes/documents.py` gives them
+# Documents of a prompt in imitation, as `data/shapes/documents.py` writes them.
 DOCUMENTS = 2
 
 
@@ -47,8 +46,8 @@ class Item:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Steps first..last, which have one group size and one cap; and of a step, at most: tokens (prompts,
-    completions), patches, flops."""
+    """Steps first..last, with one group size and one cap. Per step, at most: tokens (prompts, completions),
+    patches, flops."""
 
     first: int
     last: int
@@ -63,8 +62,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs: `held` all the time, and what each stage adds. peak: bytes, the larger of rollout
-    and learning over all stages."""
+    """What a run needs: `held` all the time, and what each stage adds."""
 
     parameters: dict[str, int]
     dtype: str
@@ -73,15 +71,14 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes that exist at the same time, at most."""
-        return total(self.held) + max(
-            max(total(stage.rollout), total(stage.learning)) for stage in self.stages
-        )
+        """Bytes that exist at the same time, at most: the larger of rollout and learning, of all stages."""
+        parts = (part for stage in self.stages for part in (stage.rollout, stage.learning))
+        return total(self.held) + max(map(total, parts))
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one forward carries: prompts of `prompt` tokens with `patches` patches each, and rows of `cap`
+    """What one forward computes: prompts of `prompt` tokens with `patches` patches each, and rows of `cap`
     tokens."""
 
     prompts: int
@@ -91,14 +88,9 @@ class Load:
     cap: int
 
     @property
-    def asked(self) -> int:
-        """Tokens of all prompts."""
-        return self.prompts * self.prompt
-
-    @property
-    def said(self) -> int:
-        """Tokens of all completions."""
-        return self.rows * self.cap
+    def tokens(self) -> tuple[int, int]:
+        """Tokens of all prompts, and of all completions."""
+        return self.prompts * self.prompt, self.rows * self.cap
 
 
 def total(items: tuple[Item, ...]) -> int:
@@ -107,33 +99,24 @@ def total(items: tuple[Item, ...]) -> int:
 
 
 def parameters(model: ModelConfig) -> dict[str, int]:
-    """{part: parameters} of the vision tower, the embedding, the decoder's blocks and, if it is not the
-    embedding again, the head."""
+    """{part: parameters} of the vision tower, the embedding, the decoder's blocks and, if it is not tied, the
+    head."""
     width, hidden, head = model.hidden_size, model.intermediate_size, model.head_size
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
-    block = (
-        width * (queries + 2 * keys) + queries + 2 * keys + queries * width + 3 * width * hidden + 2 * width
-    )
+    attention = width * (queries + 2 * keys) + queries + 2 * keys + queries * width
+    block = attention + 3 * width * hidden + 2 * width
     words, decoder = model.vocab_size * width, model.num_hidden_layers * block + width
     found = {"vision": _vision_parameters(model.vision), "embedding": words, "decoder": decoder}
     return found if model.tie_word_embeddings else found | {"head": words}
 
 
 def _vision_parameters(v: VisionConfig) -> int:
-    # RMSNorm and a gated MLP, or LayerNorm and a plain one
+    # RMSNorm and a gated MLP, or LayerNorm and a plain one.
     norm, up = (v.width, 2) if v.gated else (2 * v.width, 1)
     mlp = up * (v.width + 1) * v.intermediate_size + (v.intermediate_size + 1) * v.width
     block = 4 * v.width * v.width + 4 * v.width + mlp + 2 * norm
-    wide = v.width * v.spatial_merge_size**2
-    return (
-        v.patch_dim * v.width
-        + v.depth * block
-        + norm
-        + wide * wide
-        + wide
-        + wide * v.hidden_size
-        + v.hidden_size
-    )
+    merger_biases = v.width * v.spatial_merge_size**2 + v.hidden_size
+    return v.patch_dim * v.width + v.depth * block + norm + merger_parameters(v) + merger_biases
 
 
 def make_plan(
@@ -146,28 +129,19 @@ def make_plan(
 ) -> Plan:
     """The plan of one of `ranks` ranks.
 
-    max_pixels: of a picture, where the config has none (None: as many as fit into a prompt).
-    dtype: of matrix products, float32 or bfloat16 (None: the config's; auto counts as float32).
+    max_pixels: of a picture, if the settings have none (None: as many as fit into a prompt).
+    dtype: of matrix products, float32 or bfloat16 (None: the setting; auto counts as float32).
     """
-    vision, parts, dtype = (
-        model.vision,
-        parameters(model),
-        dtype or ("bfloat16" if cfg.dtype == "bfloat16" else "float32"),
-    )
-    size, count, trained = (
-        (2 if dtype == "bfloat16" else FLOAT),
-        sum(parts.values()),
-        _trained(parts, cfg.freeze),
-    )
+    dtype = dtype or ("bfloat16" if cfg.dtype == "bfloat16" else "float32")
+    size = 2 if dtype == "bfloat16" else FLOAT
+    parts = parameters(model)
+    count = sum(parts.values())
     pixels = cfg.max_pixels or max_pixels or 10**12
-    patches = min(cfg.max_prompt * vision.spatial_merge_size**2, pixels // vision.patch_size**2)
-    anchored = cfg.method == "grpo" and cfg.loss.kl_coef > 0
+    patches = min(cfg.max_prompt * model.vision.spatial_merge_size**2, pixels // model.vision.patch_size**2)
     held = (
         Item("weights", FLOAT * count, f"{shown_count(count)} x {FLOAT} bytes"),
-        _optimizer(cfg.optim.name, trained),
-        _reference(cfg, count, size)
-        if anchored
-        else Item("reference", 0, "not loaded: there is no KL penalty"),
+        _optimizer(cfg.optim.name, _trained(parts, cfg.freeze)),
+        _reference(cfg, count, size),
     )
     stages, step, prompts = [], 0, -(-cfg.prompts // ranks)
     while step < max(cfg.steps, 1):
@@ -183,24 +157,21 @@ def make_plan(
                 stage.cap,
                 _rollout(model, load, size, cfg.max_rows, count) if cfg.method == "grpo" else (),
                 _learning(cfg, model, load, size),
-                (load.asked, load.said),
+                load.tokens,
                 prompts * patches,
                 _work(cfg, model, load),
             )
         )
         step = end
     plan = Plan(parts, dtype, held, tuple(stages))
-    return (
-        of_one_rank(plan, model, ranks)
-        if ranks > 1 and cfg.shard != "never" and cfg.optim.name != "muon"
-        else plan
-    )
+    sharded = ranks > 1 and cfg.shard != "never" and cfg.optim.name != "muon"
+    return of_one_rank(plan, model, ranks) if sharded else plan
 
 
-def _trained(parts: dict[str, int], frozen: list[str]) -> dict[str, int]:
-    """The parts that are trained, with 0 for the others."""
+def _trained(parts: dict[str, int], frozen: Sequence[str]) -> dict[str, int]:
+    """The parameters that are trained; 0 for a frozen part."""
     return {
-        name: count * (("vision" if name == "vision" else "llm") not in frozen)
+        name: 0 if ("vision" if name == "vision" else "llm") in frozen else count
         for name, count in parts.items()
     }
 
@@ -208,53 +179,34 @@ def _trained(parts: dict[str, int], frozen: list[str]) -> dict[str, int]:
 def _optimizer(name: str, trained: dict[str, int]) -> Item:
     count, matrices = sum(trained.values()), trained["decoder"] + trained["vision"]
     if name == "muon":
-        return Item(
-            "optimizer",
-            FLOAT * (2 * count - matrices),
-            "Muon: one moment of the blocks' matrices, AdamW: two of the rest",
-        )
+        why = "Muon: one moment of the blocks' matrices, AdamW: two of the rest"
+        return Item("optimizer", FLOAT * (2 * count - matrices), why)
     return Item("optimizer", 2 * FLOAT * count, "AdamW: two moments in float32")
 
 
 def _reference(cfg: Config, count: int, size: int) -> Item:
+    if cfg.method != "grpo" or cfg.loss.kl_coef == 0:
+        return Item("reference", 0, "not loaded: there is no KL penalty")
     if cfg.loss.reference_on == "host":
-        return Item(
-            "reference",
-            0,
-            f"the frozen base waits on the host; {shown_bytes(size * count)} while it scores, before "
-            "there are gradients",
+        why = (
+            f"the frozen base waits on the host; {shown_bytes(size * count)} while it scores, before there "
+            "are gradients"
         )
+        return Item("reference", 0, why)
     return Item("reference", size * count, f"the frozen base, {shown_count(count)} x {size} bytes")
 
 
-def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None, count: int) -> tuple[Item, ...]:
-    rows, numbers, words = (
-        min(slots or load.rows, load.rows),
-        2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size,
-        model.vocab_size,
-    )
-    # only there products are in float32
-    exact = attention_size(size, "cpu")
-    why = f"{rows:,} rows" + (f" at a time of {load.rows:,}" if rows < load.rows else "")
-    copies = (
-        ()
-        if size == FLOAT
-        else (
-            Item(
-                SAMPLER,
-                size * count,
-                f"of all matrices, cast once for the rollout: {shown_count(count)} x {size} bytes",
-            ),
-        )
-    )
-    qkv = (
-        model.num_hidden_layers
-        * (model.num_attention_heads + 2 * model.num_key_value_heads)
-        * model.head_size
-        * (model.hidden_size + 1)
-    )
-    return (
-        *copies,
+def _rollout(model: ModelConfig, load: Load, size: int, max_rows: int | None, count: int) -> tuple[Item, ...]:
+    # Only on a CPU are products in float32.
+    cost = TokenCost.of(model, size, "cpu")
+    rows = min(max_rows or load.rows, load.rows)
+    places = load.prompt + load.cap
+    heads = model.num_attention_heads + 2 * model.num_key_value_heads
+    qkv = model.num_hidden_layers * heads * model.head_size * (model.hidden_size + 1)
+    cast = f"of all matrices, cast once for the rollout: {shown_count(count)} x {size} bytes"
+    of_all = f" at a time of {load.rows:,}" if rows < load.rows else ""
+    items = (
+        Item(SAMPLER, 0 if size == FLOAT else size * count, cast),
         Item(
             "weights of q, k, v",
             size * qkv,
@@ -262,48 +214,42 @@ def _rollout(model: ModelConfig, load: Load, size: int, slots: int | None, count
         ),
         Item(
             "KV cache, prompts",
-            load.asked * numbers * exact,
-            f"{load.prompts} prompts x {load.prompt:,} tokens x {shown_bytes(numbers * exact)}",
+            load.tokens[0] * cost.prompt_kv,
+            f"{load.prompts} prompts x {load.prompt:,} tokens x {shown_bytes(cost.prompt_kv)}",
         ),
         Item(
             "KV cache, completions",
-            rows * load.cap * numbers * size,
-            f"{why} x {load.cap:,} tokens x {shown_bytes(numbers * size)}",
+            rows * load.cap * cost.completion_kv,
+            f"{rows:,} rows{of_all} x {load.cap:,} tokens x {shown_bytes(cost.completion_kv)}",
         ),
+        Item("masks", rows * places * cost.mask, f"{rows:,} rows x {places:,} places"),
         Item(
-            "masks",
-            rows * (load.prompt + load.cap) * exact,
-            f"{rows:,} rows x {load.prompt + load.cap:,} places",
-        ),
-        Item(
-            "logits", 3 * rows * words * FLOAT, f"{rows:,} rows x {words:,} words, their softmax and its sums"
+            "logits",
+            rows * cost.logits,
+            f"{rows:,} rows x {model.vocab_size:,} words, their softmax and its sums",
         ),
     )
+    return items if size < FLOAT else items[1:]
 
 
 def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
-    (micro, several), parts = _micro_batch(load, cfg.loss.micro_tokens), parameters(model)
-    trained = _trained(parts, cfg.freeze)
-    words, again = model.vocab_size, ", recomputed block by block" if cfg.recompute else ""
+    micro, several = _micro_batch(load, cfg.loss.micro_tokens)
+    parts, words = parameters(model), model.vocab_size
+    again = ", recomputed block by block" if cfg.recompute else ""
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
-    chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.said)
-    # float32 copies of a chunk's logits: as they are, over the temperature, and their log-softmax
+    chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.tokens[1])
+    # Float32 copies of a chunk's logits: themselves, divided by the temperature, and their log-softmax.
     alive = 2 + (cfg.temperature != 1)
-    # a frozen tower keeps none
-    kept = activations(
-        model, replace(micro, patches=0) if "vision" in cfg.freeze else micro, size, cfg.recompute
-    )
-    copies = (
-        0
-        if size == FLOAT
-        else size
-        * (
-            parts.get("head", parts["embedding"])
-            + (_in_use(model) if cfg.recompute else parts["decoder"] + parts["vision"])
-        )
-    )
+    # A frozen tower keeps no activations.
+    trained_load = replace(micro, patches=0) if "vision" in cfg.freeze else micro
+    kept = activations(model, trained_load, size, cfg.recompute)
+    copies = 0
+    if size < FLOAT:
+        merger = merger_parameters(model.vision)
+        blocks = largest_block(parts, model) + merger if cfg.recompute else parts["decoder"] + parts["vision"]
+        copies = size * (parts.get("head", parts["embedding"]) + blocks)
     beside = (
-        Item("activations (estimate)", kept, f"a micro-batch of {micro.asked + micro.said:,} tokens{again}"),
+        Item("activations (estimate)", kept, f"a micro-batch of {sum(micro.tokens):,} tokens{again}"),
         Item(
             "bfloat16 copies",
             copies,
@@ -315,46 +261,40 @@ def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[I
             f"{chunk:,} tokens x {words:,} words, {alive} times",
         ),
     )
-    gradients, head, table = (
-        FLOAT * count
-        for count in (sum(trained.values()), trained.get("head", trained["embedding"]), trained["embedding"])
-    )
-    why = f"{shown_count(sum(trained.values()))} x {FLOAT} bytes"
-    # The backward pass begins with the head, when all activations are there, and ends with the embedding,
-    # whose gradient is added to the head's, when one block's are.
+    trained = _trained(parts, cfg.freeze)
+    count = sum(trained.values())
+    gradients, table = FLOAT * count, FLOAT * trained["embedding"]
+    head = FLOAT * trained.get("head", trained["embedding"])
+    why = f"{shown_count(count)} x {FLOAT} bytes"
+    # The backward pass begins with the head, while all activations exist. It ends with the embedding, whose
+    # gradient is added to the head's, while one block's activations exist.
     last = table + kept // (model.num_hidden_layers + model.vision.depth) - total(beside)
     if several:
+        part = "of head and embedding, beside the sum of the parts before"
         return (
             Item("gradients", gradients, why),
             *beside,
-            Item(
-                "gradients of a part",
-                max(head, table + last),
-                "of head and embedding, beside the sum of the parts before",
-            ),
+            Item("gradients of a part", max(head, table + last), part),
         )
-    return Item(
-        "gradients",
-        max(head, gradients + last),
-        f"of {why}, made while activations go: there is one micro-batch",
-    ), *beside
+    why = f"of {why}, made while activations go: there is one micro-batch"
+    return Item("gradients", max(head, gradients + last), why), *beside
 
 
 def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
-    """Floating-point operations of a step: two per parameter and token, forward; backward costs two
+    """Floating-point operations of a step. A forward takes two per parameter and token; a backward is two
     forwards, recomputation a third."""
     parts = parameters(model)
     decoder = parts["decoder"] + parts.get("head", parts["embedding"])
-    forward = 2.0 * (decoder * (load.asked + load.said) + parts["vision"] * load.prompts * load.patches)
+    forward = 2.0 * (decoder * sum(load.tokens) + parts["vision"] * load.prompts * load.patches)
     learning = cfg.loss.updates * (4 if cfg.recompute else 3)
     if cfg.method == "sft":
         return forward * learning
-    # rollout, reference, old policy
+    # Rollout, learning, reference, old policy.
     return forward * (1 + learning + (cfg.loss.kl_coef > 0) + (cfg.loss.updates > 1))
 
 
 def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:
-    """The largest micro-batch, as `TrainBatch.micro_batches` cuts them, and whether there are several."""
+    """The largest micro-batch, as `grpo/batch.py` cuts them, and whether there are several."""
     group = load.rows // load.prompts
     cost = load.prompt + group * load.cap
     if cost > budget:
@@ -368,76 +308,50 @@ def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:
 def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> int:
     """Bytes that autograd keeps of one forward: what the products and norms of all blocks need again.
 
-    With recomputation: the input of each block, and the largest block whole. size: bytes of a number in
-    matrix products.
+    With recomputation: each block's input, and the largest block whole. size: bytes of a number in products.
     """
-    low, width, head = size < FLOAT, model.hidden_size, model.head_size
-    # attention adds up in float64 on a CPU, in which alone products are in float32
-    sums = size if low else 2 * FLOAT
+    autocast, width, head = size < FLOAT, model.hidden_size, model.head_size
+    # Products in float32 mean a CPU, where attention sums in float64.
+    attention = size if autocast else 2 * FLOAT
+    prompt_tokens, completion_tokens = load.tokens
+    tokens, places = prompt_tokens + completion_tokens, load.prompt + load.cap
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
-    # In a block: both norms' inputs and what they divide, in float32; their outputs, under autocast once for
-    # each of q, k, v, gate, up; queries and attention's output as attention has them, the latter as the next
-    # product has it too; gate, its silu, up, their product.
+    # Of a token in a block: the inputs and divisors of both norms, in float32; their outputs, under autocast
+    # once for each of q, k, v, gate, up; queries and attention's output in attention's dtype, the output once
+    # more for the next product; gate, its silu, up, their product.
     token = (
         4 * width * FLOAT
-        + (5 if low else 2) * width * size
-        + queries * (2 * sums + size)
+        + (5 if autocast else 2) * width * size
+        + queries * (2 * attention + size)
         + 4 * model.intermediate_size * size
     )
-    # The prompt's keys and values, and beside each row's own the prompt's again.
-    block = (load.asked + load.said) * token + 2 * keys * sums * (
-        load.asked + load.rows * (load.prompt + load.cap)
-    )
-    # of a group and the R queries of a key head; all blocks share it
-    mask = load.prompts * (load.prompt + load.cap) * sums * (queries // keys * load.cap)
+    # The prompt's keys and values, and each row's: the prompt's again and its own.
+    block = tokens * token + 2 * keys * attention * (prompt_tokens + load.rows * places)
+    # One mask for each prompt and the R queries of a key head; all blocks share it.
+    mask = load.prompts * places * attention * (queries // keys * load.cap)
     v, patches = model.vision, load.prompts * load.patches
-    vision_block = patches * (
-        2 * v.width * (FLOAT + size) + size * (7 * v.width + (4 if v.gated else 3) * v.intermediate_size)
-    )
+    mlp = (4 if v.gated else 3) * v.intermediate_size
+    vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + mlp))
     if recompute:
-        blocks = FLOAT * (
-            model.num_hidden_layers * (load.asked + load.said) * width + v.depth * patches * v.width
-        )
-        # with the gradients of the widest two
-        blocks += max(block + 2 * size * (load.asked + load.said) * model.intermediate_size, vision_block)
+        blocks = FLOAT * (model.num_hidden_layers * tokens * width + v.depth * patches * v.width)
+        # With the gradients of the two widest activations.
+        blocks += max(block + 2 * size * tokens * model.intermediate_size, vision_block)
     else:
-        # the last block computes the completions alone
-        blocks = model.num_hidden_layers * block - load.asked * token + v.depth * vision_block
-    return blocks + mask + patches * v.patch_dim * FLOAT + 4 * load.said * width * FLOAT
-
-
-def _in_use(model: ModelConfig) -> int:
-    """Parameters whose copies exist at the same time where blocks are recomputed: those of one block, of
-    the decoder or of the tower, and of the merger."""
-    parts, wide = parameters(model), model.vision.width * model.vision.spatial_merge_size**2
-    return max(parts["decoder"] // model.num_hidden_layers, parts["vision"] // model.vision.depth) + wide * (
-        wide + model.vision.hidden_size
-    )
+        # The last block computes only the completions.
+        blocks = model.num_hidden_layers * block - prompt_tokens * token + v.depth * vision_block
+    return blocks + mask + patches * v.patch_dim * FLOAT + 4 * completion_tokens * width * FLOAT
 
 
 def text(cfg: Config, ranks: int = 1) -> str:
-    """What --plan prints, for one of `ranks` ranks. Of the model's folder it reads config.json and
-    preprocessor_config.json alone, of a model in grpo/plan/known_models.py nothing. Raises ValueError."""
-    if (
-        not cfg.init
-        and not Path(cfg.model).exists()
-        and (name := (hub.parts_of(cfg.model) or ("",))[0]) in known_models.KNOWN
-    ):
-        return render(
-            cfg,
-            make_plan(cfg, known_models.KNOWN[name], max_pixels=known_models.MAX_PIXELS, ranks=ranks),
-            ranks,
-        )
-    folder = (
-        Path(cfg.init)
-        if cfg.init
-        else model_folder(cfg.model, cfg.revision, files=("config.json", "preprocessor_config.json"))
-    )
-    model = ModelConfig.from_folder(folder)
-    processor = (
-        folder.parent / "preprocessor_config.json"
-        if folder.is_file()
-        else folder / "preprocessor_config.json"
-    )
-    pixels = json.loads(processor.read_text("utf-8")).get("max_pixels") if processor.is_file() else None
+    """What --plan prints, for one of `ranks` ranks. It reads config.json and preprocessor_config.json of the
+    model's folder, and nothing for a model of grpo/plan/known_models.py. Raises ValueError."""
+    name = (hub.parts_of(cfg.model) or ("",))[0]
+    if not cfg.init and not Path(cfg.model).exists() and name in known_models.KNOWN:
+        model, pixels = known_models.KNOWN[name], known_models.MAX_PIXELS
+    else:
+        files = ("config.json", "preprocessor_config.json")
+        folder = Path(cfg.init) if cfg.init else model_folder(cfg.model, cfg.revision, files=files)
+        model = ModelConfig.from_folder(folder)
+        processor = (folder.parent if folder.is_file() else folder) / "preprocessor_config.json"
+        pixels = json.loads(processor.read_text("utf-8")).get("max_pixels") if processor.is_file() else None
     return render(cfg, make_plan(cfg, model, max_pixels=pixels, ranks=ranks), ranks)

@@ -1,12 +1,12 @@
 """Rewards by rule: a completion's text in, a number out. No model judges another.
 
-A rule is a function (text, example, length) -> float in a table; a recipe gives weights to the names it
-wants, and to functions of its own (`FILE.py:FUNCTION`, grpo/rewards/user_code.py). The rules read the text as
-a person would see it (`Chat.texts`: with the "<think>" that the prompt opened, without the stop token), and
-share their parser with the evaluation.
+A rule is a function (text, example, length) -> float in the table REWARDS. A recipe gives weights to names
+of the table and to functions of its own (`FILE.py:FUNCTION`, grpo/rewards/user_code.py). A rule reads the
+text of `Chat.texts`: with the "<think>" that the prompt opened, without the stop token. The evaluation has
+the same parser.
 
 Departures from VisualThinker-R1-Zero: `accuracy` reads one <answer> outside the thinking and nothing else
-(theirs, `accuracy_paper`, takes the first it finds, or the whole text), and `format` wants each tag exactly
+(theirs, `accuracy_paper`, takes the first one, or the whole text), and `format` requires each tag exactly
 once (theirs is `format_paper`).
 """
 
@@ -18,7 +18,6 @@ import re
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,52 +27,50 @@ from grpo.names import choose
 from grpo.rewards.user_code import RewardError, names_a_file, open_reward
 from grpo.timing import timed
 
-# DAPO: the last 4,096 of 20,480 tokens
+# the slope of `overlong` as a share of the cap; DAPO: the last 4,096 of 20,480 tokens
 CACHE = 0.2
-MATH = Path(__file__).with_name("math_verify.py")
-# how Vision-R1's cold-start data begin an answer
+# the start of an answer in Vision-R1's cold-start data
 _FINAL = re.compile(r"<answer>\s*Final Answer:")
 
 
 def accuracy(text, example, length) -> float:
-    """1 if the one <answer> is right: the choice by letter or text, a free answer as text or, where the
-    example asks for one, as a number; else 0."""
+    """1 if the one <answer> is right, else 0. A choice is compared by letter or text, a free answer as text
+    or, where the example asks for one, as a number."""
     return float(is_right(text, example))
 
 
 def accuracy_paper(text, example, length) -> float:
-    """1 by VisualThinker-R1-Zero's string rules: the first <answer>, or the whole text, is the answer's
-    text or its last letter is; else 0."""
+    """1 by VisualThinker-R1-Zero's string rules, else 0: the first <answer>, or the whole text, is the
+    answer's text, or its last letter is."""
     return float(is_right_paper(text, example))
 
 
 def accuracy_math_verify(text, example, length) -> float:
-    """1 if math-verify (extra: math) finds the one <answer> equal to the right one; choices are compared
-    as in `accuracy`; else 0."""
+    """1 if math-verify (extra: math) finds the one <answer> equal to the right one, else 0. Choices are
+    compared as in `accuracy`."""
     if example.choices:
         return accuracy(text, example, length)
     return 0.0 if extract(text, ()).why else _math_verify("answer", text, example, length)
 
 
 def accuracy_paper_math_verify(text, example, length) -> float:
-    """1 if math-verify (extra: math) finds the right answer anywhere in the text, or `accuracy_paper`
-    does: the whole of the paper's rule; else 0."""
+    """1 if math-verify (extra: math) or `accuracy_paper` finds the right answer anywhere in the text, else 0:
+    the paper's whole rule."""
     return accuracy_paper(text, example, length) or _math_verify("paper", text, example, length)
 
 
 def _math_verify(function, text, example, length) -> float:
-    """A text that math-verify cannot finish is not right: a completion must not be able to stop the run."""
-    checker = open_reward(f"{MATH}:{function}")
+    """0 for a text that math-verify cannot finish, because a completion must not stop the run."""
     try:
-        return checker(text, example, length)
+        return open_reward(f"grpo.rewards.math_verify:{function}")(text, example, length)
     except RewardError as error:
         print(f"counted as wrong: {error}", file=sys.stderr)
         return 0.0
 
 
 def format(text, example, length) -> float:
-    """1 if the text is <think>...</think><answer>...</answer> with each tag exactly once and nothing but
-    whitespace around, else 0."""
+    """1 if the text is <think>...</think><answer>...</answer> with each tag exactly once and only whitespace
+    around, else 0."""
     return float(well_formed(text))
 
 
@@ -83,25 +80,24 @@ def format_paper(text, example, length) -> float:
 
 
 def hard_format(text, example, length) -> float:
-    """1 only if well formed *and* right (Vision-R1, arXiv 2503.06749: the hard formatting result reward),
-    else 0. "Final Answer:" may open the answer, as in its cold-start data."""
+    """1 if well formed *and* right (Vision-R1, arXiv 2503.06749: the hard formatting result reward), else 0.
+    "Final Answer:" may begin the answer, as in its cold-start data."""
     return float(well_formed(text) and is_right(_FINAL.sub("<answer>", text), example))
 
 
 def length(text, example, length) -> float:
-    """0.001 per token, stop token included (the paper's ablation: the completions grow, the accuracy
-    doesn't)."""
+    """0.001 per token, with the stop token. (The paper's ablation: completions grow, accuracy does not.)"""
     if length is None:
         raise ValueError("the reward part 'length' counts tokens: call score(..., lengths=rollout.length).")
     return 0.001 * float(length)
 
 
 def overlong(length: float, cap: int, cache: float) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13): 0 up to cap - cache tokens, then falling
-    evenly to -1 at the cap, and -1 beyond.
+    """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13): 0 up to cap - cache tokens, then linear
+    down to -1 at the cap, and -1 beyond.
 
-    cap: L_max, the longest completion.  cache: L_cache, the length of the slope, tokens; 0 makes it a step
-    just above the cap.
+    cap: L_max, the longest completion, tokens.  cache: L_cache, the length of the slope, tokens; with 0 it is
+    a step just above the cap.
     """
     if length <= cap - cache:
         return 0.0
@@ -109,11 +105,10 @@ def overlong(length: float, cap: int, cache: float) -> float:
 
 
 def overlong_part(text, example, length, cap) -> float:
-    """0, and from the last fifth of the cap on down to -1 at the cap (`overlong`): long completions pay
-    before they are cut."""
+    """0, and linear down to -1 over the last fifth of the cap (`overlong`)."""
     if length is None or cap is None:
         raise ValueError(
-            "the reward part 'overlong' holds tokens against the cap: call score(..., "
+            "the reward part 'overlong' compares tokens with the cap: call score(..., "
             "lengths=rollout.length, cap=cap)."
         )
     return overlong(float(length), cap, CACHE * cap)
@@ -133,10 +128,10 @@ REWARDS = {
 
 
 def rule(name: str, cap: int | None = None) -> Callable:
-    """The function (text, example, length) -> float behind the name of a part; a user's file is loaded here,
-    and held for the run.
+    """The function (text, example, length) -> float of a part's name. A user's file is loaded once per run.
 
-    Raises ValueError for an unknown name (naming the nearest), for a missing extra, and RewardError for a
+    cap: longest completion, tokens; for "overlong".
+    Raises ValueError for an unknown name (with the nearest one) or a missing extra, and RewardError for a
     file that does not load.
     """
     if names_a_file(name):
@@ -158,15 +153,15 @@ def score(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The reward of every completion: r = sum over parts of weight * part.
 
-    texts     P lists of G texts, as `Chat.texts` gives them
-    examples  the P examples they answer
-    parts     {name in REWARDS, or FILE.py:FUNCTION: weight}; a weight of 0 computes and logs the part without
-    paying for it lengths   (P, G) tokens of each completion, needed by "length" and "overlong" cap
-    longest completion, tokens, needed by "overlong"
+    texts     P lists of G texts, from `Chat.texts`
+    examples  the P examples that they answer
+    parts     {name in REWARDS, or FILE.py:FUNCTION: weight}; a part of weight 0 is computed and logged only
+    lengths   (P, G) tokens of each completion; for "length" and "overlong"
+    cap       longest completion, tokens; for "overlong"
 
     -> reward (P, G) float32, {name: part (P, G) float32, unweighted}.
-    Raises ValueError for an unknown name (naming the nearest), no parts, a weight that isn't finite, or
-    shapes that disagree; RewardError where a function of the user's fails.
+    Raises ValueError for an unknown name (with the nearest one), no parts, a weight that is not finite, or
+    shapes that disagree, and RewardError if a user's function fails.
     """
     rules = {name: rule(name, cap) for name in parts}
     if not parts or not all(math.isfinite(weight) for weight in parts.values()):
@@ -174,29 +169,24 @@ def score(
             f"rewards must name at least one part, each with a finite weight; got {parts}. Known: "
             f"{', '.join(REWARDS)}."
         )
-    # a rank may have no prompt
+    # a rank may have no prompt; then `lengths` has the group size
     sizes = {len(group) for group in texts} or set([] if lengths is None else lengths.shape[1:])
     if len(texts) != len(examples) or len(sizes) != 1:
         raise ValueError(
             f"score: {len(texts)} groups of sizes {sorted(sizes)} for {len(examples)} examples; expected one "
-            "group per "
-            "example, all of one size."
+            "group per example, all of one size."
         )
     shape = (len(texts), sizes.pop())
     if lengths is not None and tuple(lengths.shape) != shape:
         raise ValueError(f"score: lengths has shape {tuple(lengths.shape)}, the texts {shape}.")
     counts = [[None] * shape[1]] * shape[0] if lengths is None else lengths.tolist()
 
-    # each (P, G)
-    scored = {
-        name: torch.tensor(
-            [
-                [pay(text, example, count) for text, count in zip(group, row)]
-                for group, example, row in zip(texts, examples, counts)
-            ],
-            dtype=torch.float32,
-        ).view(shape)
-        for name, pay in rules.items()
-    }
+    scored = {}
+    for name, pay in rules.items():
+        rows = [
+            [pay(text, example, count) for text, count in zip(group, row)]
+            for group, example, row in zip(texts, examples, counts)
+        ]
+        scored[name] = torch.tensor(rows, dtype=torch.float32).view(shape)  # (P, G)
     reward = torch.stack([parts[name] * part for name, part in scored.items()]).sum(dim=0)  # (P, G)
     return reward, scored

@@ -1,17 +1,19 @@
 """A user's own reward, `rewards: {FILE.py:FUNCTION: 1.0}`: a function `(text, example, length) -> float` that
 runs in a process of its own.
 
-Code that we have not seen may raise, hang, print, or leave a list where a number belongs. In another process
-none of that can touch the run: a call that takes too long is ended with its process, and each failure becomes
-one line that names file, function and question. No paper has this; it is plumbing.
+Code of a user may raise, hang, print, fork, or return a list where a number belongs. In its own process it
+cannot harm the run: a call that is too slow ends with its process and that process's children, and each
+failure is one line that names file, function and question. The run never unpickles what this process writes:
+an answer is JSON with the number of its question and the id of its process, and any other message is refused.
 
 The function gets the whole text as the built-in rules see it, the Example without its pictures, and the
-completion's length in tokens. It must depend on nothing else, or a resumed run is another run. It may print;
-its file may import what lies beside it; an attribute `my_reward.timeout = 60` allows a call more seconds.
+completion's length in tokens. It must depend on nothing else, or a resumed run differs. It may print (to
+stderr); its file may import its neighbours; an attribute `my_reward.timeout = 60` sets the seconds of a call.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.util
 import json
 import math
@@ -22,31 +24,35 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from data.types import Example
 
-# seconds that a file may take to load; what train.py imports is imported there too
+# seconds in which the process has to start and load the file; it imports what train.py imports
 LOADING = 180.0
-# seconds of one call, unless the function says otherwise
+# seconds of one call, if the function has no attribute `timeout`
 TIMEOUT = 10.0
-TOLD = (signal.SIGTERM, signal.SIGINT)
-# of a float32, which rewards are
+# the signals that stop a run
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# of float32, the type of rewards
 LARGEST = 3.4e38
+# bytes; a longer message is no answer
+LONGEST_ANSWER = 10_000
 
 
 class RewardError(ValueError):
-    """A user's reward cannot be loaded, raised, died, or gave no number. The message names file, function
-    and question."""
+    """A user's reward did not load, raised, ended its process, or returned no number. The message names
+    file, function and question."""
 
 
 class RewardTimeout(RewardError):
-    """A call took longer than it may; its process has been ended."""
+    """A call was too slow. Its process has been ended."""
 
 
 def names_a_file(name: str) -> bool:
@@ -56,161 +62,206 @@ def names_a_file(name: str) -> bool:
 
 @cache
 def open_reward(name: str) -> UserReward:
-    """The function FILE.py:FUNCTION, FILE relative to the working directory; loaded once a run. Raises
-    RewardError."""
+    """The reward of that name (see UserReward), loaded once per run. Raises RewardError."""
     return UserReward(name)
 
 
 class UserReward:
-    """Calls like the function it stands for, `reward(text, example, length)`, with `timeout` seconds for
-    each call. Raises RewardError."""
+    """Call it like the function itself, `reward(text, example, length)`. Raises RewardError.
+
+    name: FILE.py:FUNCTION, relative to the working directory, or MODULE:FUNCTION of this repository.
+    """
 
     def __init__(self, name: str):
-        file, _, self.function = name.rpartition(":")
-        self.name, self.path, self.process = name, Path(file).absolute(), None
-        if not self.path.is_file():
-            raise RewardError(f"reward {name!r}: there is no file {self.path}")
-        self.timeout = LOADING
+        source, _, self.function = name.rpartition(":")
+        self.name = name
+        self.source = str(Path(source).absolute()) if names_a_file(name) else source
+        if names_a_file(name) and not Path(self.source).is_file():
+            raise RewardError(f"reward {name!r}: there is no file {self.source}")
+        # of the last question
+        self.number = 0
         self._start()
 
     def __call__(self, text: str, example: Example, length: int | None) -> float:
-        about = f"the question {example.uid!r}"
-        # ended by a call before
         if self.process is None:
             self._start()
-        try:
-            self.pipe.send((text, replace(example, pictures=(), extra=dict(example.extra)), length))
-        except OSError:
-            raise self._died(about) from None
-        return self._answer(self.timeout, about)
+        question = text, replace(example, pictures=(), extra=dict(example.extra)), length
+        return self._ask(question, self.timeout, f"the question {example.uid!r}")
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
+        """End the process and its children."""
         if self.process is not None:
-            self.process.kill()
+            self.end()
             self.process.join()
-            self.pipe.close()
             self.process = None
 
     def _start(self) -> None:
-        # a fork would copy this process's threads' locks, and CUDA
+        # not a fork, which would copy locks of other threads, and CUDA
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(
-            target=serve, args=(theirs, str(self.path), self.function, os.getpid()), daemon=True
-        )
-        # which it inherits, until it has learned to ignore them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, TOLD)
+        process = context.Process(target=serve, args=(theirs, self.source, self.function))
+        self.process: SpawnProcess | None = process
+        # the process inherits the mask, until it has its own handlers
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            self.process.start()
+            process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
-        # At its own exit Python sends such processes SIGTERM and waits for them. This one ignores it, so it
-        # is ended before.
-        multiprocessing.util.Finalize(self, self.process.kill, exitpriority=0)
-        self.timeout = self._answer(LOADING, "loading the file")
-
-    def _answer(self, seconds: float, about: str) -> float:
-        """The number that the process sends."""
-        if not self.pipe.poll(seconds):
-            self.close()
-            raise RewardTimeout(f"reward {self.name!r}: no result after {seconds:g} seconds, at {about}")
+        self.pid = process.pid
+        # at exit Python waits for the process, so it is ended before
+        self.end = multiprocessing.util.Finalize(self, _end_group, (process,), exitpriority=0)
+        # a thread that reads from the pipe, so that this one can stop waiting
+        self.reader = concurrent.futures.ThreadPoolExecutor(1)
         try:
-            said = json.loads(self.pipe.recv_bytes())
-        except (EOFError, OSError):
-            raise self._died(about) from None
-        if "value" in said:
-            return said["value"]
-        raise RewardError(f"reward {self.name!r}: {said['wrong']}, at {about}")
+            self.timeout = self._ask(None, LOADING, "loading the file")
+        except RewardError:
+            self.close()
+            raise
 
-    def _died(self, about: str) -> RewardError:
-        self.process.join(5)
-        code = self.process.exitcode
+    def _ask(self, question: tuple | None, seconds: float, about: str) -> float:
+        """Send a question (None: load the function) and return its number. about: the question, in words."""
+        process = self.process
+        assert process is not None
+        try:
+            answer = self.reader.submit(self._exchange, question).result(seconds)
+        except concurrent.futures.TimeoutError:
+            self.close()
+            words = f"no result after {seconds:g} seconds, at {about}"
+            raise RewardTimeout(f"reward {self.name!r}: {words}") from None
+        except (EOFError, ConnectionError):
+            process.join(5)
+            code = process.exitcode
+            wrong = "it closed the pipe" if code is None else f"its process ended with exit code {code}"
+        except (OSError, ValueError) as error:
+            wrong = f"its process wrote what is no answer ({str(error)[:200]})"
+        except BaseException:
+            # Ctrl-C during a call
+            self.close()
+            raise
+        else:
+            if "value" in answer:
+                return answer["value"]
+            raise RewardError(f"reward {self.name!r}: {answer['wrong']}, at {about}")
         self.close()
-        return RewardError(f"reward {self.name!r}: its process ended with exit code {code}, at {about}")
+        raise RewardError(f"reward {self.name!r}: {wrong}, at {about}")
+
+    def _exchange(self, question: tuple | None) -> dict:
+        """Send a question and return its answer. Raises ValueError if it is the answer to another one."""
+        self.number += 1
+        expected = [self.number, self.pid]
+        self.pipe.send((self.number, question))
+        answer = json.loads(self.pipe.recv_bytes(LONGEST_ANSWER))
+        if not isinstance(answer, dict) or [answer.get("number"), answer.get("pid")] != expected:
+            raise ValueError(f"{answer!r:.60} in place of an answer with number and pid {expected}")
+        return answer
+
+
+def _end_group(process: SpawnProcess) -> None:
+    """End a process that runs `serve`, and its children. They are one process group."""
+    try:
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    except ProcessLookupError:
+        # it has no group yet, or has ended
+        process.kill()
 
 
 # ---- in the other process
 
 
-def serve(pipe, path: str, name: str, parent: int) -> None:
-    """Load the function, send its timeout; then for every question received send {"value": number} or
-    {"wrong": why}."""
-    # Ctrl-C and schedulers tell all processes; the run still needs this one for its step
-    for number in TOLD:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    try:
-        function = load(path, name)
-        pipe.send_bytes(json.dumps({"value": checked(getattr(function, "timeout", TIMEOUT))}).encode())
-    except BaseException as error:
-        pipe.send_bytes(json.dumps({"wrong": described(error, path)}).encode())
-        return
+def serve(pipe: Connection, source: str, name: str) -> None:
+    """Load the function, then answer each question: {"value": number} or {"wrong": why}, with the number of
+    the question and the id of this process."""
+    pid = os.getpid()
+    _set_up(pipe)
+    function: Callable = load
     while True:
         try:
-            asked = pipe.recv()
+            number, question = pipe.recv()
         except EOFError:
             return
-        pipe.send_bytes(json.dumps(called(function, asked, path)).encode())
+        try:
+            if question is None:
+                function = load(source, name)
+                result = {"value": checked(getattr(function, "timeout", TIMEOUT))}
+            else:
+                result = {"value": checked(function(*question))}
+        except BaseException as error:
+            # SystemExit too
+            result = {"wrong": described(error, source)}
+        if os.getpid() != pid:
+            # the function has forked, and its child has returned too
+            os._exit(0)
+        pipe.send_bytes(json.dumps({"number": number, "pid": pid} | result).encode())
 
 
-def _end_with(parent: int) -> None:
+def _set_up(pipe: Connection) -> None:
+    """A process group of its own, which ends with the run. SIGTERM and SIGINT do nothing, because the run
+    finishes its step when they come. Prints go to stderr. A fork gets neither the pipe nor the handlers."""
+
+    def in_fork() -> None:
+        pipe.close()
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
+    os.setsid()
+    for number in SIGNALS:
+        # not SIG_IGN, which programs started by the function would inherit
+        signal.signal(number, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    os.dup2(2, 1)
+    os.register_at_fork(after_in_child=in_fork)
+    threading.Thread(target=_end_with_run, daemon=True).start()
+
+
+def _end_with_run() -> None:
     """A function that hangs must not outlive a run that was killed."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    run = multiprocessing.parent_process()
+    assert run is not None
+    run.join()
+    os.killpg(0, signal.SIGKILL)
 
 
-def load(path: str, name: str) -> Callable:
-    """The function `name` of the Python file `path`. Raises ValueError, and whatever the file raises."""
-    sys.path.insert(0, str(Path(path).parent))
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+def load(source: str, name: str) -> Callable:
+    """The function `name` of a Python file, or of a module of this repository. Raises ValueError if there is
+    none, and what the file raises."""
+    if source.endswith(".py"):
+        sys.path.insert(0, str(Path(source).parent))
+        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+    else:
+        spec = importlib.util.find_spec(source)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # as an import would: dataclasses look their module up
+    # as an import does: a dataclass looks up its module
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"{Path(path).name} has no function {name!r}")
+        raise ValueError(f"{Path(source).name} has no function {name!r}")
     return function
 
 
-def called(function: Callable, asked: tuple, path: str) -> dict:
-    """What a call gives: {"value": a finite number} or {"wrong": why it gave none}. Nothing that it raises
-    escapes, SystemExit neither."""
-    try:
-        return {"value": checked(function(*asked))}
-    except BaseException as error:
-        return {"wrong": described(error, path)}
-
-
 def checked(value) -> float:
-    """A finite number as a float; numpy's scalars are numbers, an array or a tensor is not. Raises
+    """A finite number as a float. A scalar of numpy is a number; an array or a tensor is not. Raises
     ValueError."""
     if not isinstance(value, numbers.Real):
-        shape = (
-            f" of shape {tuple(value.shape)}"
-            if hasattr(value, "shape")
-            else f" of {len(value)}"
-            if isinstance(value, (list, tuple))
-            else ""
-        )
-        raise ValueError(
-            f"it returned {'None' if value is None else 'a ' + type(value).__name__}{shape}; return one "
-            "number (a float)"
-        )
-    if not math.isfinite(value) or abs(value) > LARGEST:
-        raise ValueError(f"it returned {float(value):g}; return a finite number")
-    return float(value)
+        what = "None" if value is None else f"a {type(value).__name__}"
+        if hasattr(value, "shape"):
+            what += f" of shape {tuple(value.shape)}"
+        elif isinstance(value, (list, tuple)):
+            what += f" of {len(value)}"
+        raise ValueError(f"it returned {what}; return one number (a float)")
+    number = float(value)
+    if not math.isfinite(number) or abs(number) > LARGEST:
+        raise ValueError(f"it returned {number:g}; return a finite number")
+    return number
 
 
-def described(error: BaseException, path: str) -> str:
-    """An exception in one line, with the line of the user's file where it happened."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+def described(error: BaseException, source: str) -> str:
+    """An exception in one line, with the line of the user's file in which it was raised."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
     words = " ".join(str(error).split())[:300]
-    # raised by the checks above, not by the file
-    if not lines:
-        return words if isinstance(error, ValueError) else f"it raised {type(error).__name__}: {words}"
-    return f"it raised {type(error).__name__}: {words} (line {lines[-1]})"
+    if lines:
+        return f"it raised {type(error).__name__}: {words} (line {lines[-1]})"
+    # a ValueError from elsewhere is one of the checks above
+    return words if isinstance(error, ValueError) else f"it raised {type(error).__name__}: {words}"

@@ -1,13 +1,12 @@
-"""Files that a kill or a full disk leaves as they were: written whole or not at all, or a line longer or
-not at all."""
+"""Writes that a kill or a full disk cannot leave half done: a whole file, or one more line."""
 
 import os
 from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Put `content` (text as UTF-8) in the place of a file, on the disk and at once. Raises OSError with
-    the file as it was."""
+    """Replace a file by `content` (text as UTF-8), flushed to disk. If it raises OSError, the file is as
+    before."""
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "wb") as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
@@ -17,8 +16,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append a line, its newline included, in one system call; a kill within it can still tear a long one.
-    Raises OSError (a full disk, say) with the file as it was."""
+    """Append a line (with its newline) in one system call; a kill during the call can still cut a long line.
+    If it raises OSError (for example, a full disk), the file is as before."""
     with open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:

@@ -1,16 +1,14 @@
-"""Checkpoints: complete or invisible, and complete means that the run goes on from one bit for bit.
+"""Checkpoints: complete or invisible. From a complete one the run continues bit for bit.
 
-runs/<name>/checkpoints/step_000050/ is a Hugging Face folder (config, tokenizer, safetensors), so it loads in
-`transformers` and in evaluate.py as it is, with optimizer.safetensors and state.json beside it. It is written
-to step_000050.tmp, flushed to the disk, read back, and renamed. state.json holds the size and a checksum of
-every file, so that a damaged checkpoint is named instead of trained on, and the one before it is used. There
-is no generator state to save: the randomness of step n is a function of (seed, n), so {weights, optimizer,
-step} is all there is.
+runs/<name>/checkpoints/step_000050/ is a Hugging Face folder (config, tokenizer, safetensors), with
+optimizer.safetensors and state.json beside it. `transformers` and evaluate.py load it. It is written to
+step_000050.tmp, flushed to disk, read back, and renamed. state.json holds the size and a checksum of each
+file, so that a damaged checkpoint is named and the one before it is used. The randomness of step n is a
+function of (seed, n), so {weights, optimizer, step} is the whole state.
 
-Of several ranks, each writes its share of the files of weights, which are the same for any number of ranks,
-and its piece of the optimizer's state (optimizer-00002-of-00004.safetensors); any number of ranks reads them
-again (grpo/storage/sharded.py). All of it can happen in a thread while training goes on
-(grpo/storage/background.py). No paper has this; it is plumbing.
+With several ranks, each writes its share of the weight files, which are the same for any number of ranks, and
+its shards of the optimizer's state (optimizer-00002-of-00004.safetensors). Any number of ranks reads them
+(grpo/storage/sharded.py). A thread can write while training goes on (grpo/storage/background.py).
 """
 
 import hashlib
@@ -30,6 +28,7 @@ from grpo.storage import sharded
 from grpo.storage.background import Background
 from grpo.storage.snapshot import Snapshot, take
 from models import weights
+from models.qwen_vl import QwenVL
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -44,102 +43,90 @@ SIDE_FILES = (
     "added_tokens.json",
     "video_preprocessor_config.json",
 )
-# of the run: a checkpoint's step is in them, on the disk, before the checkpoint is
+# logs of the run; they are on disk before the checkpoint is visible, so they hold its step
 LOGS = ("metrics.jsonl", "samples.jsonl")
-# bytes: config.json, state.json and the headers of safetensors, generously
+# bytes per rank, an upper bound of config.json, state.json and the headers of safetensors
 HEADERS = 1_000_000
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or read; the message says which, and what to do."""
+    """A checkpoint could not be written or read. The message says which one, and what to do."""
 
 
 def save(
     run: Path,
     step: int,
-    policy: nn.Module,
+    policy: QwenVL,
     optimizer: Optimizer,
     *,
     base: Path,
     keep: int,
     background: Background | None = None,
 ) -> Path:
-    """Write run/checkpoints/step_NNNNNN, and when it is whole on the disk remove all but the newest `keep`
-    (0: keep all). Every rank calls it. → the folder.
+    """Write run/checkpoints/step_NNNNNN, then remove all but the newest `keep` checkpoints (0: keep all).
+    Every rank calls it. -> the folder.
 
-    base: the folder whose tokenizer and processor files go along.  background: returns as soon as the state
-    is copied, and has the rest done while training goes on. Raises CheckpointError (a full disk, say), with a
-    background that of the save before; older checkpoints are then as they were.
+    base: the folder of the tokenizer and processor files.  background: if given, return when the state is
+    copied, and write while training goes on.  Raises CheckpointError (for example, a full disk); with a
+    background it may be the error of the save before. Older checkpoints are then untouched.
     """
     if background is None:
         return write(run, step, take(policy, optimizer), base=base, keep=keep)
-    # one at a time: the copy is still being written
+    # the copy of the save before is still being written
     background.wait()
-    background.start(
-        partial(
-            write,
-            run,
-            step,
-            take(policy, optimizer, background.memory),
-            base=base,
-            keep=keep,
-            group=background.group,
-        )
-    )
+    state = take(policy, optimizer, background.memory)
+    background.start(partial(write, run, step, state, base=base, keep=keep, group=background.group))
     return run / "checkpoints" / f"step_{step:06d}"
 
 
 def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group=None) -> Path:
-    """What `save` does with the state, once taken.  group: the ranks' process group for it; None: the
-    default one."""
-    save = Save(run, step, state, base)
+    """Write a snapshot as `save` does.  group: process group of all ranks; None: the default one."""
+    writer = CheckpointWriter(run, step, state, base)
     try:
         if state.ranks == 1:
-            save.begin()
-            save.finish([save.part(state.optimizer)])
+            writer.begin()
+            writer.finish([writer.part(state.optimizer)])
         else:
-            sharded.write(
-                state.tensors, state.optimizer, sharded.Parts(save.begin, save.part, save.finish), group
-            )
+            steps = sharded.ShardWriter(writer.begin, writer.part, writer.finish)
+            sharded.write(state.tensors, state.optimizer, steps, group)
     except (OSError, SafetensorError) as error:
-        # safetensors reports a full disk as its own error
+        # safetensors has its own error for a full disk
         if state.rank == 0:
-            shutil.rmtree(save.aside, ignore_errors=True)
+            shutil.rmtree(writer.aside, ignore_errors=True)
         raise CheckpointError(
-            f"could not save step {step} to {save.folder}: {error}. Free some space or choose another "
-            "out=DIR; "
-            "the same command then goes on from the last checkpoint."
+            f"could not save step {step} to {writer.folder}: {error}. Free some space or choose another "
+            "out=DIR; the same command then goes on from the last checkpoint."
         ) from error
     if state.rank == 0:
-        prune(save.folder, keep)
-    return save.folder
+        prune(writer.folder, keep)
+    return writer.folder
 
 
-class Save:
-    """The three parts of writing a checkpoint: rank 0 begins, every rank writes what is its own, rank 0
-    makes it visible. They raise OSError or SafetensorError."""
+class CheckpointWriter:
+    """The three steps of writing a checkpoint: `begin` on rank 0, `part` on each rank, `finish` on rank 0.
+    They raise OSError or SafetensorError."""
 
     def __init__(self, run: Path, step: int, state: Snapshot, base: Path):
-        self.run, self.step, self.state = run, step, state
+        self.run = run
+        self.step = step
+        self.state = state
         self.folder = run / "checkpoints" / f"step_{step:06d}"
         self.aside = self.folder.with_suffix(".tmp")
         self.side = [base / name for name in SIDE_FILES if (base / name).exists()]
 
     def begin(self) -> None:
-        """Make a place for it, if there is room."""
+        """Make the folder if the disk has room."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         tidy(self.run)
-        needed = (
-            self.state.bytes + sum(path.stat().st_size for path in self.side) + HEADERS * self.state.ranks
-        )
+        needed = self.state.bytes + HEADERS * self.state.ranks + sum(p.stat().st_size for p in self.side)
         free = shutil.disk_usage(self.folder.parent).free
         if free < needed:
             raise OSError(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
         self.aside.mkdir()
 
     def part(self, optimizer: dict[str, Tensor], header: dict[str, str] | None = None) -> dict[str, dict]:
-        """Write what is this rank's: files of weights, its piece of the optimizer, and the side files if
-        it is the first. → size and checksum of each, on the disk."""
+        """Write this rank's weight files and optimizer shards, and on rank 0 the side files. -> {name: size
+        and checksum} of the files, which are on disk."""
         rank, ranks = self.state.rank, self.state.ranks
         if not self.aside.is_dir():
             raise OSError(
@@ -149,49 +136,42 @@ class Save:
         paths = weights.save(self.state.policy, self.aside)
         if rank == 0:
             paths += [Path(shutil.copyfile(path, self.aside / path.name)) for path in self.side]
-        paths.append(
-            self.aside
-            / (
-                "optimizer.safetensors"
-                if ranks == 1
-                else f"optimizer-{rank + 1:05}-of-{ranks:05}.safetensors"
-            )
-        )
+        shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"
+        paths.append(self.aside / f"optimizer{shard}.safetensors")
         save_file(optimizer, paths[-1], header)
         files = {path.name: {"bytes": path.stat().st_size, "blake2b": checksum(path)} for path in paths}
         for path in paths:
             flush(path)
-        if wrong := unlike(self.aside, files):
+        if wrong := mismatch(self.aside, files):
             raise OSError(f"the disk does not give back what was written: {wrong}")
         return files
 
     def finish(self, parts: list[dict[str, dict]]) -> None:
-        """Write state.json and give the folder its name; the run's logs come first."""
+        """Write state.json, flush the run's logs, and give the folder its name."""
         write_state(self.aside, self.step, {name: file for part in parts for name, file in part.items()})
-        for path in (
-            self.aside / "state.json",
-            self.aside,
-            *(self.run / name for name in LOGS if (self.run / name).exists()),
-        ):
+        logs = [self.run / name for name in LOGS if (self.run / name).exists()]
+        for path in (self.aside / "state.json", self.aside, *logs):
             flush(path)
-        # state.json; each rank has read its own files
+        # state.json alone: each rank has checked its own files
         if wrong := damage(self.aside, lambda name: False):
             raise OSError(f"the disk does not give back what was written: {wrong}")
-        # a damaged one, or it would have been gone on from
         if self.folder.exists():
+            # a damaged one: the run continued from an older one
             remove(self.folder)
         os.replace(self.aside, self.folder)
         flush(self.folder.parent)
 
 
 def write_state(folder: Path, step: int, files: dict[str, dict]) -> None:
-    """Write state.json: the step, the size and checksum of every other file, and a checksum of all that."""
+    """Write state.json: the step, size and checksum of each other file, and a checksum of these."""
     state = {"step": step, "files": dict(sorted(files.items()))}
-    (folder / "state.json").write_text(json.dumps(state | {"blake2b": signature(state)}, indent=1) + "\n")
+    (folder / "state.json").write_text(
+        json.dumps(state | {"blake2b": state_checksum(state)}, indent=1) + "\n"
+    )
 
 
-def signature(state: dict) -> str:
-    """The checksum of what state.json says."""
+def state_checksum(state: dict) -> str:
+    """BLAKE2b of the contents of state.json."""
     return hashlib.blake2b(json.dumps(state, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -205,8 +185,7 @@ def checksum(path: Path) -> str:
 
 
 def flush(path: Path) -> None:
-    """Make sure that a file or folder is on the disk, not only in memory; who reads it next reads it from
-    there, where the system knows how."""
+    """Flush a file or folder to disk. Where the system can, the next read comes from disk too."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -217,8 +196,8 @@ def flush(path: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints (0: keep all) up to this one, which is whole. What is
-    newer is damaged: the run went on from an older one."""
+    """Remove all but the newest `keep` checkpoints (0: keep all) up to `folder`, which is complete. A newer
+    one is damaged and stays until its step is written again."""
     run = folder.parent.parent
     upto = [old for old in folders(run) if old.name <= folder.name]
     for old in upto[:-keep] if keep else []:
@@ -227,14 +206,13 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def tidy(run: Path) -> None:
-    """Remove what a save or a removal that was killed left half done."""
+    """Remove what a killed save or a killed removal left."""
     for left in (run / "checkpoints").glob("*.tmp"):
         remove(left)
 
 
 def remove(path: Path) -> None:
-    """Take a checkpoint away. It is renamed first, so that a kill does not leave half of one behind under
-    its name."""
+    """Remove a checkpoint. It is renamed first, so that a kill leaves no half checkpoint of that name."""
     aside = path if path.suffix == ".tmp" else path.with_suffix(".old.tmp")
     if aside != path:
         os.replace(path, aside)
@@ -242,65 +220,51 @@ def remove(path: Path) -> None:
 
 
 def folders(run: Path) -> list[Path]:
-    """The checkpoints of a run folder, oldest first, whatever state they are in."""
+    """All checkpoints of a run folder, oldest first, damaged ones too."""
     return sorted(p for p in (run / "checkpoints").glob("step_??????") if p.is_dir())
 
 
 def complete(run: Path) -> list[Path]:
-    """The checkpoints of a run folder that were written to the end, oldest first; `newest` also looks
-    whether they are still as they were written."""
+    """The completely written checkpoints of a run folder, oldest first. `newest` also checks their files."""
     return [p for p in folders(run) if (p / "state.json").exists()]
 
 
 def newest(run: Path, wanted: Callable[[str], bool] = bool) -> tuple[Path | None, str]:
-    """→ (the newest undamaged checkpoint of a run, what is to be said about damaged ones). wanted: as in
-    `damage`.
+    """-> (the newest undamaged checkpoint of a run or None, a line about damaged ones or "").
 
-    (None, "") where there is no checkpoint; (None, a line that says what to do) where all are damaged.
+    wanted: see `damage`.
     """
     wrongs = []
     for folder in reversed(folders(run)):
         if not (wrong := damage(folder, wanted)):
-            return (
-                folder,
-                (
-                    f"damaged: {'; '.join(wrongs)}. Going on from {folder.name}, the newest that is as it "
-                    "was written"
-                )
-                if wrongs
-                else "",
-            )
+            after = f"Going on from {folder.name}, the newest that is as it was written"
+            return folder, f"damaged: {'; '.join(wrongs)}. {after}" if wrongs else ""
         wrongs.append(f"{folder / wrong}")
-    return (
-        None,
-        (
-            f"damaged: {'; '.join(wrongs)}. No checkpoint is left to go on from; remove "
-            f"{run / 'checkpoints'} to start anew"
-        )
-        if wrongs
-        else "",
-    )
+    after = f"No checkpoint is left to go on from; remove {run / 'checkpoints'} to start anew"
+    return None, f"damaged: {'; '.join(wrongs)}. {after}" if wrongs else ""
 
 
 def damage(folder: Path, wanted: Callable[[str], bool] = bool) -> str:
-    """What is wrong with the first file of a checkpoint that is not as it was written, "" if all are.
-    wanted: of a file's name, whether it is looked at."""
+    """What is wrong with the first damaged file of a checkpoint, or "".
+
+    wanted: whether to check a file, by its name.
+    """
     try:
         state = json.loads((folder / "state.json").read_bytes())
-        # saved before there were checksums
+        # of a version without checksums
         if state.keys() == {"step"} and isinstance(state["step"], int):
             return ""
-        if state.pop("blake2b") != signature(state):
+        if state.pop("blake2b") != state_checksum(state):
             raise ValueError("its own checksum is wrong")
     except FileNotFoundError:
         return "state.json is missing"
     except (OSError, ValueError, KeyError, AttributeError) as error:
         return f"state.json: {error}"
-    return unlike(folder, {name: written for name, written in state["files"].items() if wanted(name)})
+    return mismatch(folder, {name: written for name, written in state["files"].items() if wanted(name)})
 
 
-def unlike(folder: Path, files: dict[str, dict]) -> str:
-    """What is wrong with the first file that has not the size and checksum given for it, "" if all have."""
+def mismatch(folder: Path, files: dict[str, dict]) -> str:
+    """What is wrong with the first file that has not its size and checksum, or ""."""
     for name, written in files.items():
         path = folder / name
         if not path.is_file():
@@ -313,10 +277,10 @@ def unlike(folder: Path, files: dict[str, dict]) -> str:
 
 
 def load_optimizer(folder: Path, policy: nn.Module, optimizer: Optimizer) -> int:
-    """Put the saved state into `optimizer`, by however many ranks it was saved. Every rank calls it. → the
-    step it was saved after.
+    """Load the state of `optimizer`, saved by any number of ranks. Every rank calls it. -> the step of the
+    checkpoint.
 
-    Raises CheckpointError where the files are damaged or of another model.
+    Raises CheckpointError if the files are damaged or of another model.
     """
     try:
         step = int(json.loads((folder / "state.json").read_text())["step"])

@@ -1,9 +1,8 @@
-"""metrics.jsonl: one JSON object a step; and what a kill, a full disk or a resumed run may leave of it.
+"""metrics.jsonl and samples.jsonl: one JSON object per step, safe against a kill and a full disk.
 
-Step n is the n-th optimizer step; step 0 is before training. A run that was killed and goes on from a
-checkpoint at step n has lines of steps that never happened as far as the weights know, and maybe half a line;
-`resume(n)` removes both, so that the file of an interrupted run equals the file of an uninterrupted one, byte
-for byte (times aside). samples.jsonl is written the same way.
+Step n is the n-th optimizer step; step 0 is before training. When a killed run continues from the checkpoint
+of step n, its file may have later lines and half a line. `resume(n)` removes both. So the file of an
+interrupted run equals that of an uninterrupted one, byte for byte (except times).
 """
 
 from __future__ import annotations
@@ -18,17 +17,15 @@ from grpo.storage.atomic import append_line, write_whole
 
 
 class Metrics:
-    """Append-only JSON lines. `path` None writes nowhere: what every rank but the first is given."""
+    """Append-only JSON lines.  path: None writes nothing, on all ranks but the first."""
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
 
     def resume(self, step: int) -> Metrics:
-        """Keep the lines up to and including `step`, as they are; drop later ones and a torn last one. -1
-        keeps nothing.
+        """Keep the lines up to and including `step` (-1: none). Remove later ones and half a last line.
 
-        Raises ValueError if a line in the middle is not a JSON object with a "step": then the file is not one
-        of ours, and is left alone.
+        Raises ValueError, with the file unchanged, if a line in the middle is no JSON object with a "step".
         """
         if self.path is None or not self.path.exists():
             return self
@@ -37,37 +34,33 @@ class Metrics:
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one line. `row` has an int "step"; tensors become numbers and lists; inf and nan become
-        null, as JSON has neither.
-
-        Raises OSError (a full disk, say) with the file as it was before.
+        """Append one line. `row` has an int "step". Tensors become numbers and lists; inf and nan become
+        null, because JSON has neither. If it raises OSError (a full disk, for example), the file
+        is as before.
         """
         if self.path is None:
             return
         if not isinstance(row.get("step"), int):
             raise ValueError(f"{self.path.name}: a line needs an int 'step', got {row.get('step')!r}")
-        line = (json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode(
-            "utf-8", "backslashreplace"
-        )
-        append_line(self.path, line)
+        line = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+        append_line(self.path, line.encode("utf-8", "backslashreplace"))
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a file of `Metrics`, without a torn last one; [] if there is no file. Raises ValueError
-    naming a broken line."""
+    """The rows of a file of `Metrics`, without half a last line; [] if there is no file. Raises ValueError
+    that names a broken line."""
     return [row for _, row in _lines(Path(path))] if Path(path).exists() else []
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    raw = path.read_bytes().split(b"\n")
     # only a line with its newline is whole
-    whole, torn = raw[:-1], raw[-1]
+    *whole, torn = path.read_bytes().split(b"\n")
     found = []
     for number, line in enumerate(whole, start=1):
         try:
             row = json.loads(line)
         except ValueError:
-            # of JSON and of UTF-8
+            # JSON or UTF-8
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             found.append((line + b"\n", row))

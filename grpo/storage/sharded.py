@@ -1,10 +1,9 @@
-"""What each rank writes and reads of a checkpoint, when there are several: PyTorch's distributed checkpoints
-(DCP) in safetensors.
+"""A checkpoint of several ranks: PyTorch's distributed checkpoints (DCP) in safetensors.
 
-DCP's planner says which rank writes which piece of the optimizer's state, carries what goes wrong on one rank
-to all of them, and puts the pieces together again for any number of ranks. Its own writer leaves a pickle
-beside the pieces; ours writes safetensors alone, in the form that PyTorch's HuggingFaceStorageReader reads:
-every file says in its header where in the whole tensors its pieces belong.
+DCP's planner decides which rank writes which shard of the optimizer's state, raises an error of one rank on
+all ranks, and assembles the shards for any number of ranks. DCP's own writer adds a pickle; ours writes only
+safetensors, in the form that PyTorch's HuggingFaceStorageReader reads: the header of each file holds the
+offsets of its shards.
 """
 
 import json
@@ -18,60 +17,60 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.storage import StorageWriter
 from torch.futures import Future
 
-# DCP's names, in the header of a file
-WHERE, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
+# DCP's keys in the header of a file
+SHARDING = "DCP_SHARDING_INFO"
+OFFSETS = "saved_offsets"
 
 
 def ranks() -> tuple[int, int]:
-    """→ (this rank, how many there are)."""
+    """(this rank, number of ranks)."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def write(
-    tensors: dict[str, Tensor], copies: dict[str, Tensor], writer: "Parts", group: dist.ProcessGroup | None
+    tensors: dict[str, Tensor],
+    copies: dict[str, Tensor],
+    writer: "ShardWriter",
+    group: dist.ProcessGroup | None,
 ) -> None:
-    """Every rank writes its pieces of `tensors`, which it takes from `copies`.  group: of all ranks; None:
-    the default one.
+    """Every rank writes its shards of `tensors`, with the values of `copies`.
 
-    Raises on every rank what went wrong on one of them: OSError that names the rank, or the error itself if
-    it is no matter of files.
+    group: process group of all ranks; None: the default one.  Raises on every rank the error of one: OSError
+    that names the rank, or the error itself if it is another one.
     """
     try:
-        dcp.save(tensors, storage_writer=writer, planner=Copies(copies), process_group=group)
+        dcp.save(tensors, storage_writer=writer, planner=CopyPlanner(copies), process_group=group)
     except CheckpointException as failed:
         rank, (error, _) = min(failed.failures.items())
         raise OSError(f"rank {rank}: {error}") if isinstance(error, OSError) else error from failed
     except RuntimeError as error:
-        # of the communication itself; what goes wrong in a part comes as the above
+        # of the communication; an error in a part is a CheckpointException
         raise OSError(f"the ranks could not agree, perhaps because one has ended: {error}") from error
 
 
 def read(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, whole ones or shards, with what any number of ranks wrote under their names. Every rank
-    calls it.
+    """Fill tensors (whole ones or shards) with the saved values of their names. Every rank calls it.
 
-    Raises ValueError for a name or a shape that differs, OSError or SafetensorError where a file can't be
-    read.
+    Raises ValueError for another name or shape, and OSError or SafetensorError for an unreadable file.
     """
     reader = HuggingFaceStorageReader(str(folder))
-    # without the weights beside them
+    # a name without "/" is a weight
     saved = {
         name: tuple(found.size)
         for name, found in reader.read_metadata().state_dict_metadata.items()
-        if "/" in name
+        if "/" in name and isinstance(found, TensorStorageMetadata)
     }
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(saved.keys() | wanted.keys()):
         if name not in wanted:
             raise ValueError(f"it holds {name}, which this run does not train so")
         if saved.get(name) != wanted[name]:
-            raise ValueError(
-                f"{name} of shape {wanted[name]} was expected, "
-                + (f"shape {saved[name]} is there" if name in saved else "nothing is there")
-            )
+            there = f"shape {saved[name]}" if name in saved else "nothing"
+            raise ValueError(f"{name} of shape {wanted[name]} was expected, {there} is there")
     if tensors:
         try:
             with warnings.catch_warnings():
@@ -83,13 +82,12 @@ def read(folder: Path, tensors: dict[str, Tensor]) -> None:
             raise OSError(f"rank {rank}: {error}") from failed
 
 
-class Copies(dcp.DefaultSavePlanner):
-    """Plans by the tensors that are given to `dcp.save`, and writes copies of this rank's pieces of them:
-    the tensors themselves go on changing."""
+class CopyPlanner(dcp.DefaultSavePlanner):
+    """Plans with the tensors that `dcp.save` gets, and writes copies of them, because the tensors go on
+    changing."""
 
     def __init__(self, copies: dict[str, Tensor]):
-        # or which rank writes what all have would be left to Python's hashes, and files would differ from run
-        # to run
+        # otherwise the rank that writes a tensor of all ranks depends on Python's hashes, and so do the files
         super().__init__(dedup_save_to_lowest_rank=True)
         self.copies = copies
 
@@ -97,9 +95,9 @@ class Copies(dcp.DefaultSavePlanner):
         return self.copies[write_item.index.fqn]
 
 
-class Parts(StorageWriter):
-    """Calls `begin` on rank 0, then on every rank `part` with the file of its pieces, then on rank 0
-    `finish` with what the parts returned."""
+class ShardWriter(StorageWriter):
+    """Calls `begin` on rank 0, `part` on every rank with its shards and a header, and `finish` on rank 0 with
+    the results of all parts."""
 
     def __init__(
         self,
@@ -107,7 +105,9 @@ class Parts(StorageWriter):
         part: Callable[[dict[str, Tensor], dict[str, str]], object],
         finish: Callable[[list], None],
     ):
-        self.begin, self.part, self.all_written = begin, part, finish
+        self.begin = begin
+        self.part = part
+        self.all_written = finish
 
     def reset(self, checkpoint_id=None) -> None:
         pass
@@ -128,10 +128,10 @@ class Parts(StorageWriter):
         where = {item.index.fqn: {OFFSETS: list(item.tensor_data.chunk.offsets)} for item in items}
         done = Future()
         try:
-            # one entry: safetensors writes several in any order
-            done.set_result(self.part(mine, {WHERE: json.dumps(where)}))
+            # one header entry, because safetensors writes several in any order
+            done.set_result(self.part(mine, {SHARDING: json.dumps(where)}))
         except SafetensorError as error:
-            # which can't be sent to the other ranks
+            # which can't be sent to other ranks
             raise OSError(str(error)) from error
         return done
 

@@ -1,15 +1,15 @@
-"""The state of a run after a step, as this rank will write it: on the CPU, and if training is to go on
-meanwhile, in memory of its own."""
+"""The state of a run after a step, as this rank writes it: on the CPU, and copied if training goes on."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from grpo.optim import Optimizer
 from grpo.storage import sharded
 from models import weights
+from models.qwen_vl import QwenVL
 
 
 @dataclass
@@ -18,21 +18,21 @@ class Snapshot:
 
     rank: int
     ranks: int
-    # its tensors are on the CPU; those that another rank writes, on the meta device
-    policy: nn.Module
+    # tensors on the CPU; those that another rank writes are on the meta device
+    policy: QwenVL
     # "model.norm.weight/exp_avg": this rank's shard, on the CPU
     optimizer: dict[str, Tensor]
-    # the same as the optimizer has them: they say where in the whole a shard belongs, and go on changing
+    # the optimizer's own tensors of these names: they know the place of a shard, and go on changing
     tensors: dict[str, Tensor]
     # of all ranks' tensors
     bytes: int
 
 
-def take(policy: nn.Module, optimizer: Optimizer, memory: dict[str, Tensor] | None = None) -> Snapshot:
-    """The state as it is now. Every rank calls it.
+def take(policy: QwenVL, optimizer: Optimizer, memory: dict[str, Tensor] | None = None) -> Snapshot:
+    """The current state. Every rank calls it.
 
-    memory: copies are made there, and made there again the next time; page-locked, if they come from a GPU.
-    None: what is on the CPU already is not copied.
+    memory: buffers for the copies, made by the first call (page-locked for tensors of a GPU). None: tensors
+    on the CPU are not copied.
     """
     rank, ranks = sharded.ranks()
 
@@ -55,13 +55,7 @@ def take(policy: nn.Module, optimizer: Optimizer, memory: dict[str, Tensor] | No
         for name, tensor in tensors.items()
     }
     if any(tensor.is_cuda for tensor in tensors.values()):
-        # the copies have arrived
+        # until the copies are complete
         torch.cuda.synchronize()
-    return Snapshot(
-        rank,
-        ranks,
-        copy,
-        shard,
-        tensors,
-        sum(tensor.nbytes for tensor in (*copy.state_dict().values(), *tensors.values())),
-    )
+    size = sum(tensor.nbytes for tensor in (*copy.state_dict().values(), *tensors.values()))
+    return Snapshot(rank, ranks, copy, shard, tensors, size)

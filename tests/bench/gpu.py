@@ -445,7 +445,7 @@ class Bench:
         return folder
 
     def child(self, what: str, *arguments: str) -> dict:
-        """train.py in a process of its own, which begins with an empty device. → its last line."""
+        """train.py in a process of its own, which begins with an empty device. -> its last line."""
         command = (
             [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", __file__]
             if "shard=always" in arguments
@@ -468,7 +468,7 @@ def child(what: str, arguments: list[str]) -> None:
     if what == "train":
         torch.use_deterministic_algorithms(True)
     else:
-        # 26 GB that nobody wants
+        # 26 GB that this measurement does not need
         checkpoint.write = lambda *args, **how: None
     cuda = torch.cuda.is_available()
     try:

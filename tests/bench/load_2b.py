@@ -31,7 +31,7 @@ TARGET = 1.2
 
 
 def write(config: ModelConfig, folder: Path, shard_bytes: float) -> int:
-    """A random checkpoint in bfloat16, written shard by shard: never more than one of them is in memory. →
+    """A random checkpoint in bfloat16, written shard by shard: never more than one of them is in memory. ->
     its size in bytes."""
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in QwenVL(config).named_parameters()}
@@ -76,7 +76,7 @@ def memory(what: str) -> int:
 
 
 def load(folder: Path) -> dict:
-    """Load in this process. → bytes of the policy, and of the peak over what was there before."""
+    """Load in this process. -> bytes of the policy, and of the peak over what was there before."""
     with torch.device("meta"):
         # 80 MB of PyTorch's own code, which come with the first such model, are not the checkpoint's
         QwenVL(ModelConfig.from_folder(folder))

@@ -57,7 +57,7 @@ def policy_of(width: int, vocabulary: int, trained: bool):
 
 
 def glimpse(policy, hidden, tokens, chunk):
-    """→ log-probs (1, T) with gradient, entropy (1, T)."""
+    """-> log-probs (1, T) with gradient, entropy (1, T)."""
     return masked_logprobs(
         policy, hidden, tokens, torch.ones_like(tokens, dtype=torch.bool), temperature=1.0, chunk=chunk
     )
@@ -65,25 +65,25 @@ def glimpse(policy, hidden, tokens, chunk):
 
 @torch.no_grad()
 def entropy_of(logits):
-    """Entropy of logits (1, T, V), a few rows at a time. → (1, T)"""
+    """Entropy of logits (1, T, V), a few rows at a time. -> (1, T)"""
     return torch.cat([torch.special.entr(part.softmax(-1)).sum(-1) for part in logits[0].split(ROWS)])[None]
 
 
 def full(policy, hidden, tokens):
-    """→ the same from a log-softmax of all logits."""
+    """-> the same from a log-softmax of all logits."""
     logits = F.linear(hidden, policy.model.embed_tokens.weight)
     return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0], entropy_of(logits)
 
 
 def gathered(policy, hidden, tokens):
-    """→ the same from the chosen logit and the logsumexp."""
+    """-> the same from the chosen logit and the logsumexp."""
     logits = F.linear(hidden, policy.model.embed_tokens.weight)
     total = torch.stack([row.logsumexp(-1) for row in logits[0]])[None]
     return logits.gather(-1, tokens[..., None])[..., 0] - total, entropy_of(logits)
 
 
 def forms(chunk: int, vocabulary: int) -> dict:
-    """Name → how."""
+    """Name -> how."""
     ours = {
         f"glimpse, chunk {c}": partial(glimpse, chunk=c)
         for c in dict.fromkeys((chunk, chunk_of(vocabulary, None, "cuda")))

@@ -56,7 +56,7 @@ class Peer:
     def __call__(
         self, group: int, cap: int, stop_ids: list[int], *, greedy: bool = False, cache: str | None = None
     ) -> torch.Tensor:
-        """→ completions (P·G, C), 0 behind their stop token."""
+        """-> completions (P·G, C), 0 behind their stop token."""
         how = (
             dict(do_sample=False)
             if greedy
@@ -102,7 +102,7 @@ def contest(
     rounds: int,
     clock: str,
 ) -> dict[str, tuple]:
-    """Sample in turns. → of each program its tokens and its seconds, two lists by round."""
+    """Sample in turns. -> of each program its tokens and its seconds, two lists by round."""
     drawn: dict[str, list[int]] = {"glimpse": [], "float32": [], "dynamic": [], "static": []}
 
     def ours(name="glimpse"):

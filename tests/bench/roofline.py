@@ -54,7 +54,7 @@ def read_by_rollout(policy, work, steps: int) -> int:
 
 
 def cases(quick: bool) -> dict:
-    """Name → (policy, prompts, group, cap)."""
+    """Name -> (policy, prompts, group, cap)."""
     chat, world, tiny = Chat(BUILT_IN, template="shapes"), Shapes("train", 100), weights.load(BUILT_IN)
     prompts = collate_prompts(
         [chat.prompt(world[i]) for i in range(2 if quick else 16)], image_token=chat.image_token

@@ -40,7 +40,7 @@ from tests.bench.about import about
 
 
 def policy_of(quick: bool):
-    """A random policy with an optimizer that has made a step. → (policy, optimizer)"""
+    """A random policy with an optimizer that has made a step. -> (policy, optimizer)"""
     config = small_config()
     if not quick:
         config = replace(
@@ -99,7 +99,7 @@ def saves(rounds: int, quick: bool) -> dict:
             began = time.perf_counter()
             checkpoint.save(run, 2 * step + 1, policy, optimizer, base=base, keep=1, background=background)
             seconds.append(time.perf_counter() - began)
-            meanwhile = work_rate(lambda: not background.thread.is_alive())
+            meanwhile = work_rate(lambda: background.task.done())
             background.wait()
             seconds += [time.perf_counter() - began, meanwhile / alone]
             # the first one fetches the copy's memory, and is named by itself
@@ -116,7 +116,7 @@ def saves(rounds: int, quick: bool) -> dict:
 
 
 def trained(out: Path, steps: int, background: bool) -> dict:
-    """The recipe without evaluation, in this process. → {of fifty steps, the share of the clock that a
+    """The recipe without evaluation, in this process. -> {of fifty steps, the share of the clock that a
     save stopped them, the share of the processor that it took}"""
     stopped, processor, ends = [], [], []
 
@@ -178,7 +178,7 @@ def overhead(steps: int) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    """→ the figures."""
+    """-> the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -32,7 +32,7 @@ FIXED = 16
 
 @contextmanager
 def traffic():
-    """Count the bytes of keys and values that decoding reads. → {"prompt": , "own": }, filled while it is
+    """Count the bytes of keys and values that decoding reads. -> {"prompt": , "own": }, filled while it is
     open."""
     read, attend = {"prompt": 0, "own": 0}, decoder.decode_attention
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict:
     def train(S, G, C, which=policy):
         return partial(learn, which, both(which, S, G, C)["shared"])
 
-    # what grows → (its unit, {its value: (x, work)})
+    # what grows -> (its unit, {its value: (x, work)})
     plan = {
         f"decoding, group ({steps} steps, S {S})": (
             "rows",

@@ -3,9 +3,10 @@ runs/measured] [--seeds 0 1 2]
 
 Runs the recipe `shapes` on each seed and once blind, then asks the base and the trained policies: greedy on
 4,000 held-out scenes and on 400 with unseen pairs, with the picture withheld, with the second look banned; 8
-sampled completions of 400 questions, and 64 of 200 for pass@k. Prints one line a measurement; the last line
-is one JSON object, which is also written to measured.json there (docs/results/shapes/ has the recorded one).
-A measurement whose file is there already is read, not repeated.
+sampled completions of 400 questions, and 64 of 200 for pass@k. The base is also asked with "look :" given,
+the control. Prints one line a measurement; the last line is one JSON object, which is also written to
+measured.json there (docs/results/shapes/ has the recorded one). A measurement whose file is there already is
+read, not repeated.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from tests.bench.about import about
 
 
 def run(*command: str) -> float:
-    """Run a command of this repository, echo it, stop where it fails. → seconds."""
+    """Run a command of this repository, echo it, stop where it fails. -> seconds."""
     print("$ python " + " ".join(command), flush=True)
     start = time.perf_counter()
     subprocess.run(
@@ -57,6 +58,9 @@ def main() -> None:
         for kind, settings in asked.items():
             if kind == "samples" and model not in ("base", "seed0"):
                 continue
+            # the control: what the base does when its first two words are given
+            if model == "base" and kind in ("heldout", "pairs"):
+                settings = [*settings, "--prefix", "look :"]
             file = out / f"{model}-{kind}.json"
             if not file.exists():
                 run(
@@ -94,11 +98,7 @@ def brief(scores: dict) -> str:
     line = f"accuracy {scores['accuracy']:.3f} [{scores['interval'][0]:.3f}, {scores['interval'][1]:.3f}]  "
     line += "  ".join(f"{task} {block['accuracy']:.3f}" for task, block in scores["tasks"].items())
     line += f"  format {scores['format']:.3f}  length {scores['mean_length']:.1f}"
-    if "self_correction" in scores:
-        line += (
-            f"  looking {scores['looking']:.2f}  again {scores['self_correction']:.2f} "
-            f"(+{scores['wrong_to_right']} -{scores['right_to_wrong']})"
-        )
+    line += "".join(f"  {name} {share:.3f}" for name, share in scores["measured"].items())
     if "pass@k" in scores:
         line += "\n" + " " * 24 + "  ".join(f"pass@{k} {v['value']:.3f}" for k, v in scores["pass@k"].items())
     return line

@@ -103,7 +103,7 @@ def score(policy, group: Group) -> Tensor:
 
 
 def learn(policy, group: Group) -> Tensor:
-    """Forward and backward, each token with a weight of its own. → the log-probs."""
+    """Forward and backward, each token with a weight of its own. -> the log-probs."""
     policy.zero_grad(set_to_none=True)
     logp = score(policy, group)
     (logp * torch.linspace(-1, 1, logp.numel()).view_as(logp)).sum().backward()

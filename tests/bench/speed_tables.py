@@ -1,11 +1,13 @@
 """The tables of docs/results/speed.md, made from what the benchmarks of speed put into
 docs/results/speed/measured.json with --keep."""
 
+from statistics import median
+
 SCRIPTS = ("rollout", "step", "logprobs", "shared_prompt", "scaling", "roofline")
 
 
 def _over(least: float):
-    """At least so many times as fast."""
+    """At least this many times as fast."""
     return f"≥ {least} ×", lambda x: x >= least, lambda x: f"{x:.2f} ×"
 
 
@@ -68,7 +70,7 @@ TARGETS = (
     ),
     (
         "scaling",
-        "prompt part of the keys and values read in decoding as G grows 1 → 64, S = 600",
+        "prompt part of the keys and values read in decoding as G grows 1 -> 64, S = 600",
         ("prompt_traffic_growth",),
         ("constant", lambda x: x == 1, lambda x: f"{x:.3g} × (repeated: 64 ×)"),
     ),
@@ -84,14 +86,16 @@ def targets(found: dict) -> str:
     """Every target beside what was measured, and the script that measured it."""
     rows = [["what", "target", "measured", "", "script"]]
     for script, what, place, (target, met, shown) in TARGETS:
-        figure = found.get(script)
-        for key in place:
-            figure = figure and figure[key]
-        verdict = (
-            ["not measured yet", ""]
-            if figure is None
-            else [shown(figure), "met" if met(figure) else "**missed**"]
-        )
+        record = found.get(script)
+        for key in place[:-1]:
+            record = record and record[key]
+        verdict = ["not measured yet", ""]
+        if record is not None:
+            # of several runs the median is judged, never the best
+            runs = record.get(f"{place[-1]}_runs", [])
+            figure = median(runs) if runs else record[place[-1]]
+            spread = f" (median of {len(runs)} runs, {min(runs):.2f} – {max(runs):.2f})" if runs else ""
+            verdict = [shown(figure) + spread, "met" if met(figure) else "**missed**"]
         rows.append([what, target, *verdict, f"`tests/bench/{script}.py`"])
     return _lines(rows)
 

@@ -88,7 +88,7 @@ class Ours:
 
 
 def peer(ours: Ours, folder: Path, rounds: int):
-    """TRL's trainer over the questions that ours asks; each of its steps is followed by one of ours. →
+    """TRL's trainer over the questions that ours asks; each of its steps is followed by one of ours. ->
     (trainer, its seconds)."""
     import datasets
     import trl

@@ -1,10 +1,11 @@
 """How much memory does a large parquet file take?    python tests/bench/stream.py [GIGABYTES]
 [ROWS_PER_GROUP]
 
-Writes a file of the given size (default 2) with pictures that do not compress into a temporary folder, in row
-groups of so many rows (default 100, as the hub's; 0: all in one, the worst case), then reads every row in
-order and a thousand at random. Prints by how much the process grew at its peak, and the CPU time that reading
-took. The writing is done by another process.
+Writes a file of GIGABYTES (default 2) into a temporary folder, with pictures that do not compress. A row
+group has ROWS_PER_GROUP rows (default 100, as on the hub; 0: all in one group, the worst case). Then reads
+every row in order and a thousand at random. Another process writes the file.
+
+Prints how much the process grew at its peak, and the CPU time of reading.
 """
 
 import random
@@ -65,7 +66,7 @@ def peak() -> float:
 
 
 def main(gigabytes: float = 2, group: int = 100) -> float:
-    """→ the growth in MB."""
+    """-> the growth in MB."""
     from data.sources.table import SOURCES
 
     with tempfile.TemporaryDirectory(prefix="glimpse-stream-") as folder:

@@ -47,7 +47,7 @@ def parser(doc: str, rounds: int) -> argparse.ArgumentParser:
 def sized(
     doc: str, rounds: int, argv: list[str] | None
 ) -> tuple[argparse.Namespace, tuple[int, int, int, int]]:
-    """The options, with the sizes of a rollout among them. → (them, (prompts, group, cap, rounds), small
+    """The options, with the sizes of a rollout among them. -> (them, (prompts, group, cap, rounds), small
     ones with --quick)."""
     options = parser(doc, rounds)
     for name, default in (("--prompts", 16), ("--group", 12), ("--cap", 40)):
@@ -59,7 +59,7 @@ def sized(
 def take_turns(
     works: dict[str, Callable[[], object]], rounds: int, clock: str = "wall"
 ) -> dict[str, list[float]]:
-    """Run each work once untimed, then `rounds` times in turns, every second round in reversed order. →
+    """Run each work once untimed, then `rounds` times in turns, every second round in reversed order. ->
     seconds of each, by a clock of CLOCKS."""
     now = CLOCKS[clock]
     for work in works.values():
@@ -153,7 +153,7 @@ def kept_for_backward(policy: torch.nn.Module, forward: Callable[[], object]) ->
 
 
 def child(script: str, *args: str) -> dict:
-    """Run a script as a process of its own. → the JSON object of its last line."""
+    """Run a script as a process of its own. -> the JSON object of its last line."""
     # glibc raises its threshold for what it gives back to the system as large pieces are freed; set, it stays
     # where it is, and a peak is what was alive.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -165,7 +165,7 @@ def child(script: str, *args: str) -> dict:
 
 def finish(name: str, head: list[str], rows: list[list], found: dict, args: argparse.Namespace) -> dict:
     """Print the table and, as the last line, the JSON object; with --keep, put both under `name` into
-    measured.json. → the object."""
+    measured.json. -> the object."""
     cells = [head, *([shown(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     for line in cells:

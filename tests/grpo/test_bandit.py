@@ -1,8 +1,7 @@
 """A learning test that is a theorem: one prompt, eight words, one token each.
 
-For this softmax bandit the expected GRPO update can be enumerated over all V^G groups, so nothing is a matter
-of luck; and with `scale=undivided` and a KL estimator whose gradient is that of KL(policy || ref), the fixed
-point is known exactly:
+For this softmax bandit the expected GRPO update is a sum over all V^G groups, so the test has no noise. With
+`scale=undivided` and a KL estimator that has the gradient of KL(policy || ref), the fixed point is known:
 
     policy*(v)  is proportional to  ref(v) * exp((1 - 1/G) * reward(v) / kl_coef)
 
@@ -46,8 +45,7 @@ def tilted(G, kl_coef, factor=None):
 
 
 def test_fixed_point():
-    """Converges to the closed form, and to nothing near it: without the 1/G, or with plain k3, it would
-    end elsewhere."""
+    """It converges to the closed form. Without the 1/G, or with k3, it would end elsewhere."""
     for G, kl_coef in ((2, 0.5), (3, 0.4)):
         found = descend(G, kl_coef, k3_is)
         away = lambda other: (found - other).abs().max().item()

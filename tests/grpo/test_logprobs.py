@@ -108,7 +108,7 @@ def test_the_slope_of_a_banned_word_is_zero(chunk):
 @pytest.mark.parametrize("chunk", [1, 3, 7])
 def test_spans_of_tokens_add_up(chunk, monkeypatch):
     """26 tokens in spans of 5: the first writes the head's gradient, the others add to it."""
-    monkeypatch.setattr(logprobs, "SPAN", 5)
+    monkeypatch.setattr(logprobs, "TOKENS_PER_BLOCK", 5)
     policy, batch = ToyPolicy(impossible=[0, 30]), make_batch()
     expected, found = both_gradients(policy, batch, chunk, list(policy.parameters()))
     for a, b in zip(found, expected):
@@ -264,7 +264,7 @@ def test_chunks_are_recomputed_not_kept():
 
 
 class Large(TorchDispatchMode):
-    """Counts the results with at least so many numbers."""
+    """Counts the results with at least this many numbers."""
 
     def __init__(self, least):
         super().__init__()

@@ -1,39 +1,38 @@
-"""grpo/memory.py: the bytes that it reckons with against those of a real cache."""
+"""grpo/memory.py: the bytes that it counts, against those of a real cache."""
 
 from small import small_folder, small_policy, small_prompts
 
 from grpo.batch import collate_prompts
-from grpo.memory import SHARE, WAVE, Room, free_memory, measured, rows_that_fit, token_bytes
+from grpo.memory import SHARE, WAVE, MemoryBudget, TokenCost, free_memory, memory_budget, rows_that_fit
 
 
-def test_plain_room_counts_tokens():
-    room = Room(100)
-    assert room.holds(2, 30, 1, 20) and not room.holds(2, 31, 1, 20)
-    assert room.holds(1, 20, 4, 20) and not room.holds(1, 21, 4, 20)
+def test_a_plain_budget_counts_tokens():
+    budget = MemoryBudget(100)
+    assert budget.holds(2, 30, 1, 20) and not budget.holds(2, 31, 1, 20)
+    assert budget.holds(1, 20, 4, 20) and not budget.holds(1, 21, 4, 20)
     said = []
-    room = Room(100, say=said.append)
-    room.halve(2)
-    assert room.size == 50 and "2 questions" in said[0] and "half" in said[0]
+    budget = MemoryBudget(100, say=said.append)
+    budget.halve(2)
+    assert budget.size == 50 and "2 questions" in said[0] and "half" in said[0]
 
 
-def test_the_cache_is_reckoned_to_the_byte(tmp_path):
+def test_the_cache_is_counted_to_the_byte(tmp_path):
     policy, prompts = small_policy(), small_prompts(small_folder(tmp_path))
     batch = collate_prompts(
         prompts, image_token=policy.config.image_token_id, merge=policy.config.vision.spatial_merge_size
     )
     cache = policy.prefill(batch, 3, 7)
-    token = token_bytes(policy.config, 4)
-    own = (
-        sum(x.nbytes for x in (*cache.own_k, *cache.own_v))
-        + cache.bias[:, batch.tokens.shape[1] - 1 :].nbytes
+    cost = TokenCost.of(policy.config, 4)
+    rows = len(prompts) * 3
+    places = batch.tokens.shape[1] - 1 + 7
+    assert sum(x.nbytes for x in (*cache.completion_k, *cache.completion_v)) == rows * 7 * cost.completion_kv
+    assert cache.bias.nbytes == rows * places * cost.mask
+    assert sum(x.nbytes for x in (*cache.prompt_k, *cache.prompt_v)) == (
+        len(prompts) * (batch.tokens.shape[1] - 1) * cost.prompt_kv
     )
-    assert own == len(prompts) * 3 * 7 * token["completion"]
-    assert (
-        sum(x.nbytes for x in (*cache.prompt_k, *cache.prompt_v))
-        < len(prompts) * batch.tokens.shape[1] * token["prompt"]
-    )
-    assert token_bytes(policy.config, 2)["completion"] * 2 < token["completion"]
-    assert token["row"] >= policy.config.vocab_size * 4
+    low = TokenCost.of(policy.config, 2)
+    assert low.completion_kv * 2 == cost.completion_kv and low.mask * 4 == cost.mask
+    assert cost.logits >= policy.config.vocab_size * 4
 
 
 def test_rows_follow_the_memory(tmp_path):
@@ -55,7 +54,7 @@ def test_rows_follow_the_memory(tmp_path):
     cache = policy.prefill(batch, 50, 30, max_rows=rows_that_fit(policy, batch, 50, 30, free=free))
     held = sum(
         x.nbytes
-        for xs in (cache.own_k, cache.own_v, cache.prompt_k, cache.prompt_v, [cache.bias])
+        for xs in (cache.completion_k, cache.completion_v, cache.prompt_k, cache.prompt_v, [cache.bias])
         for x in xs
     )
     assert rows // 2 <= len(cache.filled) < rows and held < SHARE * free
@@ -63,14 +62,16 @@ def test_rows_follow_the_memory(tmp_path):
     assert rows_that_fit(policy, batch, 5000, 30, free=100 * free) >= 100 * len(cache.filled)
 
 
-def test_room_follows_the_memory():
+def test_the_budget_follows_the_memory():
     policy = small_policy()
-    small = measured(policy, free=10_000_000)
+    small = memory_budget(policy, free=10_000_000)
     fits = [n for n in range(1, 5000) if small.holds(n, 50, 2, 30)]
     needed = len(fits) * (50 * small.prompt + 2 * (30 * small.completion + small.row))
     assert fits and needed <= SHARE * 10_000_000 < needed * (len(fits) + 1) / len(fits)
-    assert sum(measured(policy, free=20_000_000).holds(n, 50, 2, 30) for n in range(1, 5000)) >= 2 * len(fits)
-    ample = measured(policy, free=1 << 40)
+    assert sum(memory_budget(policy, free=20_000_000).holds(n, 50, 2, 30) for n in range(1, 5000)) >= 2 * len(
+        fits
+    )
+    ample = memory_budget(policy, free=1 << 40)
     # on a CPU more is no faster
     assert (ample.size, ample.prompt, ample.completion, ample.row) == (WAVE, 1, 1, 0)
     assert free_memory(next(policy.parameters()).device) > 1 << 20

@@ -1,8 +1,8 @@
-"""Mathematics is pure: no function writes its arguments, consumes randomness, or answers differently when
-asked again.
+"""Mathematics is pure: no function writes its arguments or uses a random generator, and a second call returns
+the same.
 
-Pins the most instructive bug of the field: a log-prob function that zeroed its labels through a view, so that
-the normaliser computed from them afterwards was wrong, and Adam hid it.
+Pins a published bug: a log-prob function wrote zeros into its labels through a view. The normaliser, computed
+from the labels afterwards, was wrong, and Adam hid it.
 """
 
 import copy
@@ -128,10 +128,10 @@ def test_no_function_writes_its_arguments(module, name):
         first, second = function(*args, **kwargs), function(*args, **kwargs)
         assert same((args, kwargs), before), "an argument changed"
         assert [t._version for t in tensors((args, kwargs))] == versions, (
-            "an argument was written to, if only with what it held"
+            "an argument was written to, even if with the same values"
         )
         assert same(first, second) and (tensors(first) or first == second), (
-            "the second call answered differently"
+            "the second call returned something else"
         )
         assert torch.equal(torch.get_rng_state(), random), "the random generator moved"
         if name != "choose":
@@ -142,7 +142,7 @@ def test_no_function_writes_its_arguments(module, name):
 
 
 def test_every_public_function_is_listed():
-    """So that a new function can't be forgotten here."""
+    """So a new function cannot be forgotten here."""
     for module in (objective, variants, names, sampling, logprobs, schedule):
         public = {
             n

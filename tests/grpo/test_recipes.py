@@ -409,7 +409,7 @@ def test_a_plan_of_another_hub_model_reads_two_small_files(base, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["sat_dapo", "sat_sft"])
 def test_two_ranks(recipe, base, data, tmp_path):
-    """Ranks that draw again different numbers of times wait for nobody while they do, and write one setup.
+    """Ranks that draw again different numbers of times do not wait for each other, and write one setup.
     (Imitation with the prompt is that of one rank: test_train.py.)"""
     import os
     import subprocess

@@ -7,6 +7,7 @@ import torch
 
 from data.sources import table
 from data.types import Example, TaskHook
+from grpo.batch import Groups
 from grpo.evaluation.scores import flat_scores, read_completion, scores
 from grpo.evaluation.tables import before_after, score_table
 from grpo.monitor import report
@@ -54,7 +55,8 @@ def test_its_measurements_are_metrics_of_a_step():
     rollout = Rollout(tokens, length, torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2, 3))
     reward = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     texts = [list(TEXTS), [TEXTS[1], TEXTS[1]]]
-    found = step_metrics(completion_rows(rollout, reward, {"accuracy": reward}, texts, examples, measure))
+    groups = Groups(examples, [], rollout, texts, reward, {"accuracy": reward}, skipped=0, attempt=[0, 0])
+    found = step_metrics(completion_rows(groups, measure))
     assert (found["aha/adds"], found["aha/adds_rightly"], found["accuracy"]) == (0.25, 1.0, 0.25)
     assert "aha/looking" not in found
 

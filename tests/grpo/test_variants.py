@@ -155,7 +155,7 @@ def test_advantage_scales(objective, variants):
 
 def test_token_weights(objective, variants):
     mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
-    # of an update of which these two rows are a part
+    # of an update that these two rows belong to
     totals = dict(tokens=10, completions=4, cap=8)
     close(objective.token_weights(mask, variants.token_mean, **totals), mask.float() / 10)
     close(objective.token_weights(mask, **totals), [[1 / 16] * 4, [1 / 4, 0, 0, 0]])

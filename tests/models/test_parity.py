@@ -123,5 +123,5 @@ def test_greedy_decoding(pair, rows):
 
 
 def hub(name):
-    """transformers' name of a parameter in memory → the hub's."""
+    """transformers' name of a parameter in memory -> the hub's."""
     return name.replace("model.visual.", "visual.").replace("model.language_model.", "model.")

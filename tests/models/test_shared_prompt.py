@@ -1,5 +1,5 @@
-"""The prompt is computed once per group: equal to the repeated form in value and gradient, to decoding, and
-whoever the neighbours are.
+"""The prompt is computed once per group: value and gradient are those of the repeated form and of decoding,
+and do not depend on the other rows of the batch.
 
 Values in float32 within 1e-5 of each other (sums in different orders, values of size 1 to 10); gradients in
 float64, where only exact mathematics passes 1e-10.
@@ -36,13 +36,13 @@ def close(a, b):
 
 
 def inputs_of(prompts, completions):
-    """What `step` is fed to write these completions."""
+    """What `decode` is fed to write these completions."""
     P, G, _ = completions.shape
     return torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
 
 
 def decode(policy, cache, inputs):
-    """inputs (P, G, C) → hidden (P, G, C, D)."""
+    """inputs (P, G, C) -> hidden (P, G, C, D)."""
     return torch.stack(
         [policy.decode(tokens.flatten(), cache).view(*tokens.shape, -1) for tokens in inputs.unbind(-1)], 2
     )
@@ -81,7 +81,7 @@ def test_gradient_equals_the_repeated_form(architecture, recompute, rows):
 
 
 @torch.no_grad()
-def test_prefill_and_step_equal_forward(policy, rows):
+def test_prefill_and_decode_equal_forward(policy, rows):
     prompts, completions, _ = rows
     forward = policy(prompts, completions)
     cache = policy.prefill(prompts, GROUP, LONGEST)
@@ -185,7 +185,7 @@ def test_parts_change_nothing(rows, monkeypatch):
     )
     assert len(by_length(length, LONGEST)[1]) == 3
     found = gradients(policy, prompts, completions, length, weight)
-    monkeypatch.setattr(decoder, "LIKE", 0.0)
+    monkeypatch.setattr(decoder, "MIN_LENGTH_RATIO", 0.0)
     assert len(by_length(length, LONGEST)[1]) == 1
     for name, gradient in gradients(policy, prompts, completions, length, weight).items():
         assert (found[name] - gradient).norm() <= 1e-12 * gradient.norm() > 0, name
@@ -243,7 +243,7 @@ def test_prompts_do_not_see_each_other(policy, rows):
             )
         cache = policy.prefill(alone, GROUP, LONGEST)
         # no padding
-        assert not cache.seen.any()
+        assert not cache.prompt_bias.any()
         mine = decode(policy, cache, inputs_of(alone, completions[p : p + 1]))
         close(mine[0], decoded[p])
 
@@ -259,7 +259,7 @@ def test_closing_slots_changes_nothing(policy, rows):
     )
     cache = policy.prefill(prompts, GROUP, LONGEST)
     row = torch.arange(len(inputs))
-    # who is alive then
+    # who is running then
     plan = {2: [1, 3, 4, 5, 9, 11], 5: [3, 9]}
     for c in range(LONGEST):
         if c in plan:
@@ -268,12 +268,12 @@ def test_closing_slots_changes_nothing(policy, rows):
             assert (
                 sorted(row.tolist()) == plan[c]
                 and cache.capacity == LONGEST
-                and len(cache.own_k[0]) == len(row)
+                and len(cache.completion_k[0]) == len(row)
             )
             assert (
                 len(cache.prompt_k[0])
                 == len({r // GROUP for r in plan[c]})
-                == cache.lines.count // policy.config.num_key_value_heads
+                == cache.groups.count // policy.config.num_key_value_heads
             )
         close(policy.decode(inputs[row, c], cache), forward[row, c])
     assert c > 5
@@ -291,9 +291,9 @@ def test_a_slot_is_used_again(policy, rows):
     cache = policy.prefill(prompts, GROUP, LONGEST, max_rows=3)
     row, waiting, done = torch.arange(3), 3, set()
     assert (
-        len(cache.own_k[0]) == 3
+        len(cache.completion_k[0]) == 3
         and len(cache.prompt_k[0]) == len(prompts.tokens)
-        and not any(x.any() for x in (*cache.own_k, *cache.own_v))
+        and not any(x.any() for x in (*cache.completion_k, *cache.completion_v))
     )
     for turn in range(100):
         at = cache.filled.clone()

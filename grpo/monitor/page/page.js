@@ -99,7 +99,7 @@ function tokenByToken() {
 
 function lede() {
   const s = run.settings, done = run.summary.finished;
-  const loop = s.method === "sft" ? "by imitation of documents" : "by GRPO alone";
+  const loop = s.method === "sft" ? "by imitation of documents" : "by GRPO";
   const size = s.method === "sft" ? "" : ` of ${s.prompts} prompts × ${s.group} completions`;
   const length = done ? `${s.steps} steps` : `${run.step} of ${s.steps} steps so far`;
   if (!s.model) return h("p", { class: "lede" }, `${run.step} steps.`);
@@ -125,7 +125,7 @@ function page() {
   }
   if (run.questions.length) {
     add("again", "The same question", "The same question, again and again", "Held-out questions, answered greedily while the policy "
-      + "learns. It is never shown an answer to imitate, only told what its own answers earned.", again());
+      + "learns. It never sees an answer to imitate, only the rewards of its own answers.", again());
   }
   if (run.moments.some(m => m.groups.length)) {
     add("tokens", "Token by token", "Where the gradient went", "One question and the whole group of its completions, best first. "

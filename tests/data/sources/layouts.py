@@ -76,7 +76,7 @@ def shown(*seeds):
 
 
 def write(file, layout, rows, **options):
-    """A parquet file of a layout; columns that a row does not have are empty. → the file"""
+    """A parquet file of a layout; columns that a row does not have are empty. -> the file"""
     schema = pyarrow.schema(list(SCHEMAS[layout].items())) if isinstance(layout, str) else layout
     file.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file, **options)

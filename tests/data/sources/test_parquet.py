@@ -411,7 +411,7 @@ def test_a_file_damaged_in_the_middle(tmp_path):
 
 
 def test_large_row_groups_of_structs(tmp_path, monkeypatch):
-    """The temporary file keeps nested columns as they are: lists, structs, nothing."""
+    """The temporary file keeps nested columns: lists, structs, nothing."""
     monkeypatch.setattr(parquet, "LARGE", 0)
     rows = [mathvista_row(i, choices=["3", "4"] if i % 2 else None, answer="4") for i in range(5)]
     examples = read("mathvista", write(tmp_path / "testmini-0.parquet", "mathvista", rows))

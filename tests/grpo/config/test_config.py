@@ -10,6 +10,7 @@ import yaml
 
 from grpo import config
 from grpo.config import Config, ConfigError, load, parse_args
+from grpo.config.parse import FORMAT, markdown_table
 from grpo.config.renamed import REMOVED, RENAMED
 from grpo.config.typed import leaves, names
 
@@ -173,11 +174,11 @@ def test_a_removed_setting_is_refused_with_the_reason(old):
         load("shapes", [f"{old}=1"])
 
 
-@pytest.mark.parametrize("first_line", ["", "format: 1\n", f"format: {config.FORMAT + 1}\n", "format: new\n"])
+@pytest.mark.parametrize("first_line", ["", "format: 1\n", f"format: {FORMAT + 1}\n", "format: new\n"])
 def test_a_run_of_another_version_is_refused_in_one_sentence(tmp_path, first_line):
     cfg = load("shapes", [f"out={tmp_path}"])
     written = config.save(cfg, tmp_path)
-    rest = written.read_text().removeprefix(f"format: {config.FORMAT}\n")
+    rest = written.read_text().removeprefix(f"format: {FORMAT}\n")
     written.write_text(first_line + rest + "stretched: 3\n")
     for refused in (lambda: config.check_same_run(cfg, tmp_path), lambda: config.load_run(tmp_path)):
         with pytest.raises(
@@ -200,7 +201,7 @@ def test_help_is_always_given_and_says_everything():
 def test_every_field_explains_itself():
     for key, (_, _, help_text) in leaves(Config).items():
         assert len(help_text) > 10 and help_text.endswith((".", "]", "...].", ")")), key
-    assert config.markdown_table("optim.").count("\n| `optim.") == len(
+    assert markdown_table("optim.").count("\n| `optim.") == len(
         [k for k in leaves(Config) if k.startswith("optim.")]
     )
 

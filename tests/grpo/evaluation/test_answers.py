@@ -1,5 +1,5 @@
-"""grpo/evaluation/answers.py with a policy that says what it is told to, and with a random one for what
-only a real forward can show."""
+"""grpo/evaluation/answers.py: with a policy whose completions the test chooses, and with a random one for
+what only a real forward pass can show."""
 
 import dataclasses
 from functools import partial
@@ -20,7 +20,7 @@ from grpo.evaluation.answers import Asking
 from grpo.evaluation.protocols import paper
 from grpo.evaluation.scores import Answers, flat_scores, read_completion, scores
 from grpo.evaluation.statistics import maj_at_k, pass_at_k, wilson
-from grpo.memory import WAVE, Room
+from grpo.memory import WAVE, MemoryBudget
 from grpo.rollout import generate
 from models import weights
 from models.config import ModelConfig
@@ -214,6 +214,24 @@ def test_a_banned_token_is_not_written(chat):
     assert text == "<think>look it wait </think> <answer> (A) </answer>"
 
 
+def test_a_prefix_is_given_and_not_written(chat):
+    """Its tokens end the prompt and begin the text; tokens and length are what the policy wrote."""
+    policy, given, ends = Scripted(chat, lambda question, g, blind: RIGHT), chat.encode("but wait"), []
+    real = policy.prefill
+
+    def prefill(prompts, *sizes, **options):
+        ends.append([row[n - 3 : n].tolist() for row, n in zip(prompts.tokens, prompts.length)])
+        return real(prompts, *sizes, **options)
+
+    policy.prefill = prefill
+    examples = [example(1), example(9)]
+    plain, begun = (answer_all(policy, chat, examples, cap=CAP, prefix=prefix) for prefix in ([], given))
+    for (a,), (b,), end in zip(plain, begun, ends[1], strict=True):
+        assert end[-2:] == given and end[0] == ends[0][0][-1]
+        assert a.text == f"<think>{RIGHT}" and b.text == f"<think>but wait {RIGHT}"
+        assert a.tokens == b.tokens and a.length == b.length and b.correct and b.well_formed
+
+
 def test_several_completions_a_question(chat):
     policy = Scripted(chat, lambda question, g, blind: RIGHT if g < question.count("it") else WRONG)
     answers = answer_all(policy, chat, [example(1), example(3)], cap=CAP, samples=4, temperature=1.0)
@@ -368,7 +386,7 @@ def test_the_work_of_the_second_look():
     }
     assert found["measured"] == pytest.approx(expected)
     assert {name: flat_scores(found)[name] for name in expected} == found["measured"]
-    # where nobody looks, a measurement that applies to no completion is 0
+    # where no completion looks, a measurement that applies to no completion is 0
     assert scores(answers[-1:])["measured"] == dict.fromkeys(expected, 0.0)
 
 
@@ -427,7 +445,7 @@ def test_memory_that_is_full_is_shared_by_fewer(chat, monkeypatch):
         return generate(policy, prompts, **how)
 
     monkeypatch.setattr("grpo.evaluation.answers.generate", small)
-    room = Room(20 * (CAP + 100), say=said.append)
+    room = MemoryBudget(20 * (CAP + 100), say=said.append)
     assert answer_all(policy, chat, examples, cap=CAP, wave=room) == whole
     assert said and "out of memory with 20 questions" in said[0] and room.size < 20 * (CAP + 100) / 2
     policy.waves.clear()

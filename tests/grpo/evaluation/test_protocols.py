@@ -8,7 +8,7 @@ import pytest
 
 from data.types import Example
 from grpo.evaluation import protocols
-from grpo.evaluation.evaluated_model import worded
+from grpo.evaluation.evaluated_model import template_for
 from grpo.evaluation.protocols import (
     PAIRS,
     PROTOCOLS,
@@ -220,7 +220,7 @@ def test_what_takes_for_ever_is_ended(monkeypatch, tmp_path):
         "text == 'B' else 0.0\n\n\n"
         "verdict.timeout = 0.5\n"
     )
-    monkeypatch.setattr(protocols, "VERDICT", file)
+    monkeypatch.setattr(protocols, "VERDICT", f"{file}:verdict")
     monkeypatch.setattr(protocols, "math_verify", lambda: "a slow one")
     assert paper("<answer>hang</answer>", NO) == (None, None, "nothing parsed", False)
     assert paper("<answer>B</answer>", NO) == ("no", "B", "", True)
@@ -324,21 +324,27 @@ def test_a_template_says_whom_it_asks():
 def test_prompt_and_template_choose_among_four():
     free, own = PROTOCOLS["paper"], PROTOCOLS["strict"]
     assert (
-        worded("visualthinker", free, None, keep=False)
-        == worded("visualthinker_direct", free, "reasoning", keep=False)
+        template_for("visualthinker", free, None, keep=False)
+        == template_for("visualthinker_direct", free, "reasoning", keep=False)
         == "visualthinker"
     )
-    assert worded("visualthinker", own, "direct", keep=True) == "visualthinker_direct"
+    assert template_for("visualthinker", own, "direct", keep=True) == "visualthinker_direct"
     # as it was trained
-    assert worded("chatml", own, None, keep=True) == worded("chatml", own, "reasoning", keep=True) == "chatml"
     assert (
-        worded("chatml", free, None, keep=False)
-        == worded("chatml_direct", own, "reasoning", keep=True)
+        template_for("chatml", own, None, keep=True)
+        == template_for("chatml", own, "reasoning", keep=True)
+        == "chatml"
+    )
+    assert (
+        template_for("chatml", free, None, keep=False)
+        == template_for("chatml_direct", own, "reasoning", keep=True)
         == "chatml_eval"
     )
-    assert worded("chatml", own, "direct", keep=True) == "chatml_direct"
+    assert template_for("chatml", own, "direct", keep=True) == "chatml_direct"
     assert (
-        worded("shapes", free, None, keep=False) == worded("shapes", own, "reasoning", keep=True) == "shapes"
+        template_for("shapes", free, None, keep=False)
+        == template_for("shapes", own, "reasoning", keep=True)
+        == "shapes"
     )
     with pytest.raises(ValueError, match="--prompt: the template shapes has no direct form"):
-        worded("shapes", own, "direct", keep=True)
+        template_for("shapes", own, "direct", keep=True)

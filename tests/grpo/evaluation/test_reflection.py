@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.types import Example, measure_nothing
+from grpo.batch import Groups
 from grpo.evaluation.reflection import (
     FORMS,
     LEAST,
@@ -125,7 +126,7 @@ W, N = {"wait"}, frozenset()
 
 
 def test_the_gain_is_taken_inside_each_question():
-    """Simpson's paradox: reflection hurts nobody and looks harmful, because it is the hard question that
+    """Simpson's paradox: reflection does no harm and looks harmful, because it is the hard question that
     draws it."""
     easy = [(W, True)] + [(N, True)] * 7
     hard = [(W, False)] * 6 + [(W, True)] + [(N, False)]
@@ -198,7 +199,9 @@ def test_the_metrics_of_a_rollout():
         torch.tensor([[1.0, 0.0], [0.0, 0.0]]),
     )
     found = step_metrics(
-        completion_rows(rollout, reward, {"accuracy": reward}, texts, examples, measure_nothing)
+        completion_rows(
+            Groups(examples, [], rollout, texts, reward, {"accuracy": reward}, 0, [0, 0]), measure_nothing
+        )
     )
     assert found["completions/count"] == 4 and found["completions/identical_groups"] == 0.5
     assert found["completions/loop_ratio"] == 0.25 and found["completions/repetition"] == pytest.approx(

@@ -87,7 +87,11 @@ def test_kv_cache_is_what_prefill_makes(model):
 def cache_bytes(cache):
     """Of the prompts' keys and values, the rows' own, and the masks."""
     size = lambda tensors: sum(x.nbytes for x in tensors)
-    return size([*cache.prompt_k, *cache.prompt_v]), size([*cache.own_k, *cache.own_v]), cache.bias.nbytes
+    return (
+        size([*cache.prompt_k, *cache.prompt_v]),
+        size([*cache.completion_k, *cache.completion_v]),
+        cache.bias.nbytes,
+    )
 
 
 def kept_by_autograd(model, count, length, group, cap, side, recompute):

@@ -20,7 +20,6 @@ from grpo.rewards.user_code import (
     RewardError,
     RewardTimeout,
     UserReward,
-    called,
     checked,
     described,
     load,
@@ -28,7 +27,7 @@ from grpo.rewards.user_code import (
 )
 
 FILE = """\
-import os, sys, time
+import multiprocessing, os, subprocess, sys, time
 import beside
 
 def words(text, example, length):
@@ -47,6 +46,50 @@ def moody(text, example, length):
 
 moody.timeout = 3
 number = 5
+
+def forks(text, example, length):
+    os.fork()
+    return float(text)
+
+def forks_and_raises(text, example, length):
+    os.fork()
+    raise ValueError(f"in both at {text}")
+
+def has_children(text, example, length):
+    sleeps = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    children = [subprocess.Popen(sleeps).pid, os.fork()]
+    if not children[1]:
+        time.sleep(1000)
+        os._exit(0)
+    with open(text, "w") as note:
+        note.write(" ".join(map(str, children)))
+    while "wait" in text: time.sleep(1)
+    return 1.0
+
+has_children.timeout = 5
+
+def writes(text, example, length):
+    what, descriptors = text.split(), [int(n) for n in os.listdir("/dev/fd") if int(n) > 2]
+    if what[0] == "child" and os.fork() == 0:
+        descriptors = range(3, 100)
+    elif what[0] == "child":
+        os.wait()
+        return 0.25
+    for descriptor in descriptors:
+        try: os.write(descriptor, eval(what[1]))
+        except OSError: pass
+    if what[0] == "child": os._exit(0)
+    return 0.25
+
+writes.timeout = 3
+
+def uses_a_pool(text, example, length):
+    with multiprocessing.Pool(2) as pool:
+        return float(sum(pool.map(len, text.split())))
+
+def prints(text, example, length):
+    print("to stdout"), os.system("echo from a child"), print("to stderr", file=sys.stderr)
+    return 0.5
 """
 
 
@@ -86,8 +129,8 @@ def test_a_function_is_given_text_example_and_length(file, monkeypatch):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("raise", r"raised KeyError: 'no such thing' \(line 14\)"),
-        ("leave", r"raised SystemExit: bye \(line 13\)"),
+        ("raise", r"raised KeyError: 'no such thing' \(line 15\)"),
+        ("leave", r"raised SystemExit: bye \(line 14\)"),
         ("list", "returned a list of 3; return one number"),
         ("none", "returned None"),
         ("nan", "returned nan; return a finite number"),
@@ -96,7 +139,7 @@ def test_a_function_is_given_text_example_and_length(file, monkeypatch):
 def test_what_is_no_number_is_named(moody, text, message):
     with pytest.raises(RewardError, match=rf"mine.py:moody': it {message}.*, at the question 't/7'"):
         moody(text, ASKED, 1)
-    # and the process lives on
+    # and the process still runs
     assert moody("fine", ASKED, 1) == 0.5
 
 
@@ -127,24 +170,162 @@ def test_what_tells_the_run_to_stop_does_not_end_its_rewards(moody, file, monkey
     os.kill(moody.process.pid, number)
     time.sleep(0.1)
     assert moody("fine", ASKED, 1) == 0.5 and moody.process.is_alive()
-    answer = UserReward._answer
+    ask = UserReward._ask
 
-    def told_before_it_can_know(self, seconds, about):
+    def signalled_before_it_has_handlers(self, question, seconds, about):
         os.kill(self.process.pid, number)
-        return answer(self, seconds, about)
+        return ask(self, question, seconds, about)
 
-    monkeypatch.setattr(UserReward, "_answer", told_before_it_can_know)
+    monkeypatch.setattr(UserReward, "_ask", signalled_before_it_has_handlers)
     early = UserReward(f"{file}:moody")
     assert early.process.is_alive() and not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {number}
     early.close()
 
 
-def test_a_process_does_not_outlive_its_run(monkeypatch):
-    ended = []
-    monkeypatch.setattr(os, "_exit", ended.append)
-    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits for a parent that is gone"))
-    user_code._end_with(parent=-1)
-    assert ended == [1]
+def runs(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def ended(*pids: int) -> bool:
+    """Whether the processes end within five seconds."""
+    for _ in range(50):
+        if not any(map(runs, pids)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture(scope="module")
+def opened(file):
+    """opened(function): a reward of the file; one process each for all tests, because it takes a second."""
+    rewards = {}
+
+    def opened(function):
+        if function not in rewards:
+            rewards[function] = UserReward(f"{file}:{function}")
+        return rewards[function]
+
+    yield opened
+    for reward in rewards.values():
+        reward.close()
+
+
+def test_a_fork_that_returns_shifts_no_score(opened):
+    """Asked for 1 to 6, a reward that forks gave 1, 1, 2, 2, 3, 4: the child answered as well, and each
+    answer was taken for that of the next question."""
+    reward = opened("forks")
+    assert [reward(str(n), ASKED, 1) for n in range(1, 7)] == [1, 2, 3, 4, 5, 6]
+    reward = opened("forks_and_raises")
+    for n in range(1, 4):
+        with pytest.raises(RewardError, match=rf"it raised ValueError: in both at {n} \(line 27\), at the"):
+            reward(str(n), ASKED, 1)
+
+
+@pytest.mark.parametrize("how", ["returns", "waits"])
+def test_children_of_a_reward_end_with_it(opened, tmp_path, how):
+    """One that returns leaves them for its next call; one that hangs is ended with them."""
+    reward = opened("has_children")
+    note = tmp_path / how
+    if how == "waits":
+        with pytest.raises(RewardTimeout, match="no result after 5 seconds, at the question 't/7'"):
+            reward(str(note), ASKED, 1)
+        children = [int(pid) for pid in note.read_text().split()]
+    else:
+        assert reward(str(note), ASKED, 1) == 1
+        children = [int(pid) for pid in note.read_text().split()]
+        assert all(map(runs, children))
+        reward.close()
+    assert ended(*children)
+
+
+@pytest.mark.parametrize("message", [r"b'garbage'", r"b'\\0\\0'", r"b'\\0\\0\\0\\x02{}'", r"b'\\xff'*9"])
+def test_what_a_child_writes_reaches_nobody(opened, message):
+    reward = opened("writes")
+    assert [reward(f"child {message}", ASKED, 1) for _ in range(3)] == [0.25] * 3
+
+
+@pytest.mark.parametrize(
+    "message",
+    [r"b'garbage'", r"b'\\0\\0'", r"b'\\0\\0\\0\\x02{}'", r"b'\\0\\0\\0\\x01['", r"b'\\0\\0\\1\\0'"],
+)
+def test_what_is_no_answer_is_refused(opened, message):
+    """The function itself writes to all it has open, the run's pipe too. The next call has a new process."""
+    reward = opened("writes")
+    with pytest.raises(
+        RewardError, match=r"writes': (its process wrote what is no answer|no result after 3 seconds).*'t/7'"
+    ):
+        reward(f"self {message}", ASKED, 1)
+    assert reward("child b''", ASKED, 1) == 0.25
+
+
+@pytest.mark.parametrize("change", [{"number": 7}, {"pid": 1}, {"number": None}])
+def test_an_answer_to_another_question_is_refused(moody, monkeypatch, change):
+    real = user_code.json.loads
+    monkeypatch.setattr(user_code.json, "loads", lambda text: real(text) | change)
+    with pytest.raises(RewardError, match="no answer .* in place of an answer with number and pid .*'t/7'"):
+        moody("fine", ASKED, 1)
+    monkeypatch.undo()
+    assert moody("fine", ASKED, 1) == 0.5
+
+
+def test_a_reward_may_have_a_pool(opened):
+    """A pool ends its processes by SIGTERM, which the reward's own process ignores."""
+    reward = opened("uses_a_pool")
+    assert [reward("a bc def", ASKED, 1) for _ in range(2)] == [6, 6]
+
+
+def test_a_process_does_not_outlive_its_run(file, tmp_path):
+    """Not even one that hangs, with children, in a run that was killed."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from data.types import Example\nfrom grpo.rewards import UserReward\n"
+        f"if __name__ == '__main__':\n    reward = UserReward('{file}:has_children')\n"
+        f"    print(reward.process.pid, flush=True)\n    reward.timeout = 1000\n"
+        f"    reward('{tmp_path / 'wait'}', Example('t/1', '?', (), '1'), 1)\n"
+    )
+    run = started(program)
+    pid, note = int(run.stdout.readline()), tmp_path / "wait"
+    while not note.exists() or len(note.read_text().split()) < 2:
+        time.sleep(0.1)
+    children = [int(child) for child in note.read_text().split()]
+    assert runs(pid) and all(map(runs, children))
+    run.kill()
+    run.wait()
+    assert ended(pid, *children)
+
+
+def test_prints_disturb_nothing(file, tmp_path):
+    """What a reward prints goes to stderr, so a program's own output is whole; Ctrl-C in a call ends both."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from data.types import Example\nfrom grpo.rewards import UserReward\n"
+        f"if __name__ == '__main__':\n    reward = UserReward('{file}:prints')\n"
+        "    print(reward('', Example('t/1', '?', (), '1'), 1), flush=True)\n"
+        f"    reward = UserReward('{file}:moody')\n    reward.timeout = 1000\n    print('asks', flush=True)\n"
+        "    reward('sleep', Example('t/1', '?', (), '1'), 1)\n"
+    )
+    run = started(program)
+    assert [run.stdout.readline() for _ in range(2)] == ["0.5\n", "asks\n"]
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=20)
+    assert out == "" and "KeyboardInterrupt" in err
+    assert all(line in err for line in ("to stdout", "from a child", "to stderr"))
+
+
+def started(program: Path) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    return subprocess.Popen(
+        [sys.executable, program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=program.parent,
+    )
 
 
 def test_a_file_that_cannot_be_loaded_is_named_before_the_run(file, tmp_path, monkeypatch):
@@ -175,7 +356,7 @@ def test_loading_in_this_process(file, monkeypatch):
     with pytest.raises(SyntaxError) as caught:
         load(str(file.parent / "syntax.py"), "f")
     assert "it raised SyntaxError" in described(caught.value, str(file))
-    assert called(load(str(file), "moody"), ("fine", ASKED, None), str(file)) == {"value": 0.5}
+    assert load(str(file), "moody")("fine", ASKED, None) == 0.5
 
 
 @pytest.mark.parametrize("value", [0, 1, True, 0.5, -3, np.float32(0.5), np.float64(2), np.int64(3)])
@@ -211,12 +392,6 @@ def test_a_program_that_used_one_ends(tmp_path):
         "from grpo.rewards.user_code import UserReward\nif __name__ == '__main__':\n    reward = "
         "UserReward('mine.py:paid')\n    print('ready')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "program.py"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
-    )
-    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
+    run = started(tmp_path / "program.py")
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (0, "ready\n"), err

@@ -224,8 +224,8 @@ def test_one_rank_is_told_and_all_leave_after_the_same_step(base, straight, tmp_
     assert (
         done.returncode != 0 and done.stderr.count("stopped by SIGTERM after step 2 of 4: saved in") == 1
     ), done.stderr
-    # torchrun's own account of both ranks: whoever is gone first left by itself, and the other may be ended
-    # by torchrun on its way out.
+    # torchrun's own account of both ranks: the first left by itself; torchrun may have ended the other on
+    # its way out.
     assert (left := done.stderr.count("exitcode  : 143")) >= 1 and left + done.stderr.count(
         "exitcode  : -15"
     ) == 2, done.stderr

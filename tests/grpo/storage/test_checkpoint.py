@@ -434,8 +434,7 @@ def test_when_all_are_damaged_each_is_named(tmp_path, base, trained):
     ],
 )
 def test_what_state_json_says_is_checked_too(tmp_path, base, trained, change):
-    """A step of 3 instead of 2 would go on with other questions and other random numbers, and nobody would
-    know."""
+    """A step of 3 instead of 2 would go on with other questions and other random numbers, unnoticed."""
     file = save(tmp_path, 2, trained, base) / "state.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     assert damage(file.parent).startswith("state.json: ")

@@ -145,8 +145,8 @@ def test_what_any_number_of_ranks_wrote_any_number_reads(tmp_path, base, small_f
 
 
 def test_the_folder_is_the_one_of_one_rank_but_for_the_optimizers_pieces(tmp_path, base, small_files):
-    """The files of weights are the same to the byte, whoever wrote them, so whatever reads a Hugging Face
-    folder reads this one."""
+    """The files of weights are equal to the byte, so a program that reads a Hugging Face folder reads this
+    one."""
     alone = save(tmp_path / "one", 2, trained(2), base)
 
     def work(rank):
@@ -270,7 +270,7 @@ def test_damage_is_named_and_the_one_before_used(two_saved, tmp_path, name, harm
         and line.endswith("Going on from step_000001, the newest that is as it was written")
     )
     policy = small_policy()
-    # who looks at no checksum is told, too
+    # the same without checksums
     if name.startswith("optimizer") and harm is not flipped:
         with pytest.raises(CheckpointError, match="step_000002.*remove that folder"):
             load_optimizer(second, policy, made(policy))
@@ -344,7 +344,7 @@ def test_a_rank_that_dies_within_a_save_leaves_nothing_visible(two_saved, tmp_pa
     said = together(2, work)
     assert said[who] == "killed" and said[1 - who] == "", said
     assert newest(folder) == (folder / "checkpoints" / "step_000002", "")
-    # what it left is in nobody's way
+    # what it left disturbs nothing
     saved_by(2, folder, base, 3)
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
         "step_000001",
