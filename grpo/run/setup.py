@@ -106,6 +106,7 @@ def base_of(cfg: Config, ranks: Ranks) -> Path:
         wait_for_main("the model")
         gather_objects([commit])
         return found
+    wait_for_main("the model")
     commit = gather_objects([])[0]
     return model_folder(cfg.model, commit or cfg.revision)
 
