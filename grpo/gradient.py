@@ -114,8 +114,8 @@ def passes(
     the policy's gradients are reset first.
 
     Of a sharded policy, every rank gets as many as the rank with most, and a micro-batch without a picture
-    gets an empty group with one. In float32 on a CPU micro-batches hold one chunk each, and gradients add up
-    in float64: so their sum does not depend on which rank has which chunk.
+    gets an empty group with one. In float32 on a CPU micro-batches hold one section each, and gradients add
+    up in float64: so their sum does not depend on which rank has which section.
     """
     learning = torch.is_grad_enabled()
     sharded: FSDPModule | None = policy if isinstance(policy, FSDPModule) else None
@@ -179,9 +179,10 @@ def retry_with_less_memory(work: Callable[[], Result], policy: nn.Module, budget
         except torch.OutOfMemoryError as error:
             several = dist.is_initialized() and dist.get_world_size() > 1
             if several or budget.tokens // 2 < MIN_BUDGET:
+                what = ". ".join(str(error).rstrip(".").split(". ")[:2])
                 raise OutOfMemory(
-                    f"rank {rank()} is out of memory with loss.micro_tokens={budget.tokens}; start again "
-                    f"with loss.micro_tokens={budget.tokens // 2}, or fewer. PyTorch says: {error}"
+                    f"rank {rank()} is out of memory with loss.micro_tokens={budget.tokens} ({what}). Set "
+                    f"loss.micro_tokens={budget.tokens // 2} or less, and start again"
                 ) from None
         # not in the except clause: the exception holds the tensors of the failed pass
         policy.zero_grad(set_to_none=True)

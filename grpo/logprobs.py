@@ -127,9 +127,9 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *upstream):
+    def backward(ctx, *grad_outputs):
         hidden, head, tokens, normaliser, banned, *kept = ctx.saved_tensors
-        rows, slope = hidden.to(ctx.dtype), upstream[0] / ctx.temperature
+        rows, slope = hidden.to(ctx.dtype), grad_outputs[0] / ctx.temperature
         of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         # The first tokens write it.
         make = torch.empty_like if len(tokens) else torch.zeros_like

@@ -8,8 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 
-# How far the learning rate still is from its end, as a function of the progress after the warm-up: 0 -> 1, 1
-# -> 0.
+# The rate above its end, as a share of the peak above its end, by progress after the warm-up: 0 -> 1, 1 -> 0.
 DECAYS = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
@@ -18,19 +17,15 @@ DECAYS = {
 
 
 def lr_at(step: int, *, lr: float, warmup: int, decay: str, steps: int, lr_min: float = 0.0) -> float:
-    """The learning rate of a step: `warmup` steps of a straight line up to lr, then the decay down to lr *
-    lr_min.
+    """The learning rate of a step: a straight line up to lr in `warmup` steps, then the decay to lr * lr_min.
 
-    Step 0 already moves (lr / warmup); the last of the `steps` steps is one before the end of the decay, so
-    it moves too. lr_min is a fraction of lr. Raises ValueError for an unknown decay or a step outside 0 <=
-    step < steps.
+    Step 0 has lr / warmup, and the last step is one before the end of the decay, so neither has rate 0.
+    Raises ValueError for an unknown decay or a step outside 0 <= step < steps.
     """
     if decay not in DECAYS:
         raise ValueError(f"unknown decay {decay!r}. Known: {', '.join(DECAYS)}.")
     if not 0 <= step < steps:
-        raise ValueError(
-            f"lr_at: step {step} is not one of the {steps} steps of this run (0 to {steps - 1})."
-        )
+        raise ValueError(f"lr_at: step {step} is outside the steps of this run, 0 to {steps - 1}.")
     if step < warmup:
         return lr * (step + 1) / warmup
     progress = (step - warmup) / (steps - warmup)
@@ -38,12 +33,10 @@ def lr_at(step: int, *, lr: float, warmup: int, decay: str, steps: int, lr_min: 
 
 
 def stage_at(step: int, stages, default):
-    """The stage in force at a step: the first with step < stage.until, or `default` when all have ended (or
-    there are none).
+    """The stage of a step: the first with step < stage.until, or `default` after the last one.
 
-    Group size and cap grow or shrink by stages (the "progressive thinking suppression training" of Vision-R1,
-    arXiv 2503.06749). Raises ValueError if the stages' `until` do not increase: one of them would never be
-    used.
+    Stages change group size and cap (Vision-R1's "progressive thinking suppression training", arXiv
+    2503.06749). Raises ValueError if their `until` do not increase, because one would never be used.
     """
     ends = [stage.until for stage in stages]
     if any(later <= earlier for earlier, later in itertools.pairwise(ends)):

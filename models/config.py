@@ -1,8 +1,7 @@
 """The shape of a policy, read from and written to the `config.json` of a Hugging Face folder.
 
-Field names are the hub's. Only what changes the computation is kept; a value we can't compute with (another
-activation, a sliding window, another rotary type) is refused, because ignoring it would give a model that
-runs and is wrong.
+Field names are the hub's. Only what changes the computation is kept. A value that this code does not compute
+(another activation, a sliding window, another rotary type) is an error: ignoring it would give a wrong model.
 """
 
 import json
@@ -22,6 +21,8 @@ NEEDED = (
     "num_key_value_heads",
 )
 OPTIONAL = ("rms_norm_eps", "max_position_embeddings", "bos_token_id", "eos_token_id", "initializer_range")
+OTHERS = ("rope_theta", "tie_word_embeddings")
+VISION = ("depth", "num_heads", "in_channels", "patch_size", "spatial_merge_size", "temporal_patch_size")
 PLACEHOLDERS = {
     "image_token_id": 151655,
     "video_token_id": 151656,
@@ -32,13 +33,13 @@ PLACEHOLDERS = {
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. Widths and sizes in channels, pixels or blocks.
+    """The vision tower.
 
     width: channels of a patch (`embed_dim` in Qwen2-VL's file, `hidden_size` in Qwen2.5-VL's).
-    hidden_size: width D of the features the decoder gets (`out_hidden_size` in Qwen2.5-VL's file).
+    hidden_size: width D of the decoder's features (`out_hidden_size` in Qwen2.5-VL's file).
     gated: Qwen2.5-VL's RMSNorm and gated SiLU instead of LayerNorm and quick GELU.
-    window_size: side of an attention window in pixels; blocks in `fullatt_block_indexes` see the whole
-    picture. 0: all blocks do.
+    window_size: side of an attention window in pixels (0: none). Blocks in `fullatt_block_indexes` see the
+    whole picture.
     """
 
     depth: int
@@ -101,7 +102,7 @@ class ModelConfig:
 
     @property
     def placeholder_ids(self) -> tuple[int, int, int, int]:
-        """The ids that mark pictures in a prompt and can't be part of a completion."""
+        """The ids that mark pictures in a prompt. A completion can't contain them."""
         return self.image_token_id, self.video_token_id, self.vision_start_token_id, self.vision_end_token_id
 
     @classmethod
@@ -122,34 +123,32 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict, *, name: str = "config") -> "ModelConfig":
-        """A parsed `config.json`, in the hub's flat layout or with the `text_config` of transformers 5.
-        `name` stands in error messages.
+        """From a parsed `config.json`, in the hub's flat layout or with the `text_config` of transformers 5.
 
-        Raises ValueError: another architecture, a missing key, sizes that don't fit together, a value we
-        can't compute with.
+        name: stands in error messages. Raises ValueError for another architecture, a missing key, sizes that
+        don't fit together, or a value that this code does not compute.
         """
         architecture = values.get("model_type")
         if architecture not in ARCHITECTURES:
             raise ValueError(
                 f"{name}: model_type is {architecture!r}; this repository has {' and '.join(ARCHITECTURES)}"
             )
-        # A flat file holds the decoder's keys beside the others; a nested one below `text_config`, which then
-        # has the last word.
+        # The decoder's keys are at the top, or in `text_config`, which then wins.
         text = _Keys({**values, **(values.get("text_config") or {})}, name)
         rope = {**(text.values.get("rope_scaling") or {}), **(text.values.get("rope_parameters") or {})}
         if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
             raise ValueError(f"{name}: rotary type {rope!r} is not supported; only plain M-RoPE is")
         text.must("hidden_act", "silu")
         text.must("use_sliding_window", False)
+        section = tuple(rope.get("mrope_section") or cls.mrope_section)
+        tied = values.get("tie_word_embeddings") or text.values.get("tie_word_embeddings")
         config = cls(
             architecture=architecture,
             **{key: text.need(key) for key in NEEDED},
             **{key: text.values.get(key, getattr(cls, key)) for key in OPTIONAL},
-            mrope_section=tuple(rope.get("mrope_section") or cls.mrope_section),
+            mrope_section=section,  # pyrefly: ignore[bad-argument-type]
             rope_theta=float(rope.get("rope_theta") or text.values.get("rope_theta") or cls.rope_theta),
-            tie_word_embeddings=bool(
-                values.get("tie_word_embeddings") or text.values.get("tie_word_embeddings")
-            ),
+            tie_word_embeddings=bool(tied),
             **{key: values.get(key, default) for key, default in PLACEHOLDERS.items()},
             vision=_read_vision(architecture, text.need("vision_config"), text.need("hidden_size"), name),
         )
@@ -159,15 +158,7 @@ class ModelConfig:
     def to_dict(self) -> dict:
         """The content of `config.json` in the hub's layout, which `transformers` (4 and 5) and vLLM read."""
         v = self.vision
-        vision = dict(
-            model_type=self.architecture,
-            depth=v.depth,
-            num_heads=v.num_heads,
-            in_channels=v.in_channels,
-            patch_size=v.patch_size,
-            spatial_merge_size=v.spatial_merge_size,
-            temporal_patch_size=v.temporal_patch_size,
-        )
+        vision = {"model_type": self.architecture} | {key: getattr(v, key) for key in VISION}
         if v.gated:
             vision |= dict(
                 hidden_size=v.width,
@@ -178,19 +169,14 @@ class ModelConfig:
                 fullatt_block_indexes=list(v.fullatt_block_indexes),
             )
         else:
+            ratio = v.intermediate_size // v.width
             vision |= dict(
-                embed_dim=v.width,
-                hidden_size=v.hidden_size,
-                mlp_ratio=v.intermediate_size // v.width,
-                hidden_act="quick_gelu",
+                embed_dim=v.width, hidden_size=v.hidden_size, mlp_ratio=ratio, hidden_act="quick_gelu"
             )
         return {
             "architectures": [ARCHITECTURES[self.architecture]],
             "model_type": self.architecture,
-            **{
-                key: getattr(self, key)
-                for key in (*NEEDED, *OPTIONAL, "rope_theta", "tie_word_embeddings", *PLACEHOLDERS)
-            },
+            **{key: getattr(self, key) for key in (*NEEDED, *OPTIONAL, *OTHERS, *PLACEHOLDERS)},
             "hidden_act": "silu",
             "use_sliding_window": False,
             "rope_scaling": {"type": "mrope", "mrope_section": list(self.mrope_section)},
@@ -199,85 +185,72 @@ class ModelConfig:
 
     def _check(self, name: str) -> None:
         """Refuse sizes that don't fit together."""
-        wrong = []
-        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
-            wrong.append(
-                "hidden_size must be a multiple of num_attention_heads, and that of num_key_value_heads"
+        v, half = self.vision, self.head_size // 2
+        checks = {
+            "hidden_size must be a multiple of num_attention_heads, and that of num_key_value_heads": (
+                self.hidden_size % self.num_attention_heads
+                or self.num_attention_heads % self.num_key_value_heads
+            ),
+            f"mrope_section {list(self.mrope_section)} must add up to half the head size, {half}": (
+                sum(self.mrope_section) * 2 != self.head_size
+            ),
+            "the vision width must be a multiple of num_heads, and its head size a multiple of 4": (
+                v.width % v.num_heads or v.head_size % 4
+            ),
+            f"the vision tower gives width {v.hidden_size}, the decoder takes {self.hidden_size}": (
+                v.hidden_size != self.hidden_size
+            ),
+            "Qwen2-VL's mlp_ratio must be a whole number": not v.gated and v.intermediate_size % v.width,
+        }
+        for key in PLACEHOLDERS:
+            number = getattr(self, key)
+            checks[f"{key} {number} is not below vocab_size {self.vocab_size}"] = not (
+                0 <= number < self.vocab_size
             )
-        if sum(self.mrope_section) * 2 != self.head_size:
-            wrong.append(
-                f"mrope_section {list(self.mrope_section)} must add up to half the head size, "
-                f"{self.head_size // 2}"
-            )
-        if self.vision.width % self.vision.num_heads or self.vision.head_size % 4:
-            wrong.append(
-                "the vision width must be a multiple of num_heads, and its head size a multiple of 4"
-            )
-        if self.vision.hidden_size != self.hidden_size:
-            wrong.append(
-                f"the vision tower gives width {self.vision.hidden_size}, the decoder takes "
-                f"{self.hidden_size}"
-            )
-        ids = {key: getattr(self, key) for key in PLACEHOLDERS}
-        wrong += [
-            f"{key} {i} is not below vocab_size {self.vocab_size}"
-            for key, i in ids.items()
-            if not 0 <= i < self.vocab_size
-        ]
-        if not self.vision.gated and self.vision.intermediate_size % self.vision.width:
-            wrong.append("Qwen2-VL's mlp_ratio must be a whole number")
-        if wrong:
+        if wrong := [text for text, holds in checks.items() if holds]:
             raise ValueError(f"{name}: " + "; ".join(wrong))
 
 
 class _Keys:
-    """A dictionary of a file, with errors that name the file and the key."""
+    """A file's dictionary, with errors that name the file and the key."""
 
     def __init__(self, values: dict, name: str):
         self.values, self.name = values, name
 
-    def need(self, *keys: str):
-        """The value of the first key that is there."""
-        for key in keys:
-            if self.values.get(key) is not None:
-                return self.values[key]
-        raise ValueError(f"{self.name}: key {keys[0]!r} is missing")
+    def need(self, key: str):
+        """The value of a key that must be there."""
+        if self.values.get(key) is None:
+            raise ValueError(f"{self.name}: key {key!r} is missing")
+        return self.values[key]
 
     def must(self, key: str, only) -> None:
-        """Refuse any value but the one we compute with; an absent key means that one."""
+        """Raise for any value but `only`. An absent key means `only`."""
         if self.values.get(key, only) not in (only, None):
             raise ValueError(f"{self.name}: {key} is {self.values[key]!r}; only {only!r} is supported")
 
 
 def _read_vision(architecture: str, values: dict, hidden_size: int, name: str) -> VisionConfig:
-    """`vision_config` of either architecture. The hub's files say `in_chans`, transformers' say
-    `in_channels`."""
+    """`vision_config` of either architecture. The hub's files say `in_chans`, transformers' `in_channels`."""
     keys = _Keys(values, f"{name}: vision_config")
     gated = architecture == "qwen2_5_vl"
-    common = dict(
-        depth=keys.need("depth"),
-        num_heads=keys.need("num_heads"),
-        in_channels=values.get("in_channels", values.get("in_chans", 3)),
-        **{
-            key: values.get(key, getattr(VisionConfig, key))
-            for key in ("patch_size", "spatial_merge_size", "temporal_patch_size")
-        },
-    )
     keys.must("hidden_act", "silu" if gated else "quick_gelu")
+    found = {key: values.get(key, getattr(VisionConfig, key, None)) for key in VISION}
+    found |= {key: keys.need(key) for key in ("depth", "num_heads")}
+    found["in_channels"] = values.get("in_channels", values.get("in_chans", 3))
     if gated:
         return VisionConfig(
+            **found,
             width=keys.need("hidden_size"),
             intermediate_size=keys.need("intermediate_size"),
             hidden_size=keys.need("out_hidden_size"),
             gated=True,
             window_size=keys.need("window_size"),
             fullatt_block_indexes=tuple(keys.need("fullatt_block_indexes")),
-            **common,
         )
-    width, ratio = keys.need("embed_dim"), values.get("mlp_ratio", 4)
+    width = keys.need("embed_dim")
     return VisionConfig(
+        **found,
         width=width,
-        intermediate_size=int(width * ratio),
+        intermediate_size=int(width * values.get("mlp_ratio", 4)),
         hidden_size=values.get("hidden_size", hidden_size),
-        **common,
     )

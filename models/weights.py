@@ -1,7 +1,7 @@
 """Weights in Hugging Face folders: safetensors only, strict both ways, the hub's names.
 
-`load` builds the policy on the meta device and assigns one tensor at a time, so the peak is the policy itself
-and one tensor (`tests/bench/load_2b.py` measures it).
+`load` builds the policy on the meta device and assigns one tensor at a time. So the peak is the policy and
+one tensor (`tests/bench/load_2b.py` measures it).
 """
 
 import json
@@ -19,13 +19,13 @@ from models.qwen_vl import QwenVL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5e9
-# transformers' names since it nests the towers: in memory always, in some folders also on disk.
+# transformers nests the towers: always in memory, in some folders also on disk.
 RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def hub_name(key: str) -> str:
-    """The hub's name of a tensor that may bear transformers' in-memory name."""
+    """The hub's name of a tensor that may have transformers' in-memory name."""
     for theirs, ours in RENAMED:
         if key.startswith(theirs):
             return ours + key[len(theirs) :]
@@ -37,50 +37,52 @@ def load(
 ) -> QwenVL:
     """Read a policy from a Hugging Face folder (config.json and one or more safetensors files).
 
-    Raises ValueError that names the file and the tensor: missing, unexpected, of a wrong shape, in a damaged
-    or absent shard.
+    Raises ValueError with the file and the tensor that is missing, unexpected, of a wrong shape, or in a
+    damaged or absent shard.
     """
     folder = Path(folder)
     config = ModelConfig.from_folder(folder)
     with torch.device("meta"):
         policy = QwenVL(config)
-    expected, found, head = dict(policy.named_parameters()), {}, None
+    expected = dict(policy.named_parameters())
+    found: dict[str, Path] = {}
+    tied_head = None
     files, index = _files(folder)
     for file in files:
         for key, tensor in _tensors(file, index):
             name = hub_name(key)
             if name == HEAD and config.tie_word_embeddings:
-                head = (file, tensor.to(device=device, dtype=dtype))
+                tied_head = (file, tensor.to(device=device, dtype=dtype))
                 continue
-            if name not in expected:
-                raise ValueError(
-                    f"{file}: unexpected tensor {key!r} for a {config.architecture} of "
-                    f"{config.num_hidden_layers} layers"
-                )
+            _check(file, key, tensor, expected.get(name), config)
             if name in found:
                 raise ValueError(f"{file}: tensor {key!r} is also in {found[name]}")
-            if tensor.shape != expected[name].shape:
-                shapes = f"{tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
-                raise ValueError(f"{file}: tensor {key!r} has shape {shapes}")
-            # A copy, never the memory-mapped file: a checkpoint may replace that file while we train.
+            # A copy, never the memory-mapped file: a checkpoint may replace that file during training.
             _assign(policy, name, tensor.to(device=device, dtype=dtype, copy=True))
             found[name] = file
-    missing = [name for name in expected if name not in found]
-    if missing:
+    if missing := [name for name in expected if name not in found]:
+        read = ", ".join(file.name for file in files)
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing, first {missing[0]!r} (read {read})")
+    if tied_head is not None and not torch.equal(tied_head[1], policy.model.embed_tokens.weight):
         raise ValueError(
-            f"{folder}: {len(missing)} tensors are missing, first {missing[0]!r} (read "
-            f"{', '.join(f.name for f in files)})"
-        )
-    if head is not None and not torch.equal(head[1], policy.model.embed_tokens.weight):
-        raise ValueError(
-            f"{head[0]}: {HEAD!r} differs from {EMBEDDING!r}, but config.json says tie_word_embeddings"
+            f"{tied_head[0]}: {HEAD!r} differs from {EMBEDDING!r}, but config.json says tie_word_embeddings"
         )
     return policy
 
 
+def _check(file: Path, key: str, tensor: Tensor, expected: Tensor | None, config: ModelConfig) -> None:
+    """Raise if the model has no such tensor, or one of another shape."""
+    if expected is None:
+        model = f"a {config.architecture} of {config.num_hidden_layers} layers"
+        raise ValueError(f"{file}: unexpected tensor {key!r} for {model}")
+    if tensor.shape != expected.shape:
+        shapes = f"{tuple(tensor.shape)}, config.json asks for {tuple(expected.shape)}"
+        raise ValueError(f"{file}: tensor {key!r} has shape {shapes}")
+
+
 def init(config: ModelConfig, seed: int) -> QwenVL:
-    """A random policy: matrices normal with `initializer_range`, biases 0, norms 1 (as transformers does).
-    A function of (config, seed)."""
+    """A random policy, a function of (config, seed): matrices normal with `initializer_range`, biases 0,
+    norms 1, as in transformers."""
     policy = QwenVL(config)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -93,45 +95,40 @@ def init(config: ModelConfig, seed: int) -> QwenVL:
 
 
 def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_BYTES) -> list[Path]:
-    """Write config.json and the weights under the hub's names; `transformers` and vLLM read it as it is. A
-    tied head is written once. → what was written.
+    """Write config.json and the weights under the hub's names, for `transformers` and vLLM. A tied head is
+    written once. -> the files written.
 
-    Files of tensors on the meta device are another rank's (`rank_copy`), and the first file's rank writes the
-    index and config.json.
-    max_shard_bytes: start another file before one grows beyond it (a larger tensor gets a file of its own).
+    Files whose tensors are on the meta device belong to another rank (`rank_copy`). The rank of the first
+    file writes the index and config.json.
+    max_shard_bytes: start another file before one grows beyond it. A larger tensor gets a file of its own.
     """
-    folder, written = Path(folder), []
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors, layout = policy.state_dict(), file_layout(policy, max_shard_bytes)
+    written = []
     for number, (name, keys) in enumerate(layout.items()):
         if tensors[keys[0]].is_meta:
             continue
-        save_file(
-            {key: tensors[key].detach().cpu().contiguous() for key in keys},
-            folder / name,
-            metadata={"format": "pt"},
-        )
+        content = {key: tensors[key].detach().cpu().contiguous() for key in keys}
+        save_file(content, folder / name, metadata={"format": "pt"})
         written.append(folder / name)
         if number == 0:
             if len(layout) > 1:
-                where, total = (
-                    {key: name for name, keys in layout.items() for key in keys},
-                    sum(tensor.nbytes for tensor in tensors.values()),
-                )
-                written.append(
-                    _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
-                )
+                size = sum(tensor.nbytes for tensor in tensors.values())
+                where = {key: file for file, keys in layout.items() for key in keys}
+                index = {"metadata": {"total_size": size}, "weight_map": where}
+                written.append(_write_json(folder / INDEX, index))
             dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
-            written.append(
-                _write_json(folder / "config.json", {**policy.config.to_dict(), "torch_dtype": dtype})
-            )
+            config = {**policy.config.to_dict(), "torch_dtype": dtype}
+            written.append(_write_json(folder / "config.json", config))
     return written
 
 
 def file_layout(policy: QwenVL, max_shard_bytes: float = SHARD_BYTES) -> dict[str, list[str]]:
-    """{file: its tensors}, as `save` writes them. A function of the model alone: on any number of ranks
-    the files are the same."""
-    shards, size = [[]], 0
+    """{file: its tensors}, as `save` writes them. It depends only on the model, so the files are the same on
+    any number of ranks."""
+    shards: list[list[str]] = [[]]
+    size = 0
     for name, tensor in policy.state_dict().items():
         if shards[-1] and size + tensor.nbytes > max_shard_bytes:
             shards.append([])
@@ -151,11 +148,11 @@ def rank_copy(
     *,
     max_shard_bytes: float = SHARD_BYTES,
 ) -> QwenVL:
-    """The part of a policy that one of several ranks is to save: on the CPU the tensors of every `ranks`-th
-    file from the rank-th on, the others on the meta device.
+    """The part of a policy that one of several ranks saves: every `ranks`-th file from the rank-th on, with
+    its tensors on the CPU. All other tensors are on the meta device.
 
-    Sharded parameters are put together one after the other, so every rank has to call it.  onto_cpu: (name,
-    whole tensor) → what the copy holds of it.
+    Sharded parameters are gathered one after the other, so every rank must call it.
+    onto_cpu: (name, whole tensor) -> what the copy holds of it.
     """
     with torch.device("meta"):
         copy = QwenVL(policy.config)
@@ -163,16 +160,12 @@ def rank_copy(
     for name, tensor in policy.state_dict().items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         mine = number[name] % ranks == rank
-        _assign(
-            copy,
-            name,
-            onto_cpu(name, whole) if mine else torch.empty(whole.shape, dtype=whole.dtype, device="meta"),
-        )
+        _assign(copy, name, onto_cpu(name, whole) if mine else torch.empty_like(whole, device="meta"))
     return copy
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The safetensors files to read, and the index's map from tensor to file (empty without an index)."""
+    """The safetensors files to read, and the index's {tensor: file} (empty without an index)."""
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file():
         try:
@@ -200,8 +193,8 @@ def _tensors(file: Path, index: dict[str, str]):
             if name == file.name and key not in keys:
                 raise ValueError(f"{file}: tensor {key!r} is missing, {INDEX} says it is here")
         for key in keys:
-            # Opened anew for each: what was read of a memory-mapped file counts as ours for as long as the
-            # file is open.
+            # Open the file again for each tensor: what was read of a memory-mapped file counts as used
+            # memory while the file is open.
             with safe_open(file, framework="pt") as opened:
                 yield key, opened.get_tensor(key)
     except (SafetensorError, OSError) as error:
@@ -209,7 +202,7 @@ def _tensors(file: Path, index: dict[str, str]):
 
 
 def _assign(policy: QwenVL, name: str, tensor: Tensor) -> None:
-    """Put a real parameter in the place of the meta one."""
+    """Replace a parameter."""
     module, _, leaf = name.rpartition(".")
     setattr(policy.get_submodule(module), leaf, nn.Parameter(tensor))
 

@@ -1,6 +1,7 @@
 """docs/minimal.py is the algorithm of train.py: equal completions, rewards, losses, weights, to the bit."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -36,7 +37,7 @@ SETTINGS = [
     "loss.surrogate=clip",
     "loss.kl_coef=0",
     "loss.updates=1",
-    "loss.stretches=1",
+    "loss.sections=1",
     "loss.micro_tokens=1000000",
     "optim.name=adamw",
     "optim.lr=2.5e-4",
@@ -132,3 +133,15 @@ def test_another_algorithm_is_noticed(run, monkeypatch, in_process, old, new, fo
 
 def test_it_is_short():
     assert len(PROGRAM.read_text("utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_recorded_runs_learn(seed):
+    """docs/results/minimal.md: the table holds what the files say, and the reward rises by 0.3 or more."""
+    text = (ROOT / f"docs/results/minimal/seed_{seed}.txt").read_text("utf-8")
+    reward = [float(value) for value in re.findall(r"^step +\d+  reward ([\d.]+)", text, re.MULTILINE)]
+    assert len(reward) == 30
+    first, last = sum(reward[:5]) / 5, sum(reward[-5:]) / 5
+    assert last - first >= 0.3
+    row = f"| [{seed}](minimal/seed_{seed}.txt) | {first:.2f} | {last:.2f} | {last - first:.2f} |"
+    assert row in (ROOT / "docs/results/minimal.md").read_text("utf-8")

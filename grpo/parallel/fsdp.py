@@ -25,13 +25,13 @@ from grpo.parallel.ranks import Ranks
 from models.layers import to_attention_dtype
 from models.qwen_vl import QwenVL
 
-# of which nobody here writes into
+# views that nothing here writes into
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 EMBEDDING = "model.embed_tokens.weight"
 
 
 def shard(policy: QwenVL, ranks: Ranks, use_bfloat16: bool) -> None:
-    """Cut the policy's matrices over all ranks, in place. use_bfloat16: products are in it."""
+    """Shard the policy's matrices over all ranks, in place. use_bfloat16: compute products in bfloat16."""
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     vectors = {p for p in policy.parameters() if p.dim() < 2}
     sums = torch.float32 if use_bfloat16 else to_attention_dtype(torch.empty(0, device=ranks.device)).dtype
@@ -52,11 +52,11 @@ def shard(policy: QwenVL, ranks: Ranks, use_bfloat16: bool) -> None:
 
 @contextmanager
 def whole_weights(policy: QwenVL) -> Iterator[QwenVL]:
-    """A plain policy with all weights, in the dtypes in which they are used, for as long as the context
-    lasts. Inside, no rank waits for another.
+    """A plain policy with all weights, in the dtypes of their use, while the context lasts. Inside, no rank
+    waits for another.
 
-    In bfloat16 its matrices are cast once, as a product would cast them for every token anew; the embedding
-    stays as it is, and a tied head becomes a copy of it.
+    In bfloat16 the matrices are cast once, not for every token. The embedding stays float32; a tied head
+    becomes a bfloat16 copy of it.
     """
     products = next(
         (torch.get_autocast_dtype(device) for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)),
@@ -65,7 +65,7 @@ def whole_weights(policy: QwenVL) -> Iterator[QwenVL]:
     if not isinstance(policy, FSDPModule) and products is None:
         yield policy
         return
-    # the blocks and the root; none of a policy that is not cut
+    # the blocks and the root; none if the policy is not sharded
     parts = [module for module in policy.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.unshard()

@@ -49,8 +49,8 @@ class Lifecycle:
             self.interrupts.__exit__()
         if isinstance(error, OutOfMemory):
             saved = checkpoint.complete(self.run.folder)
-            where = f"The run goes on from {saved[-1]}" if saved else "No checkpoint is saved yet"
-            raise OutOfMemory(f"{error}. {where}.") from None
+            where = f"the run goes on from {saved[-1]}" if saved else "no checkpoint is saved yet"
+            raise OutOfMemory(f"{error}: {where}") from None
 
     def describe(self) -> str:
         """What the run will do, in two lines."""

@@ -44,8 +44,7 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"model {name!r}: no config.json in {folder.absolute()}; give a folder in Hugging Face layout, a "
-            "run folder, 'tiny', "
-            "or a model of the hub such as Qwen/Qwen2-VL-2B"
+            "run folder, 'tiny', or a model of the hub such as Qwen/Qwen2-VL-2B"
         )
     if (folder / "state.json").is_file() and (wrong := checkpoint.damage(folder, wanted)):
         raise ValueError(

@@ -42,7 +42,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="'exponential'.*constant, linear, cosine"):
         lr_at(0, lr=1.0, warmup=0, decay="exponential", steps=2)
     for step in (-1, 2):
-        with pytest.raises(ValueError, match="not one of the 2 steps"):
+        with pytest.raises(ValueError, match="outside the steps of this run, 0 to 1"):
             lr_at(step, lr=1.0, warmup=0, decay="constant", steps=2)
 
 

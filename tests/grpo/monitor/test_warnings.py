@@ -121,7 +121,7 @@ def test_out_of_memory_halves_the_micro_batches_and_keeps_the_gradient(capsys):
 
 def test_without_end_it_is_an_error_and_other_errors_are_not_its_business():
     nothing = Once(1)
-    with pytest.raises(OutOfMemory, match="start again with loss.micro_tokens=128, or fewer"):
+    with pytest.raises(OutOfMemory, match="Set loss.micro_tokens=128 or less, and start again"):
         nothing.run()
     assert nothing.tried == [1024, 512, 256]
 
@@ -139,7 +139,7 @@ def test_several_ranks_do_not_try_again(monkeypatch):
     monkeypatch.setattr(gradient, "rank", lambda: 1)
     little = Once(300)
     with pytest.raises(
-        OutOfMemory, match="rank 1 is out of memory with loss.micro_tokens=1024; start again with "
+        OutOfMemory, match=r"rank 1 is out of memory with loss.micro_tokens=1024 \(CUDA out of memory. Tried"
     ):
         little.run()
     assert little.tried == [1024]
@@ -298,6 +298,27 @@ def test_a_run_that_is_out_of_memory_learns_what_one_with_smaller_micro_batches_
     # 512, then 256, and no more in the second step
     assert capsys.readouterr().err.count("out of memory") == 2
     assert files_of(tmp_path / "crowded", 2) == files_of(tmp_path / "small", 2)
+
+
+def test_a_run_that_stays_out_of_memory_says_what_to_set_and_where_it_goes_on(
+    base, tmp_path, monkeypatch, capsys
+):
+    argv = [*QUICK, f"model={base}", "loss.micro_tokens=300"]
+    out = tmp_path / "run"
+    assert train.main([*argv, f"out={out}"]) == 0
+    shutil.rmtree(complete(out)[-1])
+
+    def full(*args, **how):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. Much more text.")
+
+    monkeypatch.setattr(train, "completion_logprobs", full)
+    capsys.readouterr()
+    assert train.main([*argv, f"out={out}"]) == 2
+    said = capsys.readouterr().err
+    wanted = "Set loss.micro_tokens=150 or less, and start again: the run goes on from"
+    assert f"{wanted} {complete(out)[-1]}" in said and "Much more text" not in said
+    assert train.main([*argv, f"out={tmp_path / 'new'}"]) == 2
+    assert "and start again: no checkpoint is saved yet" in capsys.readouterr().err
 
 
 def test_out_of_memory_while_sampling_draws_the_same_with_fewer_rows(base, tmp_path, monkeypatch, capsys):
