@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from data.chat import Chat
 from data.sources.table import open_source
-from grpo.config.parse import Config, check_same_run, save
+from grpo.config import Config, check_same_run, contradictions, save
 from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
 from grpo.optim import Optimizer
 from grpo.parallel.fsdp import shard
-from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all
+from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all, wait_for_main
 from grpo.rewards.rules import rule
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
@@ -79,6 +79,8 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = load_reference(cfg, ranks, base) if cfg.method == "grpo" and cfg.loss.kl_coef else None
     metrics, samples = open_logs(cfg, ranks, found, step)
+    for line in contradictions(cfg, len(examples)) if ranks.main else ():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
     wait_for_all()
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)
@@ -103,8 +105,10 @@ def base_of(cfg: Config, ranks: Ranks) -> Path:
             commit = found.name
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps({"model": cfg.model, "revision": commit}, indent=1) + "\n")
+        wait_for_main("the model")
         gather_objects([commit])
         return found
+    wait_for_main("the model")
     commit = gather_objects([])[0]
     return model_folder(cfg.model, commit or cfg.revision)
 
