@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo.exactness import chunks_of
 from grpo.parallel.ranks import gather_objects, rank
 from grpo.rollout import Rollout
 from models.mrope import mrope_positions
@@ -182,15 +183,6 @@ class Groups:
             dropped=len(left_out),
             dropped_tokens=int(self.length.sum() - mine.length.sum()) + sum(len(p.tokens) for p in left_out),
         )
-
-
-def chunks_of(places: list[int], count: int, chunks: int) -> list[int]:
-    """The chunk of each group, from its place among the `count` groups of all ranks.
-
-    A micro-batch holds groups of one chunk, so a number of ranks that divides `chunks` cuts a step into the
-    same micro-batches. 0: every group is a chunk of its own.
-    """
-    return [place * chunks // count for place in places] if chunks else places
 
 
 class Cut(NamedTuple):
