@@ -56,7 +56,7 @@ def train_grpo(cfg, run, ranks, log) -> None:
             if groups.enough_differ(cfg.enough):
                 break
             groups = groups.extend(sample_and_score(cfg, run, ranks, step, stage, attempt))
-        batch = groups.batch(dynamic=cfg.max_rounds > 1, chunks=cfg.loss.stretches)
+        batch = groups.batch(dynamic=cfg.max_rounds > 1, sections=cfg.loss.sections)
 
         # 3  Compare: each answer with the other answers to its question.                 docs/05, Eq. 3
         advantage = group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])

@@ -81,7 +81,7 @@ for step in range(STEPS):
     # 3  Compare: each completion with its own group. Every token gets a weight in the loss.
     advantage = group_advantages(reward)  # (P, G)
     groups = Groups(questions, prompts, rollout, texts, reward, parts, skipped=0, attempt=[0] * P)
-    batch = groups.batch(dynamic=False, chunks=1)
+    batch = groups.batch(dynamic=False, sections=1)
     batch.advantage = advantage.flatten()  # (B,), B = P * G
     batch.weight = token_weights(
         batch.mask, token_mean, tokens=batch.mask.sum(), completions=P * G, cap=CAP
@@ -91,11 +91,13 @@ for step in range(STEPS):
 
     # 4  Learn: raise the log-probs of what did better than its group, lower those of what did worse.
     #    A group whose completions all earned the same has advantage 0, so it is left out.
+    loss = 0.0
     for cut in batch.cuts(1_000_000, batch.teaching):
         part = batch.micro_batch(cut, image_token=chat.image_token, merge=2, device="cpu")
         logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=100_000)  # (b, C)
-        loss, _ = policy_loss(logp, None, None, part.advantage, part.weight)
-        loss.backward()
+        part_loss, _ = policy_loss(logp, None, None, part.advantage, part.weight)
+        part_loss.backward()
+        loss += part_loss.item()
     norm = clip_gradient(policy, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)

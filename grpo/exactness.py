@@ -6,9 +6,9 @@ roundings (docs/ranks.md). A floating-point sum depends on its order, so every o
     tokens     Attention sums in float64 and rounds once (models/layers.py:to_attention_dtype). Log-probs go
                through blocks of the vocabulary of a fixed size (grpo/logprobs.py). So the log-prob of a token
                does not depend on the other rows of its batch.
-    chunks     A step's groups are cut into `loss.stretches` chunks by their place among the groups of all
-               ranks (`chunks_of`). No micro-batch holds groups of two chunks. So the gradient of a chunk
-               does not depend on which rank has it.
+    sections   A step's groups are cut into `loss.stretches` sections by their place among the groups of all
+               ranks (`sections_of`). No micro-batch holds groups of two sections. So the gradient of a
+               section does not depend on which rank has it.
     sums       Gradients of micro-batches and ranks add up in float64 and are rounded once
                (`sum_in_float64`). So do the squares of the gradient's norm (`square_sum`).
     decisions  Which groups are kept, the weights of the loss and the clipping follow from values that were
@@ -38,13 +38,13 @@ def sum_in_float64(policy: nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter, dtype=torch.float64)
 
 
-def chunks_of(places: list[int], count: int, chunks: int) -> list[int]:
-    """The chunk of each group, from its place among the `count` groups of all ranks.
+def sections_of(places: list[int], count: int, sections: int) -> list[int]:
+    """The section of each group, from its place among the `count` groups of all ranks.
 
-    A micro-batch holds groups of one chunk, so a number of ranks that divides `chunks` cuts a step into the
-    same micro-batches. 0: every group is a chunk of its own.
+    A micro-batch holds groups of one section, so a number of ranks that divides `sections` cuts a step into
+    the same micro-batches. 0: every group is a section of its own.
     """
-    return [place * chunks // count for place in places] if chunks else places
+    return [place * sections // count for place in places] if sections else places
 
 
 def square_sum(g: Tensor) -> Tensor:

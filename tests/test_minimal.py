@@ -37,7 +37,7 @@ SETTINGS = [
     "loss.surrogate=clip",
     "loss.kl_coef=0",
     "loss.updates=1",
-    "loss.stretches=1",
+    "loss.sections=1",
     "loss.micro_tokens=1000000",
     "optim.name=adamw",
     "optim.lr=2.5e-4",
@@ -92,7 +92,7 @@ def step_of(names: dict) -> dict:
         "tokens": [[names["chat"].piece(token) for token in row[:length]] for row, length in rows],
         "reward": names["reward"].flatten().tolist(),
         "advantage": names["advantage"].flatten().tolist(),
-        "loss": names["loss"].item(),
+        "loss": names["loss"],
         "norm": names["norm"].item(),
         "weights": {name: value.clone() for name, value in names["policy"].state_dict().items()},
     }
