@@ -22,7 +22,7 @@ from grpo.memory import retry_with_fewer_rows, rows_that_fit
 from grpo.objective import group_advantages, policy_loss, token_weights
 from grpo.optim import NonFinite
 from grpo.parallel.fsdp import whole_weights
-from grpo.parallel.ranks import join_ranks, leave_ranks, precision
+from grpo.parallel.ranks import end_with, join_ranks, leave_ranks, precision
 from grpo.plan import plan
 from grpo.rewards.rules import score
 from grpo.rollout import DecodeOptions, Rollout, generate
@@ -56,7 +56,7 @@ def train_grpo(cfg, run, ranks, log) -> None:
             if groups.enough_differ(cfg.enough):
                 break
             groups = groups.extend(sample_and_score(cfg, run, ranks, step, stage, attempt))
-        batch = groups.batch(dynamic=cfg.max_rounds > 1, chunks=cfg.loss.stretches)
+        batch = groups.batch(dynamic=cfg.max_rounds > 1, sections=cfg.loss.sections)
 
         # 3  Compare: each answer with the other answers to its question.                 docs/05, Eq. 3
         advantage = group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])
@@ -167,7 +167,7 @@ def train_sft(cfg, run, ranks, log) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, open the run, train. → exit status."""
+    """Parse the command line, open the run, train. -> exit status."""
     started = time.perf_counter()
     try:
         cfg, flags = parse.parse_args(sys.argv[1:] if argv is None else argv)
@@ -188,17 +188,12 @@ def main(argv: list[str] | None = None) -> int:
             (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, ranks, log)
             log.after()
         return 0
-    except Interrupted as told:
-        if ranks.main:
-            print(f"\ntrain.py: {told}", file=sys.stderr)
-        return told.status
+    except Interrupted as stopped:
+        return end_with(stopped, stopped.status)
     except (ValueError, OSError, NonFinite, OutOfMemory, checkpoint.CheckpointError) as error:
-        print(f"\ntrain.py: {error}", file=sys.stderr)
-        leave_ranks(error)
-        return 2
+        return end_with(error, 2)
     except BaseException as error:
-        leave_ranks(error)
-        raise
+        return end_with(error, None)
     finally:
         leave_ranks()
 

@@ -21,7 +21,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from data.images import MEAN, STD, open_picture, preprocess
-from data.types import Example, Prompt, PromptTooLong
+from data.types import MARK, Example, Prompt, PromptTooLong
 
 VISION_START, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 TURN_END = "<|im_end|>"
@@ -141,15 +141,19 @@ class Chat:
         seen = [self._preprocess(image) for image in images]
         grid = np.array([grid for _, grid in seen], np.int64).reshape(-1, 3)
         placeholders = grid.prod(axis=1) // self._merged
-        pictures = [part for count in placeholders for part in (VISION_START, *[IMAGE] * count, VISION_END)]
-        tokens = self._encoded(example.asked, pictures)
+        pictures = [[VISION_START, *[IMAGE] * count, VISION_END] for count in placeholders]
+        parts = example.asked.split(MARK)
+        # as many marks as pictures: each picture goes to its mark
+        parts = parts if images and len(parts) == len(images) + 1 else [example.asked]
+        tokens = self._encoded(parts, pictures)
         if len(tokens) > self.max_prompt:
             raise PromptTooLong(
                 f"example {example.uid!r}: the prompt has {len(tokens)} tokens ({placeholders.sum()} of them "
                 f"pictures), over the limit of {self.max_prompt}; raise max_prompt or lower max_pixels"
             )
-        shown = (VISION_START + IMAGE + VISION_END) * len(images)
-        text = self.template.text.replace("{pictures}", shown).replace("{asked}", example.asked)
+        shown = VISION_START + IMAGE + VISION_END
+        ahead = shown * (len(images) + 1 - len(parts))
+        text = self.template.text.replace("{pictures}", ahead).replace("{asked}", shown.join(parts))
         none = np.empty((0, self._patch_dim), np.float32)
         patches = np.concatenate([none, *[patches for patches, _ in seen]])  # (N, patch_dim)
         return Prompt(example.uid, text, np.array(tokens, np.int64), patches, grid)
@@ -179,22 +183,29 @@ class Chat:
         """One token as text, for people: a word, a part of one, or a byte of a longer character."""
         return self._decode([[int(token)]])[0]
 
-    def _encoded(self, asked: str, pictures: list[str]) -> list[int]:
+    def _encoded(self, parts: list[str], pictures: list[list[str]]) -> list[int]:
         """Encode the text between two special tokens in one piece: at the border of template and question
-        a word may span both."""
+        a word may span both. The question's parts have a picture between them; the others go ahead."""
+        ahead = len(pictures) + 1 - len(parts)
+        pieces: list[str | list[str]] = []
+        for piece in self._pieces:
+            if piece == "{pictures}":
+                pieces += pictures[:ahead]
+            elif piece == "{asked}":
+                pieces.append(parts[0])
+                for picture, part in zip(pictures[ahead:], parts[1:]):
+                    pieces += [picture, part]
+            else:
+                pieces.append([piece] if piece in self._special else piece)
         tokens: list[int] = []
         text = ""
-        for piece in self._pieces:
-            if piece == "{asked}":
-                text += asked
-            elif piece == "{pictures}" or piece in self._special:
-                specials = pictures if piece == "{pictures}" else [piece]
-                if specials:
-                    tokens += self.encode(text)
-                    text = ""
-                tokens += [self._special[name] for name in specials]
-            else:
+        for piece in pieces:
+            if isinstance(piece, str):
                 text += piece
+                continue
+            tokens += self.encode(text)
+            tokens += [self._special[name] for name in piece]
+            text = ""
         return tokens + self.encode(text)
 
     def _before_stop(self, tokens: Sequence[int]) -> list[int]:

@@ -11,10 +11,17 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from data.answers.parser import is_right, read
 from data.images import open_picture
 from data.sources.rows import Rows
 from data.sources.table import LAYOUTS, rows
-from data.types import BadExample
+from data.types import BadExample, Example
+
+
+def why_not_right(example: Example) -> str:
+    """Why the example's own right answer would earn nothing; "" if it would earn."""
+    text = f"<think></think> <answer>{example.answer}</answer>"
+    return "" if is_right(text, example) else read(text, example).why or "it is read as another answer"
 
 
 def problems(examples: Rows) -> Iterator[str]:
@@ -28,6 +35,10 @@ def problems(examples: Rows) -> Iterator[str]:
                 open_picture(picture, name=f"{where}: picture {number}")
         except BadExample as error:
             yield f"{error}{'' if getattr(error, 'remedy', '') else '; correct it, or leave the row out'}"
+            continue
+        if why := why_not_right(example):
+            said = f"answer: {example.answer[:60]!r}, written between the answer tags, is not right: {why}"
+            yield f"{where}: {said}; write another answer, or leave the row out"
             continue
         first = seen.setdefault(example.uid, where)
         repeated = f"{where}: uid: {example.uid!r} is also that of {first}; give each row its own"

@@ -23,6 +23,8 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 # Qwen-VL's own limit: longer side over shorter
 MAX_ASPECT = 200
+# the start of the small file that git has in place of a large one
+LFS = b"version https://git-lfs"
 _NARROW = f"its sides differ more than {MAX_ASPECT} times"
 
 
@@ -65,9 +67,21 @@ def _decoded(picture: bytes | Path, name: str) -> Image.Image:
         raise BadPicture(f"{name}: the picture ({where}) would unpack to too many pixels: {error}") from error
     except Exception as error:
         # Pillow's decoders raise many types: OSError, SyntaxError, struct.error …
+        head = picture[: len(LFS)] if isinstance(picture, bytes) else _head(picture)
+        if head == LFS:
+            said = "is a git-lfs pointer, no picture; fetch the files with `git lfs pull`"
+            raise BadPicture(f"{name}: the picture ({where}) {said}") from error
         said = re.sub(r" ?<_io\.\w+ object at 0x[0-9a-f]+>", "", str(error))
         kind = type(error).__name__
         raise BadPicture(f"{name}: the picture ({where}) cannot be read: {kind}: {said}") from error
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(len(LFS))
+    except OSError:
+        return b""
 
 
 def _check_size(image: Image.Image, name: str) -> None:

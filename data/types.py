@@ -16,6 +16,8 @@ from PIL import Image
 # The bytes of a picture file, its path, or a function that draws it when it is needed.
 Picture = bytes | Path | Callable[[], Image.Image]
 
+# stands in a question where a picture belongs
+MARK = "<image>"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 

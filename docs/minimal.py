@@ -81,7 +81,7 @@ for step in range(STEPS):
     # 3  Compare: each completion with its own group. Every token gets a weight in the loss.
     advantage = group_advantages(reward)  # (P, G)
     groups = Groups(questions, prompts, rollout, texts, reward, parts, skipped=0, attempt=[0] * P)
-    batch = groups.batch(dynamic=False, chunks=1)
+    batch = groups.batch(dynamic=False, sections=1)
     batch.advantage = advantage.flatten()  # (B,), B = P * G
     batch.weight = token_weights(
         batch.mask, token_mean, tokens=batch.mask.sum(), completions=P * G, cap=CAP

@@ -156,13 +156,13 @@ class Groups:
             attempt=pick(self.attempt),
         )
 
-    def batch(self, dynamic: bool, chunks: int) -> Batch:
+    def batch(self, dynamic: bool, sections: int) -> Batch:
         """The batch of a step. All ranks call it together.
 
         dynamic: over all ranks, keep as many groups as the first attempt drew. The groups that differ come
         first, in the order in which they were drawn, and the loss is an average over them alone (GPG's factor
         B / (B - M) for M idle groups of B). If they are too few, idle groups fill the places and weigh
-        nothing. chunks: `chunks_of` says what they are.
+        nothing. sections: `sections_of` says what they are.
         """
         differing = set(self.differing)
         idle = [dynamic and group not in differing for group in range(len(self.prompts))]
@@ -178,19 +178,19 @@ class Groups:
             counts=torch.tensor([length.sum(), length.numel()]),
             places=list(places.values()),
             own=slice(before, before + len(places)),
-            chunk=chunks_of(list(places.values()), len(kept), chunks),
+            section=sections_of(list(places.values()), len(kept), sections),
             dropped=len(left_out),
             dropped_tokens=int(self.length.sum() - mine.length.sum()) + sum(len(p.tokens) for p in left_out),
         )
 
 
-def chunks_of(places: list[int], count: int, chunks: int) -> list[int]:
-    """The chunk of each group, from its place among the `count` groups of all ranks.
+def sections_of(places: list[int], count: int, sections: int) -> list[int]:
+    """The section of each group, from its place among the `count` groups of all ranks.
 
-    A micro-batch holds groups of one chunk, so a number of ranks that divides `chunks` cuts a step into the
-    same micro-batches. 0: every group is a chunk of its own.
+    A micro-batch holds groups of one section, so a number of ranks that divides `sections` cuts a step into
+    the same micro-batches. 0: every group is a section of its own.
     """
-    return [place * chunks // count for place in places] if chunks else places
+    return [place * sections // count for place in places] if sections else places
 
 
 class Cut(NamedTuple):
@@ -204,18 +204,20 @@ class Cut(NamedTuple):
 class Batch(Groups):
     """What one update learns from: this rank's groups of a step, and what the loss needs of them.
 
-    counts: (2,) int64, the tokens and completions over which the loss is an average. places: the place of
-    each group among the groups of all ranks.  chunk: see `chunks_of`. own: this rank's rows of what
-    `ranks.gather` returns. dropped, dropped_tokens: groups that dynamic sampling left out, and their prompt
-    and completion tokens. advantage: (B,), and weight (B, C), float32; 0 until they are set. logp, logp_old,
-    logp_ref: (B, C) float32, log-probs of the policy that sampled, of the old policy and of the reference, by
-    the training forward. `accumulate_gradient` writes logp in the first of the `updates`.
+    counts: (2,) int64, the tokens and completions over which the loss is an average.
+    places: the place of each group among the groups of all ranks.
+    own: this rank's rows of what `ranks.gather` returns.
+    section: see `sections_of`.
+    dropped, dropped_tokens: groups that dynamic sampling left out, and their prompt and completion tokens.
+    advantage: (B,), and weight: (B, C), float32, 0 until they are set.
+    logp, logp_old, logp_ref: (B, C) float32, log-probs under the policy that sampled, the old policy and the
+    reference, by the training forward. `accumulate_gradient` writes logp in the first of the `updates`.
     """
 
     counts: Tensor = field(kw_only=True)
     places: list[int] = field(kw_only=True)
     own: slice = field(kw_only=True)
-    chunk: list[int] = field(kw_only=True)
+    section: list[int] = field(kw_only=True)
     dropped: int = 0
     dropped_tokens: int = 0
     advantage: Tensor = field(init=False)
@@ -247,7 +249,7 @@ class Batch(Groups):
             counts=torch.tensor([length.sum(), length.numel()]),
             places=list(range(len(prompts))),
             own=slice(0, len(prompts)),
-            chunk=[0] * len(prompts),
+            section=[0] * len(prompts),
         )
         batch.advantage = torch.ones(length.numel())
         return batch
@@ -264,12 +266,12 @@ class Batch(Groups):
         """Cut these groups into micro-batches of at most `budget` tokens: prompts once, completions, padding.
 
         Groups of similar length go together. A group over the budget is cut by rows; a row over it goes
-        alone. apart: no two chunks together. The weights are fixed for the whole update, so the gradients of
-        the micro-batches add up to that of the whole.
+        alone. apart: no two sections together. The weights are fixed for the whole update, so the gradients
+        of the micro-batches add up to that of the whole.
         """
         if apart:
-            for chunk in sorted({self.chunk[p] for p in groups}):
-                yield from self.cuts(budget, [p for p in groups if self.chunk[p] == chunk])
+            for section in sorted({self.section[p] for p in groups}):
+                yield from self.cuts(budget, [p for p in groups if self.section[p] == section])
             return
         G = self.length.shape[1]
         longest = self.length.max(dim=1).values.tolist()

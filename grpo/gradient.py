@@ -114,8 +114,8 @@ def passes(
     the policy's gradients are reset first.
 
     Of a sharded policy, every rank gets as many as the rank with most, and a micro-batch without a picture
-    gets an empty group with one. In float32 on a CPU micro-batches hold one chunk each, and gradients add up
-    in float64: so their sum does not depend on which rank has which chunk.
+    gets an empty group with one. In float32 on a CPU micro-batches hold one section each, and gradients add
+    up in float64: so their sum does not depend on which rank has which section.
     """
     learning = torch.is_grad_enabled()
     sharded: FSDPModule | None = policy if isinstance(policy, FSDPModule) else None

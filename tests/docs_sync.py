@@ -1,12 +1,15 @@
 """Docs are executed: `python -m tests.docs_sync` rewrites every quoted piece of code and every generated
 table in README.md and docs/.
 
-A piece of code is quoted by a marker above a fenced block, a table is generated between two markers:
+A marker above a fenced block quotes a function, class, method or constant. With `from` and `to` it quotes the
+lines from one that holds the first text up to the next that holds the second. A table is generated between
+two markers, by one of GENERATORS:
 
-    <!-- code: grpo/objective.py:group_advantages -->         a function, class, method or constant, as it
-    stands in the source <!-- code: train.py:train_grpo from "# 1" to "# 2" -->    of it, the lines from one
-    that holds `# 1` up to the next that holds `# 2` <!-- generated: settings loss. -->   ...   <!-- end -->
-    what one of GENERATORS makes
+    <!-- code: grpo/objective.py:group_advantages -->
+
+    <!-- code: train.py:train_grpo from "# 1" to "# 2" -->
+
+    <!-- generated: settings loss. -->   ...   <!-- end -->
 
 tests/test_docs.py fails where a doc differs from what this would write.
 """

@@ -186,6 +186,8 @@ def test_commands_are_understood(path, monkeypatch):
         elif words[0] == "python" and words[1].startswith(("tests/bench/", "tests/faults/")):
             asked = {word for word in words[2:] if word.startswith("--")}
             assert asked <= set(re.findall(r'add_argument\("(--[\w-]+)"', text_of(ROOT / words[1]))), words
+        elif words == ["python", "docs/minimal.py"]:
+            assert (ROOT / "tests/test_minimal.py").is_file(), "this test runs the program"
         elif words[0] == "pytest":
             assert words[1:] in ([], ["-m", "slow"]), words
         elif words[:2] == ["python", "docs/minimal.py"]:

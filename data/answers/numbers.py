@@ -1,11 +1,10 @@
-"""Numbers in answers, read by hand: 3/2, 50 %, 1,000, 2 1/2, 2\\sqrt{2}, 140^\\circ, 3 × 10^5 → a value and a
-unit.
+"""Numbers in answers, read by hand: 3/2, 50 %, 1,000, 2 1/2, 2\\sqrt{2}, x = 3 × 10^5 m/s -> value and unit.
 
-The paper hands the model's text to a computer-algebra system. Here nothing is evaluated: a small grammar
-reads one number in closed form, in time linear in the text and at most DEPTH brackets deep, and whatever it
-cannot read is no number. It is strict where a policy could hide: exact numbers are not added or multiplied,
-because "3-4" may be a range and "12*7" is work still to be done; 1+\\sqrt{2} and 3 × 10^5 can't be written
-otherwise and may stand. Values are exact fractions wherever the text is exact; roots and π are floats.
+The paper hands the model's text to a computer-algebra system. Here a small grammar reads one number in closed
+form, in linear time and at most DEPTH brackets deep. What it cannot read is no number.
+Exact numbers are not added or multiplied, because "3-4" may be a range and "12*7" is work still to be done;
+1+\\sqrt{2} and 3 × 10^5 have no other spelling. Values are exact fractions wherever the text is exact; roots
+and π are floats.
 """
 
 from __future__ import annotations
@@ -15,74 +14,78 @@ import re
 import sys
 import unicodedata
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
-from data.answers.units import UNITS, unit_named
+from data.answers.normal import normal
+from data.answers.units import Unit, unit_named
 
-# characters of a number: the largest float has 309 digits
-LONGEST = 320
-# of brackets
-DEPTH = 16
-# relative: six significant digits, where no finite decimal is exact
-TOLERANCE = 5e-6
-# of a power; the floats end at 1,024
-_BITS = 4096
+LONGEST = 320  # characters of a number: the largest float has 309 digits
+DEPTH = 16  # of brackets
+TOLERANCE = 5e-6  # relative: six significant digits, where no finite decimal is exact
+_BITS = 4096  # of a power; the floats end at 1,024
+# a decimal of so many digits was a float: 0.30000000000000004 is 0.3, 2.8284271247461903 a root
+_FLOAT_DIGITS = 15
 
-_SIGNS = {
-    **{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)},
-    **str.maketrans("−–﹣∕⁄÷×·⋅∗º。", "---///****°."),
-    ord("√"): "\\sqrt ",
-    ord("π"): "\\pi ",
-    0x2009: "\\,",
-    0x202F: "\\,",
-}
-_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_SPELLINGS = tuple(
-    (re.compile(pattern), plain)
-    for pattern, plain in (
-        # 1{,}000 and 1\,000 are 1,000
-        (r"(?<=[0-9])(?:\\[,!]|\{,\})(?=[0-9]{3}(?![0-9]))", ","),
-        (r"\\[,;:! ]|(?<=.)~|\\(?:left|right|displaystyle)(?![A-Za-z])", " "),
-        (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
-        (r"\\div(?![A-Za-z])", "/"),
-        (r"\*\*", "^"),
-        (r"\^ ?\\circ(?![A-Za-z])|\^ ?\{ ?\\circ ?\}|\\degree(?![A-Za-z])", "°"),
-        (r"\\([%$])", r"\1"),
-    )
+# English words, which name no quantity before "="
+_WORDS = set(
+    """
+    an as at by go he if in is it me my no of on or so to up us we all and any are but can did few for
+    get got has her him his how its let may nor not now off one our out own per put say see set she six ten
+    the too try two use was way who why yes yet you also away been both case does done each else even ever
+    five four from good half have here hope into keep just last less like look made main make many maybe
+    might more most much must near need next nine none once only onto over part past real same seem sure
+    take than that them then they this thus time true upon very want well went were what when will with
+    wrong your about above after again along among below close could eight equal every exact false fewer
+    first found given gives guess large least other quite right round seven shall since small still their
+    there these think third those three times under until where which while whose would never
+    """.split()
 )
-_DELIMITERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
-# the "x =" of x = 3
 _NAME = re.compile(
-    r"(?:m? ?\\angle ?)?(?:[A-Za-z]|[A-Z]{2,3}|\\(?:theta|alpha|beta|gamma|phi))(?:_\{?[A-Za-z0-9]\}?)? ?= ?"
+    r"(?:(?:sin|cos|tan|cot|log|ln) ?)?(?:(?:m ?)?(?:∠|angle) ?[0-9]|"
+    r"(?P<sign>(?:m ?)?(?:∠|angle ) ?|(?:△|⊙|segment |arc |[|]) ?)?"
+    r"\{?(?P<name>[A-Za-zα-ωΑ-Ω]{1,5})\}?[0-9]?'*(?: ?△ ?[A-Z]{3,5}|"
+    r" ?_ ?(?:\{[^{}=]{1,12}\}|[A-Za-z0-9△∠]{1,6}))?"
+    r"(?:\([A-Za-z0-9]{1,3}\))?\|?) ?[=≈] ?|≈ ?"
 )
-_MONEY = re.compile(r"([+-]?) ?([$€£]) ?(?=[0-9.])")
-_PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:\.[0-9]{1,15})?")
+_MONEY = re.compile(r"([+-]?) ?(?:US)?([$€£¥]) ?(?=[0-9.])")
+_PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:\.[0-9]{1,11})?")
 _TOKEN = re.compile(
     r"""[ ]?(?:
     (?P<number>(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)
     (?:[eE](?P<power>[+-]?[0-9]+)(?![0-9.]))?
-  | (?P<frac>\\[dtc]?frac(?![A-Za-z])) | (?P<sqrt>(?:\\|(?<![A-Za-z]))sqrt(?![A-Za-z]))
-  | (?P<pi>(?:\\|(?<![A-Za-z]))pi(?![A-Za-z]))
-  | (?P<boxed>\\boxed(?![A-Za-z])) | (?P<vulgar>[¼-¾⅐-⅞]) | (?P<mark>[-+*/^(){}\[\]]))""",
+  | (?P<frac>\\frac(?![A-Za-z])) | (?P<over>\\over(?![A-Za-z]))
+  | (?P<sqrt>(?:\\|(?<![A-Za-z]))sqrt(?![A-Za-z])) | (?P<pi>π|(?<![A-Za-z])pi(?![A-Za-z]))
+  | (?P<vulgar>[¼-¾⅐-⅞]) | (?P<mark>[-+*/^(){}\[\]]))""",
     re.VERBOSE,
 )
+# what multiplies a number: letters right behind it (5 K is five kelvin), or words
+_FACTORS = {"k": 3, "K": 3, "M": 6, "B": 9, "mn": 6, "bn": 9, "百": 2, "千": 3, "万": 4, "亿": 8}
+_FACTORS |= {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_FACTOR = re.compile(
+    r"(?:[kKMB]|[bm]n)(?![A-Za-z0-9/^])| ?[百千万亿](?![米克瓦])|"
+    r" ?(?:hundred|thousand|million|billion|trillion)\b"
+)
+# capital letters right behind a number that are as likely part of a name: seat 5A, floor 3F, 2D
+_NAMES = set("ABCDEFGHKMT")
 
 
 class Number(NamedTuple):
-    """What an answer says: its value (exact if the text is) and its unit in the spelling of
-    `data/answers/units.py`, "" for none."""
+    """What an answer says: its value (exact if the text is) and its unit (None: none). named: the unit may be
+    part of a name instead (5A)."""
 
     value: Fraction | float
-    unit: str
+    unit: Unit | None = None
+    named: bool = False
 
 
 class Token(NamedTuple):
-    """`kind` is number, frac, sqrt, pi, boxed, vulgar, end, or the mark itself; `exact` the value of a
-    number or vulgar fraction."""
+    """`kind` is number, frac, sqrt, pi, over, vulgar, end, or the mark itself; `exact` the value of a number
+    or vulgar fraction."""
 
     kind: str
     text: str
-    exact: Fraction | None = None
+    exact: Fraction | float = 0
 
 
 class _Unreadable(Exception):
@@ -93,21 +96,44 @@ def parse(text: str) -> Number | None:
     """The one number that `text` says, or None. Never raises; NaN, 1/0 and what is beyond the floats
     (1e999) are no numbers."""
     if _PLAIN.fullmatch(text):
-        return Number(Fraction(text), "")
+        return Number(Fraction(text))
+    return parse_normal(normal(text)) if len(text) <= LONGEST else None
+
+
+@lru_cache(maxsize=4096)
+def parse_normal(text: str) -> Number | None:
+    """The number in a text in normal form: 3 cm, x = 3 cm, and 3/2 = 1.5, whose sides are equal."""
     if len(text) > LONGEST:
         return None
-    text = _normal(text)
-    text = text[name.end() :] if (name := _NAME.match(text)) else text
+    name = _NAME.match(text)
+    if name and (name["sign"] or (name["name"] or "").lower() not in _WORDS):
+        text = text[name.end() :]
+    sides = re.split(" ?[=≈] ?", text, maxsplit=4)
+    found = [_number(side, working=len(sides) > 1) for side in sides]
+    numbers = [number for number in found if number]
+    if len(numbers) < len(found) or not all(same(numbers[0], other) for other in numbers[1:]):
+        return None
+    return next((number for number in numbers if number.unit), numbers[0])
+
+
+def _number(text: str, working: bool) -> Number | None:
     money = _MONEY.match(text)
+    text = money[1] + text[money.end() :] if money else text
     try:
-        tokens, rest = _tokens(money[1] + text[money.end() :] if money else text)
-        value, unit = _Reader(tokens).read(), unit_named(rest)
-        if money:
-            unit = money[2] if unit == "" else None
-        # so written, it catches NaN too (infinity - infinity on the way)
-        if unit is None or not abs(value) <= sys.float_info.max:
+        # 5 (cm)
+        tokens, rest = _tokens(re.sub(r" ?\(([^()0-9]+)\)$", r" \1", text))
+        value = _Reader(tokens, working).read()
+        factor = _FACTOR.match(rest)
+        letter = bool(factor and factor[0][0] in "kKMB") and not money
+        named = letter or rest in _NAMES
+        if factor:
+            value *= 10 ** _FACTORS[factor[0].strip()]
+            rest = rest[factor.end() :]
+        unit = unit_named(rest.strip()) if rest.strip() else None
+        # so written, the last test is true of NaN too (infinity - infinity on the way)
+        if (rest.strip() and (unit is None or money)) or not abs(value) <= sys.float_info.max:
             return None
-        return Number(value / 100, "") if unit == "%" else Number(value, unit)
+        return Number(value, unit_named(money[2]) if money else unit, named)
     except (_Unreadable, ZeroDivisionError, OverflowError):
         return None
 
@@ -116,17 +142,28 @@ def same(a: Number, b: Number) -> bool:
     """Whether two numbers are equal. Symmetric.
 
     Exactly, as fractions; within TOLERANCE, relative, only where one of them has no finite decimal (1/3, √2,
-    π). A unit may be left out on one side. Where both give one, 300 cm is 3 m, and 3 cm is neither 3 m nor 3
-    kg.
+    π). A unit may be left out on one side, if it is no name (5A). Where both give one, 300 cm is 3 m, and
+    3 cm is neither 3 m nor 3 kg. 50% is 50 with its unit left out, and it is 1/2.
     """
-    x, y = Fraction(a.value), Fraction(b.value)
     if a.unit and b.unit:
-        (kind, size), (other_kind, other_size) = UNITS[a.unit], UNITS[b.unit]
-        if kind != other_kind:
-            return False
-        x, y = x * size, y * other_size
-    if x == y or (_finite_decimal(a.value) and _finite_decimal(b.value)):
-        return x == y
+        return a.unit.of == b.unit.of and _equal(_in_base_units(a), _in_base_units(b))
+    if (a.unit and a.named) or (b.unit and b.named):
+        return False
+    unit = a.unit or b.unit
+    if unit and not unit.of and _equal(_in_base_units(a), _in_base_units(b)):
+        return True
+    return _equal(a.value, b.value)
+
+
+def _in_base_units(number: Number) -> Fraction | float:
+    size = number.unit.size if number.unit else Fraction(1)
+    return number.value * size if isinstance(number.value, Fraction) else number.value * float(size)
+
+
+def _equal(a: Fraction | float, b: Fraction | float) -> bool:
+    if _finite_decimal(a) and _finite_decimal(b):
+        return a == b
+    x, y = Fraction(a), Fraction(b)
     return abs(x - y) <= Fraction(TOLERANCE) * max(abs(x), abs(y))
 
 
@@ -136,63 +173,58 @@ def _finite_decimal(value: Fraction | float) -> bool:
     return isinstance(value, Fraction) and 10 ** value.denominator.bit_length() % value.denominator == 0
 
 
-def _normal(text: str) -> str:
-    """One spelling for each sign, single spaces, no delimiters of mathematics around, no full stop behind."""
-    if not text.isascii():
-        text = re.sub(
-            "[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda run: f"^{{{run[0].translate(_RAISED)}}}", text.translate(_SIGNS)
-        )
-    text = " ".join(text.split()).removesuffix(".").strip()
-    for start, end in _DELIMITERS:
-        if text.startswith(start) and text.endswith(end) and len(text) > len(start + end):
-            text = text[len(start) : -len(end)]
-            break
-    for pattern, plain in _SPELLINGS:
-        text = pattern.sub(plain, text)
-    return " ".join(text.split()).removesuffix(".").strip()
-
-
 def _tokens(text: str) -> tuple[list[Token], str]:
-    """The tokens of a number from the start of `text`, and what stands behind them (a unit, or what makes
-    it no number)."""
-    tokens, at = [], 0
+    """The tokens of a number from the start of `text`, and the text behind them (its unit, or what makes it
+    no number)."""
+    tokens: list[Token] = []
+    at = 0
     while match := _TOKEN.match(text, at):
-        kind, said = match.lastgroup, match[0].strip()
+        kind, said = match.lastgroup or "", match[0].strip()
         if match["number"]:
-            power = match["power"] or "0"
-            # Fraction("1e999999999") would build it
-            if len(power) > 5 or abs(int(power)) > 400:
-                raise _Unreadable
-            tokens.append(
-                Token("number", said, Fraction(match["number"].replace(",", "")) * Fraction(10) ** int(power))
-            )
+            tokens.append(Token("number", said, _decimal(match["number"], match["power"] or "0")))
         elif kind == "vulgar":
             above, _, below = unicodedata.normalize("NFKC", said).partition("⁄")
             tokens.append(Token("vulgar", said, Fraction(int(above), int(below))))
         else:
             tokens.append(Token(said if kind == "mark" else kind, said))
         at = match.end()
-    return tokens, text[at:].strip()
+    return tokens, text[at:]
+
+
+def _decimal(digits: str, power: str) -> Fraction | float:
+    # Fraction("1e999999999") would build it
+    if len(power) > 5 or abs(int(power)) > 400:
+        raise _Unreadable
+    whole, _, part = digits.replace(",", "").partition(".")
+    value = Fraction(int(whole + part or "0"), 10 ** len(part))
+    value = value * Fraction(10) ** int(power) if power != "0" else value
+    if not part or len((whole + part).strip("0")) < _FLOAT_DIGITS:
+        return value
+    rounded = f"{float(value):.12g}"
+    return Fraction(rounded) if len(rounded.partition("e")[0].strip("-0.")) <= 10 else float(value)
 
 
 class _Reader:
-    """Recursive descent over the tokens:
+    """Recursive descent over the tokens. working: exact numbers may be added and multiplied.
 
+    all      mixed | sum [over sum]
+    mixed    number (frac | ½ | number / number)         2 1/2, 2½: the parts are added
     sum      [+-] ratio ([+-] ratio)*                    one of the two not exact: 1+√2
     ratio    product [/ power]                           3/2, 3π/4; 1/2/3 and 1/2π are ambiguous
-    product  power ([*] power)*                          one of the two not exact, or the second a power of
-    ten: 2√2, 3 × 10^5 power    atom [^ integer] atom     number | ½ | π | √ atom | \\frac{sum}{sum} | (sum) |
-    \\boxed{sum}
+    product  power ([*] power)*                          one of the two not exact, or times a power of ten
+    power    atom [^ atom]
+    atom     number | ½ | π | √ [[n]] atom | frac argument argument | (sum) | {all}
     """
 
-    def __init__(self, tokens: list[Token]):
-        self.tokens, self.at, self.depth = [*tokens, Token("end", "")], 0, 0
+    def __init__(self, tokens: list[Token], working: bool):
+        self.tokens = [*tokens, Token("end", "")]
+        self.working = working
+        self.at = 0
+        self.depth = 0
 
     def read(self) -> Fraction | float:
         """The value of all tokens together."""
-        value = self.mixed()
-        if value is None:
-            value = self.sum()
+        value = self.all()
         self.need("end")
         return value
 
@@ -208,25 +240,29 @@ class _Reader:
             return token
         raise _Unreadable
 
+    def all(self) -> Fraction | float:
+        start = self.at
+        value = self.mixed()
+        if value is None:
+            self.at = start
+            value = self.sum()
+        return value / self.sum() if self.take("over") else value
+
     def mixed(self) -> Fraction | None:
-        """2 1/2, 2½, 2\\frac{1}{2}: the only places where two numbers side by side are added. None where
-        the tokens are nothing of the kind."""
-        sign = -1 if self.tokens[0].kind == "-" else 1
-        whole, *part = self.tokens[self.tokens[0].kind in ("+", "-") : -1] or self.tokens
-        if not whole.text.isdigit():
+        """None where the tokens are nothing of the kind."""
+        sign = self.take("+", "-")
+        whole = self.take("number")
+        kinds = [token.kind for token in self.tokens[self.at : self.at + 3]]
+        if (
+            not whole
+            or not whole.text.isdigit()
+            or not (kinds[0] in ("vulgar", "frac") or kinds == ["number", "/", "number"])
+        ):
             return None
-        spelling = [token.kind for token in part]
-        if spelling == ["vulgar"]:
-            fraction = part[0].exact
-        elif spelling in (["number", "/", "number"], ["frac", "{", "number", "}", "{", "number", "}"]):
-            above, below = (token.text for token in part if token.kind == "number")
-            if not (above.isdigit() and below.isdigit() and int(above) < int(below)):
-                raise _Unreadable
-            fraction = Fraction(int(above), int(below))
-        else:
-            return None
-        self.at = len(self.tokens) - 1
-        return sign * (whole.exact + fraction)
+        part = self.ratio()
+        if not (isinstance(part, Fraction) and isinstance(whole.exact, Fraction) and 0 < part < 1):
+            raise _Unreadable
+        return (whole.exact + part) * (-1 if sign and sign.kind == "-" else 1)
 
     def sum(self) -> Fraction | float:
         self.depth += 1
@@ -237,11 +273,14 @@ class _Reader:
         value = -value if sign and sign.kind == "-" else value
         while sign := self.take("+", "-"):
             other = self.ratio()
-            if isinstance(value, Fraction) and isinstance(other, Fraction):
-                raise _Unreadable
+            self.may_join(value, other)
             value = value + other if sign.kind == "+" else value - other
         self.depth -= 1
         return value
+
+    def may_join(self, a: Fraction | float, b: Fraction | float) -> None:
+        if isinstance(a, Fraction) and isinstance(b, Fraction) and not self.working:
+            raise _Unreadable
 
     def ratio(self) -> Fraction | float:
         value = self.product()
@@ -252,8 +291,8 @@ class _Reader:
         while self.take("*") or self.tokens[self.at].kind in ("sqrt", "pi", "("):
             scientific = self.tokens[self.at].text == "10" and self.tokens[self.at + 1].kind == "^"
             other = self.power()
-            if isinstance(value, Fraction) and isinstance(other, Fraction) and not scientific:
-                raise _Unreadable
+            if not scientific:
+                self.may_join(value, other)
             value = value * other
         return value
 
@@ -261,63 +300,58 @@ class _Reader:
         value = self.atom()
         if not self.take("^"):
             return value
-        close = {"{": "}", "(": ")"}.get(opened.kind) if (opened := self.take("{", "(")) else None
-        minus, digits = self.take("-"), self.need("number").text
-        if close:
-            self.need(close)
-        if not digits.isdigit() or len(digits) > 4:
+        sign = self.take("-")
+        exponent = self.atom() * (-1 if sign else 1)
+        if not isinstance(exponent, Fraction) or exponent.denominator > 9:
             raise _Unreadable
-        exponent = -int(digits) if minus else int(digits)
-        if (
-            isinstance(value, Fraction)
-            and abs(exponent) * max(value.numerator.bit_length(), value.denominator.bit_length()) > _BITS
-        ):
-            raise _Unreadable
-        return value**exponent
+        if isinstance(value, Fraction):
+            bits = max(value.numerator.bit_length(), value.denominator.bit_length())
+            if abs(exponent.numerator) * bits > _BITS:
+                raise _Unreadable
+        return _root(value**exponent.numerator, exponent.denominator)
 
     def atom(self) -> Fraction | float:
-        token = self.need("number", "vulgar", "pi", "sqrt", "frac", "(", "boxed")
-        if token.exact is not None:
-            return token.exact
+        token = self.need("number", "vulgar", "pi", "sqrt", "frac", "(", "{")
+        if token.kind in ("(", "{"):
+            value = self.sum() if token.kind == "(" else self.all()
+            self.need(")" if token.kind == "(" else "}")
+            return value
         if token.kind == "pi":
             return math.pi
-        if token.kind == "(":
-            return self.bracket(")")
+        if token.kind == "frac":
+            above = self.argument()
+            return above / self.argument()
         if token.kind == "sqrt":
-            return self.root()
-        if token.kind == "boxed":
-            return self.group()
-        # \frac32 is 3/2
-        if short := self.take("number"):
-            if len(short.text) != 2 or not short.text.isdigit():
+            index = self.need("number").text if self.take("[") else ""
+            if index:
+                self.need("]")
+            if index not in ("", *"23456789"):
                 raise _Unreadable
-            return Fraction(int(short.text[0]), int(short.text[1]))
-        return self.group() / self.group()
+            return _root(self.atom(), int(index or 2))
+        return token.exact
 
-    def group(self) -> Fraction | float:
-        self.need("{")
-        return self.bracket("}")
+    def argument(self) -> Fraction | float:
+        """Of \\frac: in braces, or the next digit, as in \\frac12."""
+        token = self.tokens[self.at]
+        if token.kind == "number" and token.text.isdigit() and len(token.text) > 1:
+            self.tokens[self.at] = Token("number", token.text[1:], Fraction(token.text[1:]))
+            return Fraction(token.text[0])
+        return self.atom()
 
-    def bracket(self, close: str) -> Fraction | float:
-        value = self.sum()
-        self.need(close)
+
+def _root(value: Fraction | float, index: int) -> Fraction | float:
+    """The root, exact where it is a fraction; odd ones of negative numbers, too."""
+    if index == 1:
         return value
-
-    def root(self) -> Fraction | float:
-        """√x or the cube root of x, exact where it is a fraction."""
-        cubic = False
-        if self.take("["):
-            cubic = self.need("number").text == "3"
-            self.need("]")
-            if not cubic:
-                raise _Unreadable
-        if number := self.take("number"):
-            value = number.exact
-        else:
-            value = self.bracket({"{": "}", "(": ")"}[self.need("{", "(").kind])
-        if value < 0:
+    if value < 0:
+        if index % 2 == 0:
             raise _Unreadable
-        if cubic or isinstance(value, float):
-            return float(value) ** (1 / 3 if cubic else 1 / 2)
-        above, below = math.isqrt(value.numerator), math.isqrt(value.denominator)
-        return Fraction(above, below) if Fraction(above**2, below**2) == value else math.sqrt(value)
+        return -_root(-value, index)
+    if isinstance(value, Fraction):
+        above, below = (
+            math.isqrt(part) if index == 2 else round(part ** (1 / index))
+            for part in (value.numerator, value.denominator)
+        )
+        if above**index == value.numerator and below**index == value.denominator:
+            return Fraction(above, below)
+    return float(value) ** (1 / index)

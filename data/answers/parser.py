@@ -1,31 +1,35 @@
-"""Reading an answer out of a completion: one strict parser, shared by the reward and by evaluation.
+"""Reading an answer out of a completion: one strict parser for rewards, curves, evaluation and data checks.
 
-Strict because a reward that can be fooled will be: "A or B or C" is not an answer, neither are two tags, an
-empty one, or one inside the reasoning. What could not be read is named (`why`), so that evaluation can count
-it apart from what was wrong. Every function is linear in
-the text: completions are long and nobody vouches for them. The paper's own rules stand beside the strict
-ones, by name (`…_paper`).
+Strict, because a policy finds every gap in a reward: "A or B or C" is no answer, two tags, an empty tag or a
+tag inside the reasoning are none. `why` names what could not be read, so evaluation counts it apart from what
+was wrong. An answer is brought into normal form (`data/answers/normal.py`) and then read as a letter, a
+choice's text, a number, a list or free text. Every function is linear in the text. The paper's own rules
+(`..._paper`) are separate.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from data.answers import numbers
+from data.answers.normal import bare, normal
+from data.answers.numbers import Number, parse_normal, same
 from data.types import LETTERS, Example
 
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-
-# characters of an answer; a longer one is a text, not an answer
-LONGEST = 2_000
-
-# Chinese-trained models write （Ａ） as readily as (A): full-width forms are read as their ASCII twins.
-_NARROW = {**{code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}, 0x3002: "."}
-_LABEL = re.compile(r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[.):]|$)[.):]?)[.:]?\s*(.*)", re.DOTALL)
+LONGEST = 2_000  # characters of an answer; a longer one is a text
+_LABELLED = re.compile(
+    r"(?:(?:\( ?(?=. ?\))|\[ ?(?=. ?\])|\{ ?(?=. ?\}))([A-Za-z]) ?[)\]}]|([A-Za-z])(?: ?[.):,\-]|$))"
+    r" ?[.:]? ?(.*)|(.+?) ?[(\[]([A-Za-z])[)\]]",
+    re.DOTALL,
+)
+_BRACKETED = re.compile(r"[(\[（【]\s*[A-Za-z]\s*[)\]）】]")
+# how a question lists its choices: (A) … (B) …, or A: … B: …
+_LISTED = (re.compile(r"[(（]([A-Z])[)）]"), re.compile(r"(?<![A-Za-z∠△])([A-Z]) ?[:：.．、)]"))
+# words and labels that make two answers of one, where the choices are not known
+_HEDGE = re.compile(r"\b(?:or|and|not|either|neither|maybe)\b|\b[A-Z]\b(?=[.):]|$)|\([A-Z]\)")
 _BRIDGE = re.compile(rf"{END_THINK}\s*{ANSWER}")
 _LETTER_PAPER = re.compile(r"(?:^|\s|\[|\()([A-H])(?:\s|\]|\)|$)")
 
@@ -43,53 +47,70 @@ def extract(text: str, choices: Sequence[str]) -> Extracted:
     """The one answer in `text` (opening included), between exactly one pair of answer tags outside the
     reasoning.
 
-    It must be a letter (A, a, A., (A), [A]), a choice's text, or a letter with its own text ("(A) yes").
-    Case, white space and a final full stop don't matter. Without choices it is whatever stands between the
-    tags.
+    It must be a letter (A, a, A., (A)), a choice's text, a value that one choice has, or a letter with its
+    own text ("(A) yes"). Case, spacing, markup and labels ("The answer is") don't matter. Without choices
+    it is the text between the tags.
     """
     content, why = _content(text)
-    if why:
-        return Extracted(None, None, why)
-    if not choices:
-        return Extracted(content, None, "")
-    readings = _readings(content, choices)
-    if len(readings) != 1:
-        return Extracted(None, None, "ambiguous" if readings else "not a choice")
-    index = readings.pop()
+    if why or not choices:
+        return Extracted(None if why else content, None, why)
+    index = chosen(content, tuple(choices))
+    if index < 0:
+        return Extracted(None, None, "not a choice" if index == NONE else "ambiguous")
     return Extracted(choices[index], LETTERS[index], "")
 
 
 def read(text: str, example: Example) -> Extracted:
-    """`extract`, and in addition an answer to a question for a number must be one ("not a number")."""
+    """`extract`; and an answer to a question for a number must be one, or a choice that the question lists
+    ("not a number")."""
     found = extract(text, example.choices)
-    if not found.why and gold_number(example) and numbers.parse(found.answer) is None:
-        return Extracted(None, None, "not a number")
-    return found
+    if found.answer is None or gold_number(example) is None or parse_normal(normal(found.answer)):
+        return found
+    listed = listed_choices(example.asked)
+    return found if listed and chosen(found.answer, listed) >= 0 else Extracted(None, None, "not a number")
 
 
 def is_right(text: str, example: Example) -> bool:
     """Whether the answer read from `text` is the example's.
 
-    A choice by its letter or its text; a free answer as text, without case, spacing and final full stop; and
-    as a number, by value (`numbers.same`), where the example says `extra["kind"] == "number"`.
+    A choice by its letter, text or value. A free answer by value (`numbers.same`) if `extra["kind"]` is
+    "number", else as text or list, without case and spacing. If the question lists choices, and the right
+    answer is one of them or its letter: by letter, text or value, too.
     """
     answer = extract(text, example.choices).answer
     if answer is None or example.choices:
         return answer == example.answer
-    if gold := gold_number(example):
-        said = numbers.parse(answer)
-        return said is not None and numbers.same(said, gold)
-    return _plain(answer) == _plain(example.answer)
+    return _is_right(answer, example.answer, example.extra.get("kind") == "number", example.asked)
 
 
-def gold_number(example: Example) -> numbers.Number | None:
+@lru_cache(maxsize=4096)
+def _is_right(answer: str, gold: str, number: bool, question: str) -> bool:
+    said, wanted = normal(answer), normal(gold)
+    if number and (right := parse_normal(wanted)):
+        value = parse_normal(said)
+        if (value and same(value, right)) or plain(said) == plain(wanted):
+            return True
+    elif _same_text(said, wanted):
+        return True
+    listed = listed_choices(question)
+    if listed and (index := chosen(gold, listed)) >= 0:
+        return chosen(answer, listed) == index
+    # the label of choices that are not known
+    label = _LABELLED.fullmatch(said)
+    return bool(
+        len(wanted) == 1
+        and wanted in LETTERS
+        and label
+        and (label[1] or label[2]) == wanted
+        and not _HEDGE.search(label[3])
+    )
+
+
+def gold_number(example: Example) -> Number | None:
     """The right answer as a number. None: it is compared as text, because the example does not ask for a
     number, or its answer is none."""
-    return (
-        numbers.parse(example.answer)
-        if not example.choices and example.extra.get("kind") == "number"
-        else None
-    )
+    asks = not example.choices and example.extra.get("kind") == "number"
+    return parse_normal(normal(example.answer)) if asks else None
 
 
 def is_right_paper(text: str, example: Example) -> bool:
@@ -101,8 +122,8 @@ def is_right_paper(text: str, example: Example) -> bool:
     said = _answer_paper(text)
     if said == example.answer.strip():
         return True
-    letters = list(_LETTER_PAPER.finditer(said))
-    return bool(letters) and letters[-1][1] == example.answer.strip()
+    letters = _LETTER_PAPER.findall(said)
+    return bool(letters) and letters[-1] == example.answer.strip()
 
 
 def well_formed(text: str) -> bool:
@@ -161,28 +182,104 @@ def _content(text: str) -> tuple[str, str]:
     )
 
 
-def _readings(content: str, choices: Sequence[str]) -> set[int]:
-    """The indices of all choices that `content` may mean."""
-    said, plain = _plain(content), _plain_choices(tuple(choices))
-    readings = {index for index, choice in enumerate(plain) if choice == said}
-    if label := _LABEL.fullmatch(said):
-        letter = next(group for group in label.groups()[:3] if group)
-        index, own = LETTERS.index(letter.upper()), label.group(4)
-        if index < len(choices) and own in ("", plain[index]):
-            readings.add(index)
-    return readings
+NONE, SEVERAL = -1, -2
 
 
 @lru_cache(maxsize=4096)
-def _plain_choices(choices: tuple[str, ...]) -> tuple[str, ...]:
-    """Remembered, because a group's completions are all held against the same choices."""
-    return tuple(map(_plain, choices))
+def chosen(content: str, choices: tuple[str, ...]) -> int:
+    """The index of the one choice that `content` means, NONE or SEVERAL.
+
+    By letter or text; by value where exactly one choice has it.
+    """
+    said = normal(content)
+    label = _LABELLED.fullmatch(said)
+    lettered = set()
+    if label:
+        index = LETTERS.index((label[1] or label[2] or label[5]).upper())
+        own = bare(label[3] if label[5] is None else label[4])
+        if index < len(choices) and (not own or _means(own, choices[index])):
+            lettered = {index}
+    # two choices may differ in case only
+    texts = {index for index, choice in enumerate(choices) if normal(choice) == said}
+    texts = texts or {index for index, choice in enumerate(choices) if plain(normal(choice)) == plain(said)}
+    found = lettered | texts
+    if len(found) > 1 and lettered and _BRACKETED.search(content) and content.strip() not in choices:
+        found = lettered
+    if not found:
+        found = {index for index, choice in enumerate(choices) if _means(said, choice)}
+    return found.pop() if len(found) == 1 else SEVERAL if found else NONE
 
 
-def _plain(text: str) -> str:
-    """Without what an answer's meaning does not hang on: case, spacing, full-width forms, a final full
-    stop."""
-    text = (
-        text.lower() if text.isascii() else unicodedata.normalize("NFC", text).translate(_NARROW).casefold()
-    )
-    return " ".join(text.split()).removesuffix(".").rstrip()
+def _means(said: str, choice: str) -> bool:
+    """Whether a text in normal form is a choice's, or has its value."""
+    form = normal(choice)
+    value, own = parse_normal(said), parse_normal(form)
+    return _same_text(said, form) or bool(value and own and same(value, own))
+
+
+@lru_cache(maxsize=1024)
+def listed_choices(question: str) -> tuple[str, ...]:
+    """The choices that a question's own text lists: "(A) 36° (B) 54°", "A:36°B:54°", one a line. () if none.
+
+    Of several lists the last; a choice ends with its line.
+    """
+    for style in _LISTED:
+        marks = list(style.finditer(question))
+        start = max((at for at, mark in enumerate(marks) if mark[1] == "A"), default=len(marks))
+        run = [mark for letter, mark in zip(LETTERS, marks[start:]) if mark[1] == letter]
+        if len(run) < 2 or run != marks[start : start + len(run)]:
+            continue
+        ends = [mark.start() for mark in run[1:]] + [len(question)]
+        texts = [question[mark.end() : end].strip().partition("\n")[0] for mark, end in zip(run, ends)]
+        texts = [text.strip(" ,;，；、") for text in texts]
+        if all(texts):
+            return tuple(texts)
+    return ()
+
+
+def _same_text(a: str, b: str) -> bool:
+    """Two texts in normal form: without case and spacing; tuples, intervals and lists part by part, numbers
+    in them by value; sets in any order."""
+    if plain(a) == plain(b):
+        return True
+    (brackets, parts), (others, other_parts) = _parts(a), _parts(b)
+    if brackets != others or len(parts) != len(other_parts) or len(parts) < 2:
+        return False
+    if brackets == "{}":
+        parts, other_parts = sorted(parts, key=_order), sorted(other_parts, key=_order)
+    return all(_same_part(x, y) for x, y in zip(parts, other_parts))
+
+
+def _same_part(a: str, b: str) -> bool:
+    value, other = parse_normal(a), parse_normal(b)
+    return bool(value and other and same(value, other)) or plain(a).lstrip("+") == plain(b).lstrip("+")
+
+
+def _order(part: str) -> tuple[bool, float, str]:
+    value = parse_normal(part)
+    return value is None, float(value.value) if value else 0.0, plain(part)
+
+
+@lru_cache(maxsize=4096)
+def _parts(text: str) -> tuple[str, list[str]]:
+    """(3, 4) -> "()" and its parts; a name before "=" goes. Without commas one part."""
+    text = re.sub(r"^[^=∈]{1,12}[=∈] ?(?=[(\[{])", "", text)
+    brackets = text[:1] + text[-1:]
+    if re.fullmatch(r"[(\[][)\]]|\{\}", brackets):
+        text = text[1:-1]
+    else:
+        brackets = ""
+    parts, depth = [""], 0
+    for sign in text:
+        depth += (sign in "([{") - (sign in ")]}")
+        if sign in ",;" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return brackets, [normal(part) for part in parts]
+
+
+@lru_cache(maxsize=4096)
+def plain(text: str) -> str:
+    """A text in normal form without case, and without spaces beside punctuation and operators or in 5 cm."""
+    return re.sub(r" ?([^\w\s]) ?|(?<=[0-9]) (?=[^\W\d])", r"\1", text.casefold()).strip()

@@ -1,120 +1,161 @@
-"""The units an answer may carry: `3 cm`, `140°`, `5 m/s`, `$4`, `12 square units`. A table, so that what
-is not in it is no unit ("3 or 4", "3x")."""
+"""The units an answer may carry, as a grammar: prefix x symbol or word, powers, products and quotients.
+
+    3 cm · 12 sq. units · 9.8 m/s^2 · 60 miles per hour · 25 cm2 · 5 KG · 8平方厘米
+
+Tables hold the units and their definitions, in the grammar's own words. A word that is not in them is no unit
+("3 or 4", "3 apples"), and then the text is no number.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
 
-_LENGTHS = {
-    "m": Fraction(1),
-    "mm": Fraction(1, 1000),
-    "cm": Fraction(1, 100),
-    "dm": Fraction(1, 10),
-    "km": Fraction(1000),
-    "in": Fraction(254, 10000),
-    "ft": Fraction(3048, 10000),
-    "yd": Fraction(9144, 10000),
-    "mi": Fraction(1609344, 1000),
-}
-_KINDS = {
-    "length": _LENGTHS,
-    "area": {f"{name}^2": size**2 for name, size in _LENGTHS.items()},
-    "volume": {f"{name}^3": size**3 for name, size in _LENGTHS.items()}
-    | {"L": Fraction(1, 1000), "mL": Fraction(1, 10**6)},
-    "mass": {"g": Fraction(1), "mg": Fraction(1, 1000), "kg": Fraction(1000), "t": Fraction(10**6)},
-    "time": {
-        "s": Fraction(1),
-        "ms": Fraction(1, 1000),
-        "min": Fraction(60),
-        "h": Fraction(3600),
-        "days": Fraction(86400),
-    },
-    "speed": {"m/s": Fraction(1), "km/h": Fraction(5, 18)},
-    "dollars": {"$": Fraction(1), "cents": Fraction(1, 100)},
-    **{
-        name: {name: Fraction(1)}
-        for name in (
-            "°",
-            "rad",
-            "°C",
-            "°F",
-            "K",
-            "€",
-            "£",
-            "N",
-            "J",
-            "W",
-            "V",
-            "A",
-            "Ω",
-            "Hz",
-            "Pa",
-            "units",
-            "units^2",
-            "units^3",
-        )
-    },
-}
+from data.answers.normal import table
 
-UNITS = {name: (kind, size) for kind, names in _KINDS.items() for name, size in names.items()}
-"""{unit: (what it measures, its size in the first unit of that)}"""
-
-_WORDS = {
-    "meter": "m",
-    "metre": "m",
-    "millimeter": "mm",
-    "millimetre": "mm",
-    "centimeter": "cm",
-    "centimetre": "cm",
-    "kilometer": "km",
-    "kilometre": "km",
-    "inch": "in",
-    "foot": "ft",
-    "feet": "ft",
-    "yard": "yd",
-    "mile": "mi",
-    "unit": "units",
-}
-_WORDS |= {
-    f"{power} {word}": f"{name}^{n}"
-    for power, n in (("square", 2), ("sq", 2), ("cubic", 3))
-    for word, name in _WORDS.items()
-}
-_WORDS |= {
-    "degree": "°",
-    "deg": "°",
-    "radian": "rad",
-    "dollar": "$",
-    "euro": "€",
-    "cent": "cents",
-    "gram": "g",
-    "kilogram": "kg",
-    "second": "s",
-    "sec": "s",
-    "minute": "min",
-    "hour": "h",
-    "day": "days",
-    "liter": "L",
-    "litre": "L",
-    "newton": "N",
-    "joule": "J",
-    "watt": "W",
-    "volt": "V",
-    "ohm": "Ω",
-    "percent": "%",
-}
-_TEXT = re.compile(r"\\(?:text|mathrm|rm) ?\{([^{}]*)\}")
+Dimensions = tuple[tuple[str, int], ...]
 
 
-def unit_named(text: str) -> str | None:
-    """The unit that `text` names, in this table's spelling; "" for no text, "%" for per cent, None for
-    anything else."""
-    text = _TEXT.sub(r"\1", text).replace("\\", "").replace("{", "").replace("}", "").strip()
-    if text in UNITS or text in ("", "%"):
-        return text
-    word = text.lower()
-    return next(
-        (_WORDS[form] for form in (word, word.removesuffix("s"), word.removesuffix("es")) if form in _WORDS),
-        None,
-    )
+class Unit(NamedTuple):
+    """`size` in base units of what is measured, `of`: m^2 is (("m", 2),), per cent ()."""
+
+    size: Fraction
+    of: Dimensions
+
+
+PREFIXES = {"k": 3, "c": -2, "m": -3, "d": -1, "μ": -6, "u": -6, "n": -9, "M": 6, "G": 9, "h": 2, "T": 12}
+PREFIX_WORDS = dict(
+    kilo=3, centi=-2, milli=-3, deci=-1, micro=-6, nano=-9, mega=6, giga=9, hecto=2, tera=12, pico=-12, deca=1
+)
+# pm and am are times of the day, so the prefixes pico and atto have no symbol
+BASE = "m g s A K mol cd ° rad °C °F $ € £ ¥ unit month byte pixel %".split()
+PREFIXABLE = set("m g s A K mol cd N J W V C F Ω T H L l Hz Pa Wb eV cal bar Wh Nm byte B t".split())
+DEFINED = {
+    "N": "kg*m/s^2", "J": "N*m", "W": "J/s", "Pa": "N/m^2", "C": "A*s", "V": "W/A", "Ω": "V/A", "F": "C/V",
+    "Wb": "V*s", "T": "Wb/m^2", "H": "Wb/A", "Hz": "s^-1", "L": "dm^3", "l": "L", "Nm": "N*m", "Wh": "W*h",
+    "t": "1000 kg", "lb": "453.59237 g", "oz": "28.349523125 g", "eV": "1.602176634e-19 J", "cal": "4.184 J",
+    "bar": "100000 Pa", "atm": "101325 Pa", "in": "0.0254 m", "ft": "12 in", "yd": "3 ft", "mi": "1760 yd",
+    "nmi": "1852 m", "cc": "cm^3", "ha": "10000 m^2", "acre": "43560 ft^2", "min": "60 s", "h": "60 min",
+    "day": "24 h", "week": "7 day", "year": "12 month", "mph": "mi/h", "kph": "km/h", "mps": "m/s",
+    "fps": "ft/s", "knot": "nmi/h", "cent": "0.01 $", "B": "byte", "gal": "231 in^3",
+    "pint": "0.125 gal", "quart": "0.25 gal", "rpm": "min^-1",
+}  # fmt: skip
+WORDS = table("""
+    metre=m meter=m gram=g gramme=g second=s sec=s minute=min hour=h hr=h d=day wk=week yr=year ampere=A
+    amp=A kelvin=K mole=mol litre=L liter=L newton=N joule=J watt=W volt=V ohm=Ω hertz=Hz pascal=Pa
+    coulomb=C farad=F tesla=T henry=H calorie=cal gallon=gal byte=byte inch=in foot=ft feet=ft yard=yd
+    mile=mi nauticalmile=nmi pound=lb ounce=oz tonne=t ton=t hectare=ha degree=° deg=° degs=° radian=rad
+    celsius=°C degreecelsius=°C degreec=°C centigrade=°C fahrenheit=°F degreefahrenheit=°F degreef=°F
+    dollar=$ usd=$ usdollar=$ euro=€ eur=€ gbp=£ yuan=¥ rmb=¥ cny=¥ yen=¥ jpy=¥ ¢=cent penny=cent
+    pennies=cent percent=% pct=% kmh=kph kmph=kph kn=knot kt=knot px=pixel watthour=Wh newtonmetre=Nm
+    newtonmeter=Nm
+""")
+CHINESE = table("""
+    摄氏度=°C 平方=sq 立方=cubic 每=/ 海里=nmi 公里=km 千米=km 厘米=cm 毫米=mm 分米=dm 微米=μm 纳米=nm
+    公斤=kg 千克=kg 毫克=mg 毫升=mL 小时=h 分钟=min 毫秒=ms 英里=mi 英尺=ft 英寸=in 公顷=ha 米=m 克=g 吨=t
+    升=L 秒=s 时=h 分=min 天=day 日=day 周=week 月=month 年=year 度=° 元=¥ 个=unit 瓦=W 伏=V 安=A
+    牛=N 焦=J 欧=Ω
+""")
+POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
+LONGEST = 60  # characters of a unit
+_CHINESE = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))
+_JOINED = re.compile(
+    r"\b(per(?= ?cent)|nautical|us|newton|watt|degree)s?[ -]+"
+    r"(cents?|miles?|dollars?|met(?:er|re)s?|hours?|celsius|fahrenheit|centigrade|[cf])\b",
+    re.IGNORECASE,
+)
+_TERM = re.compile(
+    r" ?(?P<sign>[/*]|(?i:per)\b)? ?(?:(?P<before>(?i:square|sq|cubic|cu)) ?(?=[^\W\d_]))?"
+    r"(?P<word>° ?[CF](?![a-z])|[^\W\d_]+|[°$€£¥%¢])"
+    r"(?: ?\^ ?(?P<power>-?[1-9])| ?(?P<digit>[23])(?![0-9])| (?P<after>(?i:squared|cubed))\b)?"
+)
+
+
+@lru_cache(maxsize=4096)
+def unit_named(text: str) -> Unit | None:
+    """The unit that `text` names, in normal form (`data/answers/normal.py`); None if it names none.
+
+    Terms stand side by side or with "*" between; all that follows "/" or "per" divides.
+    """
+    text = _CHINESE.sub(lambda found: f" {CHINESE[found[0]]} ", re.sub(r"[{}().]", " ", text))
+    text = " ".join(_JOINED.sub(lambda found: (found[1] + found[2]).lower(), text).split())
+    if not text or len(text) > LONGEST:
+        return None
+    terms: list[re.Match[str]] = []
+    at = 0
+    while at < len(text) and (term := _TERM.match(text, at)):
+        terms.append(term)
+        at = term.end()
+    units = [unit for term in terms if (unit := named(term["word"]))]
+    side_by_side = [term["word"] for term in terms if not term["sign"]]
+    if (
+        at < len(text)
+        or len(units) < len(terms)
+        or terms[0]["sign"]
+        or len(set(side_by_side)) < len(side_by_side)
+    ):
+        return None
+    # per cent has no second unit beside it
+    if len(units) > 1 and not all(unit.of for unit in units):
+        return None
+    size, powers, sign = Fraction(1), Counter[str](), 1
+    for term, unit in zip(terms, units):
+        sign = -1 if term["sign"] not in (None, "*") else sign
+        power = POWERS.get((term["before"] or term["after"] or "").lower(), 1)
+        power *= sign * int(term["power"] or term["digit"] or 1)
+        size *= unit.size**power
+        powers.update({name: times * power for name, times in unit.of})
+    return Unit(size, tuple(sorted((name, times) for name, times in powers.items() if times)))
+
+
+@lru_cache(maxsize=4096)
+def named(word: str) -> Unit | None:
+    """One word or symbol: as it is spelt, else in small letters, else without the ending of a plural."""
+    word = word.replace(" ", "")
+    small = word.lower()
+    # one letter has a meaning in its own case only
+    for form in (
+        (word, small, small.removesuffix("s"), small.removesuffix("es")) if len(word) > 1 else (word,)
+    ):
+        name = _SYMBOLS.get(form) or WORDS.get(form) or (len(word) > 1 and _FOLDED.get(form))
+        if name:
+            return _defined(name)
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _defined(name: str) -> Unit:
+    """A name of the tables, after a power of ten: "-2 m"."""
+    prefix, _, base = name.rpartition(" ")
+    scale = Fraction(10) ** int(prefix or 0)
+    if base in BASE:
+        return Unit(scale, ((base, 1),)) if base != "%" else Unit(Fraction(1, 100), ())
+    number, _, rest = DEFINED[base].rpartition(" ")
+    unit = unit_named(rest)
+    assert unit, name
+    return Unit(scale * Fraction(number or 1) * unit.size, unit.of)
+
+
+# every spelling of a symbol -> power of ten and name. Megametres do not occur: Mm, ML, MG are mm, mL and mg.
+_SYMBOLS = {name: name for name in [*BASE, *DEFINED]}
+_SYMBOLS |= {
+    mark + name: f"{tens} {name}"
+    for name in PREFIXABLE
+    for mark, tens in PREFIXES.items()
+    if mark + name not in _SYMBOLS and not (mark == "M" and name in "mgsLl")
+}
+WORDS |= {
+    mark + word: f"{tens} {name}"
+    for word, name in WORDS.items()
+    if name in PREFIXABLE
+    for mark, tens in PREFIX_WORDS.items()
+}
+# in small letters; of two prefixes the first in the table
+_FOLDED: dict[str, str] = {}
+for _mark in ["", *PREFIXES]:
+    for _name in [*BASE, *DEFINED]:
+        if _mark + _name in _SYMBOLS:
+            _FOLDED.setdefault((_mark + _name).lower(), _SYMBOLS[_mark + _name])

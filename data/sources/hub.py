@@ -114,6 +114,10 @@ def resolve(
             last = NoMatch(f"{data}: no file matches {pattern}; in {folder} there are {some(folder)}")
         except NoMatch as error:
             last = error
+    if path.is_dir() and matching(path, ["*.arrow"]):
+        said = "was written by datasets.save_to_disk; write it as parquet with the one line"
+        line = f'datasets.load_from_disk("{data}").to_parquet("{path.name}.parquet")'
+        raise NoMatch(f"{data}: {said} {line}") from last
     raise last
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from data.images import LFS
 from data.types import BadRow, BadSource
 
 # bytes of row groups kept in memory
@@ -63,6 +64,9 @@ class ParquetShard:
         pyarrow = _pyarrow(path)
         if not path.is_file():
             raise BadSource(f"{path}: no such file")
+        with open(path, "rb") as file:
+            if file.read(len(LFS)) == LFS:
+                raise BadSource(f"{path}: is a git-lfs pointer; fetch the file with `git lfs pull`")
         try:
             self._file = pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
         except (pyarrow.ArrowException, OSError) as error:

@@ -8,8 +8,11 @@ A run skips, counts and names it; `python -m data.check` lists them all.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, overload
@@ -18,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.sources import hub
-from data.types import BadExample, BadRow, BadSource, Example, Picture
+from data.types import MARK, BadExample, BadRow, BadSource, Example, Picture
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,32 @@ class Row:
             remedy = "fill it" if value is None else "write text in quotes"
             raise self.bad(name, f"holds {type(value).__name__}, not text", remedy)
         return self._encodable(name, value)
+
+    def answer(self, name: str = "answer") -> str:
+        """The text or the finite number in a field, as text. Raises BadRow."""
+        value = self.values.get(name)
+        if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+            # a decimal of a table may end in zeros
+            if isinstance(value, int) or math.isfinite(value):
+                return str(value)
+            raise self.bad(name, f"holds {value}, not text or a number", "write the answer")
+        if not isinstance(value, str):
+            remedy = "write the answer, or the text of the right choice"
+            raise self.bad(name, f"holds {type(value).__name__}, not text or a number", remedy)
+        return self._encodable(name, value)
+
+    def placed(self, name: str, pictures: Sequence[Picture]) -> str:
+        """The question in a field. Marks "<image>" at its start go: there the template puts the pictures.
+        Others stay, one for each picture. Raises BadRow."""
+        text = self.text(name)
+        marks = text.count(MARK)
+        if marks not in (0, len(pictures)):
+            said = f"has {marks} marks {MARK}, and there are {len(pictures)} pictures"
+            raise self.bad(name, said, "write one mark for each picture, or none")
+        rest = text.lstrip()
+        while rest.startswith(MARK):
+            rest = rest.removeprefix(MARK).lstrip()
+        return text if not marks else rest.strip() if MARK not in rest else text.strip()
 
     def texts(self, name: str, missing: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """The list of texts in a field. Raises BadRow."""
@@ -102,10 +131,11 @@ class Layout:
 @dataclass(frozen=True)
 class Rows(Sequence[Example]):
     """Examples, made on demand. `examples[i]` raises BadExample (BadRow, BadPicture) that names file and
-    row; a slice is lazy, too. `places` (n, 2): the shard and the row of each."""
+    row; a slice is lazy, too. `places` (n, 2): the shard and the row of each. `names`: of the shards."""
 
     layout: Layout
     shards: list[Any]
+    names: list[str]
     places: np.ndarray
     seed: int
     beside: Path | None = None
@@ -124,7 +154,7 @@ class Rows(Sequence[Example]):
         shard = self.shards[number]
         where = shard.where(row)
         values = shard.row(row)
-        uid = f"{shard.path.stem}/{row}"
+        uid = f"{self.names[number]}/{row}"
         try:
             pictures = shard.shown(values, where)
             return self.layout.example(
@@ -153,7 +183,16 @@ def open_rows(layout: Layout, data: str | Path, split: str, limit: int | None, s
     files, cut = _files(layout, data, split)
     shards = [layout.shard(file, layout.columns, layout.optional, layout.pictures) for file in files]
     chosen = list(islice(_of_split(layout, shards, split if cut else "all"), limit))
-    return Rows(layout, shards, np.array(chosen, np.int64).reshape(-1, 2), seed, beside)
+    return Rows(layout, shards, _names(files), np.array(chosen, np.int64).reshape(-1, 2), seed, beside)
+
+
+def _names(files: list[Path]) -> list[str]:
+    """A name for each file, for uids: its stem; where two files share one, the path below their folder."""
+    names = [file.stem for file in files]
+    if len(set(names)) < len(names):
+        above = os.path.commonpath([file.parent for file in files])
+        names = [os.path.relpath(file, above).replace(os.sep, "/") for file in files]
+    return names
 
 
 def _files(layout: Layout, data: str | Path, split: str) -> tuple[list[Path], bool]:

@@ -92,11 +92,10 @@ def sat_task(question: str, kind: str) -> str:
 
 
 def open_question(row: Row, question: str, answer: str) -> Example:
-    """A question with a free answer: a number if it can be read as one. The mark "<image>" is removed,
-    because the template puts the picture before the question."""
+    """A question with a free answer: a number if it can be read as one."""
     return Example(
         uid=row.uid,
-        question=question.replace("<image>", "").strip(),
+        question=question.strip(),
         choices=(),
         answer=answer,
         pictures=row.pictures,
@@ -106,7 +105,7 @@ def open_question(row: Row, question: str, answer: str) -> Example:
 
 def problem_example(row: Row) -> Example:
     """Geometry3K and Vision-R1-rl, EasyR1's layout: `problem` and `answer`, which may be LaTeX."""
-    return open_question(row, row.text("problem"), row.text("answer").strip())
+    return open_question(row, row.placed("problem", row.pictures), row.answer().strip())
 
 
 def solution_example(row: Row) -> Example:
@@ -115,7 +114,7 @@ def solution_example(row: Row) -> Example:
     found = _TAGGED.fullmatch(solution)
     if not found:
         raise row.bad("solution", f"{solution[:60]!r} is not <answer> … </answer>")
-    return open_question(row, row.text("problem"), found[1].strip())
+    return open_question(row, row.placed("problem", row.pictures), found[1].strip())
 
 
 SAT = Layout(
@@ -143,11 +142,16 @@ GEOQA = CLEVR = Layout(
     pictures=(("image",), ("images",)),
     files=dict.fromkeys(("all", "train"), ("*train-*.parquet", "*.parquet")),
 )
+_OTHER_JSON = ("*.jsonl.gz", "*.json", "*.json.gz")
 JSONL = Layout(
     shard=JsonlShard,
     example=own_example,
     columns=("question", "answer"),
-    pictures=(("pictures", "picture"),),
+    pictures=(("pictures", "picture", "images", "image"),),
     also=("*",),
-    files={"all": ("*.jsonl",), "train": ("*train.jsonl", "*.jsonl"), "heldout": ("*heldout.jsonl",)},
+    files={
+        "all": ("*.jsonl", *_OTHER_JSON),
+        "train": ("*train.jsonl", "*.jsonl", *_OTHER_JSON),
+        "heldout": ("*heldout.jsonl",),
+    },
 )

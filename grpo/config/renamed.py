@@ -5,6 +5,7 @@ A setting that goes gets its line in RENAMED or REMOVED, so that an old recipe i
 
 RENAMED = {
     "slots": "max_rows",
+    "loss.stretches": "loss.sections",
     # TRL and EasyR1
     "beta": "loss.kl_coef",
     "epsilon": "loss.clip_low",

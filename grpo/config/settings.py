@@ -76,9 +76,9 @@ class Loss:
     micro_tokens: int = 16384
     """Maximum of tokens in one forward pass (prompts once, completions, padding). It changes memory and
     speed, not the gradient."""
-    stretches: int = 4
-    """CPU, float32: split a step into this many fixed chunks, so that 1, 2 and 4 ranks give bit-identical
-    runs. 0: one chunk per group, for any number of ranks."""
+    sections: int = 4
+    """CPU, float32: split a step into this many fixed sections, so that 1, 2 and 4 ranks give bit-identical
+    runs. 0: one section per group, for any number of ranks."""
     logits_mib: float | None = None
     """MiB of logits held at a time; the peak is twice that. null: 115 on a CPU, 512 on a GPU. It changes
     memory and speed, not the gradient."""
@@ -255,7 +255,7 @@ class Config:
 
 
 LEAST = {
-    0: "steps seed loss.kl_coef loss.clip_high loss.stretches optim.warmup optim.weight_decay "
+    0: "steps seed loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
     "optim.max_grad_norm eval.every eval.items save.every save.keep report.every report.prompts",
     1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates loss.micro_tokens "
     "eval.cap",

@@ -15,7 +15,7 @@ from grpo.monitor import report, warnings
 from grpo.monitor.step_metrics import completion_rows, shown_groups, step_metrics
 from grpo.objective import LossStats
 from grpo.optim import NonFinite
-from grpo.parallel.ranks import announce, gather_objects, sum_over_ranks
+from grpo.parallel.ranks import gather_objects, sum_over_ranks
 from grpo.timing import take_times
 
 # the progress bar: name -> metric
@@ -66,7 +66,6 @@ class Recorder:
 
     def begin_step(self, step: int) -> None:
         """Start the clocks of a step."""
-        announce(f"step {step}")
         take_times()
         self.step_began = time.perf_counter()
 

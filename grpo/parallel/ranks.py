@@ -1,29 +1,33 @@
-"""Ranks: who this process is, and the few sums that a step needs from all of them.
+"""Ranks: which of the processes this is, and the few sums and gathers that a step needs from all of them.
 
-Everything here is right for one process too, so the algorithm has no `if world_size > 1`. Each rank takes its
-stretch of the global batch (`share`), so what is gathered from all ranks is in the order in which one would
-have it. A loss is a sum with weights that were decided over all ranks (docs/06): so gradients are *summed*,
-never averaged.
+Everything here works for one process too, so the algorithm has no `if world_size > 1`. Each rank takes a
+contiguous part of the global batch (`share`). So what is gathered from all ranks has the order that one rank
+would have. The weights of the loss are fixed over all ranks (docs/06). So gradients are *summed*, not
+averaged.
 """
 
 import os
-import socket
+import signal
+import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from grpo.parallel.watch import Watch
+from grpo.parallel.lost_ranks import LOST, RollCall
 
-# timeouts after which the process group itself gives up, whatever the watch has seen
-PATIENCE = 20
-_watch: Watch | None = None
+T = TypeVar("T")
+# how long a rank waits for the others to start, at least
+SECONDS_TO_START = 300.0
+# how long the other ranks of a machine leave the first one to print an error that all of them have
+SECONDS_TO_PRINT = 10.0
+_roll: RollCall | None = None
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,13 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Rank 0 writes files and talks to the person."""
+        """Rank 0 writes files and prints."""
         return self.rank == 0
 
-    def share(self, items: list) -> list:
-        """This rank's stretch of what all ranks share; some ranks have none where there are fewer items
-        than ranks."""
-        first, end = (-(-rank * len(items) // self.size) for rank in (self.rank, self.rank + 1))
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This rank's contiguous part of the items. With fewer items than ranks, some parts are empty."""
+        first = -(-self.rank * len(items) // self.size)
+        end = -(-(self.rank + 1) * len(items) // self.size)
         return items[first:end]
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -50,17 +54,17 @@ class Ranks:
         return sum_over_ranks(tensor)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The ranks' tensors, (n, ...) each, concatenated along dim 0, on every rank. The ranks may hold
-        different n."""
-        return torch.cat(_every_tensor(tensor)) if self.size > 1 else tensor
+        """The ranks' tensors, (n, ...) each, concatenated along dim 0, on every rank. n may differ."""
+        return tensor if self.size == 1 else torch.cat(gather_objects([tensor]))
 
 
 def join_ranks(device: str = "auto", timeout: float = 600.0) -> Ranks:
     """Join the process group that torchrun announces, if any. device: auto, cpu or cuda. timeout: seconds
-    after which a rank that others wait for is lost (watch.py)."""
-    global _watch
+    after which a collective fails because a rank has not come. Raises ValueError."""
+    global _roll
     rank, size, local = (
-        int(os.environ.get(k, d)) for k, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        int(os.environ.get(key, default))
+        for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch sees no GPU here; use device=auto or device=cpu")
@@ -68,43 +72,35 @@ def join_ranks(device: str = "auto", timeout: float = 600.0) -> Ranks:
     if cuda:
         torch.cuda.set_device(local)
     else:
-        beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        # torchrun sets it to 1 for several processes; else it is the person's
-        if beside > 1 or "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
+        on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        # torchrun sets it to 1 for several processes; otherwise the person has set it
+        if on_machine > 1 or "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // on_machine))
     if size > 1 and not dist.is_initialized():
-        patience = timedelta(seconds=PATIENCE * timeout)
-        store = (
-            {"store": fresh_store(rank, patience), "rank": rank, "world_size": size}
-            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-            else {}
-        )
+        store = _fresh_store(timedelta(seconds=max(timeout, SECONDS_TO_START)))
+        _roll = RollCall(store, rank, size, timeout)
+        _roll.arrive("the start")
+        store.wait([f"reached {r}" for r in range(size)])
         # gradients are on the GPU, counts on the CPU
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience, **store)
-        _watch = Watch(rank, size, timeout)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(
+            backend, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=size
+        )
     return Ranks(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
-def fresh_store(rank: int, timeout: timedelta) -> dist.Store:
-    """A store of rank 0's own, where ranks find each other. torchrun's is shared by all starts of a run,
-    and after a restart ranks would find in it the addresses of dead ones (pytorch/pytorch#135712); of this
-    one only the port stands there, and where nobody listens at it, it is an old one. Raises OSError."""
-    host, until = os.environ["MASTER_ADDR"], time.monotonic() + timeout.total_seconds()
-    shared = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
-    if rank == 0:
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
-        shared.set("glimpse/port", str(store.port))
-        return store
-    while True:
-        port = int(shared.get("glimpse/port"))
-        try:
-            # asked here, because TCPStore would complain at length
-            socket.create_connection((host, port), 1).close()
-            return dist.TCPStore(host, port, is_master=False, timeout=timeout)
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
+def _fresh_store(timeout: timedelta) -> dist.Store:
+    """The store of torchrun (or of rank 0) in which the ranks find each other.
+
+    torchrun keeps one store for all restarts of a run, and new ranks would find in it the addresses of ranks
+    that have ended (pytorch/pytorch#135712). So on one machine each restart has a prefix. On several machines
+    torchrun's counters of restarts differ, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 is what helps there.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    one_machine = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+    return dist.PrefixStore(f"start {restart}", store) if one_machine else store
 
 
 def use_bfloat16(ranks: Ranks, dtype: str) -> bool:
@@ -121,35 +117,73 @@ def precision(ranks: Ranks, dtype: str) -> torch.autocast:
     )
 
 
-def leave_ranks(error: BaseException | None = None) -> None:
-    """Leave the process group. error: what this rank ends with; the others are told. A second call does
-    nothing."""
-    global _watch
-    if _watch is not None:
-        _watch.leave(error)
-        _watch = None
+def end_with(error: BaseException, status: int | None) -> int:
+    """Print the one line with which a run ends, once on each machine. -> the exit status: `status`, or
+    LOST if another rank was lost. Without a status, raises the error again, unless a rank was lost."""
+    if _roll is None:
+        if status is None:
+            raise error
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"\ntrain.py: {error}", file=sys.stderr, flush=True)
+        else:
+            # torchrun ends this rank as soon as the first one has printed and ended
+            time.sleep(SECONDS_TO_PRINT)
+        return status
+    # torchrun sends it to the other ranks as soon as one has ended
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    lost = _lost_rank(error)
+    if lost:
+        line = f"on rank {_roll.rank}: {lost}. The same command goes on from the last checkpoint"
+        print(f"\ntrain.py: {line}", file=sys.stderr, flush=True)
+        # without torchrun, rank 0 holds the store that the others still read
+        time.sleep(1.0 if _roll.rank == 0 else 0.0)
+        # a thread or NCCL may still wait for the lost rank
+        os._exit(LOST)
+    if status is None:
+        raise error
+    if _roll.prints(str(error)):
+        print(f"\ntrain.py: {error}", file=sys.stderr, flush=True)
+    return status
+
+
+def _lost_rank(error: BaseException) -> str | None:
+    """A sentence that names the rank whose loss made this rank's collective fail, if that is the error."""
+    if _roll is None:
+        return None
+    try:
+        return _roll.lost(error)
+    except RuntimeError:
+        return "rank 0, which holds the store of the process group, has died"
+
+
+def leave_ranks() -> None:
+    """Leave the process group. A second call does nothing."""
+    global _roll
+    _roll = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def announce(step: str) -> None:
-    """Where this rank is ("step 7"), for the others to say should it be lost."""
-    if _watch is not None:
-        _watch.step = step
+def arrive(place: str) -> None:
+    """Note that this rank has reached a point where it waits for the others. place: its name, for people."""
+    if _roll is not None:
+        _roll.arrive(place)
 
 
-def meeting(name: str) -> AbstractContextManager:
-    """Around everything that waits for other ranks, by a name for people: so that a rank that does not
-    come is named, instead of waited for. Nothing on one rank."""
-    return nullcontext() if _watch is None else _watch.meeting(name)
+def wait_for_main(what: str) -> None:
+    """Wait, without a timeout, until rank 0 has reached this line: it downloads first."""
+    if _roll is not None and _roll.rank == 0:
+        _roll.store.set(what, "done")
+    elif _roll is not None:
+        _roll.store.wait([what], timedelta(days=7))
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Sum over ranks, elementwise."""
+    """The sum of the ranks' tensors, elementwise, on every rank."""
     if dist.is_initialized():
         values = values.clone()
-        with meeting("a sum over all ranks"):
-            dist.all_reduce(values)
+        arrive("a sum over all ranks")
+        dist.all_reduce(values)
     return values
 
 
@@ -158,55 +192,43 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def gather_objects(rows: list) -> list:
-    """The lists of all ranks, one after the other, on every rank. For small plain values."""
+def gather_objects(rows: list[T]) -> list[T]:
+    """The lists of all ranks, concatenated, on every rank. For small plain values."""
     if not dist.is_initialized():
         return rows
     lists: list = [None] * dist.get_world_size()
-    with meeting("gathering small values"):
-        dist.all_gather_object(lists, rows)
-    return [row for rank in lists for row in rank]
-
-
-def _every_tensor(rows: Tensor) -> list[Tensor]:
-    """The tensors of all ranks, by rank."""
-    found: list = [None] * dist.get_world_size()
-    with meeting("gathering a tensor"):
-        dist.all_gather_object(found, rows)
-    return found
-
-
-def gather_and_apply(rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """`function` of the rows of all ranks (it keeps their number) -> this rank's rows of the result."""
-    if not dist.is_initialized():
-        return function(rows)
-    everyone = _every_tensor(rows)
-    return function(torch.cat(everyone)).split([len(r) for r in everyone])[dist.get_rank()]
+    arrive("gathering small values")
+    dist.all_gather_object(lists, rows)
+    return [row for rows in lists for row in rows]
 
 
 def sum_gradients(policy: nn.Module) -> None:
     """Add the gradients of all ranks, in one message, and round them to the parameters' dtype. Those of
     sharded matrices are both already (grpo/parallel/fsdp.py).
 
-    A parameter that nothing reached has gradient 0, so the optimizer treats it alike on any number of ranks.
+    A parameter without a gradient gets 0, so the optimizer treats it alike on any number of ranks.
     """
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    for p in trained:
-        if p.grad is None:
+    whole = [p for p in policy.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    for p in policy.parameters():
+        if p.requires_grad and p.grad is None:
             p.grad = torch.zeros_like(p)
-    here = [p for p in trained if not isinstance(p, DTensor)]
-    found = [p.grad for p in here]
-    if dist.is_initialized() and here:
-        flat = torch.cat([g.flatten() for g in found])
-        with meeting("the sum of the gradients"):
-            dist.all_reduce(flat)
-        found = flat.split([g.numel() for g in found])
-    for p, g in zip(here, found):
-        p.grad = g.view_as(p).to(p.dtype)
+    if dist.is_initialized() and whole:
+        flat = sum_over_ranks(torch.cat([p.grad.flatten() for p in whole if p.grad is not None]))
+        found = list(flat.split([p.numel() for p in whole]))
+    else:
+        found = [p.grad for p in whole if p.grad is not None]
+    for p, gradient in zip(whole, found):
+        p.grad = gradient.view_as(p).to(p.dtype)
 
 
 def wait_for_all() -> None:
     """Every rank reaches this line before any goes on."""
     if dist.is_initialized():
-        with meeting("waiting for all"):
-            dist.barrier()
+        arrive("a barrier")
+        dist.barrier()
+
+
+def new_group() -> dist.ProcessGroup | None:
+    """A second gloo group, for the collectives of another thread. None on one rank."""
+    timeout = timedelta(seconds=_roll.timeout) if _roll is not None else None
+    return dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None

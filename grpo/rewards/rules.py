@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -29,8 +28,6 @@ from grpo.timing import timed
 
 # the slope of `overlong` as a share of the cap; DAPO: the last 4,096 of 20,480 tokens
 CACHE = 0.2
-# the start of an answer in Vision-R1's cold-start data
-_FINAL = re.compile(r"<answer>\s*Final Answer:")
 
 
 def accuracy(text, example, length) -> float:
@@ -82,7 +79,7 @@ def format_paper(text, example, length) -> float:
 def hard_format(text, example, length) -> float:
     """1 if well formed *and* right (Vision-R1, arXiv 2503.06749: the hard formatting result reward), else 0.
     "Final Answer:" may begin the answer, as in its cold-start data."""
-    return float(well_formed(text) and is_right(_FINAL.sub("<answer>", text), example))
+    return float(well_formed(text) and is_right(text, example))
 
 
 def length(text, example, length) -> float:

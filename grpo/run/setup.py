@@ -20,7 +20,7 @@ from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
 from grpo.optim import Optimizer
 from grpo.parallel.fsdp import shard
-from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all
+from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all, wait_for_main
 from grpo.rewards.rules import rule
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
@@ -103,8 +103,10 @@ def base_of(cfg: Config, ranks: Ranks) -> Path:
             commit = found.name
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps({"model": cfg.model, "revision": commit}, indent=1) + "\n")
+        wait_for_main("the model")
         gather_objects([commit])
         return found
+    wait_for_main("the model")
     commit = gather_objects([])[0]
     return model_folder(cfg.model, commit or cfg.revision)
 

@@ -8,10 +8,9 @@ after the same step.
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch.distributed as dist
 from torch import Tensor
 
-from grpo.parallel.ranks import gather_objects
+from grpo.parallel.ranks import gather_objects, new_group
 
 
 class Background:
@@ -20,7 +19,7 @@ class Background:
     def __init__(self) -> None:
         # buffers of the copies, kept from one save to the next
         self.memory: dict[str, Tensor] = {}
-        self.group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self.group = new_group()
         self.executor = ThreadPoolExecutor(1, "checkpoint")
         self.task: Future | None = None
 

@@ -28,7 +28,7 @@ def test_every_bad_row_is_reported(tmp_path, capsys):
     (tmp_path / "narrow.png").write_bytes(png(size=(500, 2)))
     rows = [
         ROW | {"picture": "good.png"},
-        ROW | {"answer": "B"},
+        ROW | {"answer": "C"},
         ROW | {"picture": "cut.png"},
         ROW,
         "{",
@@ -42,7 +42,7 @@ def test_every_bad_row_is_reported(tmp_path, capsys):
         (2, 3, 5, 6, 7),
         ("answer", "picture 1", "not JSON", "picture 2", "uid"),
         (
-            "not its letter",
+            "its letter, or its index from 0",
             "leave the row out",
             "one object a line",
             "leave the row out",

@@ -71,7 +71,7 @@ SMALL = [
     "save.every=0",
     "report.every=1",
     "limit=40",
-    "loss.stretches=0",
+    "loss.sections=0",
 ]
 # each document alone
 DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0", "loss.micro_tokens=100"]

@@ -57,10 +57,10 @@ QUICK = [
     f"timeout={TIMEOUT}",
 ]
 EVENTS = {
-    "kill": "is gone: its process ended without a word",
-    "stop": "has given no sign of life for 5 seconds",
-    "hang": "has not moved for 5 seconds",
-    "raise": r"ended with an error .*: KeyError: 'unexpected'",
+    "kill": "has died: its process ended without a word",
+    "stop": "hangs: it has not come to '.*' within 5 seconds",
+    "hang": "hangs: it has not come to '.*' within 5 seconds",
+    "raise": "ended with an error: KeyError: 'unexpected'",
     "starve": "",
 }
 """What may happen, and what the other rank says of it."""
@@ -75,7 +75,6 @@ def generate(*args, **how):
     calls.append(1)
     first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if len(calls) == int(step) and os.environ["RANK"] == rank and first:
-        time.sleep(1.2)                 # a beat, so that the other one knows where it was
         with open(place, "w") as file:
             file.write(f"{os.getpid()}\\n")
         if what == "raise": raise KeyError("unexpected")

@@ -181,8 +181,8 @@ def test_groups_of_like_length_go_together(sources):
     assert [sorted(cut.groups) for cut in batch.cuts(2 * one, [0, 1, 2, 3])] == [[0, 2], [1, 3]]
 
 
-def test_chunks_stay_apart(sources):
-    batch = batch_of(sources, torch.zeros(4, 2, 3).long(), torch.full((4, 2), 3), chunk=[1, 0, 1, 0])
+def test_sections_stay_apart(sources):
+    batch = batch_of(sources, torch.zeros(4, 2, 3).long(), torch.full((4, 2), 3), section=[1, 0, 1, 0])
     assert [cut.groups for cut in batch.cuts(10**9, [0, 1, 2, 3], apart=True)] == [[1, 3], [0, 2]]
     assert [cut.groups for cut in batch.cuts(10**9, [0, 1, 2, 3])] == [[0, 1, 2, 3]]
 

@@ -46,7 +46,7 @@ def drawn(rewards, first=0, lengths=None, skipped=0):
 
 def fixed(groups):
     """The batch of a step without dynamic sampling."""
-    return groups.batch(dynamic=False, chunks=0)
+    return groups.batch(dynamic=False, sections=0)
 
 
 def dynamic(rounds, most, enough):
@@ -59,7 +59,7 @@ def dynamic(rounds, most, enough):
         more = rounds[attempt]
         groups = groups.extend(replace(more, attempt=[attempt] * len(more.prompts)))
         drawn += 1
-    return groups.batch(dynamic=True, chunks=0), drawn
+    return groups.batch(dynamic=True, sections=0), drawn
 
 
 def uids(found):
@@ -74,10 +74,10 @@ def test_without_dynamic_sampling_all_groups_are_kept_in_order():
 
 
 @pytest.mark.parametrize(
-    "chunks, wanted", [(0, [0, 1, 2, 3]), (1, [0, 0, 0, 0]), (2, [0, 0, 1, 1]), (3, [0, 0, 1, 2])]
+    "sections, wanted", [(0, [0, 1, 2, 3]), (1, [0, 0, 0, 0]), (2, [0, 0, 1, 1]), (3, [0, 0, 1, 2])]
 )
-def test_chunks_are_shares_of_the_step(chunks, wanted):
-    assert drawn([MIXED] * 4).batch(dynamic=False, chunks=chunks).chunk == wanted
+def test_sections_are_shares_of_the_step(sections, wanted):
+    assert drawn([MIXED] * 4).batch(dynamic=False, sections=sections).section == wanted
 
 
 def test_idle_groups_give_their_places_to_further_ones():

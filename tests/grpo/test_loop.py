@@ -46,7 +46,7 @@ SETTINGS = [
     "loss.kl_coef=0.13",
     "loss.clip_low=0.11",
     "loss.clip_high=0.37",
-    "loss.stretches=2",
+    "loss.sections=2",
     "optim.lr=0.02",
     "optim.warmup=1",
     "optim.decay=linear",
@@ -340,7 +340,7 @@ def test_dynamic_sampling_asks_until_enough_groups_differ(train):
         batch = world.logged[0].batch
         assert [question.uid for question in batch.questions] == kept
         assert batch.attempts == len(attempts) and batch.skipped == 2 * len(attempts)
-        assert batch.chunk == [0, 0, 1]
+        assert batch.section == [0, 0, 1]
 
 
 def load_again(train):

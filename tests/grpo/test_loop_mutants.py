@@ -98,7 +98,7 @@ LOOP = {
     ),
     "idle groups count": ("dynamic=cfg.max_rounds > 1", "dynamic=False"),
     "always dynamic": ("dynamic=cfg.max_rounds > 1", "dynamic=True"),
-    "chunks dropped": ("chunks=cfg.loss.stretches", "chunks=0"),
+    "sections dropped": ("sections=cfg.loss.sections", "sections=0"),
     "skipped questions not counted": ("reward, parts, skipped,", "reward, parts, 0,"),
     "non-finite log-probs pass": ("if not rollout.logp.isfinite().all():", "if False:"),
     "imitation: weighting dropped": ("token_weights, weighting=weighting, tokens", "token_weights, tokens"),

@@ -74,24 +74,24 @@ def said(content):
         (".", None),
         ("(A", None),
         ("A]", None),
-        ("((A))", None),
-        ("the answer is A", None),
-        ("option A", None),
+        ("((A))", "A"),
+        ("the answer is A", "A"),
+        ("option A", "A"),
         ("A red", None),
         ("a dog", None),
         ("maybe", None),
-        ("\\boxed{A}", None),
-        ("**A**", None),
+        ("\\boxed{A}", "A"),
+        ("**A**", "A"),
         ("А", None),
         ("Α", None),
         ("Ⓐ", None),
-        ("【A】", None),
-        ("❨A❩", None),
-        ("A\u200b", None),
+        ("【A】", "A"),
+        ("❨A❩", "A"),
+        ("A\u200b", "A"),
         ("ª", None),
         # Cyrillic, Greek, circled … look-alikes
         ("𝐀", None),
-        ("<b>A</b>", None),
+        ("<b>A</b>", "A"),
         ("<think>A</think>", None),
         ("A</think>", None),
         ("<think>A", None),
@@ -166,8 +166,9 @@ def test_choices_that_are_letters_or_numbers():
     assert extract("<answer>2</answer>", ("3", "2", "1")).answer == "2"
 
 
-def test_choices_that_differ_only_in_case_need_their_letter():
-    assert extract("<answer>polish</answer>", ("Polish", "polish")).why == "ambiguous"
+def test_choices_that_differ_only_in_case_are_read_in_their_own_case():
+    assert extract("<answer>polish</answer>", ("Polish", "polish")).letter == "B"
+    assert extract("<answer>POLISH</answer>", ("Polish", "polish")).why == "ambiguous"
     assert extract("<answer>(B)</answer>", ("Polish", "polish")).answer == "polish"
     assert extract("<answer>(B) polish</answer>", ("Polish", "polish")).answer == "polish"
 

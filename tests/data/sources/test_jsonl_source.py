@@ -84,13 +84,15 @@ def test_free_answers_and_no_picture(folder, row, answer, kind):
     "changed, message",
     [
         (
-            {"answer": "B"},
+            {"answer": "C"},
             (
-                "answer: 'B' is not one of the choices ['the cup', 'the jug']; write the choice's text, not "
-                "its letter"
+                "answer: 'C' is not one of the 2 choices ['the cup', 'the jug']; write the choice's text, "
+                "its letter, or its index from 0"
             ),
         ),
-        ({"answer": "The cup"}, "write the choice's text, letter by letter"),
+        ({"answer": "the cup or the jug"}, "is not one of the 2 choices"),
+        ({"answer": 2}, "answer: '2' is not one of the 2 choices"),
+        ({"answer": -1}, "answer: '-1' is not one of the 2 choices"),
         ({"answer": ["x"]}, "answer: holds list"),
         ({"answer": None}, "answer: holds NoneType"),
         ({"answer": True}, "answer: holds bool"),
@@ -107,7 +109,10 @@ def test_free_answers_and_no_picture(folder, row, answer, kind):
             "kind: is 'number', and the answer 'a few' is none; write it as one number",
         ),
         ({"extra": []}, "extra: holds list, not an object"),
-        ({"image": "a.png"}, "image: is no field"),
+        ({"image": "a.png"}, "picture: stands beside pictures"),
+        ({"problem": "Which?"}, "problem: and another field both say 'question'"),
+        ({"images": ["a.png"]}, "images: and another field both say 'pictures'"),
+        ({"question": "<image>, <image>, <image>?"}, "question: has 3 marks <image>"),
         ({"choises": []}, "did you mean 'choices'?"),
         ({"picture": "a.png"}, "picture: stands beside pictures"),
         ({"pictures": "a.png"}, "pictures: holds str, not a list"),
@@ -122,7 +127,8 @@ def test_free_answers_and_no_picture(folder, row, answer, kind):
         ({"pictures": [""]}, "leaves the folder"),
         ({"pictures": ["more"]}, "no file more in"),
         ({"pictures": ["."]}, "leaves the folder"),
-        ({"pictures": ["x" * 5000]}, "no file xxx"),
+        ({"pictures": ["x" * 5001]}, "is neither a file's name nor base64"),
+        ({"pictures": ["data:image/png;base64,@@"]}, "is neither a file's name nor base64"),
         ({"pictures": ["a\0b"]}, "no file"),
         ({"question": "half \ud83d"}, "question: holds half a character, '\\ud83d'"),
         ({"choices": ["the cup", "\udc00"]}, "choices: holds half"),

@@ -272,7 +272,7 @@ def test_problem_and_answer(tmp_path, task, answer, kind):
         write(
             tmp_path / "train.parquet",
             "problem",
-            [{"images": shown(1, 2), "problem": "<image>Find x.", "answer": answer}],
+            [{"images": shown(1, 2), "problem": "<image> <image>Find x.", "answer": answer}],
         ),
     )
     assert (example.asked, example.choices, example.answer, example.extra) == (

@@ -94,8 +94,8 @@ def test_hard_format_is_one_only_for_both_and_knows_vision_r1s_wording():
         == 0
         == paid("<answer> Final Answer:B </answer>", "hard_format")
     )
-    # only where its protocol says so
-    assert paid("<think>x</think><answer> Final Answer:B </answer>", "accuracy") == 0
+    # as for every reward: a label is no part of the answer
+    assert paid("<think>x</think><answer> Final Answer:B </answer>", "accuracy") == 1
 
 
 def test_overlong_is_dapos_equation():

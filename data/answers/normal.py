@@ -1,0 +1,148 @@
+"""One spelling for what can be written in several ways, ahead of all reading of answers.
+
+`normal` removes what does not change an answer: look-alike signs, invisible characters, markup, delimiters of
+mathematics, a label ("The answer is"), quotes and brackets around the whole, a final full stop. Of LaTeX it
+leaves braces, powers, fractions and roots. It never joins two parts: a space remains between them, so that
+two answers stay two.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+_SIGNS: dict[int, str | int | None] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+for _signs, _plain in (
+    ("‘’‛′´ʼ", "'"), ("“”„‟«»″〝〞「」『』《》〈〉", '"'), ("‐‑‒–—―−﹣", "-"), ("∕⁄÷", "/"),
+    ("×✕✖⨯·⋅∙•∗", "*"), ("˚º∘", "°"), ("。｡", "."), ("、，", ","), ("【〔〖", "["), ("】〕〗", "]"),
+    ("❨", "("), ("❩", ")"), ("≦⩽", "≤"), ("≧⩾", "≥"), ("µ", "μ"), ("\u2126", "Ω"), ("￥", "¥"), ("℃", "°C"),
+    ("℉", "°F"), ("㎡", "m^{2}"), ("㎥", "m^{3}"), ("㎠", "cm^{2}"), ("㎝", "cm"), ("㎜", "mm"), ("㎞", "km"),
+    ("㎏", "kg"), ("\u2009\u202f", "\\,"), ("√", "\\sqrt "), ("∛", "\\sqrt[3]"),
+):  # fmt: skip
+    _SIGNS |= {ord(sign): _plain for sign in _signs}
+# soft hyphen, zero-width space and joiners, direction marks, byte order mark, variation selectors
+for _codes in ("AD AD", "200B 200F", "202A 202E", "2060 2064", "FE00 FE0F", "FEFF FEFF"):
+    _first, _last = (int(code, 16) for code in _codes.split())
+    _SIGNS |= dict.fromkeys(range(_first, _last + 1))
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+
+
+def table(pairs: str) -> dict[str, str]:
+    """`name=value name=value` as a dict."""
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs.split())}
+
+
+COMMANDS = table(r"""
+    times=* cdot=* ast=* div=/ circ=° degree=° pi=π infty=∞ leq=≤ le=≤ leqslant=≤ geq=≥ ge=≥ geqslant=≥
+    neq=≠ ne=≠ lt=< gt=> approx=≈ sim=~ pm=± angle=∠ measuredangle=∠ triangle=△ odot=⊙ cup=∪ cap=∩ in=∈
+    perp=⊥ parallel=∥ alpha=α beta=β gamma=γ delta=δ theta=θ varphi=φ phi=φ lambda=λ mu=μ omega=ω Omega=Ω
+    Delta=△ rho=ρ sigma=σ sin=sin cos=cos tan=tan cot=cot log=log ln=ln dfrac=\frac tfrac=\frac
+    cfrac=\frac sfrac=\frac nicefrac=\frac lbrace={ rbrace=} lbrack=[ rbrack=] yen=¥ pounds=£ euro=€
+    cent=¢ ldots=… dots=… left= right= big= Big= bigl= bigr= displaystyle= textstyle= quad= qquad=
+    overline= bar= widehat= overarc= limits= space=
+""")
+_STYLE = (
+    r"\\(?:text|textbf|textit|texttt|textrm|textsf|textnormal|emph|underline|mathrm|mathbf|mathit|mathsf|"
+    r"mathtt|bm|boldsymbol|operatorname|mbox|hbox|rm|bf|boxed|fbox|framebox|ensuremath)(?![A-Za-z])"
+)
+_TAGS = "[bipu]|s|em|strong|code|span|div|br|hr|mark|tt|center|font|h[1-6]|li|ul|ol"
+# bold and italic; but ** between numbers is a power
+_BOLD = (
+    r"^\*{1,3}|\*{1,3}$|(?<![\w*)}\]])\*{1,3}(?=[^\s*])|"
+    r"(?<=[^\s*])\*{1,3}(?=[\s.,:;!?)}\]\"'`_|$<]|\\[)\]])"
+)
+# a text without the first string is not searched for the pattern
+_SPELLINGS = tuple(
+    (sign, re.compile(pattern), plain)
+    for sign, pattern, plain in (
+        ("*", _BOLD, " "),
+        # 1{,}000 and 1\,000 are 1,000
+        ("", r"(?<=[0-9])(?:\\[,!]|\{,\})(?=[0-9]{3}(?![0-9]))", ","),
+        ("<", rf"</?(?:{_TAGS})(?: [^<>]*)?/?>", " "),
+        ("<", r"<su[bp]>([^<>]*)</su[bp]>", r"^{\1}"),
+        ("\\", r"\\\$|\\text\{\$\}", "\x02"),
+        ("\\", r"\\([%#&_{}])", r"\1"),
+        ("\\", r"\\[()\[\],;:! ]", " "),
+        ("~", r"(?<=.)~(?=\S)", " "),
+        ("\\", r"\\([A-Za-z]+)", lambda found: COMMANDS.get(found[1], found[0])),
+        ("^", r"\^ ?(?:°|\{ ?° ?\})|(?<=[0-9}]) ?\^ ?(?:o(?![a-z])|\{ ?o ?\})", "°"),
+        # a style's name goes, and its braces if they hold no others; twice, for a style within one
+        ("\\", rf"{_STYLE} ?\{{([^{{}}]*)\}}", r" \1 "),
+        ("\\", rf"{_STYLE} ?\{{([^{{}}]*)\}}", r" \1 "),
+        ("\\", _STYLE, ""),
+        ("_", r"(?<!\w)(_{1,2})([^_]+)\1(?!\w)", r" \2 "),
+        ("`", r"(?<=\w)`(?=\w)", "'"),
+        ("`", "`+", " "),
+        ("#", "^#{1,6} ", ""),
+        ("**", r"\*\*", "^"),
+        ("=", "<=", "≤"),
+        ("=", ">=", "≥"),
+        ("=", "!=", "≠"),
+        ("10", r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)", "*"),
+    )
+)
+_PLAIN = re.compile(r"[A-Za-z0-9]*(?:[./][0-9]+)?")
+_LABEL = re.compile(
+    r"(?:(?:so|thus|hence|therefore|then),? )?(?:(?:the|my|our) )?(?:(?:final|correct|right|best) ){0,2}"
+    r"(?:answer|ans|option|choice|result|solution)(?: (?:is|would be|should be)(?: option| choice)?)?"
+    r"(?: ?[:=] ?|(?<=is) |(?<=be) |(?<=option) |(?<=choice) |(?<=answer) (?=\(?[A-Za-z0-9]\)?[.:)]?$))"
+    r"|(?:因此|所以)?(?:正确|最终|最后)?的?(?:答案|选项|结果)应?[是为选]? ?:? ?|应?选 ?(?=\(?[A-Z]\)?[.]?$)",
+    re.IGNORECASE,
+)
+# 3! is six, and what ends in dots goes on
+_STOP = re.compile(r"(?<=[^.,;:!]) ?(?:[.,;:]|(?<![0-9])!)$")
+_PAIRS = {"(": ")", "[": "]", "{": "}", '"': '"', "'": "'"}
+_NESTED = 12  # times that label, full stop and wrapper are removed
+
+
+@lru_cache(maxsize=4096)
+def normal(text: str) -> str:
+    """The normal form of an answer. Linear in the text."""
+    if _PLAIN.fullmatch(text):
+        return text
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text).translate(_SIGNS)
+        text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda run: f"^{{{run[0].translate(_RAISED)}}}", text)
+        text = text.translate(_LOWERED)
+    for sign, pattern, plain in _SPELLINGS:
+        if sign in text:
+            text = pattern.sub(plain, text)
+    # a single dollar is money, two delimit mathematics
+    text = text.replace("$", " ") if text.count("$") % 2 == 0 else text
+    return bare(text.replace("\x02", "$"))
+
+
+def bare(text: str) -> str:
+    """Without label, final full stop, and quotes or brackets around the whole."""
+    for _ in range(_NESTED):
+        before = " ".join(text.split())
+        text = _STOP.sub("", before)
+        label = _LABEL.match(text)
+        if label and label.end() < len(text):
+            text = text[label.end() :]
+        elif _wrapped(text):
+            text = text[1:-1]
+        if text == before:
+            break
+    return text
+
+
+def _wrapped(text: str) -> bool:
+    """Whether one pair of quotes or brackets is around all of it. (3, 4), [3, 4] and {3, 4} keep theirs."""
+    close = _PAIRS.get(text[:1])
+    inside = text[1:-1]
+    if not close or not inside.strip() or text[-1] != close:
+        return False
+    if close in "\"'":
+        return close not in re.sub(r"\b'\b", "", inside).strip(close)
+    # 1,000 is one number
+    if re.search(r"[,;](?![0-9]{3}(?![0-9]))", inside):
+        return False
+    depth = 0
+    for sign in inside:
+        depth += (sign == text[0]) - (sign == close)
+        if depth < 0:
+            return False
+    return depth == 0

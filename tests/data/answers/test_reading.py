@@ -1,0 +1,310 @@
+"""The kinds of spellings that one reader takes, what must stay wrong, and laws over all of them.
+
+Each case is an example of its kind: markup, labels, look-alike signs, units, names, lists, choices in the
+question. The laws put them together: a right answer stays right under every decoration, and two different
+answers never become one.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from data.answers.numbers import parse, same
+from data.answers.parser import is_right, listed_choices, read
+from data.answers.units import BASE, DEFINED, PREFIXABLE, WORDS
+from data.chat import TEMPLATES
+from data.check import why_not_right
+from data.sources import SOURCES
+from data.types import LETTERS, Example
+from grpo.config.parse import RECIPES, load
+from grpo.evaluation.protocols import PROTOCOLS
+from grpo.rewards import rules
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+QUICK = settings(max_examples=150, deadline=None)
+CHOICES = ("yes", "no", "can't tell")
+
+
+def right(said, gold, choices=(), kind="number", question="Which?"):
+    example = Example("u", question, choices, gold, extra={} if choices else {"kind": kind})
+    return is_right(f"<think>t</think> <answer>{said}</answer>", example)
+
+
+# ---- kinds
+
+
+@pytest.mark.parametrize(
+    "said",
+    r"""B|(B)|**B**|`B`|"B"|'B'|\boxed{B}|\text{B}|$B$|**no**|(B) **no**|( B )|B!|【B】|「B」
+    |\boxed{\text{B}}|\boxed{(B)}|**(B)**|**B.**|__B__|<b>B</b>|<strong>(B)</strong>
+    |$\mathbf{B}$|$\boxed{\text{no}}$|\text{(B) no}|{B}|[(B)]|((B))|The answer is B
+    |Final Answer: B|**Final Answer:** B|Answer: **B**|The correct answer is (B).|option B
+    |Option B: no|The final answer is: \boxed{B}|So the answer is B.|答案是B|答案：B|选B|no (B)
+    |B: no|B - no|**B**. no|“no”|_no_|NO|no.|B)|b""".replace("\n    |", "|").split("|"),
+)
+def test_decoration_around_a_choice(said):
+    assert right(said, "no", CHOICES)
+    # the same around a right answer that is a letter, with and without choices in the question
+    letter = said.replace("no", "30°").replace("NO", "30°")
+    assert right(letter, "B", kind="text", question="Find x.\nChoices:\nA: 20°\nB: 30°\nC: 40°")
+
+
+@pytest.mark.parametrize(
+    "said",
+    r"""**3**|"3"|\text{3}|[3]|{3}|(3)|3,|3.|3 cm|3cm|\boxed{3 cm}|\boxed{x=3}|$3$ cm|x = $3$
+    |\(3\) cm|\[3\]|$$3$$|**3** cm|\boxed{3} cm|3 (cm)|\mathrm{3}|$x=3$|≈3|x≈3|x_1=3
+    |x_{1} = 3|ABCD = 3|S_{ABC}=3|S△ABC = 3|S_{\triangle ABC}=3|∠ABC=3°|m∠1 = 3°
+    |\angle ABC = 3^{\circ}|angle ABC = 3|\overline{AB} = 3|AB=3cm|θ = 3|\theta = 3°|f(2) = 3
+    |6/2 = 3|1+2=3|Final Answer: 3|The answer is 3 cm.|３|3.0|+3|6/2|\frac{6}2|\frac 6 2
+    |\dfrac{6}{2}|{6 \over 2}|\sqrt9|\sqrt{9}|√9|√(9)|\sqrt[3]{27}|9^{1/2}|3\text{ cm}
+    |3\,\mathrm{cm}|3˚|3 ℃|3 °C|3 years|3米|3 海里|3 sq cm|3 cm2|3 m/s^2|3 mph|3 KG|$3|\$3
+    |3 dollars|3%|3 per cent|3\%""".replace("\n    |", "|").split("|"),
+)
+def test_spellings_of_a_number(said):
+    assert right(said, "3") and not right(said, "4") and not right(said, "33")
+
+
+@pytest.mark.parametrize(
+    "said, gold",
+    [
+        ("60", "60 mph"), ("9.8 m/s^2", "9.8 m/s²"), ("9.8 m s^{-2}", "9.8 m/s^2"),
+        ("25 cm2", "25 square centimetres"),
+        ("25 sq. cm", "25 cm²"), ("5 kilometers", "5000 m"), ("36 km/h", "10米/秒"),
+        ("3平方米", "3 m^2"), ("2 hrs", "120 min"),
+        ("10.0", "10米"), ("8 cm", "8厘米"), ("30度", "30°"), ("72 km per hour", "20 m/s"),
+        ("1 kWh", "3600000 J"),
+        ("5000", "5K"), ("5,000", "5K"), ("5k", "5K"), ("5 thousand", "5K"),
+        ("$2.5 million", "2500000"), ("300 K", "300K"),
+        ("2", "2%"), ("0.02", "2%"), ("2%", "0.02"), ("0.3", "0.30000000000000004"), ("—3", "-3"),
+        ("3x10^5", "300000"),
+        ("3 x 10^5", "300000"), ("3·10^5", "300000"), ("3.0\\times10^{5}", "3e5"),
+        ("\\frac12", "0.5"), ("\\frac1{2}", "1/2"),
+        ("\\frac{\\sqrt3}{2}", "\\frac{\\sqrt{3}}{2}"), ("2\\sqrt2", "2√2"),
+        ("1 1/2", "\\frac{3}{2}"), ("100°", "100^o"),
+    ],
+)  # fmt: skip
+def test_units_factors_and_signs_on_either_side(said, gold):
+    assert right(said, gold) and right(gold, said)
+
+
+@pytest.mark.parametrize(
+    "said, gold",
+    [
+        ("(3,4)", "(3, 4)"), ("( 3 , 4 )", "(3,4)"), ("(3.0, 4)", "(3,4)"), ("$(3,4)$", "(3, 4)"),
+        ("(x, y) = (3,4)", "(3,4)"),
+        ("\\left(3, 4\\right)", "(3,4)"), ("(\\frac12, 3)", "(1/2, 3)"), ("{2, 1}", "\\{1,2\\}"),
+        ("[2,∞)", "[2, \\infty)"),
+        ("[2, +\\infty)", "[2,∞)"), ("x>2", "x > 2"), ("x \\geq 2", "x>=2"), ("3 : 2", "3:2"),
+        ("**yes**", "yes"), ('"Yes."', "yes"),
+        ("5cm", "5 cm"), ("can’t", "can't"), ("well—known", "well-known"), ("a\u200bb", "ab"),
+    ],
+)  # fmt: skip
+def test_free_answers(said, gold):
+    assert right(said, gold, kind="text") and right(gold, said, kind="text")
+
+
+@pytest.mark.parametrize(
+    "said, gold, choices",
+    [
+        ("30", "30°", ("30°", "60°")), ("30 degrees", "30°", ("30°", "60°")),
+        ("1000", "1,000", ("1,000", "2,000")),
+        ("0.5", "\\frac{1}{2}", ("\\frac{1}{2}", "1")), ("(A) 30", "30°", ("30°", "60°")),
+        ("can’t tell", "can't tell", CHOICES),
+        ("Left", "Left", ("Left", "left")), ("(B)", "A", ("B", "A")),
+    ],
+)  # fmt: skip
+def test_choices_by_value_case_and_letter(said, gold, choices):
+    assert right(said, gold, choices)
+
+
+@pytest.mark.parametrize(
+    "said",
+    "A or B|A or B or C|A, B|AB|A B|(A)(B)|(B)(A)|A/B|yes or no|not B|a cat|maybe B|B or C|"
+    "no, not yes|(A) no|B and C|not no|The answer is not B|B?|either B|B, C|\\boxed{A}\\boxed{B}|"
+    "\\boxed{B}\\boxed{B}|no yes|the answer is B or C|C: no|B B|[B)|**A** or **B**|"
+    "option A or option B|B; C|no (A)|答案是A或B".split("|"),
+)
+def test_two_answers_hedges_and_letters_in_running_text_are_wrong(said):
+    assert not right(said, "no", CHOICES)
+
+
+@pytest.mark.parametrize(
+    "said",
+    "3 or 4|3, 4|4 or 3|3-4|3 4|12*7|about 3|not 3|3 apples|x=3 or x=4|not = 3|NOT = 3|maybe = 3|"
+    "3 = 4|4 = 3|x=3=4|33|3.1|30|3...|3.14|-3|3!|\\boxed{3}\\boxed{4}|\\boxed{3}\\boxed{3}|3 pm|3x|"
+    "between 3 and 4|3;4|(3,4)|$3$ or $4$|±3|3 to 4|3/4|1+1=3|**3** or **4**|3:4|3a|less than 3|"
+    "x > 3|3K|3M|3 million|3 cm cm|3%%|0.3|1/3|3^2|3 cm 4|three".split("|"),
+)
+def test_no_other_number_is_right(said):
+    assert not right(said, "3")
+
+
+@pytest.mark.parametrize(
+    "said, gold, kind",
+    [
+        ("5", "5K", "number"), ("5", "5A", "number"), ("3 cm", "3 kg", "number"),
+        ("3 m", "3 cm", "number"),
+        ("60 km/h", "60 mph", "number"), ("3.14", "3.14159", "number"),
+        ("√2*-3", "√2-3", "number"), ("2**3", "6", "number"),
+        ("A. or B.", "A", "text"), ("B or A", "A", "text"), ("a cat", "A", "text"),
+        ("C. A", "A", "text"), ("(4,3)", "(3,4)", "text"),
+        ("[3,4]", "(3,4)", "text"), ("[3,4)", "(3,4)", "text"), ("3,4,5", "3,4", "text"),
+        ("{1,2,3}", "{1,2}", "text"),
+        ("3", "3, 4", "text"), ("3.0", "3", "text"),
+    ],
+)  # fmt: skip
+def test_different_answers_stay_different(said, gold, kind):
+    assert not right(said, gold, kind=kind)
+
+
+def test_a_value_that_two_choices_have_is_no_answer():
+    assert not right("5", "5 cm", ("5 cm", "5 m")) and right("5 m", "5 m", ("5 cm", "5 m"))
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["Find x.\nChoices:\nA: 36°\nB: 54°\nC: 60°", "如图 ( ) A:36°B:54°C:60°", "x? A、36° B、54° C、60°",
+     "Find x. (A) 36° (B) 54° (C) 60°", "Find x.\nA. 36°\nB. 54°\nC. 60°\nAnswer with the letter."],
+)  # fmt: skip
+@pytest.mark.parametrize("gold, kind", [("B", "text"), ("(B)", "text"), ("54°", "number"), ("54", "number")])
+def test_choices_in_the_questions_text(question, gold, kind):
+    assert listed_choices(question) == ("36°", "54°", "60°")
+    for said in ("B", "(B)", "54", "54°", "B. 54°", "B: 54 degrees", "\\boxed{B}", "The answer is B"):
+        assert right(said, gold, kind=kind, question=question), said
+    for said in ("A", "36", "B. 36°", "A or B", "C", "54 or 36", "55"):
+        assert not right(said, gold, kind=kind, question=question), said
+    example = Example("u", question, (), "54", extra={"kind": "number"})
+    assert read("<answer>(B)</answer>", example).why == "" and read("<answer>(E)</answer>", example).why
+
+
+# ---- laws
+
+DECORATIONS = [
+    "{}", "**{}**", "*{}*", "`{}`", '"{}"', "“{}”", "'{}'", "({})", "[{}]", "【{}】", "${}$", "\\({}\\)",
+    "\\boxed{{{}}}", "\\text{{{}}}", "<b>{}</b>", "{}.", " {} ", "\n{}\n", "Answer: {}",
+    "**Answer:** {}", "Final Answer: {}",
+    "The answer is {}", "The correct answer is: {}", "\u200b{}\ufeff",
+]  # fmt: skip
+NUMBERS = st.sampled_from(
+    ["3", "-3", "0.5", "1/2", "\\frac{7}{3}", "2\\sqrt{2}", "1,000", "3e5", "12.25", "π"]
+)
+UNITS = [
+    *BASE, *DEFINED, *(f"k{name}" for name in PREFIXABLE), "sq cm", "cm2", "m/s^2", "km per hour", "kg*m/s^2",
+    "平方厘米", "kg m^{2}",
+]  # fmt: skip
+
+
+@given(
+    NUMBERS, st.sampled_from(DECORATIONS), st.sampled_from(DECORATIONS), st.sampled_from(["", *UNITS, *WORDS])
+)
+@QUICK
+def test_a_right_number_stays_right_under_every_decoration_and_unit(number, outer, inner, unit):
+    assume(not (unit in ("in", "$") and "$" in inner + outer))
+    said = outer.format(inner.format(f"{number} {unit}".strip()))
+    assume(not (inner[0] == outer[0] == "*" or inner[-1] == outer[-1] == "."))
+    assert right(said, number) and right(said, f"{number} {unit}") and not right(said, "17")
+
+
+@given(st.sampled_from("ABC"), st.sampled_from(DECORATIONS), st.sampled_from(DECORATIONS), st.booleans())
+@QUICK
+def test_a_right_choice_stays_right_under_every_decoration(letter, outer, inner, by_text):
+    index = LETTERS.index(letter)
+    said = outer.format(inner.format(CHOICES[index] if by_text else letter))
+    assume(not (inner[0] == outer[0] == "*" or inner[-1] == outer[-1] == "."))
+    for gold in CHOICES:
+        assert right(said, gold, CHOICES) == (gold == CHOICES[index])
+
+
+@given(
+    st.integers(-999, 9999),
+    st.integers(-999, 9999),
+    st.sampled_from(DECORATIONS),
+    st.sampled_from(["", *UNITS]),
+)
+@QUICK
+def test_two_different_numbers_never_become_one(a, b, decoration, unit):
+    said = decoration.format(f"{a} {unit}".strip())
+    assume(a * 1.0 not in (b, b * 100) and unit not in ("%",))
+    assert not right(said, str(b)) and not right(said, f"{b} {unit}")
+    assert not right(f"{said} or {b}", str(a)) and not right(f"{a} {abs(b)}", f"{a}{abs(b)}")
+
+
+@given(st.text(max_size=40) | st.text("$\\{}()[]*`'\"_^<>b/=≈ 13.,ABor", max_size=30))
+@QUICK
+def test_any_text_is_read_or_refused(text):
+    for example in (
+        Example("u", "Which?", CHOICES, "no"),
+        Example("u", "How many?", (), "3", extra={"kind": "number"}),
+        Example("u", "Which? A: 1 B: 2", (), "B", extra={"kind": "text"}),
+    ):
+        completion = f"<answer>{text}</answer>"
+        found = read(completion, example)
+        assert not is_right(completion, example) or found.why == ""
+    number = parse(text)
+    assert number is None or same(number, number)
+
+
+@pytest.mark.parametrize(
+    "sign", [*"$\\{}()[]*`'\"_^<>=≈ 1.,A~", "\\frac", "\\text{", "**a ", "_a", "<b ", "A:", "^o", "the "]
+)
+def test_every_sign_costs_linear_time(sign):
+    """At the longest an answer may be, and within seconds for hundreds of them."""
+    text = (sign * 2000)[:2000]
+    for example in (
+        Example("u", "Which?", CHOICES, "no"),
+        Example("u", f"Q {text}", (), "3", extra={"kind": "number"}),
+    ):
+        for size in range(1990, 2000):
+            is_right(f"<answer>{text[:size]}</answer>", example)
+
+
+# ---- every source, template and reward
+
+
+def rows_of_every_kind():
+    """Examples as the sources make them: choices, numbers, words, letters with choices in the question."""
+    shapes = list(SOURCES["shapes"](None, "heldout", 3, 0))
+    return [
+        *shapes,
+        Example("a", "Which?", CHOICES, "no"),
+        Example("b", "How many?", (), "\\frac{3}{2}", extra={"kind": "number"}),
+        Example("c", "Find x. A:36°B:54°", (), "B", extra={"kind": "text"}),
+        Example("d", "Where?", (), "(3, 4)", extra={"kind": "text"}),
+        Example("e", "How fast?", (), "60 km/h", extra={"kind": "number"}),
+    ]
+
+
+SAID = [
+    "{gold}",
+    "**{gold}**",
+    "Final Answer: {gold}",
+    "\\boxed{{{gold}}}",
+    "{letter}",
+    "({letter}) {gold}",
+    "{gold} or 4",
+    "B",
+    "x",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_reward_and_evaluation_read_every_text_alike(template):
+    """For each row, form of the answer and recipe: what `accuracy` and `hard_format` pay is what the protocol
+    `strict` counts; and the row's own answer, as the template writes one, is right."""
+    form = TEMPLATES[template]
+    rewards = {name for recipe in RECIPES.glob("*.yaml") for name in load(recipe).rewards}
+    assert {"accuracy", "hard_format"} <= rewards
+    for example in rows_of_every_kind():
+        assert why_not_right(example) == ""
+        for said in SAID:
+            answer = said.format(gold=example.answer, letter=example.letter or "B")
+            bare = form.bare if "<answer>" in form.bare else "<think></think><answer>{answer}</answer>"
+            text = form.opening + bare.replace("{answer}", answer)
+            correct = PROTOCOLS["strict"].read(text, example, False).correct
+            assert rules.accuracy(text, example, 1) == correct
+            assert rules.hard_format(text, example, 1) == correct
+            assert said != "{gold}" or correct
