@@ -127,7 +127,7 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outputs):
+    def backward(ctx, *grad_outputs):  # pyrefly: ignore[bad-override]
         hidden, head, tokens, normaliser, banned, *kept = ctx.saved_tensors
         rows = hidden.to(ctx.dtype)
         slope = grad_outputs[0] / ctx.temperature
