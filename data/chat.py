@@ -153,7 +153,8 @@ class Chat:
             )
         shown = VISION_START + IMAGE + VISION_END
         ahead = shown * (len(images) + 1 - len(parts))
-        text = self.template.text.replace("{pictures}", ahead).replace("{asked}", shown.join(parts))
+        template = self.template.text if images else self.template.text.replace("{pictures}" + MARK, "")
+        text = template.replace("{pictures}", ahead).replace("{asked}", shown.join(parts))
         none = np.empty((0, self._patch_dim), np.float32)
         patches = np.concatenate([none, *[patches for patches, _ in seen]])  # (N, patch_dim)
         return Prompt(example.uid, text, np.array(tokens, np.int64), patches, grid)
@@ -195,8 +196,11 @@ class Chat:
                 pieces.append(parts[0])
                 for picture, part in zip(pictures[ahead:], parts[1:]):
                     pieces += [picture, part]
+            elif piece in self._special:
+                pieces.append([piece])
             else:
-                pieces.append([piece] if piece in self._special else piece)
+                # the paper's literal "<image>" goes with the pictures
+                pieces.append(piece if pictures else piece.removeprefix(MARK))
         tokens: list[int] = []
         text = ""
         for piece in pieces:

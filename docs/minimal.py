@@ -91,11 +91,13 @@ for step in range(STEPS):
 
     # 4  Learn: raise the log-probs of what did better than its group, lower those of what did worse.
     #    A group whose completions all earned the same has advantage 0, so it is left out.
+    loss = 0.0
     for cut in batch.cuts(1_000_000, batch.teaching):
         part = batch.micro_batch(cut, image_token=chat.image_token, merge=2, device="cpu")
         logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=100_000)  # (b, C)
-        loss, _ = policy_loss(logp, None, None, part.advantage, part.weight)
-        loss.backward()
+        part_loss, _ = policy_loss(logp, None, None, part.advantage, part.weight)
+        part_loss.backward()
+        loss += part_loss.item()
     norm = clip_gradient(policy, 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)

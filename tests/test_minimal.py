@@ -92,7 +92,7 @@ def step_of(names: dict) -> dict:
         "tokens": [[names["chat"].piece(token) for token in row[:length]] for row, length in rows],
         "reward": names["reward"].flatten().tolist(),
         "advantage": names["advantage"].flatten().tolist(),
-        "loss": names["loss"].item(),
+        "loss": names["loss"],
         "norm": names["norm"].item(),
         "weights": {name: value.clone() for name, value in names["policy"].state_dict().items()},
     }

@@ -15,7 +15,7 @@ from functools import lru_cache
 _SIGNS: dict[int, str | int | None] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 for _signs, _plain in (
     ("‘’‛′´ʼ", "'"), ("“”„‟«»″〝〞「」『』《》〈〉", '"'), ("‐‑‒–—―−﹣", "-"), ("∕⁄÷", "/"),
-    ("×✕✖⨯·⋅∙•∗", "*"), ("˚º∘", "°"), ("。｡", "."), ("、，", ","), ("【〔〖", "["), ("】〕〗", "]"),
+    ("✕✖⨯·⋅∙∗", "×"), ("˚º∘", "°"), ("。｡", "."), ("、，", ","), ("【〔〖", "["), ("】〕〗", "]"),
     ("❨", "("), ("❩", ")"), ("≦⩽", "≤"), ("≧⩾", "≥"), ("µ", "μ"), ("\u2126", "Ω"), ("￥", "¥"), ("℃", "°C"),
     ("℉", "°F"), ("㎡", "m^{2}"), ("㎥", "m^{3}"), ("㎠", "cm^{2}"), ("㎝", "cm"), ("㎜", "mm"), ("㎞", "km"),
     ("㎏", "kg"), ("\u2009\u202f", "\\,"), ("√", "\\sqrt "), ("∛", "\\sqrt[3]"),
@@ -25,8 +25,8 @@ for _signs, _plain in (
 for _codes in ("AD AD", "200B 200F", "202A 202E", "2060 2064", "FE00 FE0F", "FEFF FEFF"):
     _first, _last = (int(code, 16) for code in _codes.split())
     _SIGNS |= dict.fromkeys(range(_first, _last + 1))
+_SIGNS |= str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n")
-_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 
 def table(pairs: str) -> dict[str, str]:
@@ -35,17 +35,17 @@ def table(pairs: str) -> dict[str, str]:
 
 
 COMMANDS = table(r"""
-    times=* cdot=* ast=* div=/ circ=° degree=° pi=π infty=∞ leq=≤ le=≤ leqslant=≤ geq=≥ ge=≥ geqslant=≥
-    neq=≠ ne=≠ lt=< gt=> approx=≈ sim=~ pm=± angle=∠ measuredangle=∠ triangle=△ odot=⊙ cup=∪ cap=∩ in=∈
-    perp=⊥ parallel=∥ alpha=α beta=β gamma=γ delta=δ theta=θ varphi=φ phi=φ lambda=λ mu=μ omega=ω Omega=Ω
-    Delta=△ rho=ρ sigma=σ sin=sin cos=cos tan=tan cot=cot log=log ln=ln dfrac=\frac tfrac=\frac
-    cfrac=\frac sfrac=\frac nicefrac=\frac lbrace={ rbrace=} lbrack=[ rbrack=] yen=¥ pounds=£ euro=€
-    cent=¢ ldots=… dots=… left= right= big= Big= bigl= bigr= displaystyle= textstyle= quad= qquad=
-    overline= bar= widehat= overarc= limits= space=
+    times=× cdot=× ast=× therefore=∴ div=/ circ=° degree=° pi=π infty=∞ leq=≤ le=≤ leqslant=≤ geq=≥
+    ge=≥ geqslant=≥ neq=≠ ne=≠ lt=< gt=> approx=≈ sim=~ pm=± angle=∠ measuredangle=∠ triangle=△ odot=⊙
+    cup=∪ cap=∩ in=∈ perp=⊥ parallel=∥ alpha=α beta=β gamma=γ delta=δ theta=θ varphi=φ phi=φ lambda=λ
+    mu=μ omega=ω Omega=Ω Delta=△ rho=ρ sigma=σ sin=sin cos=cos tan=tan cot=cot log=log ln=ln
+    dfrac=\frac tfrac=\frac cfrac=\frac sfrac=\frac nicefrac=\frac lbrace={ rbrace=} lbrack=[ rbrack=]
+    yen=¥ pounds=£ euro=€ cent=¢ ldots=… dots=… left= right= big= Big= bigl= bigr= displaystyle=
+    textstyle= quad= qquad= overline= bar= widehat= overarc= limits= space=
 """)
 _STYLE = (
     r"\\(?:text|textbf|textit|texttt|textrm|textsf|textnormal|emph|underline|mathrm|mathbf|mathit|mathsf|"
-    r"mathtt|bm|boldsymbol|operatorname|mbox|hbox|rm|bf|boxed|fbox|framebox|ensuremath)(?![A-Za-z])"
+    r"mathtt|num|bm|boldsymbol|operatorname|mbox|hbox|rm|bf|boxed|fbox|framebox|ensuremath)(?![A-Za-z])"
 )
 _TAGS = "[bipu]|s|em|strong|code|span|div|br|hr|mark|tt|center|font|h[1-6]|li|ul|ol"
 # bold and italic; but ** between numbers is a power
@@ -53,6 +53,7 @@ _BOLD = (
     r"^\*{1,3}|\*{1,3}$|(?<![\w*)}\]])\*{1,3}(?=[^\s*])|"
     r"(?<=[^\s*])\*{1,3}(?=[\s.,:;!?)}\]\"'`_|$<]|\\[)\]])"
 )
+_in_braces = lambda found: "\\frac" + "".join(f"{{{part.strip('{}')}}}" for part in found.groups())
 # a text without the first string is not searched for the pattern
 _SPELLINGS = tuple(
     (sign, re.compile(pattern), plain)
@@ -65,7 +66,7 @@ _SPELLINGS = tuple(
         ("\\", r"\\\$|\\text\{\$\}", "\x02"),
         ("\\", r"\\([%#&_{}])", r"\1"),
         ("\\", r"\\[()\[\],;:! ]", " "),
-        ("~", r"(?<=.)~(?=\S)", " "),
+        ("~", r"~~|(?<=.)~(?=\S)", " "),
         ("\\", r"\\([A-Za-z]+)", lambda found: COMMANDS.get(found[1], found[0])),
         ("^", r"\^ ?(?:°|\{ ?° ?\})|(?<=[0-9}]) ?\^ ?(?:o(?![a-z])|\{ ?o ?\})", "°"),
         # a style's name goes, and its braces if they hold no others; twice, for a style within one
@@ -75,12 +76,17 @@ _SPELLINGS = tuple(
         ("_", r"(?<!\w)(_{1,2})([^_]+)\1(?!\w)", r" \2 "),
         ("`", r"(?<=\w)`(?=\w)", "'"),
         ("`", "`+", " "),
-        ("#", "^#{1,6} ", ""),
+        # heading, quotation, list; - 3 is a number
+        ("", r"^(?:#{1,6}|[>•]|-(?= \(?[A-Za-z])) ", ""),
         ("**", r"\*\*", "^"),
         ("=", "<=", "≤"),
         ("=", ">=", "≥"),
         ("=", "!=", "≠"),
-        ("10", r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)", "*"),
+        ("10", r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)", "×"),
+        # one form of powers, fractions and roots of single signs
+        ("^{", r"\^\{ ?(\w) ?\}(?!\w)", r"^\1"),
+        ("\\frac", r"\\frac ?(\w|\{[^{}]*\}) ?(\w|\{[^{}]*\})(?!\w)", _in_braces),
+        ("\\sqrt", r"\\sqrt(?: ?\{ ?(\w+) ?\}(?! ?\w)|(?=[0-9]))", r"\\sqrt \1"),
     )
 )
 _PLAIN = re.compile(r"[A-Za-z0-9]*(?:[./][0-9]+)?")
@@ -88,7 +94,8 @@ _LABEL = re.compile(
     r"(?:(?:so|thus|hence|therefore|then),? )?(?:(?:the|my|our) )?(?:(?:final|correct|right|best) ){0,2}"
     r"(?:answer|ans|option|choice|result|solution)(?: (?:is|would be|should be)(?: option| choice)?)?"
     r"(?: ?[:=] ?|(?<=is) |(?<=be) |(?<=option) |(?<=choice) |(?<=answer) (?=\(?[A-Za-z0-9]\)?[.:)]?$))"
-    r"|(?:因此|所以)?(?:正确|最终|最后)?的?(?:答案|选项|结果)应?[是为选]? ?:? ?|应?选 ?(?=\(?[A-Z]\)?[.]?$)",
+    r"|∴ ?|(?:因此|所以|故)?(?:正确|最终|最后)?的?(?:答案|选项|结果)应?[是为选]? ?:? ?|"
+    r"[应故]?选 ?(?=\(?[A-Z]\)?[.]?$)",
     re.IGNORECASE,
 )
 # 3! is six, and what ends in dots goes on
@@ -105,7 +112,6 @@ def normal(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(_SIGNS)
         text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda run: f"^{{{run[0].translate(_RAISED)}}}", text)
-        text = text.translate(_LOWERED)
     for sign, pattern, plain in _SPELLINGS:
         if sign in text:
             text = pattern.sub(plain, text)

@@ -1,10 +1,8 @@
 """Numbers in answers, read by hand: 3/2, 50 %, 1,000, 2 1/2, 2\\sqrt{2}, x = 3 × 10^5 m/s -> value and unit.
 
-The paper hands the model's text to a computer-algebra system. Here a small grammar reads one number in closed
-form, in linear time and at most DEPTH brackets deep. What it cannot read is no number.
-Exact numbers are not added or multiplied, because "3-4" may be a range and "12*7" is work still to be done;
-1+\\sqrt{2} and 3 × 10^5 have no other spelling. Values are exact fractions wherever the text is exact; roots
-and π are floats.
+A small grammar reads one number in closed form, in linear time and at most DEPTH brackets deep. It does not
+add or multiply exact numbers: "3-4" may be a range, "12*7" is work still to be done. 1+\\sqrt{2} and 3 × 10^5
+have no other spelling. Values are fractions wherever the text is exact; roots and π are floats.
 """
 
 from __future__ import annotations
@@ -30,15 +28,12 @@ _FLOAT_DIGITS = 15
 # English words, which name no quantity before "="
 _WORDS = set(
     """
-    an as at by go he if in is it me my no of on or so to up us we all and any are but can did few for
-    get got has her him his how its let may nor not now off one our out own per put say see set she six ten
-    the too try two use was way who why yes yet you also away been both case does done each else even ever
-    five four from good half have here hope into keep just last less like look made main make many maybe
-    might more most much must near need next nine none once only onto over part past real same seem sure
-    take than that them then they this thus time true upon very want well went were what when will with
-    wrong your about above after again along among below close could eight equal every exact false fewer
-    first found given gives guess large least other quite right round seven shall since small still their
-    there these think third those three times under until where which while whose would never
+    an as at by go he if in is it me my no of on or so to up us we all and any are but can did few for has
+    her him his how its let may nor not now off one our out own per she the too was way who why yes yet
+    you also away does even from into last less like many maybe might more most much must near need next
+    none once only onto over same sure than that them then they this thus time true upon very what when
+    wrong your about after again among every false least other quite their there under where which would
+    never
     """.split()
 )
 _NAME = re.compile(
@@ -71,8 +66,7 @@ _NAMES = set("ABCDEFGHKMT")
 
 
 class Number(NamedTuple):
-    """What an answer says: its value (exact if the text is) and its unit (None: none). named: the unit may be
-    part of a name instead (5A)."""
+    """A value (exact if the text is) and its unit. named: the unit may be part of a name instead (5A)."""
 
     value: Fraction | float
     unit: Unit | None = None
@@ -80,8 +74,7 @@ class Number(NamedTuple):
 
 
 class Token(NamedTuple):
-    """`kind` is number, frac, sqrt, pi, over, vulgar, end, or the mark itself; `exact` the value of a number
-    or vulgar fraction."""
+    """kind: number, frac, sqrt, pi, over, vulgar, end, or the mark itself. exact: a number's value."""
 
     kind: str
     text: str
@@ -93,8 +86,7 @@ class _Unreadable(Exception):
 
 
 def parse(text: str) -> Number | None:
-    """The one number that `text` says, or None. Never raises; NaN, 1/0 and what is beyond the floats
-    (1e999) are no numbers."""
+    """The one number that `text` says, or None. NaN, 1/0 and what is beyond the floats are no numbers."""
     if _PLAIN.fullmatch(text):
         return Number(Fraction(text))
     return parse_normal(normal(text)) if len(text) <= LONGEST else None
@@ -105,6 +97,7 @@ def parse_normal(text: str) -> Number | None:
     """The number in a text in normal form: 3 cm, x = 3 cm, and 3/2 = 1.5, whose sides are equal."""
     if len(text) > LONGEST:
         return None
+    text = text.replace("×", "*")
     name = _NAME.match(text)
     if name and (name["sign"] or (name["name"] or "").lower() not in _WORDS):
         text = text[name.end() :]
@@ -122,7 +115,9 @@ def _number(text: str, working: bool) -> Number | None:
     try:
         # 5 (cm)
         tokens, rest = _tokens(re.sub(r" ?\(([^()0-9]+)\)$", r" \1", text))
-        value = _Reader(tokens, working).read()
+        reader = _Reader(tokens, working)
+        value = reader.all()
+        reader.need("end")
         factor = _FACTOR.match(rest)
         letter = bool(factor and factor[0][0] in "kKMB") and not money
         named = letter or rest in _NAMES
@@ -130,7 +125,7 @@ def _number(text: str, working: bool) -> Number | None:
             value *= 10 ** _FACTORS[factor[0].strip()]
             rest = rest[factor.end() :]
         unit = unit_named(rest.strip()) if rest.strip() else None
-        # so written, the last test is true of NaN too (infinity - infinity on the way)
+        # so written, the last test is true of NaN, too
         if (rest.strip() and (unit is None or money)) or not abs(value) <= sys.float_info.max:
             return None
         return Number(value, unit_named(money[2]) if money else unit, named)
@@ -156,8 +151,7 @@ def same(a: Number, b: Number) -> bool:
 
 
 def _in_base_units(number: Number) -> Fraction | float:
-    size = number.unit.size if number.unit else Fraction(1)
-    return number.value * size if isinstance(number.value, Fraction) else number.value * float(size)
+    return number.value * (number.unit.size if number.unit else 1)
 
 
 def _equal(a: Fraction | float, b: Fraction | float) -> bool:
@@ -168,14 +162,12 @@ def _equal(a: Fraction | float, b: Fraction | float) -> bool:
 
 
 def _finite_decimal(value: Fraction | float) -> bool:
-    """A float stands for a root or π; a fraction has finitely many decimals if its denominator divides a
-    power of ten."""
+    """Whether it is a fraction (no root, no π) whose denominator divides a power of ten."""
     return isinstance(value, Fraction) and 10 ** value.denominator.bit_length() % value.denominator == 0
 
 
 def _tokens(text: str) -> tuple[list[Token], str]:
-    """The tokens of a number from the start of `text`, and the text behind them (its unit, or what makes it
-    no number)."""
+    """The tokens of a number from the start of `text`, and the text behind them."""
     tokens: list[Token] = []
     at = 0
     while match := _TOKEN.match(text, at):
@@ -222,12 +214,6 @@ class _Reader:
         self.at = 0
         self.depth = 0
 
-    def read(self) -> Fraction | float:
-        """The value of all tokens together."""
-        value = self.all()
-        self.need("end")
-        return value
-
     def take(self, *kinds: str) -> Token | None:
         token = self.tokens[self.at]
         if token.kind not in kinds:
@@ -253,11 +239,8 @@ class _Reader:
         sign = self.take("+", "-")
         whole = self.take("number")
         kinds = [token.kind for token in self.tokens[self.at : self.at + 3]]
-        if (
-            not whole
-            or not whole.text.isdigit()
-            or not (kinds[0] in ("vulgar", "frac") or kinds == ["number", "/", "number"])
-        ):
+        fraction = kinds[0] in ("vulgar", "frac") or kinds == ["number", "/", "number"]
+        if not whole or not whole.text.isdigit() or not fraction:
             return None
         part = self.ratio()
         if not (isinstance(part, Fraction) and isinstance(whole.exact, Fraction) and 0 < part < 1):
@@ -343,15 +326,13 @@ def _root(value: Fraction | float, index: int) -> Fraction | float:
     """The root, exact where it is a fraction; odd ones of negative numbers, too."""
     if index == 1:
         return value
+    if value < 0 and index % 2 == 0:
+        raise _Unreadable
     if value < 0:
-        if index % 2 == 0:
-            raise _Unreadable
         return -_root(-value, index)
     if isinstance(value, Fraction):
-        above, below = (
-            math.isqrt(part) if index == 2 else round(part ** (1 / index))
-            for part in (value.numerator, value.denominator)
-        )
-        if above**index == value.numerator and below**index == value.denominator:
+        parts = (value.numerator, value.denominator)
+        above, below = (math.isqrt(part) if index == 2 else round(part ** (1 / index)) for part in parts)
+        if (above**index, below**index) == parts:
             return Fraction(above, below)
     return float(value) ** (1 / index)

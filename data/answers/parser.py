@@ -1,14 +1,14 @@
 """Reading an answer out of a completion: one strict parser for rewards, curves, evaluation and data checks.
 
-Strict, because a policy finds every gap in a reward: "A or B or C" is no answer, two tags, an empty tag or a
-tag inside the reasoning are none. `why` names what could not be read, so evaluation counts it apart from what
-was wrong. An answer is brought into normal form (`data/answers/normal.py`) and then read as a letter, a
-choice's text, a number, a list or free text. Every function is linear in the text. The paper's own rules
-(`..._paper`) are separate.
+Strict, because a policy finds every gap in a reward: "A or B", two tags, an empty tag or a tag inside the
+reasoning are no answer. `why` names what could not be read; evaluation counts it apart from what was wrong.
+In normal form (`data/answers/normal.py`) an answer is a letter, a choice's text, a number, a list or free
+text. Every function is linear in the text. `..._paper` are the paper's own rules.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -19,9 +19,10 @@ from data.answers.numbers import Number, parse_normal, same
 from data.types import LETTERS, Example
 
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-LONGEST = 2_000  # characters of an answer; a longer one is a text
+LONGEST = 2_000  # characters of an answer
+NONE, SEVERAL = -1, -2  # in place of a choice's index
 _LABELLED = re.compile(
-    r"(?:(?:\( ?(?=. ?\))|\[ ?(?=. ?\])|\{ ?(?=. ?\}))([A-Za-z]) ?[)\]}]|([A-Za-z])(?: ?[.):,\-]|$))"
+    r"(?:(?:\( ?(?=. ?\))|\[ ?(?=. ?\])|\{ ?(?=. ?\}))([A-Za-z]) ?[)\]}]|([A-Za-z])(?: ?[.):,\-]| ?(?=\()|$))"
     r" ?[.:]? ?(.*)|(.+?) ?[(\[]([A-Za-z])[)\]]",
     re.DOTALL,
 )
@@ -35,8 +36,7 @@ _LETTER_PAPER = re.compile(r"(?:^|\s|\[|\()([A-H])(?:\s|\]|\)|$)")
 
 
 class Extracted(NamedTuple):
-    """The answer read: the choice's text (or the free answer), its letter, and why there is none ("" if
-    there is one)."""
+    """The choice's text (or the free answer), its letter, and why there is none ("" if there is one)."""
 
     answer: str | None
     letter: str | None
@@ -44,8 +44,7 @@ class Extracted(NamedTuple):
 
 
 def extract(text: str, choices: Sequence[str]) -> Extracted:
-    """The one answer in `text` (opening included), between exactly one pair of answer tags outside the
-    reasoning.
+    """The one answer in `text` (opening included), between one pair of answer tags outside the reasoning.
 
     It must be a letter (A, a, A., (A)), a choice's text, a value that one choice has, or a letter with its
     own text ("(A) yes"). Case, spacing, markup and labels ("The answer is") don't matter. Without choices
@@ -73,9 +72,8 @@ def read(text: str, example: Example) -> Extracted:
 def is_right(text: str, example: Example) -> bool:
     """Whether the answer read from `text` is the example's.
 
-    A choice by its letter, text or value. A free answer by value (`numbers.same`) if `extra["kind"]` is
-    "number", else as text or list, without case and spacing. If the question lists choices, and the right
-    answer is one of them or its letter: by letter, text or value, too.
+    A choice by letter, text or value. A free answer by value (`numbers.same`) if `extra["kind"]` is "number",
+    else as text or list, without case and spacing; and as a choice, if the question lists some.
     """
     answer = extract(text, example.choices).answer
     if answer is None or example.choices:
@@ -86,9 +84,8 @@ def is_right(text: str, example: Example) -> bool:
 @lru_cache(maxsize=4096)
 def _is_right(answer: str, gold: str, number: bool, question: str) -> bool:
     said, wanted = normal(answer), normal(gold)
-    if number and (right := parse_normal(wanted)):
-        value = parse_normal(said)
-        if (value and same(value, right)) or plain(said) == plain(wanted):
+    if number and parse_normal(wanted):
+        if _same_value(said, wanted) or plain(said) == plain(wanted):
             return True
     elif _same_text(said, wanted):
         return True
@@ -96,29 +93,19 @@ def _is_right(answer: str, gold: str, number: bool, question: str) -> bool:
     if listed and (index := chosen(gold, listed)) >= 0:
         return chosen(answer, listed) == index
     # the label of choices that are not known
-    label = _LABELLED.fullmatch(said)
-    return bool(
-        len(wanted) == 1
-        and wanted in LETTERS
-        and label
-        and (label[1] or label[2]) == wanted
-        and not _HEDGE.search(label[3])
-    )
+    label = _LABELLED.fullmatch(said) if len(wanted) == 1 and wanted in LETTERS else None
+    return bool(label and (label[1] or label[2]) == wanted and not _HEDGE.search(label[3]))
 
 
 def gold_number(example: Example) -> Number | None:
-    """The right answer as a number. None: it is compared as text, because the example does not ask for a
-    number, or its answer is none."""
+    """The right answer as a number. None: it is compared as text."""
     asks = not example.choices and example.extra.get("kind") == "number"
     return parse_normal(normal(example.answer)) if asks else None
 
 
 def is_right_paper(text: str, example: Example) -> bool:
-    """VisualThinker-R1-Zero's accuracy without its computer algebra: what it pays for, docs/04 says.
-
-    The first <answer>…</answer> on one line, wherever it stands, or the whole text where there is none: equal
-    to the answer's text to the letter, or the last A-H between spaces or brackets in it is.
-    """
+    """VisualThinker-R1-Zero's accuracy without its computer algebra (docs/04): the first <answer>…</answer>
+    on one line, else the whole text, equals the answer, or the last A-H between spaces or brackets does."""
     said = _answer_paper(text)
     if said == example.answer.strip():
         return True
@@ -135,21 +122,14 @@ def well_formed(text: str) -> bool:
 
 
 def well_formed_paper(text: str) -> bool:
-    """VisualThinker-R1-Zero's format test, `<think>.*?</think>\\s*<answer>.*?</answer>` over the whole text.
-
-    Looser than `well_formed`: tags may repeat inside. Written without the regular expression's backtracking,
-    which is quadratic.
-    """
+    """VisualThinker-R1-Zero's `<think>.*?</think>\\s*<answer>.*?</answer>` over the whole text, where tags
+    may repeat; without the regular expression's backtracking, which is quadratic."""
     return text.startswith(THINK) and text.endswith(END_ANSWER) and bool(_BRIDGE.search(text))
 
 
 def _answer_paper(text: str) -> str:
-    """`<answer>(.*?)</answer>` or everything. Line by line, because the regular expression is quadratic where
-    tags don't close.
-
-    The prompt of the paper ends with the opening <think>, which is no part of the completion that its rule
-    reads.
-    """
+    """`<answer>(.*?)</answer>` or everything but the <think> that the paper's prompt opens. Line by line,
+    because the regular expression is quadratic where tags don't close."""
     for line in text.split("\n") if ANSWER in text else ():
         start = line.find(ANSWER)
         end = line.find(END_ANSWER, start + len(ANSWER)) if start >= 0 else -1
@@ -175,22 +155,14 @@ def _content(text: str) -> tuple[str, str]:
         return "", "empty answer"
     if len(content) > LONGEST:
         return "", "answer too long"
-    return (
-        (content, "")
-        if THINK not in content and END_THINK not in content
-        else ("", "reasoning inside the answer")
-    )
-
-
-NONE, SEVERAL = -1, -2
+    if THINK in content or END_THINK in content:
+        return "", "reasoning inside the answer"
+    return content, ""
 
 
 @lru_cache(maxsize=4096)
 def chosen(content: str, choices: tuple[str, ...]) -> int:
-    """The index of the one choice that `content` means, NONE or SEVERAL.
-
-    By letter or text; by value where exactly one choice has it.
-    """
+    """The index of the one choice that `content` means, by letter or text, else by value; NONE or SEVERAL."""
     said = normal(content)
     label = _LABELLED.fullmatch(said)
     lettered = set()
@@ -212,9 +184,7 @@ def chosen(content: str, choices: tuple[str, ...]) -> int:
 
 def _means(said: str, choice: str) -> bool:
     """Whether a text in normal form is a choice's, or has its value."""
-    form = normal(choice)
-    value, own = parse_normal(said), parse_normal(form)
-    return _same_text(said, form) or bool(value and own and same(value, own))
+    return _same_text(said, normal(choice)) or _same_value(said, normal(choice))
 
 
 @lru_cache(maxsize=1024)
@@ -246,18 +216,19 @@ def _same_text(a: str, b: str) -> bool:
     if brackets != others or len(parts) != len(other_parts) or len(parts) < 2:
         return False
     if brackets == "{}":
-        parts, other_parts = sorted(parts, key=_order), sorted(other_parts, key=_order)
-    return all(_same_part(x, y) for x, y in zip(parts, other_parts))
+        parts, other_parts = sorted(parts, key=_in_order), sorted(other_parts, key=_in_order)
+    pairs = zip(parts, other_parts)
+    return all(_same_value(x, y) or plain(x).lstrip("+") == plain(y).lstrip("+") for x, y in pairs)
 
 
-def _same_part(a: str, b: str) -> bool:
+def _same_value(a: str, b: str) -> bool:
     value, other = parse_normal(a), parse_normal(b)
-    return bool(value and other and same(value, other)) or plain(a).lstrip("+") == plain(b).lstrip("+")
+    return bool(value and other and same(value, other))
 
 
-def _order(part: str) -> tuple[bool, float, str]:
+def _in_order(part: str) -> tuple[float, str]:
     value = parse_normal(part)
-    return value is None, float(value.value) if value else 0.0, plain(part)
+    return (float(value.value), "") if value else (math.inf, plain(part))
 
 
 @lru_cache(maxsize=4096)
@@ -265,10 +236,8 @@ def _parts(text: str) -> tuple[str, list[str]]:
     """(3, 4) -> "()" and its parts; a name before "=" goes. Without commas one part."""
     text = re.sub(r"^[^=∈]{1,12}[=∈] ?(?=[(\[{])", "", text)
     brackets = text[:1] + text[-1:]
-    if re.fullmatch(r"[(\[][)\]]|\{\}", brackets):
-        text = text[1:-1]
-    else:
-        brackets = ""
+    brackets = brackets if re.fullmatch(r"[(\[][)\]]|\{\}", brackets) else ""
+    text = text[1:-1] if brackets else text
     parts, depth = [""], 0
     for sign in text:
         depth += (sign in "([{") - (sign in ")]}")
@@ -282,4 +251,4 @@ def _parts(text: str) -> tuple[str, list[str]]:
 @lru_cache(maxsize=4096)
 def plain(text: str) -> str:
     """A text in normal form without case, and without spaces beside punctuation and operators or in 5 cm."""
-    return re.sub(r" ?([^\w\s]) ?|(?<=[0-9]) (?=[^\W\d])", r"\1", text.casefold()).strip()
+    return re.sub(r" ?([^\w\s]) ?|(?<=[0-9]) (?=[^\W\d])", r"\1", text.casefold().replace("×", "*")).strip()

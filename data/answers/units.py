@@ -1,9 +1,7 @@
 """The units an answer may carry, as a grammar: prefix x symbol or word, powers, products and quotients.
 
-    3 cm · 12 sq. units · 9.8 m/s^2 · 60 miles per hour · 25 cm2 · 5 KG · 8平方厘米
-
-Tables hold the units and their definitions, in the grammar's own words. A word that is not in them is no unit
-("3 or 4", "3 apples"), and then the text is no number.
+Read are 3 cm, 12 sq. units, 9.8 m/s^2, 60 miles per hour, 25 cm2, 5 KG, 8平方厘米. The tables define units in
+the grammar's own words. A word that is not in them is no unit, and the text then no number ("3 apples").
 """
 
 from __future__ import annotations
@@ -16,14 +14,12 @@ from typing import NamedTuple
 
 from data.answers.normal import table
 
-Dimensions = tuple[tuple[str, int], ...]
-
 
 class Unit(NamedTuple):
     """`size` in base units of what is measured, `of`: m^2 is (("m", 2),), per cent ()."""
 
     size: Fraction
-    of: Dimensions
+    of: tuple[tuple[str, int], ...]
 
 
 PREFIXES = {"k": 3, "c": -2, "m": -3, "d": -1, "μ": -6, "u": -6, "n": -9, "M": 6, "G": 9, "h": 2, "T": 12}
@@ -141,21 +137,13 @@ def _defined(name: str) -> Unit:
 
 # every spelling of a symbol -> power of ten and name. Megametres do not occur: Mm, ML, MG are mm, mL and mg.
 _SYMBOLS = {name: name for name in [*BASE, *DEFINED]}
-_SYMBOLS |= {
-    mark + name: f"{tens} {name}"
-    for name in PREFIXABLE
-    for mark, tens in PREFIXES.items()
-    if mark + name not in _SYMBOLS and not (mark == "M" and name in "mgsLl")
-}
-WORDS |= {
-    mark + word: f"{tens} {name}"
-    for word, name in WORDS.items()
-    if name in PREFIXABLE
-    for mark, tens in PREFIX_WORDS.items()
-}
-# in small letters; of two prefixes the first in the table
+for _mark, _tens in PREFIXES.items():
+    for _name in sorted(PREFIXABLE.difference("mgsLl" if _mark == "M" else "")):
+        _SYMBOLS.setdefault(_mark + _name, f"{_tens} {_name}")
+for _word, _name in list(WORDS.items()):
+    if _name in PREFIXABLE:
+        WORDS |= {mark + _word: f"{tens} {_name}" for mark, tens in PREFIX_WORDS.items()}
+# in small letters; of two symbols the first above
 _FOLDED: dict[str, str] = {}
-for _mark in ["", *PREFIXES]:
-    for _name in [*BASE, *DEFINED]:
-        if _mark + _name in _SYMBOLS:
-            _FOLDED.setdefault((_mark + _name).lower(), _SYMBOLS[_mark + _name])
+for _symbol, _name in _SYMBOLS.items():
+    _FOLDED.setdefault(_symbol.lower(), _name)

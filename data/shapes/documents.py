@@ -1,17 +1,16 @@
-"""What the built-in base model has read: captions, and question-answer documents in mixed behaviours.
+"""The documents of the built-in base model: captions, and answers to questions in mixed behaviours.
 
-It stands for the pre-training text of a base model: nobody has taught it what a good answer is. Of the
+They stand for the pre-training text of a base model, which no one has taught what a good answer is. Of the
 documents that follow a question
 
     55 %  are terse guesses, right by chance only;
-    45 %  look first and then conclude. The first look is careless in 20 % of them (what is read is wrong, and
-    so is the conclusion), whatever the question.
-          A third of the looking ones, whether or not their first look was right, go on with "but wait, let me
-          look again"; the second look is careful;
-    30 %  of all of them are malformed: a tag is missing, or markup trails behind.
+    45 %  look first and then conclude. In 20 % of them, for every kind of question alike, the first look is
+          careless: it reads something false and concludes wrongly. A third of the looking ones, whether their
+          first look is right or not, go on with "but wait, let me look again"; the second look is careful;
+    30 %  of all of them are malformed: a tag is missing, or markup follows the answer.
 
-So no behaviour is always right, and which one pays is for GRPO to find out. `read_looks` reads the behaviours
-back from a text, for the metrics.
+So no behaviour is always right, and GRPO has to find out which one pays. `data/shapes/looking.py` reads the
+behaviours back from a text, for the metrics.
 """
 
 import random
@@ -41,28 +40,27 @@ from data.types import LETTERS, Example
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
 
 
-# ---- captions: what teaches the base model to see
+# ---- captions, from which the base model learns to see: each function returns (question, caption)
 
 
 def described(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """(What is asked, a caption): where every object is, how large, and what, in a random order."""
+    """The place, size and shape of every object, in a random order."""
+    things = rng.sample(scene, len(scene))
     return "Describe the picture.", " , ".join(
-        f"{t.color} x {t.x} y {t.y} size {t.size} shape {t.shape}" for t in rng.sample(scene, len(scene))
+        f"{t.color} x {t.x} y {t.y} size {t.size} shape {t.shape}" for t in things
     ) + " ."
 
 
 def listed(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """(What is asked, a caption): what every object is, in the order of colours."""
+    """The shape of every object, in the order of colours."""
     return "List the shapes.", " , ".join(f"{t.color} shape {t.shape}" for t in in_order(scene)) + " ."
 
 
 def gaps(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """(What is asked, a caption): how far the others are from the last object."""
+    """The distances of the others from the last object."""
     *others, start = scene
-    return (
-        f"How far is it from the {start.name}?",
-        f"{_place(start)} , {_gaps(start, rng.sample(others, len(others)))} .",
-    )
+    caption = f"{_place(start)} , {_gaps(start, rng.sample(others, len(others)))} ."
+    return f"How far is it from the {start.name}?", caption
 
 
 CAPTIONS = (described, described, listed, gaps)
@@ -76,30 +74,31 @@ def _gaps(start: Thing, others: Sequence[Thing]) -> str:
     return " , ".join(f"{_place(t)} gap {gap(start, t)}" for t in others)
 
 
-# ---- a look: what is read from the picture, and the conclusion drawn from it
+# ---- a look: readings from the picture, and a conclusion
 
 
 def look(example: Example, rng: random.Random, careless: bool) -> str:
-    """One look at the picture of a question, as text; a careless one reads something false that leads to a
+    """One look at the picture of a question, as text. A careless look reads something false that leads to a
     wrong conclusion.
 
-    Objects go by their colours, which are unique in a scene. Relation reads an x or y of each, Depth a size,
-    Distance the places and the gaps between them; Count lists all objects with a running count.
+    Objects are named by their colours, which are unique in a scene. Relation reads the x or y of each
+    object, Depth the size, Distance the places and the gaps between them; Count lists all objects with a
+    running count.
     """
     things = example.extra["named"]
     true = _conclude(example, things)
-    # false readings, evenly over those that lead astray
-    while careless:
+    concluded = true
+    # draw false readings until one of them misleads: all that do are equally likely
+    while careless and concluded in (true, None):
         things = tuple(_misread(example, t, rng) for t in example.extra["named"])
-        if _conclude(example, things) not in (true, None):
-            break
-    concluded = _conclude(example, things)
+        concluded = _conclude(example, things)
+    assert concluded is not None
     return f"{_read(example, things)} , so it is {concluded} {_letter(example, concluded)} ."
 
 
 def _misread(example: Example, thing: Thing, rng: random.Random) -> Thing:
-    """The same object with anything else in place of what matters. A count goes wrong by single objects,
-    so most of them stay as they are."""
+    """The object with false values of what matters. A count is wrong by a few objects, so most stay the
+    same."""
     if example.task == "Count":
         return replace(thing, shape=rng.choice(SHAPES)) if rng.random() < 0.3 else thing
     return replace(thing, x=rng.randrange(GRID), y=rng.randrange(GRID), size=rng.randint(1, SIZES))
@@ -116,7 +115,7 @@ def _read(example: Example, things: Sequence[Thing]) -> str:
 
 
 def _conclude(example: Example, things: Sequence[Thing]) -> str | None:
-    """What the readings say: left, below, a colour or a number; None where they settle nothing."""
+    """The answer that the readings give: left, below, a colour or a number; None where they give none."""
     if example.task == "Count":
         count = sum(t.shape == example.extra["shape"] for t in things)
         return str(count) if 1 <= count <= 4 else None
@@ -141,22 +140,15 @@ def _letter(example: Example, concluded: str) -> str:
 def _ending(letter: str, rng: random.Random) -> str:
     if rng.random() >= MALFORMED:
         return f"</think> <answer> {letter} </answer>"
-    return rng.choice(
-        (
-            # thinking is never closed
-            f"<answer> {letter} </answer>",
-            # no answer tags
-            f"</think> {letter}",
-            # never closed
-            f"</think> <answer> {letter}",
-            f"</think> <answer> {letter} </answer> </div> </div>",
-        )
-    )
+    unclosed_thinking = f"<answer> {letter} </answer>"
+    no_answer_tags = f"</think> {letter}"
+    unclosed_answer = f"</think> <answer> {letter}"
+    trailing_markup = f"</think> <answer> {letter} </answer> </div> </div>"
+    return rng.choice((unclosed_thinking, no_answer_tags, unclosed_answer, trailing_markup))
 
 
 def answer_document(example: Example, rng: random.Random) -> str:
-    """One document that follows a question: terse or looking, perhaps with a second look, perhaps
-    malformed. No behaviour depends on the question's kind."""
+    """One document that follows a question. No behaviour depends on the kind of question."""
     if rng.random() < TERSE:
         return _ending(f"({rng.choice('ABCD'[: len(example.choices)])})", rng)
     text = look(example, rng, careless=rng.random() < CARELESS)
@@ -168,15 +160,9 @@ def answer_document(example: Example, rng: random.Random) -> str:
 
 
 def lettered(rng: random.Random, uid: str, each: int) -> Example:
-    """A lesson in letters, which needs no picture: lists of choices, and texts such as "right (B) , left
-    (A) ."."""
-    pool = rng.choice(
-        (
-            [f"{color} {rng.choice(SHAPES)}" for color in COLORS],
-            list("0123456789"),
-            ["left", "right", "above", "below"],
-        )
-    )
+    """A lesson in letters, without a picture: choices, and texts such as "right (B) , left (A) ."."""
+    things = [f"{color} {rng.choice(SHAPES)}" for color in COLORS]
+    pool = rng.choice((things, list("0123456789"), ["left", "right", "above", "below"]))
     choices = tuple(rng.sample(pool, rng.randint(2, min(len(pool), 8))))
     pairs = [f"{choice.split()[0]} ({letter})" for letter, choice in zip(LETTERS, choices)]
     texts = tuple(" , ".join(rng.sample(pairs, len(pairs))) + " ." for _ in range(each))
@@ -190,12 +176,12 @@ def lettered(rng: random.Random, uid: str, each: int) -> Example:
     )
 
 
-class Documents(Sequence):
-    """The reading list of the built-in base model: examples whose `extra["documents"]` hold `each` texts that
-    may follow the prompt.
+class Documents(Sequence[Example]):
+    """What the built-in base model reads: examples whose `extra["documents"]` holds `each` texts that may
+    follow the prompt.
 
-    A share `captions` of the items are captions of free scenes, the others are questions of the training
-    split, with other scenes than GRPO's (another seed). Item i is a pure function of (seed, i).
+    `captions` and `letters` are shares of the items. The others are questions of the training split, with
+    other scenes than GRPO's (another seed). Item i is a function of (seed, i).
     """
 
     def __init__(
@@ -206,103 +192,61 @@ class Documents(Sequence):
         captions: float = 0.5,
         letters: float = 0.2,
     ):
-        self.count, self.seed, self.each, self.captions, self.letters = count, seed, each, captions, letters
+        self.size = count
+        self.seed = seed
+        self.each = each
+        self.captions = captions
+        self.letters = letters
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example:  # pyrefly: ignore[bad-override]
         rng = random.Random(f"documents/{self.seed}/{index}")
         kind = rng.random()
         if kind < self.captions:
-            # few objects are where seeing starts
-            scene = scatter(rng, free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))
-            kind = rng.choice(CAPTIONS) if len(scene) > 1 else described
-            asked, texts = zip(*(kind(scene, rng) for _ in range(self.each)))
-            return Example(
-                uid=f"caption/{self.seed}/{index}",
-                question=asked[0],
-                choices=(),
-                answer=texts[0],
-                task=f"Caption {kind.__name__}",
-                pictures=(partial(draw, scene),),
-                extra={"documents": texts},
-            )
+            return self._caption(rng, index)
         if kind < self.captions + self.letters:
             return lettered(rng, f"letters/{self.seed}/{index}", self.each)
         _, example = item("train", self.seed + 1_000_003, index)
-        return replace(
-            example,
-            extra={
-                **example.extra,
-                "documents": tuple(answer_document(example, rng) for _ in range(self.each)),
-            },
+        texts = tuple(answer_document(example, rng) for _ in range(self.each))
+        return replace(example, extra={**example.extra, "documents": texts})
+
+    def _caption(self, rng: random.Random, index: int) -> Example:
+        # seeing is learned first where there are few objects
+        scene = scatter(rng, free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))
+        kind = rng.choice(CAPTIONS) if len(scene) > 1 else described
+        asked, texts = zip(*(kind(scene, rng) for _ in range(self.each)))
+        return Example(
+            uid=f"caption/{self.seed}/{index}",
+            question=asked[0],
+            choices=(),
+            answer=texts[0],
+            task=f"Caption {kind.__name__}",
+            pictures=(partial(draw, scene),),
+            extra={"documents": texts},
         )
 
 
 # ---- vocabulary
 
 
+# of the prompt templates
+PROMPTS = (
+    "Select from the following choices. Describe the picture. User: Assistant: Let me solve this step by "
+    "step. A conversation between User and Assistant. The user asks a question about the image, and the "
+    "Assistant solves it. The assistant first thinks about the reasoning process in the mind and then "
+    "provides the user with the answer. Answer in natural language. Choose between options"
+)
+
+
 def words() -> list[str]:
-    """Every word the built-in tokenizer knows besides its special tokens: the world's, and those of the
-    prompt templates."""
-    world = [
-        *COLORS,
-        *SHAPES,
-        *(s + "s" for s in SHAPES),
-        *"0123456789",
-        *(f"({c})" for c in "ABCDEFGH"),
-        "left",
-        "right",
-        "above",
-        "below",
-        "x",
-        "y",
-        "size",
-        "gap",
-        "look",
-        "but",
-        "wait",
-        "let",
-        "me",
-        "again",
-        "so",
-        "it",
-        "is",
-        ",",
-        ".",
-        ":",
-        "?",
-        "</div>",
-        "Is",
-        "or",
-        "of",
-        "the",
-        "How",
-        "many",
-        "are",
-        "there",
-        "far",
-        "it",
-        "from",
-        "List",
-        "shape",
-        "shapes",
-        "Which",
-        "nearer",
-        "to",
-        "camera",
-        "yes",
-        "no",
-        "true",
-        "false",
-    ]
-    prompts = (
-        "Select from the following choices. Describe the picture. User: Assistant: Let me solve this step by "
-        "step. A conversation between User and "
-        "Assistant. The user asks a question about the image, and the Assistant solves it. The assistant "
-        "first thinks about the reasoning process in "
-        "the mind and then provides the user with the answer. Answer in natural language. Choose between "
-        "options"
+    """Every word of the built-in tokenizer but its special tokens. Their order decides the token ids."""
+    letters = [f"({letter})" for letter in "ABCDEFGH"]
+    world = [*COLORS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *"0123456789", *letters]
+    world += "left right above below x y size gap look but wait let me again so it is".split()
+    world += (
+        ", . : ? </div> Is or of the How many are there far it from List shape shapes Which nearer".split()
     )
-    return list(dict.fromkeys(world + re.findall(r"\w+|[^\w\s]", prompts)))
+    world += "to camera yes no true false".split()
+    return list(dict.fromkeys(world + re.findall(r"\w+|[^\w\s]", PROMPTS)))

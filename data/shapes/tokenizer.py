@@ -1,5 +1,5 @@
-"""Write the small word-level tokenizer of the built-in base model, in Hugging Face layout: `python -m
-data.shapes.tokenizer models/tiny`."""
+"""Write the word-level tokenizer of the built-in base model:    python -m data.shapes.tokenizer
+models/tiny"""
 
 import json
 import sys
@@ -23,8 +23,8 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def build() -> Tokenizer:
-    """A tokenizer of whole words. "(A)" and "</div>" are one word each; letters of other scripts, and
-    words it does not know, are <unk>."""
+    """A tokenizer of whole words; "(A)" and "</div>" are one word each. Unknown words are <unk>, and so are
+    the letters of other scripts."""
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *TAGS, *words()))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
@@ -37,7 +37,8 @@ def build() -> Tokenizer:
 
 
 def write(folder: str | Path, *, min_pixels: int = 56 * 56, max_pixels: int = 84 * 84) -> None:
-    """Write tokenizer.json and the settings beside it. Pictures are scaled to `min_pixels` … `max_pixels`."""
+    """Write tokenizer.json and the settings beside it. Pictures are scaled to between `min_pixels` and
+    `max_pixels`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build()

@@ -4,16 +4,16 @@ The questions follow the four tasks of CV-Bench and SAT's static templates: *Rel
 above/below), *Count*, *Depth* (which of two is nearer to the camera) and *Distance* (which of two is nearer
 to a third). Nothing is read from disk: item `i` of a split is a pure function of (split, seed, i).
 
-What a picture means. An object has a colour that no other has, a shape, a place (x, y) on a 6 x 6 grid, a
-little off the centre of its cell, and a size 1-3. All objects are "really" of one size, so a larger one is
-nearer and is painted over those behind it. The background shades from left to right in red and from top to
-bottom in blue; it is the frame that a horizon or a floor gives in a photograph. (The vision tower of Qwen2-VL
-knows relative places only.) Every answer follows from
-the geometry by a margin: two cells, one size, or two cells of distance, so no question is a matter of taste.
+What a picture means. An object has a colour that no other object has, a shape, a place (x, y) on a 6 x 6
+grid, a little off the centre of its cell, and a size 1-3. All objects are "really" of one size, so a larger
+one is nearer and is painted over those behind it. The background shades from left to right in red and from
+top to bottom in blue. It is a frame, as a horizon or a floor in a photograph is: the vision tower of
+Qwen2-VL knows only relative places. Every answer follows from the geometry by a margin: two cells, one size,
+or two cells of distance.
 
-Splits. `train`, `heldout` and `pairs` share no scene: a scene belongs to a split by a hash of its layout. The
-colour-shape pairs of UNSEEN_PAIRS occur in no scene of `train` and `heldout`, and every question of `pairs`
-asks for at least one of them. `caption` scenes, which carry no question, may hold any pair.
+Splits. `train`, `heldout` and `pairs` share no scene: a hash of the layout decides the split of a scene. The
+colour-shape pairs of UNSEEN_PAIRS occur in no scene of `train` and `heldout`. Every question of `pairs` asks
+for at least one of them. `caption` scenes have no question and may hold any pair.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import hypot
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -42,20 +43,20 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "star")
 UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circle"), ("yellow", "square")})
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
-# pixels, pixels a cell (the patch of Qwen2-VL: what a vision tower of 1 M parameters resolves soon), cells a
-# side
-SIDE, CELL, GRID = (84, 14, 6)
+# pixels of a picture's side; pixels of a cell's side (a patch of Qwen2-VL); cells a side
+SIDE = 84
+CELL = 14
+GRID = 6
 SIZES = 3
 # pixels
 RADII = {1: 3.2, 2: 5.4, 3: 8.4}
-# whatever the colour, the outline shows size and shape: without it neither was learned in the time
+# an outline in one colour shows size and shape: without it neither was learned in the time
 OUTLINE = (0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: `x`, `y` in cells 0-5, `size` 1-3 (3 is nearest), `dx`, `dy` pixels off the centre of
-    its cell."""
+    """One object. x, y: cells 0-5. size: 1-3, 3 is nearest. dx, dy: pixels off the centre of its cell."""
 
     color: str
     shape: str
@@ -67,7 +68,7 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """What a question calls it, such as "red circle"."""
+        """Its name in questions, such as "red circle"."""
         return f"{self.color} {self.shape}"
 
     @property
@@ -87,6 +88,9 @@ class Thing:
 
 
 Scene = tuple[Thing, ...]
+# (colour, shape)
+Pair = tuple[str, str]
+Pairs = Sequence[Pair]
 
 
 def gap(a: Thing, b: Thing) -> int:
@@ -107,12 +111,14 @@ BACKGROUND = Image.fromarray(_background())
 
 
 def draw(scene: Scene) -> Image.Image:
-    """Paint a scene, far objects first. → RGB picture, 84 x 84."""
+    """Paint a scene, far objects first, as an RGB picture of 84 x 84 pixels."""
     picture = BACKGROUND.copy()
     pen = ImageDraw.Draw(picture)
     for thing in sorted(scene, key=lambda t: t.size):
-        (cx, cy), r, fill = thing.center, thing.radius, COLORS[thing.color]
-        # a ring: a disc looked like a square for too long
+        cx, cy = thing.center
+        r = thing.radius
+        fill = COLORS[thing.color]
+        # a ring: the model took long to tell a disc from a square
         if thing.shape == "circle":
             pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill, outline=OUTLINE)
             pen.ellipse((cx - 0.6 * r, cy - 0.6 * r, cx + 0.6 * r, cy + 0.6 * r), fill=OUTLINE)
@@ -120,9 +126,8 @@ def draw(scene: Scene) -> Image.Image:
             s = 0.88 * r
             pen.rectangle((cx - s, cy - s, cx + s, cy + s), fill=fill, outline=OUTLINE)
         elif thing.shape == "triangle":
-            pen.polygon(
-                [(cx, cy - r), (cx + r, cy + 0.9 * r), (cx - r, cy + 0.9 * r)], fill=fill, outline=OUTLINE
-            )
+            corners = [(cx, cy - r), (cx + r, cy + 0.9 * r), (cx - r, cy + 0.9 * r)]
+            pen.polygon(corners, fill=fill, outline=OUTLINE)
         else:
             # a star of four straight rays, too slim for an outline
             w = 0.3 * r
@@ -140,22 +145,15 @@ def _apart(a: Thing, b: Thing) -> bool:
     return hypot(a.center[0] - b.center[0], a.center[1] - b.center[1]) >= big + 0.3 * small
 
 
-def scatter(rng: random.Random, pairs: Sequence[tuple[str, str]]) -> Scene:
-    """Place one object for each (colour, shape) where none hides another. → the scene, in the order of
-    `pairs`."""
+def scatter(rng: random.Random, pairs: Pairs) -> Scene:
+    """Place one object for each (colour, shape), so that none hides another, in the order of `pairs`."""
     while True:
         scene: list[Thing] = []
         for color, shape in pairs:
             for _ in range(30):
-                thing = Thing(
-                    color,
-                    shape,
-                    rng.randrange(GRID),
-                    rng.randrange(GRID),
-                    rng.randint(1, SIZES),
-                    rng.randint(-1, 1),
-                    rng.randint(-1, 1),
-                )
+                x, y = rng.randrange(GRID), rng.randrange(GRID)
+                size = rng.randint(1, SIZES)
+                thing = Thing(color, shape, x, y, size, rng.randint(-1, 1), rng.randint(-1, 1))
                 if all(_apart(thing, other) for other in scene):
                     scene.append(thing)
                     break
@@ -163,8 +161,8 @@ def scatter(rng: random.Random, pairs: Sequence[tuple[str, str]]) -> Scene:
             return tuple(scene)
 
 
-def free_pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """Colours and shapes of a scene without a question: `count` colours, each with any shape."""
+def free_pairs(rng: random.Random, count: int) -> list[Pair]:
+    """`count` different colours, each with any shape: the objects of a scene without a question."""
     return [(color, rng.choice(SHAPES)) for color in rng.sample(list(COLORS), count)]
 
 
@@ -174,15 +172,12 @@ def in_order(scene: Scene) -> Scene:
 
 
 def split_of(scene: Scene) -> str:
-    """The one split whose questions may use this scene: a hash of the layout decides, so that splits
-    cannot share one."""
+    """The split whose questions may use this scene, from a hash of its layout: three in four are "train"."""
     layout = sorted((t.color, t.shape, t.x, t.y, t.size) for t in scene)
     return "train" if hashlib.blake2b(repr(layout).encode(), digest_size=2).digest()[0] % 4 else "heldout"
 
 
-def _distinct(
-    rng: random.Random, pairs: Sequence[tuple[str, str]], count: int, first: tuple[str, str] | None
-) -> list[tuple[str, str]]:
+def _distinct(rng: random.Random, pairs: Pairs, count: int, first: Pair | None) -> list[Pair]:
     """`count` pairs that differ in colour and in shape, so that either word of a name tells them apart."""
     while True:
         chosen = ([first] if first else []) + rng.sample(pairs, count - (first is not None))
@@ -190,17 +185,15 @@ def _distinct(
             return chosen
 
 
-def _others(
-    rng: random.Random, named: Sequence[tuple[str, str]], pairs: Sequence[tuple[str, str]], count: int
-) -> list[tuple[str, str]]:
-    """`count` further pairs, of colours that are not taken."""
+def _others(rng: random.Random, named: Pairs, pairs: Pairs, count: int) -> list[Pair]:
+    """`count` more pairs, in other colours than those of `named`."""
     colors = rng.sample([c for c in COLORS if c not in {color for color, _ in named}], count)
     return [rng.choice([p for p in pairs if p[0] == color]) for color in colors]
 
 
 def _touching(scene: Scene) -> Scene:
-    """The same with the second object beside the first, so that the nearer one hides a part of the other;
-    unchanged where there is no room."""
+    """The scene with the second object moved beside the first, so that the nearer one hides a part of the
+    other; unchanged where there is no room."""
     a, b, *others = scene
     side = 1 if a.x < GRID - 1 else -1
     a, b = replace(a, dx=2 * side), replace(b, x=a.x + side, y=a.y, dx=-2 * side, dy=a.dy)
@@ -208,11 +201,13 @@ def _touching(scene: Scene) -> Scene:
     return (a, b, *others) if free else scene
 
 
-# ---- questions: each returns (scene, question, choices in their natural order, index of the right one, what
-# the question is about)
+# ---- questions. first: a pair that the question must ask for. turn: decides the right answer
+
+# scene, question, choices in their natural order, index of the right one, facts for `Example.extra`
+Question = tuple[Scene, str, tuple[str, ...], int, dict[str, Any]]
 
 
-def _relation(rng, pairs, first, turn):
+def _relation(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Question:
     axis = turn % 2
     while True:
         named = _distinct(rng, pairs, 2, first)
@@ -223,16 +218,11 @@ def _relation(rng, pairs, first, turn):
             break
     words = (("left", "right"), ("above", "below"))[axis]
     where = ("left or right of", "above or below")[axis]
-    return (
-        scene,
-        f"Is the {a.name} {where} the {b.name}?",
-        words,
-        int(step < 0),
-        {"axis": "xy"[axis], "named": (a, b)},
-    )
+    question = f"Is the {a.name} {where} the {b.name}?"
+    return scene, question, words, int(step < 0), {"axis": "xy"[axis], "named": (a, b)}
 
 
-def _depth(rng, pairs, first, turn):
+def _depth(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Question:
     while True:
         named = _distinct(rng, pairs, 2, first)
         scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 2)))
@@ -241,16 +231,11 @@ def _depth(rng, pairs, first, turn):
         a, b = scene[:2]
         if a.size != b.size and (b.size > a.size) == bool(turn % 2):
             break
-    return (
-        scene,
-        f"Which is nearer to the camera, the {a.name} or the {b.name}?",
-        (a.name, b.name),
-        turn % 2,
-        {"named": (a, b)},
-    )
+    question = f"Which is nearer to the camera, the {a.name} or the {b.name}?"
+    return scene, question, (a.name, b.name), turn % 2, {"named": (a, b)}
 
 
-def _distance(rng, pairs, first, turn):
+def _distance(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Question:
     while True:
         named = _distinct(rng, pairs, 3, first)
         scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 1)))
@@ -258,28 +243,18 @@ def _distance(rng, pairs, first, turn):
         exact = hypot(x.x - a.x, x.y - a.y) - hypot(x.x - b.x, x.y - b.y)
         if abs(exact) >= 2 and (exact > 0) == bool(turn % 2):
             break
-    return (
-        scene,
-        f"Which is nearer to the {x.name}, the {a.name} or the {b.name}?",
-        (a.name, b.name),
-        turn % 2,
-        {"named": (x, a, b)},
-    )
+    question = f"Which is nearer to the {x.name}, the {a.name} or the {b.name}?"
+    return scene, question, (a.name, b.name), turn % 2, {"named": (x, a, b)}
 
 
-def _count(rng, pairs, first, turn):
+def _count(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Question:
     count = turn % 4 + 1
     shape = first[1] if first else rng.choice(SHAPES)
     alike = [p for p in pairs if p[1] == shape and p != first]
     named = ([first] if first else []) + rng.sample(alike, count - (first is not None))
     scene = scatter(rng, named + _others(rng, named, [p for p in pairs if p[1] != shape], rng.randint(1, 2)))
-    return (
-        scene,
-        f"How many {shape}s are there?",
-        ("1", "2", "3", "4"),
-        count - 1,
-        {"named": in_order(scene), "shape": shape},
-    )
+    facts = {"named": in_order(scene), "shape": shape}
+    return scene, f"How many {shape}s are there?", ("1", "2", "3", "4"), count - 1, facts
 
 
 QUESTIONS = {"Relation": _relation, "Count": _count, "Depth": _depth, "Distance": _distance}
@@ -288,25 +263,23 @@ QUESTIONS = {"Relation": _relation, "Count": _count, "Depth": _depth, "Distance"
 def item(split: str, seed: int, index: int) -> tuple[Scene, Example]:
     """Item `index` of a split, with its scene.
 
-    The task turns with the index, and so do the right answer and the letter it stands behind: within any 4 x
-    16 consecutive items both are balanced, so "always (A)" earns chance. Raises KeyError for an unknown
-    split.
+    The task, the right answer and its letter take turns with the index. Within any 4 x 16 consecutive items
+    they are balanced, so "always (A)" earns chance. Raises KeyError for an unknown split.
     """
     home = {"train": "train", "heldout": "heldout", "pairs": "heldout"}[split]
     rng = random.Random(f"{split}/{seed}/{index}")
-    task, turn = TASKS[index % len(TASKS)], index // len(TASKS)
-    seen = [p for p in PAIRS if p not in UNSEEN_PAIRS]
+    task = TASKS[index % len(TASKS)]
+    turn = index // len(TASKS)
+    pairs = PAIRS if split == "pairs" else [p for p in PAIRS if p not in UNSEEN_PAIRS]
     while True:
         first = rng.choice(sorted(UNSEEN_PAIRS)) if split == "pairs" else None
-        scene, question, choices, right, about = QUESTIONS[task](
-            rng, PAIRS if split == "pairs" else seen, first, turn
-        )
+        scene, question, choices, right, facts = QUESTIONS[task](rng, pairs, first, turn)
         if split_of(scene) == home:
             break
-    answer, slot = choices[right], turn // 4 % len(choices)
+    answer = choices[right]
     shuffled = [c for c in choices if c != answer]
     rng.shuffle(shuffled)
-    shuffled.insert(slot, answer)
+    shuffled.insert(turn // 4 % len(choices), answer)
     return scene, Example(
         uid=f"shapes/{split}/{seed}/{index}",
         question=question,
@@ -314,23 +287,27 @@ def item(split: str, seed: int, index: int) -> tuple[Scene, Example]:
         answer=answer,
         task=task,
         pictures=(partial(draw, scene),),
-        extra=about,
+        extra=facts,
     )
 
 
-class Shapes(Sequence):
-    """`count` examples of a split ("train", "heldout" or "pairs"), made when they are asked for and kept."""
+class Shapes(Sequence[Example]):
+    """`count` examples of a split ("train", "heldout" or "pairs"), each made when it is first used, and kept.
+    Raises ValueError for another split."""
 
     def __init__(self, split: str = "train", count: int = 20_000, seed: int = 0):
         if split not in SPLITS[:3]:
             raise ValueError(f"shapes: unknown split {split!r}; one of {', '.join(SPLITS[:3])}")
-        self.split, self.count, self.seed, self._kept = split, count, seed, {}
+        self.split = split
+        self.size = count
+        self.seed = seed
+        self._kept: dict[int, Example] = {}
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < self.count:
+    def __getitem__(self, index: int) -> Example:  # pyrefly: ignore[bad-override]
+        if not 0 <= index < self.size:
             raise IndexError(index)
         if index not in self._kept:
             self._kept[index] = item(self.split, self.seed, index)[1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -22,6 +23,10 @@ from tqdm import tqdm
 
 from data.sources import hub
 from data.types import MARK, BadExample, BadRow, BadSource, Example, Picture
+
+# rows of a small set, and how many of it are held out at least
+SMALL = 256
+LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -214,9 +219,27 @@ def _files(layout: Layout, data: str | Path, split: str) -> tuple[list[Path], bo
     return hub.resolve(data, patterns, also=layout.also), split != "all"
 
 
+def _few(layout: Layout, shards: list[Any]) -> set[bytes] | None:
+    """Of a set of at most SMALL rows, in which the share may give no row or one: the pictures to hold out, so
+    that LEAST rows are, or half of the rows if they are fewer. None: the share decides."""
+    if sum(map(len, shards)) > SMALL:
+        return None
+    keys = Counter(key for shard in shards for key in shard.keys())  # noqa: SIM118
+    if sum(rows for key, rows in keys.items() if key[0] % layout.aside == layout.aside - 1) >= LEAST:
+        return None
+    held: set[bytes] = set()
+    rows = 0
+    for key in sorted(keys):
+        if rows < LEAST and rows + keys[key] <= keys.total() // 2:
+            held.add(key)
+            rows += keys[key]
+    return held
+
+
 def _of_split(layout: Layout, shards: list[Any], split: str) -> Iterator[tuple[int, int]]:
     """The places (shard, row) of a split, in the order of the files. Reads pictures only if it must."""
     before = 0
+    few = _few(layout, shards) if split != "all" and layout.first is None else None
     for number, shard in enumerate(shards):
         counts = shard.counts() if layout.single else repeat(1)
         keys = shard.keys() if split != "all" and layout.first is None else None
@@ -224,7 +247,8 @@ def _of_split(layout: Layout, shards: list[Any], split: str) -> Iterator[tuple[i
         shown = None if keys else True
         for row in tqdm(range(len(shard)), desc, unit="row", disable=shown, leave=False, delay=3):
             if keys:
-                held = next(keys)[0] % layout.aside == layout.aside - 1
+                key = next(keys)
+                held = key in few if few is not None else key[0] % layout.aside == layout.aside - 1
             else:
                 held = layout.first is not None and before + row >= layout.first
             if next(counts) == 1 and (split == "all" or held == (split == "heldout")):

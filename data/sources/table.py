@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.shapes import looking
 from data.sources import benchmarks, training
-from data.sources.rows import Layout, Rows, open_rows
+from data.sources.rows import LEAST, Layout, Rows, open_rows
 from data.types import BadExample, BadSource, Example, TaskHook
 
 
@@ -34,9 +34,11 @@ def open_source(
     examples = SOURCES[name](path, "train", limit, seed)
     if not len(examples):
         raise BadSource(f"the task {name!r} gives no training example (data: {path}, limit: {limit})")
-    return examples, {
-        split: usable(SOURCES[name](path, split, items, 0)) for split in ("heldout", *hook_of(name).sets)
-    }
+    sets = {split: usable(SOURCES[name](path, split, items, 0)) for split in ("heldout", *hook_of(name).sets)}
+    if len(sets["heldout"]) < min(LEAST, items):
+        said = "give more pictures, or a file of your own for what is held out"
+        tqdm.write(f"held out: only {len(sets['heldout'])} questions, a score of which says little; {said}")
+    return examples, sets
 
 
 def usable(examples: Sequence[Example]) -> list[Example]:

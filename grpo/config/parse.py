@@ -95,13 +95,14 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
     Raises ConfigError."""
     path = _recipe_path(recipe)
     flat = {"recipe": path.stem} | _layers(path)
+    given: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"argument {text!r}: settings are written key=value")
-        flat |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat)
+        given |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat | given)
     try:
-        config = build(Config, flat)
+        config = build(Config, _over(flat, given))
     except ConfigError as error:
         changed = " with " + " ".join(overrides) if overrides else ""
         raise ConfigError(f"{path.name}{changed}: {error}") from None
@@ -142,7 +143,13 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is not None:
         base = convert(base, str, f"{path.name}: base")
         flat = _layers(_recipe_path(base, beside=path.parent), (*above, path.resolve()))
-    return flat | flatten(Config, tree, path.name)
+    return _over(flat, flatten(Config, tree, path.name))
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` merged over `below`. A revision belongs to its model, so another model does not inherit it."""
+    other = "model" in above and above["model"] != below.get("model")
+    return below | ({"revision": None} if other else {}) | above
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class Config:
     """The base model: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint),
     or a name on the hub (Qwen/Qwen2-VL-2B)."""
     revision: str | None = None
-    """Commit, tag or branch of a hub model. null: the newest commit."""
+    """Commit, tag or branch of a hub model; another model does not inherit it. null: the newest commit."""
     init: str | None = None
     """A config.json: start from random weights of this shape (sft only)."""
     freeze: list[Literal["vision", "llm"]] = field(default_factory=list)
@@ -315,6 +315,25 @@ def _check_rollouts(config: Config) -> None:
         raise ConfigError(
             f"stages: `until` must grow from stage to stage and `cap` be at least 1, got until {ends}"
         )
+
+
+def contradictions(config: Config, questions: int) -> list[str]:
+    """A line for each setting that has not the effect that it seems to have.  questions: number of them."""
+    lines = []
+    if 0 < config.steps <= config.optim.warmup:
+        warmup = f"optim.warmup: {config.optim.warmup} steps of warm-up in a run of {config.steps}"
+        lines.append(f"{warmup}: the learning rate only reaches optim.lr at the end, or never")
+    if config.prompts > questions:
+        lines.append(
+            f"prompts: {config.prompts} per step, but there are {questions} questions: a step has these"
+        )
+    if config.method == "sft":
+        return lines
+    if config.stages and config.stages[-1].until > config.steps:
+        lines.append(f"stages: until {config.stages[-1].until}, but the run ends at step {config.steps}")
+    if config.max_rounds == 1 and config.enough < 1:
+        lines.append("enough: has no effect without dynamic sampling; set max_rounds above 1")
+    return lines
 
 
 def value_of(config: Config, key: str) -> Any:

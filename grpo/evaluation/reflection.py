@@ -1,12 +1,11 @@
-"""Signs of reflection in any policy's words, what they are worth, and repetition: pure functions over texts,
-tokens and booleans.
+"""Words of reflection in any policy's completions, what they are worth, and repetition: pure functions.
 
-The VisualThinker paper shows its "aha moment" in single completions and publishes no list; "visualthinker" is
-the one that its author gave in issue 12 of the paper's repository. "vlaa" is VLAA-Thinking's (arXiv
-2504.11468). Counting words says that a policy *writes* them. Whether they go with right answers is asked
-within the question here: reflecting and other completions of one and the same prompt are compared, so that
-hard questions, which may draw both more doubt and more mistakes, do not pass for an effect of doubt. (What
-takes the words away from the policy, `evaluate.py --ban`, goes one step further.)
+The VisualThinker paper shows its "aha moment" in single completions and publishes no list; "visualthinker"
+is the list that its author gave in issue 12 of the paper's repository. "vlaa" is VLAA-Thinking's (arXiv
+2504.11468). A count of words shows that a policy writes them. Whether they go with right answers is measured
+inside each question: its reflecting completions against its other completions. Hard questions may draw both
+more doubt and more mistakes, and that would look like an effect of doubt. (`evaluate.py --ban` goes further:
+it forbids the words.)
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from typing import Any
 
 from grpo.evaluation.statistics import difference_interval
 
+# words and phrases; one with a * stands for every word with this beginning
 LISTS = {
     "visualthinker": ("aha", "check", "possibl*", "verify", "wait", "yet"),
     "vlaa": ("alternatively", "double-check", "i should check", "wait"),
 }
-"""Words and phrases; one with a * stands for every word that begins so."""
 
 FORMS = {
     word: re.compile(
@@ -34,41 +33,41 @@ FORMS = {
 }
 # tokens of an n-gram
 GRAM = 4
-# a loop is a block of tokens that stands at least so often, one after the other,
+# a loop: one block of tokens at least TIMES times in a row, over at least LEAST tokens, among a completion's
+# last TAIL tokens (so a block of up to 200 tokens is found)
 TIMES = 3
-# over at least so many tokens,
 LEAST = 16
-# of the last so many: a block of up to 200 tokens is found
 TAIL = 600
 
 
 def said(text: str) -> frozenset[str]:
-    """Which keywords of all lists a text holds, as whole words, in any case and with any white space
-    between them. Linear in the text."""
+    """The keywords of all lists in a text: whole words, in any case, with any white space between them. Takes
+    linear time."""
     text = " ".join(text.lower().split())
     return frozenset(word for word, form in FORMS.items() if form.search(text))
 
 
 def reflects(words: Collection[str], name: str) -> bool:
-    """Is one of the found keywords on the list `name`?"""
+    """Whether one of the keywords is on the list `name`."""
     return any(word in words for word in LISTS[name])
 
 
 def repetition(tokens: Sequence[int], n: int = GRAM) -> float:
-    """The share of n-grams that stood before: 1 - distinct / all; 0 with none. seq-rep-n of Welleck et al.
+    """The share of n-grams that stood before: 1 - distinct / all; 0 without any. seq-rep-n of Welleck et al.
     2020 (arXiv 1908.04319, §4)."""
     count = len(tokens) - n + 1
     return 1 - len(set(zip(*(tokens[i:] for i in range(n))))) / count if count > 0 else 0.0
 
 
 def ends_in_loop(tokens: Sequence[int], times: int = TIMES, least: int = LEAST, tail: int = TAIL) -> bool:
-    """Do the last tokens repeat one block at least `times` times, over at least `least` tokens? Looks at no
-    more than the last `tail`.
+    """Whether the last tokens are one block, at least `times` times in a row, over at least `least` tokens,
+    among the last `tail` tokens.
 
-    Read backwards, the end is a prefix, and a prefix of length m with a border of length k repeats with
-    period m - k (Knuth, Morris & Pratt 1977): one pass.
+    Read backwards, the end is a prefix. A prefix of length m with a border of length k repeats with period m
+    - k (Knuth, Morris & Pratt 1977), so one pass is enough.
     """
-    backwards, border = list(tokens[-tail:])[::-1], [0]
+    backwards = list(tokens[-tail:])[::-1]
+    border = [0]
     for i in range(1, len(backwards)):
         k = border[-1]
         while k and backwards[i] != backwards[k]:
@@ -81,12 +80,11 @@ def ends_in_loop(tokens: Sequence[int], times: int = TIMES, least: int = LEAST, 
 
 @dataclass(frozen=True)
 class Gain:
-    """Accuracy with reflection minus accuracy without, question by question: over `groups` questions that
-    have both, their mean, spread and 95 % interval."""
+    """Accuracy with reflection minus accuracy without, over the `groups` questions that have both: mean,
+    standard deviation (divisor n) and 95 % interval of the questions' differences."""
 
     groups: int
     mean: float
-    # of the questions' differences (divisor n)
     sd: float
     low: float
     high: float
@@ -99,24 +97,20 @@ def gain_of(groups: int, total: float, squares: float) -> Gain:
 
 
 def gain_within(groups: Sequence[Sequence[tuple[bool, bool]]]) -> Gain | None:
-    """(reflects, right) of every completion, grouped by question → what reflection goes with, inside
-    questions. None if no question has both kinds."""
-    differences = []
+    """The gain from (reflects, right) of every completion, grouped by question. None if no question has both
+    kinds."""
+    found = []
     for group in groups:
-        split = (
-            [right for reflected, right in group if reflected],
-            [right for reflected, right in group if not reflected],
-        )
-        if all(split):
-            differences.append(fmean(split[0]) - fmean(split[1]))
-    return (
-        gain_of(len(differences), sum(differences), sum(d * d for d in differences)) if differences else None
-    )
+        reflecting = [right for reflected, right in group if reflected]
+        others = [right for reflected, right in group if not reflected]
+        if reflecting and others:
+            found.append(fmean(reflecting) - fmean(others))
+    return gain_of(len(found), sum(found), sum(d * d for d in found)) if found else None
 
 
 def reflection_scores(groups: Sequence[Sequence[tuple[Collection[str], bool]]]) -> dict[str, float]:
-    """(keywords said, right) of every completion, grouped by question → flat scores, per list and per word.
-    What has no completions is left out.
+    """Flat scores of each list and each word, from (keywords, right) of every completion, grouped by
+    question. A score without completions is left out.
 
     `<list>`: share that reflects.  `<list>/accuracy_with`, `<list>/accuracy_without`: over all questions.
     `<list>/gain`, `gain_sd`, `gain_low`, `gain_high`, `gain_groups`: `gain_within`.  `word/<word>`: share
@@ -145,43 +139,30 @@ def reflection_scores(groups: Sequence[Sequence[tuple[Collection[str], bool]]]) 
 
 
 def pooled(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | None:
-    """Lines of metrics.jsonl → the same of all their completions together: {share, with, without, gain}; a
-    part without completions is None.
+    """The scores of a list over many rows of metrics.jsonl: {share, with, without, gain}, each None without
+    completions. None without rows.
 
-    Exact, from each step's counts: what a step's few questions leave open, hundreds of steps may settle.
+    They are exact, from each step's counts. A step has few questions; hundreds of steps have enough.
     """
-    rows = [
-        row
-        for row in rows
-        if isinstance(row.get(f"aha/{name}"), (int, float)) and row.get("completions/count")
-    ]
+    key = f"aha/{name}"
+    rows = [row for row in rows if isinstance(row.get(key), (int, float)) and row.get("completions/count")]
     if not rows:
         return None
     total = sum(row["completions/count"] for row in rows)
-    reflecting = sum(row["completions/count"] * row[f"aha/{name}"] for row in rows)
-    right = {
-        label: sum(
-            row["completions/count"]
-            * share(row[f"aha/{name}"])
-            * row.get(f"aha/{name}/accuracy_{label}", 0.0)
-            for row in rows
-        )
-        for label, share in (("with", float), ("without", lambda share: 1 - share))
-    }
+    reflecting = sum(row["completions/count"] * row[key] for row in rows)
+    right = {"with": 0.0, "without": 0.0}
+    for row in rows:
+        for label, share in (("with", row[key]), ("without", 1 - row[key])):
+            right[label] += row["completions/count"] * share * row.get(f"{key}/accuracy_{label}", 0.0)
     asked = [
-        (row[f"aha/{name}/gain_groups"], row[f"aha/{name}/gain"], row[f"aha/{name}/gain_sd"])
+        (row[f"{key}/gain_groups"], row[f"{key}/gain"], row[f"{key}/gain_sd"])
         for row in rows
-        if row.get(f"aha/{name}/gain_groups")
+        if row.get(f"{key}/gain_groups")
     ]
-    gain = (
-        gain_of(
-            sum(n for n, _, _ in asked),
-            sum(n * mean for n, mean, _ in asked),
-            sum(n * (sd**2 + mean**2) for n, mean, sd in asked),
-        )
-        if asked
-        else None
-    )
+    gain = None
+    if asked:
+        squares = sum(n * (sd**2 + mean**2) for n, mean, sd in asked)
+        gain = gain_of(sum(n for n, _, _ in asked), sum(n * mean for n, mean, _ in asked), squares)
     return {
         "share": reflecting / total,
         "with": right["with"] / reflecting if reflecting else None,

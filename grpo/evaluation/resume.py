@@ -1,9 +1,9 @@
-"""What an evaluation that is killed has written so far, so that the same command goes on.
+"""The completions of an interrupted evaluation, so that the same command goes on.
 
-Completions are appended to a file beside --json as they come, one line a question: who wrote them is a hash
-of everything that changes a completion (model, prompt, sampling, question). Tokens and text are kept, not
-scores: they are read anew, so that a resumed evaluation counts exactly as an uninterrupted one. The file is
-removed when the result is written.
+Completions are appended to a file beside --json, one line a question. The key of a line is a hash of
+everything that changes a completion: model, prompt, sampling, question. The file keeps tokens and text, not
+scores: they are read again, so a resumed evaluation counts exactly as an undisturbed one. It is removed when
+the result is written.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 from data.types import Example
 from grpo.storage.atomic import append_line
 
-# of a file of weights, so much is looked at: gigabytes need not be read to tell two checkpoints apart
-BLOCK, BLOCKS = (4096, 64)
+# of a file of weights, BLOCKS pieces of BLOCK bytes are hashed: enough to tell two checkpoints apart
+BLOCK = 4096
+BLOCKS = 64
 
 
 class Written(NamedTuple):
-    """A completion: its text (the template's opening included), its tokens, and whether it stopped before
-    the cap."""
+    """A completion: its text with the template's opening, its tokens, and whether it stopped before the
+    cap."""
 
     text: str
     tokens: tuple[int, ...]
@@ -32,27 +33,28 @@ class Written(NamedTuple):
 
 
 class Kept:
-    """The completions of one pass over the questions. This one keeps nothing."""
+    """The kept completions of one pass over the questions. This class keeps none."""
 
     def find(self, number: int, example: Example) -> list[Written] | None:
-        """What was written for the number-th question, None if nothing was."""
+        """The completions of the number-th question, None if there are none."""
         return None
 
     def add(self, asked: Sequence[tuple[int, Example]], written: Sequence[Sequence[Written]]) -> None:
-        """Keep what was written for some questions, each with its number."""
+        """Keep the completions of some questions, each with its number."""
 
 
 class Log:
-    """The file of an evaluation that is under way. `asked`: all that was asked for, plain values; what
-    changes nothing is left out.
+    """The file of an evaluation that has not finished. asked: the arguments that change a completion, as
+    plain values.
 
-    Raises ValueError if the file is of an evaluation that asked for something else, or is none of ours.
+    Raises ValueError if the file is of an evaluation with other arguments, or is not one of ours.
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
-        self.path, self.rows = path, {}
+        self.path = path
+        self.rows: dict[str, list[Written]] = {}
         head = json.loads(json.dumps(asked, default=str))
-        # a line without its end was torn by a kill
+        # a last line without a newline was cut by a kill
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
         whole = sum(len(line) + 1 for line in lines)
         for number, line in enumerate(lines):
@@ -76,21 +78,17 @@ class Log:
             self._append({"evaluation": head})
 
     def of(self, **how: Any) -> Kept:
-        """The completions that were asked for in one way: by the same model with the same prompt, sampling
-        and limits."""
+        """The completions of one pass: one model with one prompt, sampling and limits."""
         return _Pass(self, how)
 
     def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        before, now = _flat(before), _flat(now)
-        if other := [
-            f"{key}: {before.get(key)} there, {now.get(key)} now"
-            for key in (before | now)
-            if before.get(key) != now.get(key)
-        ]:
+        a, b = _flat(before), _flat(now)
+        other = [f"{key}: {a.get(key)} there, {b.get(key)} now" for key in a | b if a.get(key) != b.get(key)]
+        if other:
             raise ValueError(
                 f"{self.path}: an interrupted evaluation that was asked differently "
-                f"({'; '.join(other[:3])}); "
-                "finish it with its own command, remove the file, or write elsewhere with --json"
+                f"({'; '.join(other[:3])}); finish it with its own command, remove the file, "
+                "or write elsewhere with --json"
             )
 
     def _append(self, row: Mapping[str, Any]) -> None:
@@ -111,14 +109,13 @@ class _Pass(Kept):
             self.log._append({"asked": key, "uid": example.uid, "completions": rows})
 
     def _key(self, number: int, example: Example) -> str:
-        # a uid alone may be there twice
+        # two questions may have the same uid
         said = json.dumps([self.how, number, example.uid, example.asked, example.choices])
         return hashlib.sha256(said.encode("ascii")).hexdigest()[:24]
 
 
 def weights_digest(folder: Path) -> str:
-    """A hash of the weights in a model folder: of their names, their sizes and BLOCKS pieces of each file.
-    Enough to tell checkpoints apart."""
+    """A hash of a model folder's weights: of their names, their sizes and BLOCKS pieces of each file."""
     found = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]:
         size = path.stat().st_size

@@ -1,5 +1,5 @@
-"""How sure a score is, and whether two scores differ. Pure Python, everything in closed form: no
-resampling, so no seed either."""
+"""How sure a score is, and whether two scores differ. Pure Python in closed form: no resampling, so no
+seed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ Z = 1.959963984540054
 
 
 def wilson(correct: float, n: int, z: float = Z) -> tuple[float, float]:
-    """Wilson's score interval for `correct` of `n`: (low, high). Unlike p ± z·sd it stays within [0, 1] and
-    keeps a width at 0 and at n.
+    """Wilson's score interval for `correct` of `n`: (low, high). Unlike p ± z·sd it stays within [0, 1], and
+    it has a width at 0 and at n. n = 0 gives (0, 1). Raises ValueError. (Wilson 1927.)
 
     `correct` may also be the sum of n values in [0, 1], such as one pass@k a question. Then the interval is
-    on the safe side: of all such values with that mean a coin has the largest variance. n = 0 gives (0, 1).
-    Raises ValueError. (Wilson 1927.)
+    too wide rather than too narrow: among all values with that mean, 0 and 1 have the largest variance.
     """
     if not 0 <= correct <= n:
         raise ValueError(f"wilson: {correct} correct of {n}")
@@ -28,17 +27,17 @@ def wilson(correct: float, n: int, z: float = Z) -> tuple[float, float]:
     p, shrink = correct / n, 1 + z * z / n
     centre = (p + z * z / (2 * n)) / shrink
     half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / shrink
-    return (0.0 if correct == 0 else max(0.0, centre - half)), (
-        1.0 if correct == n else min(1.0, centre + half)
-    )
+    low = 0.0 if correct == 0 else max(0.0, centre - half)
+    high = 1.0 if correct == n else min(1.0, centre + half)
+    return low, high
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of the n completions, drawn without replacement, hold at least one of the c right
-    ones: 1 - C(n-c, k) / C(n, k).
+    """The chance that k of n completions, drawn without replacement, hold one of the c right ones: 1 -
+    C(n-c, k) / C(n, k). Raises ValueError. (Chen et al. 2021, arXiv 2107.03374, Eq. 1.)
 
-    Unbiased for the chance that k fresh completions do, with less spread than looking at the first k. Raises
-    ValueError. (Chen et al. 2021, arXiv 2107.03374, Eq. 1.)
+    It is an unbiased estimate of the chance that k fresh completions hold a right one, with less variance
+    than the first k completions give.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@{k} of {n} completions, {c} of them right: need 0 <= c <= n and 1 <= k <= n")
@@ -46,13 +45,12 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def maj_at_k(votes: Sequence[Hashable], gold: Hashable, k: int) -> float:
-    """The expected score of a majority vote among k of the n completions, drawn without replacement.
+    """The expected score of a majority vote among k of n completions, drawn without replacement. It is
+    exact: all C(n, k) draws are counted. Raises ValueError.
 
-    votes: the answer of each completion, None where none could be read: it takes one of the k places and
-    votes for nothing.
-    A tie is shared: m answers with the most votes each, the right one among them, score 1/m. No vote at all
-    scores 0.
-    Exact: all C(n, k) draws are counted, by how many votes each answer gets in them. Raises ValueError.
+    votes: the answer of each completion. None (no answer could be read) takes one of the k places and votes
+    for nothing. When m answers tie with the most votes, and the right one is among them, the score is 1/m.
+    Without any vote it is 0.
     """
     if not 1 <= k <= len(votes):
         raise ValueError(f"maj@{k} of {len(votes)} completions: need 1 <= k <= n")
@@ -63,11 +61,11 @@ def maj_at_k(votes: Sequence[Hashable], gold: Hashable, k: int) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def _majority(right: int, rivals: tuple[int, ...], silent: int, k: int) -> float:
-    """`maj_at_k` for `right` completions with the right answer, `rivals` with each wrong one, `silent`
-    with none."""
-    subsets, score = comb(right + sum(rivals) + silent, k), 0.0
+    """`maj_at_k` for numbers of completions: with the right answer, with each wrong answer, with none."""
+    subsets = comb(right + sum(rivals) + silent, k)
+    score = 0.0
     for won in range(1, min(right, k) + 1):
-        # (rivals with as many votes, completions drawn): in how many ways, while no rival has more than `won`
+        # {(rivals that tie with `won` votes, completions drawn): number of ways}; no rival has more votes
         ways = {(0, won): 1}
         for size in rivals:
             more: dict[tuple[int, int], int] = defaultdict(int)
@@ -75,18 +73,17 @@ def _majority(right: int, rivals: tuple[int, ...], silent: int, k: int) -> float
                 for got in range(min(size, won, k - drawn) + 1):
                     more[tied + (got == won), drawn + got] += count * comb(size, got)
             ways = more
-        # the silent ones fill the rest
+        # completions without an answer fill the other places
         for (tied, drawn), count in ways.items():
             score += comb(right, won) * count * comb(silent, k - drawn) / ((tied + 1) * subsets)
     return score
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The exact two-sided p-value of McNemar's test: were A and B equally good, the questions that only one
-    got right would be coin tosses.
+    """The exact two-sided p-value of McNemar's test. If A and B were equally good, each question that only
+    one of them got right would be a coin toss. Raises ValueError.
 
-    only_a, only_b: how many questions only A, only B answered rightly. Without any, p is 1. Raises
-    ValueError.
+    only_a, only_b: the number of questions that only A, only B got right. If both are 0, p is 1.
     """
     if only_a < 0 or only_b < 0:
         raise ValueError(f"mcnemar: counts can't be negative: {only_a}, {only_b}")
@@ -95,12 +92,12 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def difference_interval(n: int, total: float, squares: float, z: float = Z) -> tuple[float, float]:
-    """The interval of a mean of n differences, each in [-1, 1], from their sum and the sum of their squares:
-    (low, high).
+    """The interval (low, high) of a mean of n differences, each in [-1, 1], from their sum and the sum of
+    their squares.
 
-    Agresti & Min's (Statistics in Medicine 24:729, 2005), which is for differences of -1, 0 and 1: the usual
-    one, after half a question is added to each of the four outcomes (right or wrong, twice); so it keeps a
-    width when the two never differ.
+    Agresti & Min's (Statistics in Medicine 24:729, 2005), for differences of -1, 0 and 1: half a question is
+    added to each of the four outcomes (right or wrong, twice). So it has a width even when the two never
+    differ.
     """
     centre, square = total / (n + 2), (squares + 1) / (n + 2)
     half = z * sqrt((square - centre**2) / (n + 2))
@@ -109,8 +106,7 @@ def difference_interval(n: int, total: float, squares: float, z: float = Z) -> t
 
 @dataclass(frozen=True)
 class Paired:
-    """What two models did with the same n questions: A's accuracy minus B's with its interval, and
-    McNemar's p."""
+    """Two models on the same n questions: A's accuracy minus B's with its interval, and McNemar's p."""
 
     n: int
     only_a: int
@@ -130,6 +126,8 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], z: float = Z) -> Pai
         raise ValueError(
             f"paired_difference: {len(a)} and {len(b)} answers; need as many of both, and at least one"
         )
-    n, only_a, only_b = len(a), sum(x and not y for x, y in zip(a, b)), sum(y and not x for x, y in zip(a, b))
+    n = len(a)
+    only_a = sum(x and not y for x, y in zip(a, b))
+    only_b = sum(y and not x for x, y in zip(a, b))
     low, high = difference_interval(n, only_a - only_b, only_a + only_b, z)
     return Paired(n, only_a, only_b, (only_a - only_b) / n, low, high, mcnemar(only_a, only_b))

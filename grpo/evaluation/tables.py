@@ -71,8 +71,8 @@ def k_rows(found: Mapping[str, Any]) -> Rows:
 
 
 def difference_table(found: Mapping[str, Mapping[str, Any]], first: str, second: str) -> str:
-    """Two evaluations side by side, and first minus second: paired, with how many questions only one of
-    them got right, and McNemar's p."""
+    """Two evaluations, and first minus second: paired, with the number of questions that only one got right,
+    and McNemar's p."""
     return table(*difference_rows(found, first, second))
 
 
@@ -81,20 +81,10 @@ def difference_rows(found: Mapping[str, Mapping[str, Any]], first: str, second: 
     rows = []
     for task, row in found.items():
         p = f"{row['p']:.4f}" if row["p"] >= 1e-4 else "< 0.0001"
-        rows.append(
-            [
-                task,
-                row["n"],
-                percent(row["first"]),
-                percent(row["second"]),
-                f"{100 * row['difference']:+.1f}",
-                interval(row["low"], row["high"], sign="+"),
-                row["only_a"],
-                row["only_b"],
-                p,
-            ]
-        )
-    return [
+        shares = [percent(row["first"]), percent(row["second"]), f"{100 * row['difference']:+.1f}"]
+        interval_of = interval(row["low"], row["high"], sign="+")
+        rows.append([task, row["n"], *shares, interval_of, row["only_a"], row["only_b"], p])
+    header = [
         "task",
         "n",
         first,
@@ -104,7 +94,8 @@ def difference_rows(found: Mapping[str, Mapping[str, Any]], first: str, second: 
         f"only {first}",
         f"only {second}",
         "p",
-    ], rows
+    ]
+    return header, rows
 
 
 def before_after(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHook) -> str:
@@ -128,7 +119,7 @@ def before_after(base: Mapping[str, float], final: Mapping[str, float], hook: Ta
 
 
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """The cells as a table of Markdown: the first column to the left, the others to the right."""
+    """A table in Markdown, the first column aligned left, the others right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
@@ -136,8 +127,7 @@ def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def labels(key: str, names: Sequence[str]) -> tuple[str, str]:
-    """Short names of the two sides of a comparison: what was asked in the way `key`, and the models'
-    names."""
+    """Short names of the two sides of a comparison. key: the way of asking. names: of the models."""
     if key != "compare":
         return "as it is", key
     first, second = (Path(name).name for name in names)
@@ -147,17 +137,15 @@ def labels(key: str, names: Sequence[str]) -> tuple[str, str]:
 def as_markdown(
     result: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
 ) -> str:
-    """What `evaluate.py --json` writes, without the answers, as a page of Markdown: how it was asked, and
-    a table for each way of asking."""
+    """The result of `evaluate.py` as a page of Markdown: how it was asked, and a table for each way of
+    asking."""
     config = result["config"]
     names = [who["name"] for who in config["models"]]
     lines = [
         f"# {config['task']}, split {config['split']}",
         "",
-        (
-            f"Protocol `{config['protocol']}` ({config['checker']}, {config['total']} total), seed "
-            f"{config['seed']}."
-        ),
+        f"Protocol `{config['protocol']}` ({config['checker']}, {config['total']} total), seed "
+        f"{config['seed']}.",
         "",
     ]
     for who in config["models"]:
@@ -185,7 +173,7 @@ def as_markdown(
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns as wide as they need to be: the first to the left, the others to the right."""
+    """A table in plain text, the first column aligned left, the others right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     wide = [max(map(len, column)) for column in zip(*cells)]
     return "\n".join(
@@ -195,7 +183,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def percent(share: float) -> str:
-    """0.125 → 12.5"""
+    """0.125 -> 12.5"""
     return f"{100 * share:.1f}"
 
 

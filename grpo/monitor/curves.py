@@ -1,15 +1,15 @@
-"""The curves of a run: which metrics are shown together, under which words; and curves.png (needs
+"""The curves of a run: which metrics are shown together, with which words; and curves.png (needs
 matplotlib).
 
-`PANELS` is shared by curves.png and report.html. Thin lines are the measurements, thick ones their running
-mean, dots are held-out.
+curves.png and report.html share `PANELS`. Thin lines are measurements, thick lines their running mean, dots
+are held-out questions.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,115 +22,109 @@ from grpo.storage.jsonl import read
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart. `lines` maps patterns of training metrics to labels, `dots` patterns of held-out metrics;
-    "*" becomes the label."""
+    """One chart. lines, dots: {pattern of training metrics, of held-out metrics: label}; "*" becomes the
+    label.
+
+    scale: number, share (0-1, shown in percent) or log. band: the metrics below and above the line. main:
+    False hides it in the report until asked for, and leaves it out of curves.png. exact: the numbers have no
+    noise, so there is no running mean.
+    """
 
     title: str
     note: str
     lines: Mapping[str, str]
-    dots: Mapping[str, str]
-    # number | share (0-1, shown in percent) | log
     scale: str = "number"
-    # metrics below and above the line
+    dots: Mapping[str, str] = field(default_factory=dict)
     band: tuple[str, str] | None = None
-    # False: under the hood, and not in curves.png
     main: bool = True
-    # no running mean: the numbers have no noise
     exact: bool = False
 
 
+WORDS = {"visualthinker": "VisualThinker’s list", "vlaa": "VLAA’s list"}
+REPEATED = {"repetition": "repeated 4-grams", "loop_ratio": "end in a loop"}
+WASTED = {
+    "completions/clipped_ratio": "cut",
+    "frac_reward_zero_std": "equal rewards",
+    "completions/identical_groups": "identical",
+}
 PANELS = (
-    Panel(
-        "Reward", "What GRPO maximises, averaged over all completions of a step.", {"reward": "reward"}, {}
-    ),
+    Panel("Reward", "What GRPO maximises, averaged over all completions of a step.", {"reward": "reward"}),
     Panel(
         "Accuracy",
         "By task. Thick: sampled training answers. Dots: held-out questions, answered greedily.",
         {"accuracy/*": "*"},
-        {"eval/accuracy/*": "*"},
         "share",
+        {"eval/accuracy/*": "*"},
     ),
     Panel(
         "Format",
         "Share of completions that think first and then give one readable answer.",
         {"rewards/format/mean": "sampled"},
-        {"eval/format": "held-out"},
         "share",
+        {"eval/format": "held-out"},
     ),
     Panel(
         "Length",
         "Mean tokens per completion; the band is the shortest and the longest. No reward asks for length.",
         {"completions/mean_length": "sampled"},
-        {"eval/mean_length": "held-out"},
+        dots={"eval/mean_length": "held-out"},
         band=("completions/min_length", "completions/max_length"),
     ),
     Panel(
         "Length, right and wrong",
         "Mean tokens per completion. Reasoning that pays makes the right ones no shorter.",
         {"completions/mean_length_right": "right", "completions/mean_length_wrong": "wrong"},
-        {},
     ),
     Panel(
         "Words of reflection",
-        "Share of completions with a word of a published list, such as “wait”. They say what is "
-        "written, not what it is worth.",
-        {"aha/visualthinker": "VisualThinker’s list", "aha/vlaa": "VLAA’s list"},
-        {"eval/aha/visualthinker": "VisualThinker’s list", "eval/aha/vlaa": "VLAA’s list"},
+        "Share of completions with a word of a published list, such as “wait”. It says nothing of their "
+        "worth.",
+        {f"aha/{name}": label for name, label in WORDS.items()},
         "share",
+        {f"eval/aha/{name}": label for name, label in WORDS.items()},
     ),
     Panel(
         "Accuracy with reflection − without",
-        "Among the answers to one and the same question. A step has few such questions: the table below "
-        "has the whole run.",
-        {"aha/visualthinker/gain": "VisualThinker’s list", "aha/vlaa/gain": "VLAA’s list"},
-        {},
+        "Among the answers to the same question. A step has few such questions: the table has the whole run.",
+        {f"aha/{name}/gain": label for name, label in WORDS.items()},
     ),
     Panel(
         "Repetition",
         "4-grams that stood before in the same completion; completions that end in a loop.",
-        {"completions/repetition": "repeated 4-grams", "completions/loop_ratio": "end in a loop"},
-        {"eval/repetition": "repeated 4-grams", "eval/loop_ratio": "end in a loop"},
+        {f"completions/{name}": label for name, label in REPEATED.items()},
         "share",
+        {f"eval/{name}": label for name, label in REPEATED.items()},
     ),
     Panel(
         "Imitation",
         "Negative log-likelihood of the documents, in nats per token, by kind.",
         {"nll": "all", "nll/*": "*"},
-        {},
     ),
-    Panel("KL to the reference", "How far the policy has moved, in nats per token.", {"kl": "KL"}, {}),
+    Panel("KL to the reference", "How far the policy has moved, in nats per token.", {"kl": "KL"}),
     Panel(
         "Log-prob gap",
         "Sampling against training, |difference| per token. In float32 it should stay below 1e-5.",
         {"sampling/logp_gap_mean": "mean", "sampling/logp_gap_max": "max"},
-        {},
         "log",
     ),
     Panel(
         "Entropy",
         "Per token, in nats. Near zero, all completions of a group are alike.",
         {"entropy": "entropy"},
-        {},
         main=False,
     ),
     Panel(
         "Each word of reflection",
         "Share of completions that hold it.",
         {"aha/word/*": "*"},
-        {},
         "share",
         main=False,
     ),
     Panel(
         "Wasted",
-        "Completions cut at the cap; groups whose rewards are all equal, which teach nothing; groups "
-        "whose completions are all the same.",
-        {
-            "completions/clipped_ratio": "cut",
-            "frac_reward_zero_std": "equal rewards",
-            "completions/identical_groups": "identical",
-        },
-        {},
+        "Completions cut at the cap; groups with equal rewards, which teach nothing; groups of one "
+        "completion.",
+        WASTED,
         "share",
         main=False,
     ),
@@ -138,27 +132,25 @@ PANELS = (
         "Clipped tokens",
         "Share of tokens whose gradient was clipped away. Always 0 with one update per rollout.",
         {"clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"},
-        {},
         "share",
         main=False,
     ),
-    Panel("Gradient norm", "Before clipping.", {"grad_norm": "norm"}, {}, "log", main=False),
-    Panel("Learning rate", "", {"learning_rate": "rate"}, {}, main=False, exact=True),
+    Panel("Gradient norm", "Before clipping.", {"grad_norm": "norm"}, "log", main=False),
+    Panel("Learning rate", "", {"learning_rate": "rate"}, main=False, exact=True),
     Panel(
         "Loss",
         "Starts at zero and means little: advantages of a group cancel. Watch the reward.",
         {"loss": "loss"},
-        {},
         main=False,
     ),
-    Panel("Seconds per step", "", {"step_time": "step", "time/*": "*"}, {}, main=False),
+    Panel("Seconds per step", "", {"step_time": "step", "time/*": "*"}, main=False),
 )
 
 
 def own_panels(hook: TaskHook) -> list[Panel]:
     """The panels of a task's own measurements."""
     return [
-        Panel(title, note, {f"aha/{name}": label for name, label in labels.items()}, {}, "share")
+        Panel(title, note, {f"aha/{name}": label for name, label in labels.items()}, "share")
         for title, note, labels in hook.charts
     ]
 
@@ -174,15 +166,8 @@ def charts(rows: Sequence[Mapping[str, Any]], hook: TaskHook, most: int = 600) -
     for panel in [*PANELS, *own_panels(hook)]:
         lines = [line for how in ("lines", "dots") for line in _lines(rows, panel, how, most)]
         if lines:
-            drawn.append(
-                {
-                    "title": panel.title,
-                    "note": panel.note,
-                    "scale": panel.scale,
-                    "main": panel.main,
-                    "lines": lines,
-                }
-            )
+            about = {name: getattr(panel, name) for name in ("title", "note", "scale", "main")}
+            drawn.append(about | {"lines": lines})
     return drawn
 
 
@@ -202,15 +187,16 @@ def hook_of_run(folder: Path) -> TaskHook:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]], panel: Panel, how: str, most: int) -> list[dict[str, Any]]:
-    keys, found = dict.fromkeys(key for row in rows for key in row), []
+    keys = dict.fromkeys(key for row in rows for key in row)
+    found = []
     for pattern, label in getattr(panel, how).items():
         for key in fnmatch.filter(keys, pattern):
             x, y = _points(rows, key)
             if not x:
                 continue
-            stem = pattern.removesuffix("*")
-            line = {"label": label.replace("*", key.removeprefix(stem)), "dots": how == "dots"}
-            line["x"], line["y"] = _thinned(x, most), _thinned(y, most)
+            name = label.replace("*", key.removeprefix(pattern.removesuffix("*")))
+            line: dict[str, Any] = {"label": name, "dots": how == "dots"}
+            line |= {"x": _thinned(x, most), "y": _thinned(y, most)}
             if how == "lines":
                 line["smooth"] = line["y"] if panel.exact else _smooth(line["y"])
             if panel.band and how == "lines":
@@ -238,26 +224,21 @@ def _thinned(values: list[float], most: int) -> list[float]:
 
 
 def _smooth(values: list[float]) -> list[float]:
-    """Running mean over about a twelfth of the run, centred, and one-sided at the ends."""
-    reach = len(values) // 24
-    windows = (
-        values[max(0, i - min(reach, i)) : i + min(reach, len(values) - 1 - i) + 1]
-        for i in range(len(values))
-    )
+    """Running mean over about a twelfth of the run, centred; the window is smaller near the ends."""
+    last = len(values) - 1
+    reach = [min(len(values) // 24, i, last - i) for i in range(len(values))]
+    windows = [values[i - r : i + r + 1] for i, r in enumerate(reach)]
     return [sum(window) / len(window) for window in windows]
 
 
 def write_curves(run_folder: str | Path) -> list[Path]:
-    """metrics.jsonl -> curves.png; the paths written. Without matplotlib or without metrics: none, and one
-    printed line that says why."""
+    """Draw curves.png from metrics.jsonl, and return the paths written: none, with a printed line that says
+    why, without matplotlib or without metrics."""
     path = Path(run_folder) / "curves.png"
     try:
         import matplotlib
     except ImportError:
-        print(
-            "curves.png: skipped, matplotlib is not installed (pip install matplotlib, or pip install -e "
-            "'.[plot]')"
-        )
+        print("curves.png: skipped, matplotlib is not installed (pip install matplotlib)")
         return []
     drawn = [
         chart

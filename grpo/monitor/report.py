@@ -1,12 +1,13 @@
-"""report.html: one page, without a network or a server, on which a person sees what a run learned and why.
+"""report.html: one page, without network or server, that shows what a run learned and why.
 
-The curves; before and after; the same held-out questions answered again and again while the policy learns;
-and groups of completions with every token coloured by its gradient weight. The page is `grpo/monitor/page/`:
-skeleton, style and scripts, put into one file with the data as JSON.
+It has the curves; the scores before and after; the same held-out questions, answered again and again while
+the policy learns; and groups of completions with every token coloured by its gradient weight.
+`grpo/monitor/page/` has the skeleton, the style and the scripts; they are put into one file, with the data
+as JSON.
 
-What models and data sets say is hostile until shown to be text. Three walls: the JSON is escaped so that no
-string can leave its <script> element; the scripts create text nodes only, never markup; and the page's
-Content-Security-Policy runs only scripts whose hash was taken here and loads nothing from anywhere.
+Texts of models and data sets may be hostile. Three measures keep them text: the JSON is escaped, so that no
+string can leave its <script> element; the scripts make text nodes, never markup; and the page's
+Content-Security-Policy runs only scripts with a known hash, and loads nothing.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ from typing import Any
 
 from grpo.evaluation import reflection
 from grpo.monitor import warnings
-from grpo.monitor.curves import charts, hook_of_run, settings_of, write_curves
+from grpo.monitor.curves import WORDS, charts, hook_of_run, settings_of, write_curves
 from grpo.storage.jsonl import read
 
 __all__ = ["read_metrics", "write_curves", "write_report"]
 
 PAGE = Path(__file__).parent / "page"
-MOST_TEXT, MOST_TOKENS, MOST_STEPS, MOST_GROUPS, MOST_QUESTIONS = 6000, 3000, 12, 6, 12
+# of what the page shows: characters of a text, tokens of a completion, and so on
+MOST_TEXT = 6000
+MOST_TOKENS = 3000
+MOST_STEPS = 12
+MOST_GROUPS = 6
+MOST_QUESTIONS = 12
 SETTINGS = "recipe method model task steps prompts group cap seed temperature blind rewards".split()
 PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 
@@ -39,16 +45,13 @@ def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
 
 
 def write_report(run_folder: str | Path) -> list[Path]:
-    """config.yaml, metrics.jsonl, summary.json and samples.jsonl of a run folder -> report.html in it;
-    returns the paths written.
-
-    Files that are missing leave gaps. Raises ValueError if one is broken.
-    """
+    """Write report.html in a run folder, from its config.yaml, metrics.jsonl, summary.json and
+    samples.jsonl, and return the paths written. A file that is missing leaves a gap. Raises ValueError if
+    one is broken."""
     folder = Path(run_folder)
     run = collect(folder)
-    script = "\n".join(
-        (PAGE / name).read_text("utf-8") for name in ("dom.js", "charts.js", "questions.js", "page.js")
-    )
+    scripts = ("dom.js", "charts.js", "questions.js", "page.js")
+    script = "\n".join((PAGE / name).read_text("utf-8") for name in scripts)
     style = (PAGE / "style.css").read_text("utf-8")
     policy = (
         f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; "
@@ -61,19 +64,15 @@ def write_report(run_folder: str | Path) -> list[Path]:
         "DATA": embedded(run),
         "SCRIPT": script,
     }
-    page = re.sub(
-        r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->",
-        lambda match: parts[match[1]],
-        (PAGE / "page.html").read_text("utf-8"),
-    )
+    skeleton = (PAGE / "page.html").read_text("utf-8")
+    page = re.sub(r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->", lambda match: parts[match[1]], skeleton)
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8", newline="\n")
     return [path]
 
 
 def embedded(data: Any) -> str:
-    """JSON that is safe inside <script>: pure ASCII without `<`, `>` or `&`, so neither </script> nor <!--
-    nor a control character."""
+    """JSON that is safe inside <script>: ASCII without `<`, `>`, `&` or control characters."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return re.sub(r"[<>&\x7f]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
@@ -102,8 +101,8 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{"base": {name: number}, "final": {...}, "seconds", "finished"}; of a run that has not finished, its
-    first and last evaluations."""
+    """{"base": {name: number}, "final": {...}, "seconds", "finished"}. A run that has not finished has its
+    first and its last evaluation."""
     path = folder / "summary.json"
     if path.exists():
         try:
@@ -124,12 +123,12 @@ def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _reflection(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """By keyword list and by third of the run: how often completions reflected, and what that went with;
-    only where any did."""
+    """For each list of words and each third of the run: how often completions reflected, and what that went
+    with. Parts without reflection are left out."""
     steps = [row for row in rows if "completions/count" in row]
     third = -(-len(steps) // 3)
     found = []
-    for name, title in (("visualthinker", "VisualThinker’s list"), ("vlaa", "VLAA’s list")):
+    for name, title in WORDS.items():
         parts = [steps[at : at + third] for at in range(0, len(steps), third)] if len(steps) >= 6 else [steps]
         for part in [*parts, steps] if len(parts) > 1 else parts:
             if (pooled := reflection.pooled(part, name)) and pooled["share"]:
@@ -158,7 +157,7 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _questions(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each held-out question with the answers it got, step by step."""
+    """Each held-out question with its answers, step by step."""
     found: dict[str, dict[str, Any]] = {}
     for group in shown:
         if group.get("kind") == "heldout" and group.get("completions"):
@@ -171,18 +170,16 @@ def _questions(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _moments(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Steps spread over the run, each with its groups of completions."""
-    by_step: dict[int, list[dict[str, Any]]] = {}
+    by_step: dict[int, list[Mapping[str, Any]]] = {}
     for group in shown:
         if group.get("kind") == "train":
             by_step.setdefault(group["step"], []).append(group)
+
+    def shown_group(group: Mapping[str, Any]) -> dict[str, Any]:
+        return _asked(group) | {"completions": [_completion(c) for c in group.get("completions", [])]}
+
     return [
-        {
-            "step": step,
-            "groups": [
-                _asked(group) | {"completions": [_completion(c) for c in group.get("completions", [])]}
-                for group in by_step[step][:MOST_GROUPS]
-            ],
-        }
+        {"step": step, "groups": [shown_group(group) for group in by_step[step][:MOST_GROUPS]]}
         for step in _spread(sorted(by_step), MOST_STEPS)
     ]
 
@@ -224,8 +221,7 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Four significant digits are all that a page shows, and keep it small. What is not finite becomes
-    null."""
+    """Numbers with four significant digits, which keep the page small; null for what is not finite."""
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

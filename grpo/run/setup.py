@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.chat import Chat
 from data.sources.table import open_source
-from grpo.config.parse import Config, check_same_run, save
+from grpo.config import Config, check_same_run, contradictions, save
 from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
 from grpo.optim import Optimizer
@@ -79,6 +79,8 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = load_reference(cfg, ranks, base) if cfg.method == "grpo" and cfg.loss.kl_coef else None
     metrics, samples = open_logs(cfg, ranks, found, step)
+    for line in contradictions(cfg, len(examples)) if ranks.main else ():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
     wait_for_all()
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)

@@ -22,6 +22,7 @@ LETTERED = [
     )
     for i in range(64)
 ]
+# of answers that repeat, as in a run, most are remembered; "#" stands for a number, another in each answer
 NUMERIC = [Example("bench/number", "How long?", (), "1.5", extra={"kind": "number"})]
 SHORT = {
     "a letter, (B)": ("(B)", LETTERED),
@@ -30,6 +31,9 @@ SHORT = {
     "a fraction, 3/2": ("3/2", NUMERIC),
     "LaTeX, \\frac{3}{2}": ("\\frac{3}{2}", NUMERIC),
     "LaTeX, 2\\sqrt{2}": ("2\\sqrt{2}", NUMERIC),
+    "different numbers": ("#.5 cm", NUMERIC),
+    "different fractions": ("\\frac{#}{2}", NUMERIC),
+    "different texts": ("the # balls", LETTERED),
 }
 LONG = {
     "thought": ("<think>", "look ", "</think><answer>B</answer>"),
@@ -45,12 +49,15 @@ TEN_MB = 10_000_000
 
 def checks_per_second(said: str, examples: list[Example], seconds: float) -> float:
     """Answers checked in a second of processor time, measured over `seconds`."""
-    text, done, start = f"{THOUGHT}<answer>{said}</answer>", 0, time.process_time()
-    while time.process_time() - start < seconds:
-        for i in range(1000):
+    done, spent = 0, 0.0
+    while spent < seconds:
+        texts = [f"{THOUGHT}<answer>{said.replace('#', str(done + i))}</answer>" for i in range(1000)]
+        start = time.process_time()
+        for i, text in enumerate(texts):
             is_right(text, examples[i % len(examples)])
+        spent += time.process_time() - start
         done += 1000
-    return done / (time.process_time() - start)
+    return done / spent
 
 
 def seconds_for(text: str) -> float:

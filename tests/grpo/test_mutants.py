@@ -1,5 +1,5 @@
 """Do the tests of the objective notice a mistake? A mutant is objective.py or variants.py with one mistake.
-A test of test_objective.py or test_variants.py must fail on every mutant.
+A test of test_objective.py, test_variants.py or test_variants_by_hand.py must fail on every mutant.
 
 Most of these mistakes are real: they were published in code that people trained with (docs/06 tells where).
 """
@@ -214,7 +214,7 @@ def killer(modules: dict) -> str | None:
     return None
 
 
-TESTS = [*cases_of("test_objective"), *cases_of("test_variants")]
+TESTS = [test for name in ("objective", "variants", "variants_by_hand") for test in cases_of(f"test_{name}")]
 
 
 def test_the_original_survives():

@@ -12,7 +12,7 @@ import pytest
 from data import check
 from data.chat import IMAGE, Chat
 from data.images import open_picture
-from data.sources import SOURCES
+from data.sources import SOURCES, open_source
 from data.types import BadPicture, BadRow, BadSource, Example
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -173,6 +173,17 @@ def test_each_picture_goes_to_its_mark():
     assert (placed.patches == ahead.patches).all() and placed.tokens[0] != ahead.tokens[0]
 
 
+def test_without_a_picture_the_papers_prompt_has_no_mark():
+    chat = Chat(TINY, template="visualthinker")
+    alone = chat.prompt(Example("u", "What is 1 + 2?", (), "3"))
+    assert (
+        alone.text.startswith("A conversation between User")
+        and chat.encode(alone.text) == alone.tokens.tolist()
+    )
+    seen = chat.prompt(Example("u", "Which?", (), "3", pictures=(png(1, (56, 56)),)))
+    assert seen.text.startswith(f"<|vision_start|>{IMAGE}<|vision_end|><image>A conversation")
+
+
 def test_marks_in_files(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
 
@@ -186,3 +197,25 @@ def test_marks_in_files(tmp_path):
     assert asked("Which?", ["a.png"]) == "Which?"
     with pytest.raises(BadRow, match="question: has 2 marks <image>, and there are 1 pictures"):
         asked("Compare <image> and <image>", ["a.png"])
+
+
+def test_a_small_set_is_held_out_by_its_pictures(tmp_path, capsys):
+    """At least 8 questions, or half of them; no picture on both sides; all on one picture: said."""
+    for name in range(12):
+        (tmp_path / f"{name}.png").write_bytes(png(name))
+
+    def parts(rows):
+        file = write_lines(tmp_path / "x.jsonl", rows)
+        return [list(SOURCES["jsonl"](file, split, None, 0)) for split in ("train", "heldout")]
+
+    def rows(count, pictures):
+        return [{"question": f"q{i}?", "answer": "3", "picture": f"{i % pictures}.png"} for i in range(count)]
+
+    for count, pictures, least in ((30, 10, 8), (10, 10, 5), (30, 12, 8), (20, 3, 6), (100, 12, 8)):
+        train, heldout = parts(rows(count, pictures))
+        assert len(train) + len(heldout) == count and least <= len(heldout) <= max(8, count // 2)
+        assert not {e.pictures for e in train} & {e.pictures for e in heldout}
+    train, heldout = parts(rows(30, 1))
+    assert len(train) == 30 and not heldout
+    open_source("jsonl", tmp_path / "x.jsonl", limit=None, seed=0, items=200)
+    assert "held out: only 0 questions" in "".join(capsys.readouterr())

@@ -187,6 +187,56 @@ def test_a_run_of_another_version_is_refused_in_one_sentence(tmp_path, first_lin
             refused()
 
 
+def test_another_model_does_not_inherit_a_revision(tmp_path):
+    """The revision of the recipe's model was asked of the other model, whose hub page has no such commit."""
+    own = load("sat_instruct").revision
+    assert own and load("sat_instruct", ["model=Qwen/Qwen2-VL-2B-Instruct"]).revision == own
+    assert load("sat_instruct", ["model=Qwen/Qwen2-VL-7B-Instruct"]).revision is None
+    assert load("sat_instruct", ["revision=abc", "model=x/y"]).revision == "abc"
+    assert load("visualthinker_sat").revision != own
+    (tmp_path / "my.yaml").write_text("base: sat_instruct\nmodel: x/y\n")
+    assert load(tmp_path / "my.yaml").revision is None
+    (tmp_path / "my.yaml").write_text("base: sat_instruct\nmodel: x/y\nrevision: abc\n")
+    assert load(tmp_path / "my.yaml").revision == "abc"
+
+
+def test_the_last_of_two_arguments_counts():
+    assert load("shapes", ["steps=1", "rewards.format=1", "steps=2", "rewards.format=3"]).steps == 2
+
+
+def test_entries_of_rewards_add_up():
+    cfg = load("shapes", ["rewards.format=2", "rewards.length=3"])
+    assert cfg.rewards == {"accuracy": 1.0, "format": 2.0, "length": 3.0}
+    assert load("shapes", ["rewards={length: 1}", "rewards.format=2"]).rewards == {
+        "length": 1.0,
+        "format": 2.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "argv, questions, line",
+    [
+        (["steps=5"], 100, "optim.warmup: 5 steps of warm-up in a run of 5: "),
+        (["steps=3", "optim.warmup=9"], 100, "optim.warmup: 9 steps of warm-up in a run of 3: "),
+        (["prompts=18"], 17, "prompts: 18 per step, but there are 17 questions"),
+        (["stages=[{until: 131, group: 4, cap: 9}]"], 18, "stages: until 131, but the run ends at step 130"),
+        (["enough=0.5"], 18, "enough: has no effect without dynamic sampling"),
+        ([], 18, None),
+        (["steps=6"], 18, None),
+        (["steps=0"], 18, None),
+        (["stages=[{until: 130, group: 4, cap: 9}]"], 18, None),
+        (["enough=0.5", "max_rounds=2", "loss.kl_coef=0"], 18, None),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(argv, questions, line):
+    lines = config.contradictions(load("shapes", argv), questions)
+    assert (not lines) if line is None else (len(lines) == 1 and lines[0].startswith(line))
+
+
+def test_no_recipe_contradicts_itself():
+    assert not any(config.contradictions(load(recipe), 10_000) for recipe in config.recipes())
+
+
 def test_help_is_always_given_and_says_everything():
     _, flags = parse_args(["--help", "nonsense=1", "--nonsense"])
     assert flags.help

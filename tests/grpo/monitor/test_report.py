@@ -28,6 +28,7 @@ HOSTILE = (
     "</script><script>document.title='owned'</script><!--<img src=x onerror=\"document.title='owned'\">"
     "\u2028\x00\x1b[31m\u202eevil\u202c &amp; <b>bold</b>"
 )
+ROOT = Path(__file__).resolve().parents[3]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -472,3 +473,13 @@ def test_a_browser_draws_that_too_and_nothing_runs(besieged, tmp_path):
     )
     assert not [(tag, name) for tag, attributes in found for name in attributes if name.startswith("on")]
     assert {attributes["src"][:11] for _, attributes in found if "src" in attributes} == {"data:image/"}
+
+
+def test_the_public_name_writes_the_report_of_a_run(tmp_path):
+    run = fake_run(tmp_path / "run", steps=4, size=2)
+    command = [sys.executable, "-m", "grpo.report"]
+    done = subprocess.run([*command, str(run)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and str(run / "report.html") in done.stdout.splitlines(), done.stderr
+    assert (run / "report.html").is_file()
+    done = subprocess.run([*command, str(run / "no")], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr == "usage: python -m grpo.report RUN, the folder of a run\n"
