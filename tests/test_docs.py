@@ -275,7 +275,7 @@ def test_files_and_tests_that_are_named_exist(path):
         )
 
 
-def test_the_readmes_map_has_every_folder():
+def test_the_readmes_map_has_every_folder_and_the_root_of_grpo():
     """docs/00-map.md has every file: that table is generated."""
     block = docs_sync.readme("map")
     folder, found = "", set()
@@ -284,6 +284,7 @@ def test_the_readmes_map_has_every_folder():
         found.add((folder if indent else "") + entry)
     wanted = {"train.py", "evaluate.py", "grpo/", "models/", "data/"}
     wanted |= {f"{name(path.parent)}/" for path in (ROOT / "grpo").glob("*/__init__.py")}
+    wanted |= {name(path) for path in (ROOT / "grpo").glob("*.py") if path.name != "__init__.py"}
     assert not wanted - found, "the map in README.md lacks these"
     gone = [entry for entry in found if not (ROOT / entry).exists()]
     assert not gone, "the map in README.md names what is not there"

@@ -23,14 +23,10 @@ EVERYWHERE = [*PROGRAM, *(ROOT / "tests").rglob("*.py")]
 PENDING: set[str] = set(
     """
 data/answers/normal.py data/answers/numbers.py data/answers/parser.py data/answers/units.py
-data/shapes/documents.py data/shapes/looking.py data/shapes/world.py data/sources/jsonl.py
-data/sources/parquet.py grpo/config/parse.py grpo/evaluation/evaluated_model.py
-grpo/evaluation/reflection.py grpo/evaluation/resume.py grpo/evaluation/statistics.py
-grpo/evaluation/tables.py grpo/logprobs.py grpo/monitor/curves.py grpo/monitor/report.py
-grpo/monitor/warnings.py grpo/objective.py grpo/parallel/ranks.py grpo/parallel/watch.py grpo/plan/plan.py
-grpo/run/signals.py models/decoder.py models/mrope.py tests/faults/damage.py tests/faults/fuzz.py
-tests/faults/kills.py tests/faults/ranks.py tests/faults/restarts.py tests/faults/test_faults.py
-tests/faults/test_ranks.py tests/faults/test_watch.py train.py
+data/shapes/looking.py data/sources/jsonl.py data/sources/parquet.py data/sources/table.py
+grpo/config/parse.py grpo/evaluation/evaluated_model.py grpo/parallel/ranks.py tests/faults/damage.py
+tests/faults/fuzz.py tests/faults/kills.py tests/faults/ranks.py tests/faults/restarts.py
+tests/faults/test_faults.py tests/faults/test_ranks.py
 """.split()
 )
 
@@ -98,11 +94,11 @@ def statements(path: Path) -> Iterator[str]:
 
 
 def parameters(path: Path) -> Iterator[str]:
-    """A function has at most 8 parameters, without self and cls."""
+    """A function has at most 8 parameters, without self, cls, *these and **those (as ruff counts)."""
     for node in nodes(path, ast.FunctionDef):
         found = node.args
-        every = [*found.posonlyargs, *found.args, *found.kwonlyargs, found.vararg, found.kwarg]
-        count = sum(each is not None and each.arg not in ("self", "cls") for each in every)
+        every = [*found.posonlyargs, *found.args, *found.kwonlyargs]
+        count = sum(each.arg not in ("self", "cls") for each in every)
         if count > PARAMETERS:
             yield f"{node.name} has {count} parameters"
 
@@ -166,7 +162,7 @@ BROKEN = {
     riddles: "# So\xa0many lines",
     file_length: "\n" * 401,
     statements: "def f():\n" + "    if x:\n        pass\n" * 21,
-    parameters: "def f(self, a, b, c, *d, e, f, g, h, **i): ...",
+    parameters: "def f(self, a, b, c, d, e, f, *, g, h, i): ...",
     tuples: "a, b = 1, []",
     behind_code: "x = 1  # one",
     docstrings: '"""File."""\nclass A:\n    """A."""\n    def f(self): ...',
@@ -177,7 +173,7 @@ FINE = {
     riddles: "# Many lines",
     file_length: "\n" * 400,
     statements: 'def f():\n    """F."""\n' + "    if x:\n        pass\n" * 20,
-    parameters: "def f(self, a, b, c, *d, e, f, g, **i): ...",
+    parameters: "def f(self, a, b, c, d, *e, f, g, h, i, **j): ...",
     tuples: "a, b = 1, 1 / 2\na, b = b, None\nc, d = f(a), f(b)",
     behind_code: "x = f()  # (B, C)",
     docstrings: '"""File."""\nclass A(B):\n    """A."""\n    def f(self): ...\ndef _g(): ...',
