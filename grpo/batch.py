@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from grpo.exactness import sections_of
 from grpo.parallel.ranks import gather_objects, rank
 from grpo.rollout import Rollout
 from models.mrope import mrope_positions
@@ -182,15 +183,6 @@ class Groups:
             dropped=len(left_out),
             dropped_tokens=int(self.length.sum() - mine.length.sum()) + sum(len(p.tokens) for p in left_out),
         )
-
-
-def sections_of(places: list[int], count: int, sections: int) -> list[int]:
-    """The section of each group, from its place among the `count` groups of all ranks.
-
-    A micro-batch holds groups of one section, so a number of ranks that divides `sections` cuts a step into
-    the same micro-batches. 0: every group is a section of its own.
-    """
-    return [place * sections // count for place in places] if sections else places
 
 
 class Cut(NamedTuple):

@@ -19,16 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from data.types import Prompt
 from grpo.batch import Batch, Cut, MicroBatch
+from grpo.exactness import sum_dtype, sum_in_float64
 from grpo.logprobs import completion_logprobs
 from grpo.objective import LossStats
 from grpo.parallel.ranks import gather_objects, rank
 from grpo.timing import timed
-from models.layers import to_attention_dtype
 from models.qwen_vl import QwenVL
 
 # tokens; no smaller budget is tried
@@ -123,10 +122,8 @@ def passes(
     cuts = list(batch.cuts(budget.tokens, groups, apart=exactly))
     if learning:
         policy.zero_grad(set_to_none=True)
-        for parameter in policy.parameters():
-            if exactly and parameter.requires_grad and not isinstance(parameter, DTensor):
-                parameter.grad_dtype = None
-                parameter.grad = torch.zeros_like(parameter, dtype=torch.float64)
+        if exactly:
+            sum_in_float64(policy)
     count = max(gather_objects([len(cuts)])) if sharded else len(cuts)
     for number in range(count):
         if sharded and learning and exactly:
@@ -147,11 +144,6 @@ def passes(
     if sharded and not learning:
         # after a forward the root stays gathered, for a backward
         sharded.reshard()
-
-
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """The dtype in which the gradients of micro-batches add up: float64 for float32 on a CPU."""
-    return to_attention_dtype(torch.empty(0, device=device)).dtype
 
 
 def empty_prompt(policy: QwenVL) -> Prompt:

@@ -127,9 +127,10 @@ class _Score(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outputs):
+    def backward(ctx, *grad_outputs):  # pyrefly: ignore[bad-override]
         hidden, head, tokens, normaliser, banned, *kept = ctx.saved_tensors
-        rows, slope = hidden.to(ctx.dtype), grad_outputs[0] / ctx.temperature
+        rows = hidden.to(ctx.dtype)
+        slope = grad_outputs[0] / ctx.temperature
         of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         # The first tokens write it.
         make = torch.empty_like if len(tokens) else torch.zeros_like
@@ -139,7 +140,8 @@ class _Score(torch.autograd.Function):
         block = max(1, ctx.chunk * len(head) // each)
         if kept:
             # Log-probs are logits at temperature 1 whose exponentials add up to 1.
-            temperature, normaliser = 1.0, torch.zeros_like(normaliser)
+            temperature = 1.0
+            normaliser = torch.zeros_like(normaliser)
             each, block = len(tokens), len(head)
         # Dtypes are explicit here.
         with torch.autocast(hidden.device.type, enabled=False):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from grpo.exactness import square_sum
 from grpo.parallel.ranks import sum_gradients, sum_over_ranks
 from grpo.timing import timed
 
@@ -136,15 +137,13 @@ def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:
     grads = [p.grad for p in policy.parameters() if p.grad is not None]
     whole = [g for g in grads if not isinstance(g, DTensor)]
     sharded = [g.to_local() for g in grads if isinstance(g, DTensor)]
-    squares = sum((_square(g) for g in whole), torch.zeros((), dtype=torch.float64, device=grads[0].device))
+    squares = sum(
+        (square_sum(g) for g in whole), torch.zeros((), dtype=torch.float64, device=grads[0].device)
+    )
     if sharded:
-        squares = squares + sum_over_ranks(sum((_square(g) for g in sharded), torch.zeros_like(squares)))
+        squares = squares + sum_over_ranks(sum((square_sum(g) for g in sharded), torch.zeros_like(squares)))
     norm = squares.sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for g in (*whole, *sharded):
         g.mul_(scale.to(g.dtype))
     return norm
-
-
-def _square(g: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(g, dtype=torch.float64) ** 2

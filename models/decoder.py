@@ -56,7 +56,8 @@ def by_length(length: Tensor, longest: int) -> tuple[Packing, list[Packing]]:
     (P, G), device = length.shape, length.device
     length, row = length.sort(dim=1, descending=True, stable=True)
     columns = length.amax(0).tolist()  # (G,)
-    parts, places, first = [], [], 0
+    parts, places = [], []
+    first = 0
     for end in range(1, G + 1):
         if end < G and columns[end] >= MIN_LENGTH_RATIO * columns[first]:
             continue

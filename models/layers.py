@@ -133,7 +133,8 @@ def group_attention(
     stores all scores). A group's rows become heads of its prompt, so one mask serves them all.
     What else was measured: docs/results/speed.md.
     """
-    (P, G, C, H, E), K = q.shape, k.shape[3]
+    P, G, C, H, E = q.shape
+    K = k.shape[3]
 
     def join(shared: Tensor, own: Tensor) -> Tensor:
         repeated = shared.transpose(1, 2)[:, None].expand(P, G, K, -1, E)
@@ -157,12 +158,13 @@ def decode_attention(
 
     The W rows of a prompt and their R query heads are W·R queries of one product.
     """
-    shape, dtype, (R, E), S = q.shape, q.dtype, q.shape[2:], prompt_k.shape[2]
+    B, K, R, E = q.shape
+    dtype, S = q.dtype, prompt_k.shape[2]
     q, k, v = (to_attention_dtype(x).flatten(0, 1) for x in (q, k, v))
     q = q * E**-0.5
     prompt_k, prompt_v = prompt_k.flatten(0, 1), prompt_v.flatten(0, 1)
     prompt_score = groups.ungroup(groups.group_by_prompt(q) @ prompt_k.mT, R)
     score = torch.cat((prompt_score, q @ k.mT), -1)  # (B·K, R, S + n)
-    weight = to_float32(score.view(*shape[:3], -1).add_(bias)).softmax(-1).to(v.dtype).flatten(0, 1)
+    weight = to_float32(score.view(B, K, R, -1).add_(bias)).softmax(-1).to(v.dtype).flatten(0, 1)
     of_prompt = groups.ungroup(groups.group_by_prompt(weight)[..., :S] @ prompt_v, R)
-    return of_prompt.baddbmm_(weight[..., S:], v).to(dtype).view(shape)
+    return of_prompt.baddbmm_(weight[..., S:], v).to(dtype).view(B, K, R, E)

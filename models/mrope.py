@@ -23,7 +23,8 @@ def mrope_positions(tokens: Tensor, grid: Tensor, image_token: int, merge: int) 
             f"the prompt holds {sum(is_image)} picture tokens, its pictures need {needed} "
             f"(grid {grid.tolist()})"
         )
-    pieces, remaining = [torch.zeros(3, 0, dtype=torch.long)], iter(pictures)
+    pieces = [torch.zeros(3, 0, dtype=torch.long)]
+    remaining = iter(pictures)
     at = following = 0
     while at < len(is_image):
         if is_image[at]:

@@ -123,7 +123,8 @@ class QwenVL(nn.Module):
         tokens to `decode`.
         """
         x, positions, prompt = self._prompts(prompts)
-        streams, rope = Streams(prompt, len(x)), text_rope(positions, self.config)
+        streams = Streams(prompt, len(x))
+        rope = text_rope(positions, self.config)
         keys = []
         for block in self.model.layers[:-1]:
             x, k, v = block(x, rope, streams)
@@ -143,7 +144,8 @@ class QwenVL(nn.Module):
 
         Call it without gradients. Raises ValueError if the cache is full.
         """
-        places, x = cache.next_places(), self.model.embed_tokens(tokens)
+        places = cache.next_places()
+        x = self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
             x = block.decode(x, places, cache, number)
         cache.filled += 1

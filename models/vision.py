@@ -174,7 +174,8 @@ class VisionTower(nn.Module):
 
         Raises ValueError if the number of patches is not the grid's.
         """
-        config, device, unit = self.config, patches.device, self.config.spatial_merge_size**2
+        config, device = self.config, patches.device
+        unit = config.spatial_merge_size**2
         grid = grid.cpu()
         if int(grid.prod(1).sum()) != len(patches):
             needed = f"{grid.prod(1).tolist()} patches (grid {grid.tolist()})"

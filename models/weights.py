@@ -104,7 +104,8 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, layout = policy.state_dict(), file_layout(policy, max_shard_bytes)
+    tensors = policy.state_dict()
+    layout = file_layout(policy, max_shard_bytes)
     written = []
     for number, (name, keys) in enumerate(layout.items()):
         if tensors[keys[0]].is_meta:

@@ -143,7 +143,9 @@ def make_plan(
         _optimizer(cfg.optim.name, _trained(parts, cfg.freeze)),
         _reference(cfg, count, size),
     )
-    stages, step, prompts = [], 0, -(-cfg.prompts // ranks)
+    stages: list[StagePlan] = []
+    step = 0
+    prompts = -(-cfg.prompts // ranks)
     while step < max(cfg.steps, 1):
         stage = stage_at(step, cfg.stages, cfg)
         end = max(cfg.steps, 1) if stage is cfg else min(stage.until, cfg.steps)
@@ -234,7 +236,8 @@ def _rollout(model: ModelConfig, load: Load, size: int, max_rows: int | None, co
 
 def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
     micro, several = _micro_batch(load, cfg.loss.micro_tokens)
-    parts, words = parameters(model), model.vocab_size
+    parts = parameters(model)
+    words = model.vocab_size
     again = ", recomputed block by block" if cfg.recompute else ""
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.tokens[1])
@@ -310,7 +313,8 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
 
     With recomputation: each block's input, and the largest block whole. size: bytes of a number in products.
     """
-    autocast, width, head = size < FLOAT, model.hidden_size, model.head_size
+    autocast = size < FLOAT
+    width, head = model.hidden_size, model.head_size
     # Products in float32 mean a CPU, where attention sums in float64.
     attention = size if autocast else 2 * FLOAT
     prompt_tokens, completion_tokens = load.tokens
@@ -329,7 +333,8 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
     block = tokens * token + 2 * keys * attention * (prompt_tokens + load.rows * places)
     # One mask for each prompt and the R queries of a key head; all blocks share it.
     mask = load.prompts * places * attention * (queries // keys * load.cap)
-    v, patches = model.vision, load.prompts * load.patches
+    v = model.vision
+    patches = load.prompts * load.patches
     mlp = (4 if v.gated else 3) * v.intermediate_size
     vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + mlp))
     if recompute:

@@ -25,13 +25,15 @@ def largest_block(parts: dict[str, int], model: ModelConfig) -> int:
 
 def of_one_rank(plan, model: ModelConfig, ranks: int):
     """The `Plan` of one of `ranks` ranks, made from the plan of a process with the rank's prompts."""
-    parts, use_bfloat16 = plan.parameters, plan.dtype == "bfloat16"
-    count, embedding, tied = sum(parts.values()), parts["embedding"], "head" not in parts
+    parts = plan.parameters
+    use_bfloat16, tied = plan.dtype == "bfloat16", "head" not in parts
+    count, embedding = sum(parts.values()), parts["embedding"]
     size = 2 if use_bfloat16 else FLOAT
     # The embedding, the head, the patch embedding and the merger are gathered for a whole pass.
     vision = model.vision
     root = embedding + parts.get("head", 0) + vision.patch_dim * vision.width + merger_parameters(vision)
-    gathered, again = size * (count - root) + FLOAT * root, ""
+    gathered = size * (count - root) + FLOAT * root
+    again = ""
     learning = 2 * FLOAT * root + 3 * size * largest_block(parts, model)
     gradients = "gradients of these"
     if use_bfloat16:

@@ -1,8 +1,8 @@
 """How fast answers are checked, on one core:  python tests/bench/answers.py [--seconds 1.0]
 
-Checks a second for letters, texts and numbers in completions of 100 words, and seconds for 10 MB of text of
-each unpleasant kind. Processor time, so that another job on the machine changes little. Prints a table; the
-last line is one JSON object.
+Counts checks per second for letters, texts and numbers in completions of 100 words. Measures the seconds for
+10 MB of text of each hard kind. Uses processor time, which other jobs on the machine change little. Prints a
+table; the last line is one JSON object.
 """
 
 import argparse

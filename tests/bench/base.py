@@ -1,10 +1,11 @@
 """The gate of the built-in base model before GRPO:  python tests/bench/base.py [--model DIR] [--json FILE]
 
-1. What does it see? Captions of fresh scenes, the readings predicted one by one: the share of readings (x, y,
-size, shape, gap) whose likeliest word is right.
-2. Does looking pay? 16 sampled completions of each held-out question: P(right | looked) - P(right | terse)
-among those with a readable answer, per task. GRPO can only
-   prefer what is better; the gate asks for more than 0.3 on every task.
+What does it see? The base predicts the readings in captions of fresh scenes, one by one. Counted is the share
+of readings (x, y, size, shape, gap) whose likeliest word is right.
+
+Does looking pay? It samples 16 completions of each held-out question. Among those with a readable answer, per
+task: P(right | looked) - P(right | terse). GRPO can only prefer what is better, so the gate asks for more
+than 0.3 on every task.
 
 Prints a table and, as its last line, one JSON object.
 """

@@ -1,15 +1,16 @@
-"""Everything that only a GPU can answer, in one command:  python tests/bench/gpu.py --keep
+"""Everything that needs a GPU to be measured, in one command:  python tests/bench/gpu.py --keep
 
-First correctness, on small random policies: log-probs of the rollout against the training forward, steps
-recorded as CUDA graphs against eager ones, the shared prompt's gradient against the repeated one's, and a run
-that goes on against one that was never stopped, with deterministic kernels. Then speed and memory, with
-random weights of Qwen2-VL-2B's real shapes: what the machine reaches in products and copies, a rollout
-(eager, recorded, and transformers' generate), a training pass, whole steps of the recipe `visualthinker_sat`
-with every phase's seconds and the peak of memory beside what --plan says, and the same steps under FSDP2 on
-one rank. Each part stands by itself: one that fails is reported with its error, and the others are still
-measured. --quick runs all of it in small sizes, on a CPU as well, without what needs a GPU.
+Correctness first, on small random policies with deterministic kernels: log-probs of the rollout against the
+training forward, CUDA graphs against eager steps, the shared prompt's gradient against the repeated one's,
+and a resumed run against an undisturbed one.
 
-Prints a table; the last line is one JSON object.
+Then speed and memory, with random weights in the shapes of Qwen2-VL-2B: the machine's rate of products and
+copies; a rollout (eager, recorded, and transformers' generate); a training pass; whole steps of the recipe
+`visualthinker_sat`, with the seconds of every phase and the peak of memory beside what --plan predicts; the
+same steps under FSDP2 on one rank.
+
+A part that fails is reported with its error, and the others still run. --quick runs all of it in small sizes,
+on a CPU as well, without what needs a GPU. Prints a table; the last line is one JSON object.
 """
 
 import gc

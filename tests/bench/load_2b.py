@@ -2,9 +2,9 @@
 [--model Qwen/Qwen2-VL-2B] [--folder FOLDER]
 
 Writes a checkpoint with the real shapes and random bfloat16 weights, in several shards, into a temporary
-folder (4.4 GB for the 2B), loads it with `models.weights.load` in a process of its own, and compares the most
-memory that process ever had with what it had before. The target is 1.2 times the size of the weights. Prints
-a table; the last line is one JSON object. With --folder a checkpoint that is there already is loaded instead.
+folder (4.4 GB for the 2B). Loads it with `models.weights.load` in another process, and compares the peak of
+that process's memory with what it had before. The target is 1.2 times the size of the weights. With --folder
+it loads the checkpoint in FOLDER instead. Prints a table; the last line is one JSON object.
 """
 
 import argparse

@@ -4,15 +4,15 @@
 Forward and backward of log-prob and entropy from hidden states (T, D = 1536) under a head (V = 151,936, D),
 float32 on the CPU, three ways:
 
-- *glimpse*: `grpo.logprobs.masked_logprobs`, with --chunk (default: as `loss.logits_mib` has it on a CPU) and
-with the default of a GPU;
+- *glimpse*: `grpo.logprobs.masked_logprobs`, with --chunk (default: what `loss.logits_mib` gives on a CPU)
+  and with the default of a GPU;
 - *full logits*: log-softmax of all logits, gathered;
-- *gather - logsumexp*: the chosen logit less the logsumexp of its row, row by row (what TRL does in float32).
+- *gather - logsumexp*: the chosen logit less the logsumexp of its row, row by row (as TRL does in float32).
 
-The two peers get their entropy 128 rows at a time without gradients, which costs them no memory to speak of.
-All must agree. Time: in turns, in this process. Memory: by how much a process that does nothing else grows at
-its peak, less the gradients that any of them leaves behind; once with the head trained and once frozen, where
-it is the logits' share alone. Prints a table; the last line is one JSON object.
+The other two compute their entropy without gradients, 128 rows at a time, which takes little memory. All
+three must agree. Time: in turns, in this process. Memory: how much an idle process grows at its peak, less
+the gradients, which all of them leave. Once with the head trained; once with it frozen, where only the memory
+of the logits counts. Prints a table; the last line is one JSON object.
 """
 
 import json
@@ -32,7 +32,7 @@ from models.qwen_vl import QwenVL
 from tests.bench.timing import child, extra_memory, finish, parser, ratio, take_turns
 
 # of logits whose entropy the peers take at once
-ROWS = 128
+ENTROPY_ROWS = 128
 
 
 def policy_of(width: int, vocabulary: int, trained: bool):
@@ -66,7 +66,9 @@ def glimpse(policy, hidden, tokens, chunk):
 @torch.no_grad()
 def entropy_of(logits):
     """Entropy of logits (1, T, V), a few rows at a time. -> (1, T)"""
-    return torch.cat([torch.special.entr(part.softmax(-1)).sum(-1) for part in logits[0].split(ROWS)])[None]
+    return torch.cat(
+        [torch.special.entr(part.softmax(-1)).sum(-1) for part in logits[0].split(ENTROPY_ROWS)]
+    )[None]
 
 
 def full(policy, hidden, tokens):

@@ -1,9 +1,9 @@
 """Real photographs through train.py, killed and resumed:  python tests/bench/photographs.py --data FILE
 
-FILE is BLINK's parquet file. For tiny random Qwen2-VL and Qwen2.5-VL checkpoints, and for the same
-photographs as parquet and as a JSONL folder: three steps of `torchrun train.py`, and the same command killed
-after its second save and started again. Did all parameters move, and is the resumed run the same bit for bit?
-Prints a line each; the last line is one JSON object.
+FILE is BLINK's parquet file. Tiny random Qwen2-VL and Qwen2.5-VL checkpoints make three steps of `torchrun
+train.py`, with the photographs as parquet and as a JSONL folder. The same command is then killed after its
+second save and started again. Checked: all parameters moved, and the resumed run is equal bit for bit. Prints
+a line for each; the last line is one JSON object.
 """
 
 import argparse

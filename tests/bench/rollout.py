@@ -2,13 +2,14 @@
 12] [--cap 40]
 
 The built-in model in both: the same folder, prompts, pictures and dtype, temperature 1, no top-k and no
-top-p, the placeholders banned. First both decode greedily, and must give the same tokens. Then they sample in
-turns: *stopping*, as in training, where the tokens counted are those up to each row's stop; and *full*, no
-token stops a row, so that both draw exactly P x G x cap tokens. transformers runs with its dynamic and with
-its static cache; the speedup is over the faster of the two. All of it with as many threads as PyTorch takes,
-and with one. *float32* is what ours would take if attention did not add up in float64, which no
-run does: the price of log-probs that equal those of the training forward. Prints tokens a second; the last
-line is one JSON object.
+top-p, the placeholders banned. First both decode greedily and must give the same tokens. Then they sample in
+turns, in two ways. *stopping*, as in training: the tokens up to each row's stop are counted. *full*: no token
+stops a row, so both draw exactly P x G x cap tokens.
+
+transformers runs with its dynamic and with its static cache; the speedup is over the faster one. Everything
+is measured with PyTorch's default number of threads, and with one. *float32* is the time of our rollout if
+attention did not add up in float64; no run does this. It shows the price of log-probs that equal those of the
+training forward. Prints tokens a second; the last line is one JSON object.
 """
 
 import sys
@@ -30,7 +31,7 @@ from models import cache, layers, weights
 from tests.bench.timing import finish, ratio, sized, take_turns
 
 # a stop id that no token has
-NEVER = -1
+NO_STOP_TOKEN = -1
 
 
 class Peer:
@@ -87,7 +88,7 @@ def attention_in_float32():
 
 def counted(tokens: torch.Tensor, stop_ids: list[int]) -> int:
     """Tokens of completions (B, C) up to each row's stop token, which counts."""
-    stops = torch.isin(tokens, torch.tensor(stop_ids or [NEVER]))
+    stops = torch.isin(tokens, torch.tensor(stop_ids or [NO_STOP_TOKEN]))
     return int((stops.cumsum(1) - stops.long() == 0).sum())
 
 
@@ -113,7 +114,7 @@ def contest(
             group=group,
             cap=cap,
             temperature=1.0,
-            stop_ids=stop_ids or [NEVER],
+            stop_ids=stop_ids or [NO_STOP_TOKEN],
             address=address,
         )
         drawn[name].append(int(rollout.length.sum()))
@@ -149,7 +150,7 @@ def main(argv: list[str] | None = None) -> dict:
     uids, peer, stop_ids = [uid_hash(p.uid) for p in sources], Peer(policy, prompts), list(chat.stop_ids)
 
     greedy = generate(
-        policy, prompts, group=1, cap=C, temperature=0, stop_ids=[NEVER], address=(0, 0, uids)
+        policy, prompts, group=1, cap=C, temperature=0, stop_ids=[NO_STOP_TOKEN], address=(0, 0, uids)
     ).tokens[:, 0]
     same = bool((greedy == peer(1, C, [], greedy=True)).all())
     assert same, "greedy completions differ: this would compare two different policies"

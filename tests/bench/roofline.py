@@ -1,13 +1,15 @@
 """How much of this machine a rollout and a training step use:  python tests/bench/roofline.py
 
-What it can do: the rate of a float32 matrix product (and of a float64 one, in which attention adds up on a
-CPU), and of a copy that no cache holds.
-What is done: the floating-point operations of the matrix products and attentions, counted by PyTorch where
-they run, and the bytes that must be
-read, counted: the weights once a decode step and the keys and values that attention is handed. A rollout
-can't be faster than the larger of operations / product rate and bytes / copy rate; the share of that bound is
-the figure. Two policies: the built-in one, whose weights stay in the cache (its bound is the products), and a
-random one of some 60 million parameters. Prints a table; the last line is one JSON object.
+What the machine can do: the rate of a float32 matrix product, of a float64 one (attention adds up in float64
+on a CPU), and of a copy that is larger than the caches.
+
+What is done: PyTorch counts the floating-point operations of products and attentions where they run. The
+bytes that must be read are counted too: the weights once a decode step, and the keys and values of attention.
+A rollout cannot take less time than operations / product rate, nor less than bytes / copy rate. The larger of
+the two is its bound, and the figure is bound / time.
+
+Two policies: the built-in one, whose weights stay in the cache (products bound it), and a random one of about
+60 million parameters. Prints a table; the last line is one JSON object.
 """
 
 import sys

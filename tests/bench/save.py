@@ -1,16 +1,15 @@
 """How long does training stop for a checkpoint?    python tests/bench/save.py [--rounds 3] [--steps 20]
 [--quick]
 
-1. A policy of some 100 M parameters in float32 with AdamW's two moments (1.2 GB on the disk), saved in turns
-in the foreground and in the background: seconds for which
-   `checkpoint.save` keeps the caller, seconds until the checkpoint is there, and how much slower a thread
-   that multiplies matrices is meanwhile.
-2. The recipe shapes for some steps, saving every fifth (--steps 0: not), in the foreground and in the
-background: the seconds for which a save stopped it, and the
-   processor's seconds that a save took in either thread, as shares of fifty steps.
+First a policy of about 100 M parameters in float32 with AdamW's two moments (1.2 GB on the disk). It is saved
+in turns in the foreground and in the background. Measured: the seconds until `checkpoint.save` returns, the
+seconds until the checkpoint is complete, and how much slower a thread is that multiplies matrices meanwhile.
 
-Prints a table, and as the last line one JSON object. Takes 4 GB of disk for a while, below the temporary
-folder (TMPDIR).
+Then some steps of the recipe shapes, which save every fifth (--steps 0: skip this part), in the foreground
+and in the background. Measured: the seconds for which a save stopped training, and the processor's seconds of
+a save in either thread, as shares of fifty steps.
+
+Prints a table, and as the last line one JSON object. Needs 4 GB in the temporary folder (TMPDIR).
 """
 
 import argparse

@@ -1,15 +1,17 @@
-"""What a rollout and a training step cost as things grow:  python tests/bench/scaling.py
+"""How the cost of a rollout and of a training step grows:  python tests/bench/scaling.py
 
-A random policy (D = 256, four blocks), float32 on the CPU. One thing grows at a time: the group while
-decoding and while training, the prompt's length while prefilling and while training, the completions' length,
-the model. The exponent is the slope of log seconds over log x, by least squares; x is what the cost should be
-linear in: tokens, decode steps, or parameters. Below 1: fixed costs are shared. Above 1: attention, which is
-quadratic in a length. So beside it stands the exponent of the work itself: floating-point operations, those
-of attention counted twice, because they are in float64, which takes twice as long. Where the two exponents
-agree, the time grows as the work does.
+A random policy (D = 256, four blocks), float32 on the CPU. One size grows at a time: the group while decoding
+and while training, the prompt's length while prefilling and while training, the completions' length, the
+model.
 
-While decoding, the bytes of keys and values that attention is handed are counted where it is called: the
-prompt's part must not grow with the group. Prints a table; the last line is one JSON object.
+The exponent is the slope of log seconds over log x, by least squares. x is what the cost should be linear in:
+tokens, decode steps, or parameters. An exponent below 1 means fixed costs that are shared. One above 1 means
+attention, which is quadratic in a length. So the exponent of the work stands beside it: floating-point
+operations, with attention's counted twice, because float64 takes twice as long. Where both exponents agree,
+the time grows as the work does.
+
+While decoding, the bytes of keys and values are counted where attention is called. The prompt's part must not
+grow with the group. Prints a table; the last line is one JSON object.
 """
 
 import sys
@@ -26,8 +28,8 @@ from models import decoder
 from tests.bench.shared_prompt import both, learn, random_policy, text_prompts
 from tests.bench.timing import finish, operations, parser, take_turns
 
-# decode steps of a turn
-FIXED = 16
+# of one turn
+DECODE_STEPS = 16
 
 
 @contextmanager
@@ -84,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict:
         if args.quick
         else {"width": 256, "blocks": 4, "mlp": 1024, "vocabulary": 4096}
     )
-    S, steps = (60, 4) if args.quick else (600, FIXED)
+    S, steps = (60, 4) if args.quick else (600, DECODE_STEPS)
     policy = random_policy(**small)
     groups, lengths, caps = (
         [1, 2, 4, 8, 16, 32, 64][few],

@@ -1,13 +1,14 @@
 """A prompt once per group against once per completion, in training:  python tests/bench/shared_prompt.py
 [--prompt 600] [--group 8] [--cap 250]
 
-Forward and backward of the completions' log-probs through a random policy of some 60 million parameters,
-float32 on the CPU. *shared*: the prompt once, G completions beside it. *repeated*: the same code on G copies
-of the prompt, one completion each. The prompts are text: a picture would be seen once against G times and
-make the difference larger. The log-probs and the gradients must be the same. Time: in turns. Memory: what
-autograd keeps, and by how much a process that does nothing else grows at its peak, without the gradients. The
-first line is the case asked for, the others vary S, G and C around it. Prints a table; the last line is one
-JSON object.
+Forward and backward of the completions' log-probs through a random policy of about 60 million parameters,
+float32 on the CPU. *shared*: the prompt once, with G completions. *repeated*: the same code on G copies of
+the prompt, one completion each. The prompts are text; with pictures the difference would be larger. The
+log-probs and the gradients must be the same.
+
+Time: in turns. Memory: what autograd keeps, and how much an idle process grows at its peak, without the
+gradients. The first line is the case of the arguments; the others vary S, G and C around it. Prints a table;
+the last line is one JSON object.
 """
 
 import json

@@ -3,16 +3,19 @@
 
 TRL needs an environment of its own, in which this script runs both:
 
-    python -m venv trl && trl/bin/pip install -c constraints.txt torch torchvision -e . trl && trl/bin/python
-    tests/bench/step.py
+    python -m venv trl
+    trl/bin/pip install -c constraints.txt torch torchvision -e . trl
+    trl/bin/python tests/bench/step.py
 
 The built-in model in both, float32: the same questions and pictures, group, cap, temperature, rewards, KL
 penalty against the frozen base, AdamW, one update a step, all completions in one micro-batch, no
-recomputation. The prompts' tokens must be equal. TRL trains; behind each of its steps stands one of ours, so
-both meet the same machine. The learning rate is so small that both stay the base, and their completions
-equally long and good on average; the table has both. TRL's time is from the trainer's begin of a step to its
-end, ours is all of `train.train_grpo`: drawing the pictures, rollout, rewards, reference, learning, metrics.
-Without TRL only ours is measured. Prints a table; the last line is one JSON object.
+recomputation. The prompts' tokens must be equal. Steps of TRL and of ours take turns, so the load of the
+machine is the same for both. The learning rate is so small that both stay the base; the table shows that
+their completions are equally long and good on average.
+
+TRL's time is a step of its trainer. Ours is all of `train.train_grpo`: drawing the pictures, rollout,
+rewards, reference, learning, metrics. Without TRL only ours is measured. Prints a table; the last line is one
+JSON object.
 """
 
 import json

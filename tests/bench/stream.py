@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 # bytes; a photograph of 640 x 480 pixels has about as many
-PICTURE = 100_000
+PICTURE_BYTES = 100_000
 
 
 def write(file: Path, rows: int, group: int) -> None:
@@ -46,7 +46,7 @@ def write(file: Path, rows: int, group: int) -> None:
                 pyarrow.Table.from_pylist(
                     [
                         {
-                            "image_bytes": [{"bytes": random_bytes.bytes(PICTURE), "path": f"{i}.png"}],
+                            "image_bytes": [{"bytes": random_bytes.bytes(PICTURE_BYTES), "path": f"{i}.png"}],
                             "question": f"Where is the cup, {i}?",
                             "answers": ["left", "right"],
                             "question_type": "other",
@@ -70,14 +70,14 @@ def main(gigabytes: float = 2, group: int = 100) -> float:
     from data.sources.table import SOURCES
 
     with tempfile.TemporaryDirectory(prefix="glimpse-stream-") as folder:
-        file, rows = Path(folder) / "SAT_train.parquet", int(gigabytes * 1e9 / PICTURE)
+        file, rows = Path(folder) / "SAT_train.parquet", int(gigabytes * 1e9 / PICTURE_BYTES)
         subprocess.run(
             [sys.executable, __file__, "--write", str(file), str(rows), str(group or rows)], check=True
         )
         small = Path(folder) / "small.parquet"
         subprocess.run([sys.executable, __file__, "--write", str(small), "20", "10"], check=True)
         # libraries are loaded before counting begins
-        assert len(SOURCES["sat"](small, "all", None, 0)[3].pictures[0]) == PICTURE
+        assert len(SOURCES["sat"](small, "all", None, 0)[3].pictures[0]) == PICTURE_BYTES
         before, start = peak(), time.process_time()
         examples = SOURCES["sat"](file, "all", None, 0)
         print(
@@ -87,7 +87,7 @@ def main(gigabytes: float = 2, group: int = 100) -> float:
         )
         start = time.process_time()
         for index in range(len(examples)):
-            assert len(examples[index].pictures[0]) == PICTURE
+            assert len(examples[index].pictures[0]) == PICTURE_BYTES
         print(
             f"every row in order: {1e3 * (time.process_time() - start) / rows:.2f} ms a row, "
             f"{peak() - before:+.0f} MB",

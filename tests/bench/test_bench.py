@@ -1,5 +1,5 @@
-"""Every benchmark of speed runs, and its last line is the JSON object that it says. Sizes are tiny; no
-figure is held to a target here."""
+"""Every benchmark of speed runs, and its last line is the promised JSON object. Sizes are tiny; no figure is
+compared with a target here."""
 
 import json
 import re

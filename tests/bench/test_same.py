@@ -57,7 +57,7 @@ def test_what_is_listed_may_differ(tmp_path, monkeypatch):
     (now / "metrics.jsonl").write_text(text.replace('"reward"', '"reward/mean"'))
     found = same.Found()
     same.compare_metrics(before, now, found)
-    assert found.differences == [] and found.intended == {"shares"}
+    assert found.differences == [] and found.intended == {"shares: now a count"}
     (now / "metrics.jsonl").write_text(text.replace('"reward": 0.5', '"reward/mean": 0.25'))
     same.compare_metrics(before, now, found)
     assert found.differences
@@ -65,7 +65,7 @@ def test_what_is_listed_may_differ(tmp_path, monkeypatch):
 
 def test_each_tree_gets_settings_that_it_knows(tmp_path):
     case = same.CASES["two ranks, dynamic"]
-    words = same.command(case, " sampling fixed max_rounds 4 ", tmp_path)
+    words = same.command(case, "  sampling=fixed   fixed or dynamic sampling\n  max_rounds=4", tmp_path)
     assert "sampling=dynamic" in words and "--nproc-per-node=2" in words
-    words = same.command(case, " max_rounds 1 ", tmp_path)
+    words = same.command(case, "  max_rounds=1   above 1 is dynamic sampling", tmp_path)
     assert "sampling=dynamic" not in words and "max_rounds=3" in words

@@ -1,9 +1,8 @@
-"""What the benchmarks of speed share: works that take turns, the memory that a work takes, a table and a
-record.
+"""What the benchmarks of speed share: taking turns, measuring memory, printing a table, writing a record.
 
-Two programs are compared by running them in turns in one process, so that whatever else the machine does
-meets both; the figure is the median of the turns, and a speedup is the median over the rounds of the ratio
-within a round.
+Two programs are compared by running them in turns in one process, so that other load on the machine slows
+both. The figure is the median of the turns. A speedup is the median over the rounds of the ratio within a
+round.
 """
 
 import argparse
@@ -22,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench.about import about
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+PROCESS_STATUS, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
-KEPT = Path(__file__).resolve().parents[2] / "docs" / "results" / "speed" / "measured.json"
+RECORDED = Path(__file__).resolve().parents[2] / "docs" / "results" / "speed" / "measured.json"
 
 
 def parser(doc: str, rounds: int) -> argparse.ArgumentParser:
@@ -97,7 +96,7 @@ def _flash_backward(g, q, k, v, out, lse, dropout, causal, **_):
     return 5 * attended(q, k, causal)
 
 
-UNKNOWN = {
+OPERATIONS = {
     torch.ops.aten.baddbmm_: lambda _, a, b, **__: 2 * a.numel() * b[-1],
     _FLASH: _flash,
     _FLASH_BACKWARD: _flash_backward,
@@ -107,7 +106,7 @@ UNKNOWN = {
 def operations(work: Callable[[], object]) -> tuple[int, int]:
     """Floating-point operations of a work, counted by PyTorch where they run: of its linear layers, and of
     attention (batched products are attention's alone)."""
-    with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter:
+    with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
         work()
     count = {str(kernel): flops for kernel, flops in counter.get_flop_counts()["Global"].items()}
     attention = sum(flops for kernel, flops in count.items() if "attention" in kernel or "bmm" in kernel)
@@ -117,9 +116,9 @@ def operations(work: Callable[[], object]) -> tuple[int, int]:
 def resident(what: str) -> int:
     """Bytes of this process, VmRSS: now, or VmHWM: at most since the last reset. Elsewhere than on Linux
     the peak of its whole life."""
-    if STATUS.is_file():
+    if PROCESS_STATUS.is_file():
         return 1024 * int(
-            next(line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith(what))
+            next(line.split()[1] for line in PROCESS_STATUS.read_text().splitlines() if line.startswith(what))
         )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -127,9 +126,9 @@ def resident(what: str) -> int:
 def extra_memory(work: Callable[[], object]) -> int:
     """Bytes by which this process grew, at its peak, while it did a work. Ask it in a process that has
     done nothing larger before."""
-    if CLEAR.is_file():
+    if RESET_PEAK.is_file():
         # the peak is counted from here
-        CLEAR.write_text("5")
+        RESET_PEAK.write_text("5")
     before = resident("VmRSS")
     work()
     return resident("VmHWM") - before
@@ -179,10 +178,10 @@ def finish(name: str, head: list[str], rows: list[list], found: dict, args: argp
     where = about() | {"load": round(os.getloadavg()[0], 1), "clock": args.clock, "command": command.strip()}
     found = {"bench": name, **found, "about": where}
     if args.keep:
-        KEPT.parent.mkdir(parents=True, exist_ok=True)
-        kept = json.loads(KEPT.read_text("utf-8")) if KEPT.exists() else {}
+        RECORDED.parent.mkdir(parents=True, exist_ok=True)
+        kept = json.loads(RECORDED.read_text("utf-8")) if RECORDED.exists() else {}
         kept[name] = found | {"table": cells}
-        KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
+        RECORDED.write_text(json.dumps(dict(sorted(kept.items())), indent=1) + "\n")
     print(json.dumps(found))
     return found
 
