@@ -6,7 +6,9 @@ It makes an example of each row and opens each of its pictures, as training does
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 from tqdm import tqdm
@@ -16,6 +18,11 @@ from data.images import open_picture
 from data.sources.rows import Rows
 from data.sources.table import LAYOUTS, rows
 from data.types import BadExample, Example
+
+# rows of one kind that are shown
+SHOWN = 5
+# what differs between two lines of one kind: quoted values, names of files, numbers
+_VALUES = re.compile(r"\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|\S*/\S*(?=[,:; ])|[0-9]+")
 
 
 def why_not_right(example: Example) -> str:
@@ -54,15 +61,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--task", default="jsonl", choices=LAYOUTS, help=whose)
     args = parser.parse_args(argv)
     bad = 0
+    kinds = Counter[str]()
     try:
         examples = rows(args.task, args.path, "all", None)
         for line in tqdm(problems(examples), total=len(examples), unit="row", disable=None, leave=False):
             if line:
                 bad += 1
-                tqdm.write(line)
+                kind = _VALUES.sub("…", line)
+                kinds[kind] += 1
+                if kinds[kind] <= SHOWN:
+                    tqdm.write(line)
     except ValueError as error:
         print(f"data.check: {error}", file=sys.stderr)
         return 2
+    for kind, count in kinds.items():
+        if count > SHOWN:
+            print(f"and {count - SHOWN} more rows like the {SHOWN} above: {kind}")
     total = sum(map(len, examples.shards))
     published = LAYOUTS[args.task].rows
     said = f"{len(examples.shards)} files, {total} rows, {len(examples)} of them questions of {args.task}"

@@ -6,7 +6,7 @@ roundings (docs/ranks.md). A floating-point sum depends on its order, so every o
     tokens     Attention sums in float64 and rounds once (models/layers.py:to_attention_dtype). Log-probs go
                through blocks of the vocabulary of a fixed size (grpo/logprobs.py). So the log-prob of a token
                does not depend on the other rows of its batch.
-    sections   A step's groups are cut into `loss.stretches` sections by their place among the groups of all
+    sections   A step's groups are cut into `loss.sections` sections by their place among the groups of all
                ranks (`sections_of`). No micro-batch holds groups of two sections. So the gradient of a
                section does not depend on which rank has it.
     sums       Gradients of micro-batches and ranks add up in float64 and are rounded once

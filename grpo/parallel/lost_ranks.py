@@ -31,6 +31,7 @@ class RollCall:
         self.timeout = timeout
         self.meetings = 0
         self.place = "the start"
+        self.prints = True
 
     def arrive(self, place: str) -> None:
         """Note that this rank has reached its next meeting point. place: its name, for people."""
@@ -38,16 +39,23 @@ class RollCall:
         self.place = place
         self.store.set(f"reached {self.rank}", str(self.meetings))
 
-    def prints(self, line: str) -> bool:
-        """Whether this rank is the first of its machine that wants to print the line."""
-        return self.store.add(f"printed on {os.environ.get('GROUP_RANK', '0')}: {line}", 1) == 1
+    def _first(self, words: str) -> bool:
+        """Whether this rank is the first of its machine that asks for these words."""
+        return self.store.add(f"printed on {os.environ.get('GROUP_RANK', '0')}: {words}", 1) == 1
 
-    def lost(self, error: BaseException) -> str | None:
+    def lost(self, error: BaseException, expected: bool) -> str | None:
         """Note the error with which this rank ends. -> A sentence that names the lost rank, or None if the
-        error is not a failed collective."""
-        words = f"{type(error).__name__}: {error}"
+        error is not a failed collective.
+
+        expected: the rank prints a line for its error, not a traceback. Afterwards `prints` is False if
+        another rank of this machine prints the same error.
+        """
+        words = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         failed = isinstance(error, dist.DistError) or re.search(r"gloo/|NCCL", words)
-        self.store.set(f"ended {self.rank}", "" if failed else " ".join(words.split())[:400])
+        if not failed:
+            # before the note: a rank that reads the note then finds that the line is printed
+            self.prints = not expected or self._first(words)
+        self.store.set(f"ended {self.rank}", "" if failed else words)
         if not failed:
             return None
         others = [rank for rank in range(self.size) if rank != self.rank]
@@ -59,6 +67,7 @@ class RollCall:
         ended = {r: self.store.get(f"ended {r}").decode() for r in others if r not in silent}
         for rank, why in ended.items():
             if why:
+                self.prints = self._first(why)
                 return f"rank {rank} ended with an error: {why}"
         if not silent:
             return "the other ranks have ended, too; look at the line of the rank that ended first"

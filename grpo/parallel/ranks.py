@@ -131,27 +131,28 @@ def end_with(error: BaseException, status: int | None) -> int:
         return status
     # torchrun sends it to the other ranks as soon as one has ended
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    lost = _lost_rank(error)
+    lost = _lost_rank(error, expected=status is not None)
     if lost:
         line = f"on rank {_roll.rank}: {lost}. The same command goes on from the last checkpoint"
-        print(f"\ntrain.py: {line}", file=sys.stderr, flush=True)
+        if _roll.prints:
+            print(f"\ntrain.py: {line}", file=sys.stderr, flush=True)
         # without torchrun, rank 0 holds the store that the others still read
         time.sleep(1.0 if _roll.rank == 0 else 0.0)
         # a thread or NCCL may still wait for the lost rank
         os._exit(LOST)
     if status is None:
         raise error
-    if _roll.prints(str(error)):
+    if _roll.prints:
         print(f"\ntrain.py: {error}", file=sys.stderr, flush=True)
     return status
 
 
-def _lost_rank(error: BaseException) -> str | None:
+def _lost_rank(error: BaseException, expected: bool) -> str | None:
     """A sentence that names the rank whose loss made this rank's collective fail, if that is the error."""
     if _roll is None:
         return None
     try:
-        return _roll.lost(error)
+        return _roll.lost(error, expected)
     except RuntimeError:
         return "rank 0, which holds the store of the process group, has died"
 

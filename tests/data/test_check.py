@@ -103,3 +103,15 @@ def test_as_a_command(tmp_path):
         text=True,
     )
     assert done.returncode == 1 and "line 2: answer: 'C'" in done.stdout and "Traceback" not in done.stderr
+
+
+def test_a_kind_of_error_is_shown_five_times_and_then_counted(tmp_path, capsys):
+    rows = [ROW | {"answer": f"cup {i}"} for i in range(30)] + [ROW | {"question": ""}, ROW]
+    status, lines = said(capsys, write_lines(tmp_path / "mine.jsonl", rows))
+    assert status == 1 and len(lines) == 8 and all("line" in line for line in lines[:6])
+    assert lines[5].endswith("the question is empty; correct it, or leave the row out")
+    assert (
+        lines[6].startswith("and 25 more rows like the 5 above: ")
+        and "is not one of the … choices" in lines[6]
+    )
+    assert lines[7] == "1 files, 32 rows, 32 of them questions of jsonl, 31 of these bad"

@@ -33,6 +33,7 @@ def happens(what):
     if what == "hang": time.sleep(1000)
     if what == "slow": time.sleep(0.6 * {TIMEOUT})
     if what == "raise": raise ValueError("the reward of question 7")
+    if what == "break": raise KeyError("question 7")
 
 def main(what, which):
     try:
@@ -126,10 +127,19 @@ def test_a_rank_that_hangs_is_named_by_the_two_others(tmp_path, what):
 
 
 @pytest.mark.timeout(200)
-def test_a_rank_that_raises_is_quoted(tmp_path):
+def test_an_expected_error_of_one_rank_is_printed_by_that_rank_alone(tmp_path):
+    """The other rank's collective fails because of it, and prints no second line on the same machine."""
     found = run_ranks(tmp_path, 2, "raise", 1)
-    assert found[1][0] == 2 and found[1][1].count("train.py: the reward of question 7") == 1
-    named(found, 1, r"ended with an error: ValueError: the reward of question 7", 5, by=(0,))
+    assert [status for status, _, _ in found] == [LOST, 2]
+    assert found[1][1].count("train.py: the reward of question 7") == 1
+    assert "train.py" not in found[0][1] and found[0][2] < 5
+
+
+@pytest.mark.timeout(200)
+def test_an_unexpected_error_of_one_rank_is_quoted_by_the_other(tmp_path):
+    found = run_ranks(tmp_path, 2, "break", 1)
+    assert "KeyError: 'question 7'" in found[1][1] and "train.py: " not in found[1][1]
+    named(found, 1, r"ended with an error: KeyError: 'question 7'", 5, by=(0,))
 
 
 @pytest.mark.timeout(200)
