@@ -23,10 +23,6 @@ EVERYWHERE = [*PROGRAM, *(ROOT / "tests").rglob("*.py")]
 PENDING: set[str] = set(
     """
 data/answers/normal.py data/answers/numbers.py data/answers/parser.py data/answers/units.py
-data/shapes/looking.py data/sources/jsonl.py data/sources/parquet.py data/sources/table.py
-grpo/config/parse.py grpo/evaluation/evaluated_model.py grpo/parallel/ranks.py tests/faults/damage.py
-tests/faults/fuzz.py tests/faults/kills.py tests/faults/ranks.py tests/faults/restarts.py
-tests/faults/test_faults.py tests/faults/test_ranks.py
 """.split()
 )
 

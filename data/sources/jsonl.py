@@ -91,7 +91,8 @@ class JsonlShard:
             try:
                 rows = json.loads(file.read().decode("utf-8-sig"))
             except (ValueError, RecursionError):
-                rows = None  # lines, of which the first is a list
+                # lines; the first happens to be a list
+                rows = None
             if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
                 self._array = True
                 file = tempfile.TemporaryFile(prefix="glimpse-")  # noqa: SIM115

@@ -33,11 +33,12 @@ class _Held:
     """A cache of the last row groups of all files, up to HELD bytes; always at least one."""
 
     def __init__(self) -> None:
-        # (file, row group) → table, least recently used first
+        # (file, row group) -> table, least recently used first
         self.tables: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self.bytes = 0
 
     def get(self, key: tuple[int, int], read: Callable[[], Any]) -> Any:
+        """The table of this key; `read` makes it if it is not kept."""
         if key in self.tables:
             self.tables.move_to_end(key)
             return self.tables[key]

@@ -37,7 +37,7 @@ def open_source(
     sets = {split: usable(SOURCES[name](path, split, items, 0)) for split in ("heldout", *hook_of(name).sets)}
     if len(sets["heldout"]) < min(LEAST, items):
         said = "give more pictures, or a file of your own for what is held out"
-        tqdm.write(f"held out: only {len(sets['heldout'])} questions, a score of which says little; {said}")
+        tqdm.write(f"held out: only {len(sets['heldout'])} questions, so a score says little; {said}")
     return examples, sets
 
 

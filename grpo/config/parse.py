@@ -62,7 +62,8 @@ def parse_args(argv: Iterable[str]) -> tuple[Config, Flags]:
     given["plan"] = int("--plan" in argv)
     if given.get("help") or given.get("list"):
         return Config(), Flags(**given)
-    recipe, overrides = None, []
+    recipe = None
+    overrides: list[str] = []
     for argument in argv:
         key, equals, value = argument.partition("=")
         if argument in known:

@@ -21,7 +21,7 @@ from models import weights
 
 # tokens; a picture as large as Qwen's processors leave it has 16,384
 MAX_PROMPT = 20_000
-# tasks of which all questions are asked; of the others, a part is held out
+# tasks that ask all their questions; the others hold a part of them out
 BENCHMARKS = ("blink", "cvbench", "mathvista", "vsr")
 
 

@@ -231,5 +231,7 @@ def wait_for_all() -> None:
 
 def new_group() -> dist.ProcessGroup | None:
     """A second gloo group, for the collectives of another thread. None on one rank."""
-    timeout = timedelta(seconds=_roll.timeout) if _roll is not None else None
-    return dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
+    if _roll is None or not dist.is_initialized():
+        return None
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=_roll.timeout))
+    return group if isinstance(group, dist.ProcessGroup) else None

@@ -1,16 +1,16 @@
 """Does damage ever go unnoticed?    python tests/faults/damage.py [--only WORD] [key=value ...]
 
-Damages one thing at a time in what a run reads (its checkpoints, its logs and settings, the model, pictures,
-rows, tables) and takes the disk away while it writes; then starts train.py, which has to do what is stated
-for that case (ENDS):
+Damages one thing at a time in what a run reads: its checkpoints, its logs and settings, the model, pictures,
+rows, tables. Or it takes the disk away while the run writes. Then it starts train.py, which has to do what is
+stated for that case (ENDS):
 
-    identical   end as the undisturbed run, bit for bit, after naming the damage where it was one
-    skipped     end, having named the example, or the lines of the log, that are left out
-    refused     say in one line what is wrong, and where, with exit status 2, and leave the checkpoints as
-    they were
+    identical   end like the undisturbed run, bit for bit, after it has named the damage, if there was any
+    skipped     end, after it has named the example, or the lines of the log, that are left out
+    refused     print one line that says what is wrong, and where; end with exit status 2, and leave the
+                checkpoints unchanged
 
-A traceback is a failure, and so is a run that ends well and differently without a word. Prints a line for
-each case, and ends with a line of JSON. Exit status 1 if a case failed.
+A traceback is a failure. So is a run that ends well and differently without a word. Prints a line for each
+case, and ends with a line of JSON. Exit status 1 if a case failed.
 """
 
 import argparse
@@ -295,7 +295,7 @@ def cases() -> list[Case]:
             path.read_bytes()[:16] + b"\x00\x0f\xff\xff" * 2 + path.read_bytes()[24:]
         ),
     }.items():
-        # of a picture's pixels: nobody can know
+        # a flipped bit of a picture's pixels cannot be noticed
         if how != "a bit flipped":
             found.append(
                 Case(
@@ -408,7 +408,7 @@ def questions(folder: Path) -> Path:
 
 
 def started(place: Place) -> tuple[int, str]:
-    """train.py in this process → (exit status, what it said); a traceback is part of that, and -1 its
+    """train.py in this process -> (exit status, what it said); a traceback is part of that, and -1 its
     status."""
     said = io.StringIO()
     with (
@@ -425,7 +425,7 @@ def started(place: Place) -> tuple[int, str]:
 
 
 def judged(case: Case, place: Place, wanted: dict) -> tuple[str, str]:
-    """Let a case happen. → ("" or what is wrong, the last line that was said)."""
+    """Let a case happen. -> ("" or what is wrong, the last line that was said)."""
     before = {str(path): path.read_bytes() for path in place.run.rglob("step_*/*")}
     harmed = case.harm(place)
     if (case.harm in (filling,) or getattr(case.harm, "func", None) is small_disk) and harmed is None:
@@ -470,7 +470,7 @@ def judged(case: Case, place: Place, wanted: dict) -> tuple[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """→ exit status."""
+    """-> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     parser.add_argument("settings", nargs="*", help="of every run besides, such as save.background=false")

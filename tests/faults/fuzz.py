@@ -1,19 +1,22 @@
-"""Do the answer checker and the picture loader stand whatever they are given?    python tests/faults/fuzz.py
---answers 100000 --pictures 10000 [--math 500] [--seed 0]
+"""Do the answer checker and the picture loader stand every input?
 
-Answers are built from pieces of what policies write and of what breaks parsers (tags, LaTeX, numbers of all
-spellings, brackets without end, half characters, code), and
-every rule reads each: as an answer to a choice, to a question for a number and to one for free text. No rule
-may raise, give anything but a finite number, or take a second. Pictures are files of many formats, modes and
-orientations, whole and then cut, flipped, spliced, with other sizes in their headers, or not pictures at all;
-each is opened and made into patches as a run would. The only error may be BadPicture, in a second (and one
-for every further 25 million pixels) and MEMORY at most.
---math: so many of the answers also by math-verify (extra: math), which runs in a process of its own; what it
-cannot finish there counts as wrong, and no file may appear.
+    python tests/faults/fuzz.py --answers 100000 --pictures 10000 [--math 500] [--seed 0]
 
-Runs in forked processes, so that one that dies is a finding and not the end. Prints each finding with its
-number and seed, and ends with a line of JSON; exit status 1 if there are findings. Times are of the
-processor, not of the clock.
+Answers are built from pieces of what policies write and of what breaks parsers: tags, LaTeX, numbers of all
+spellings, brackets without end, half characters, code. Every rule reads each of them as an answer to a
+choice, to a question for a number, and to one for free text. No rule may raise, return anything but a finite
+number, or take a second.
+
+Pictures are files of many formats, modes and orientations: whole, cut, flipped, spliced, with other sizes in
+their headers, or no pictures at all. Each is opened and made into patches as a run would do it. The only
+error may be BadPicture, within a second (and one more for every further 25 million pixels) and MEMORY.
+
+--math: this number of the answers is read by math-verify, too (extra: math), in a process of its own. What it
+cannot finish counts as wrong, and no file may appear.
+
+Items run in forked processes, so one that dies is a finding and not the end. Prints each finding with its
+number and seed, and ends with a line of JSON. Exit status 1 if there are findings. Times are processor
+times.
 """
 
 import argparse
@@ -193,7 +196,7 @@ WRITTEN = [case.completion for cases in CASES.values() for case in cases if len(
 
 
 def some_number(chance: random.Random) -> str:
-    """A number as nobody would write it."""
+    """A number in an odd spelling."""
     digits = "".join(chance.choices("0123456789", k=chance.choice((1, 2, 3, 8, 40, 320, 5000))))
     return chance.choice(
         (
@@ -234,7 +237,7 @@ def some_answer(chance: random.Random) -> str:
 
 
 def answer(chance: random.Random) -> tuple[str, str, float]:
-    """Read one. → ("read", or "unread"; what is wrong, "" for nothing; the seconds that it may take)."""
+    """Read one. -> ("read", or "unread"; what is wrong, "" for nothing; the seconds that it may take)."""
     text, example = some_answer(chance), chance.choice(EXAMPLES)
     for name in REWARDS:
         if name.endswith("math_verify"):
@@ -335,7 +338,7 @@ def bomb(chance: random.Random) -> bytes:
 
 
 def changed(data: bytes, chance: random.Random, others: list[bytes]) -> tuple[str, bytes]:
-    """→ (what was done to a file, the file)."""
+    """-> (what was done to a file, the file)."""
     found, at = bytearray(data), chance.randrange(len(data))
     way = chance.choice(
         ("whole", "cut", "flipped", "header", "spliced", "repeated", "zeroed", "random", "bomb")
@@ -363,7 +366,7 @@ def changed(data: bytes, chance: random.Random, others: list[bytes]) -> tuple[st
 
 
 def picture(chance: random.Random, files: list[bytes]) -> tuple[str, str, float]:
-    """Open one. → ("opened" or "refused", and how it was made; what is wrong, "" for nothing; the seconds
+    """Open one. -> ("opened" or "refused", and how it was made; what is wrong, "" for nothing; the seconds
     that it may take)."""
     way, data = changed(chance.choice(files), chance, files)
     try:
@@ -399,7 +402,7 @@ def picture(chance: random.Random, files: list[bytes]) -> tuple[str, str, float]
 def batches(
     what: str, one: Callable[[random.Random], tuple[str, str, float]], count: int, seed: int
 ) -> Iterator[dict]:
-    """Forked processes of BATCH items. → for each {counts, findings, seconds: of the slowest, died}."""
+    """Forked processes of BATCH items. -> for each {counts, findings, seconds: of the slowest, died}."""
     for first in range(0, count, BATCH):
         reader, writer = os.pipe()
         if not (process := os.fork()):
@@ -443,7 +446,7 @@ def several(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """→ exit status."""
+    """-> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--answers", type=int, default=100_000)
     parser.add_argument("--pictures", type=int, default=10_000)

@@ -1,25 +1,23 @@
 """Is a killed run the run it would have been?    python tests/faults/kills.py --kills 200 [--seed 0]
 
-Kills small runs with SIGKILL at random moments, starts them again with the same command, again and again
-until they end, and compares what they leave behind, bit
-for bit, with runs that nobody disturbed: every file of the checkpoints, samples.jsonl, config.yaml, and
-metrics.jsonl and summary.json without their times. Each run is one of four kinds (RUNS) and writes its
-checkpoints in one of two manners (MANNERS). A kill comes in one of three ways (WAYS):
+Kills small runs with SIGKILL at random moments and starts them again with the same command until they end.
+Then it compares their files, bit for bit, with those of undisturbed runs: every file of the checkpoints,
+samples.jsonl, config.yaml, and metrics.jsonl and summary.json without their times. A run is of one of four
+kinds (RUNS) and writes its checkpoints in one of two manners (MANNERS). A kill comes in one of three ways
+(WAYS):
 
-    clock   after a random part of the time that such a run takes, wherever it is then: loading, sampling,
-    learning, evaluating, saving, starting again change  before the k-th change of the run's folder (a file
-    opened to be written, renamed or removed, a folder made or removed), k random
-    byte    inside a write: the kernel ends the process where a file grows beyond a random size; it leaves the
-    first part of that file
+    clock   after a random part of the time that such a run takes, wherever it is then
+    change  before the k-th change of the run's folder, k random: a file opened to be written, renamed or
+            removed, a folder made or removed
+    byte    inside a write: the kernel ends the process when a file grows beyond a random size; the first part
+            of that file stays
 
-A kill may cost the steps since the last save that was complete: where training waits for it, as many as there
-are from save to save; where it goes on meanwhile, twice that, because the last save may be under way, and the
-next one waits for it.
+A kill may cost the steps since the last complete save. That is the distance between two saves if training
+waits for a save. It is twice that if training goes on meanwhile, because the last save may be under way.
 
 Runs are forked from one process that has imported everything, so a kill costs half a second on a free core.
-Prints a line for each run, and ends with a
-line of JSON: kills, how many of them belong to runs that ended identical, and the most steps that a kill
-cost. Exit status 1 if one of them differs.
+Prints a line for each run, and ends with a line of JSON: kills, kills of runs that ended identical, and the
+most steps that a kill cost. Exit status 1 if a run differs.
 """
 
 import argparse
@@ -121,7 +119,7 @@ def child(base: Path, out: Path, kind: str, manner: str, way: str | None, moment
 
 
 def run(*arguments, until: float | None = None) -> int:
-    """Fork `child`; kill it after `until` seconds. → its exit status, negative for the signal that ended
+    """Fork `child`; kill it after `until` seconds. -> its exit status, negative for the signal that ended
     it."""
     started = time.monotonic()
     process = os.fork()
@@ -145,7 +143,7 @@ def steps_done(out: Path) -> int:
 
 
 def left_behind(out: Path) -> dict:
-    """Everything a finished run leaves that has to be the same: path → content."""
+    """Everything a finished run leaves that has to be the same: path -> content."""
     found = {}
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name, content = str(path.relative_to(out)), path.read_bytes()
@@ -179,7 +177,7 @@ def disturbed(
     most: int,
     chance: random.Random,
 ) -> tuple[list[str], int, str]:
-    """A run that is killed up to `most` times, and then left alone. → (the ways of the kills, the most
+    """A run that is killed up to `most` times, and then left alone. -> (the ways of the kills, the most
     steps that one cost, what it said if it failed)."""
     ways, lost = [], 0
     while len(ways) < most:
@@ -209,7 +207,7 @@ def disturbed(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """→ exit status."""
+    """-> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,17 +1,19 @@
 """Is a run on several ranks the run on one?    python tests/faults/ranks.py [--steps 20] [--ranks 1 2 4]
 
-Four comparisons, all in float32 on the CPU, with one thread a process; ranks are joined by gloo and shard the
-policy (FSDP2):
+Comparisons in float32 on the CPU, with one thread a process. gloo joins the ranks, and FSDP2 shards the
+policy:
 
-    run       the built-in recipe, the same global batch: every completion, token by token; every metric; the
-    weights at the end gradient  of a batch on 1 and 2 ranks, with completions of unequal lengths and one rank
-    without a picture resume    a run that goes on on other numbers of ranks (2, then 1, then 4), against an
-    undisturbed one cases     (--cases) two steps of a small policy in every way in which ranks may differ
-    from each other (CASES), on 1 and on 3 ranks; and the gradient time      (--time N) seconds of N short
-    runs with `python train.py` and as many with `torchrun --nproc-per-node 1`, in turns
+    run       the built-in recipe with the same global batch: every token of every completion, every metric,
+              and the weights at the end
+    gradient  of a batch on 1 and 2 ranks, with completions of unequal lengths and a rank without a picture
+    resume    a run that goes on on other numbers of ranks (2, then 1, then 4), against an undisturbed one
+    cases     (--cases) two steps of a small policy in every way in which ranks may differ (CASES), on 1 and
+              on 3 ranks; and the gradient
+    time      (--time N) seconds of N short runs with `python train.py` and of N with
+              `torchrun --nproc-per-node 1`, in turns
 
-Processes are forked from one that has imported everything. Ends with a line of JSON; exit status 1 if tokens
-differ or weights part by more than 1e-5.
+Processes are forked from one that has imported everything. Ends with a line of JSON. Exit status 1 if tokens
+differ or weights differ by more than 1e-5.
 """
 
 import argparse
@@ -91,8 +93,8 @@ CASES = {
 
 
 def on_ranks(count: int, work, log: Path) -> list[int]:
-    """Fork `count` processes, each of which calls `work` with its rank and the environment that torchrun
-    would give it. → their exit statuses."""
+    """Fork `count` processes, which call `work` each with its rank and the environment that torchrun
+    would give it. -> their exit statuses."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -161,7 +163,7 @@ def run(out: Path, ranks: int, settings: list[str], stop: int = 0) -> None:
 
 
 def tokens_of(out: Path) -> dict:
-    """Every completion of a run, whoever wrote it."""
+    """Every completion of a run, of all ranks."""
     return {
         key: rows
         for path in sorted(out.parent.glob(f"{out.name}.*.json"))
@@ -180,7 +182,7 @@ def metrics_of(out: Path) -> list[dict]:
 
 def parted(one: dict, other: dict) -> tuple[float, str]:
     """How far two sets of tensors are from each other: the largest difference in a tensor by the largest
-    number in it. → (the worst, its tensor)."""
+    number in it. -> (the worst, its tensor)."""
     if one.keys() != other.keys():
         return float("inf"), min(one.keys() ^ other.keys())
     return max(
@@ -265,7 +267,7 @@ def gradient(ranks: int, out: Path) -> dict[str, torch.Tensor]:
 
 
 def cases(place: Path, names: list[str]) -> int:
-    """These cases on 1 and on 3 ranks. → exit status; prints a line of JSON."""
+    """These cases on 1 and on 3 ranks. -> exit status; prints a line of JSON."""
     # in a process of its own: nothing may compute before a fork
     if on_ranks(1, lambda rank: small_folder(place / "base") and 0, place / "base.log") != [0]:
         raise SystemExit((place / "base.log.0").read_text())
@@ -330,7 +332,7 @@ def seconds(place: Path, runs: int, steps: int) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """→ exit status."""
+    """-> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])

@@ -1,19 +1,21 @@
-"""Does torchrun go on by itself after a rank was lost, and is the run the one it would have been?    python
-tests/faults/restarts.py --times 20 [--seed 0]
+"""Does torchrun start a run again after a rank was lost, and is it the run that it would have been?
+
+    python tests/faults/restarts.py --times 20 [--seed 0]
 
 Runs small policies on two ranks under `torchrun --max-restarts 3`. In a random step something happens to a
-random rank while it samples (EVENTS). Compared with an undisturbed run, bit for bit, are all files of all
-checkpoints, samples.jsonl, and metrics.jsonl without its times. Where a rank is lost, the other one has to
+random rank while it samples (EVENTS). All files of all checkpoints, samples.jsonl, and metrics.jsonl without
+its times are compared, bit for bit, with an undisturbed run. Where a rank is lost, the other one has to
 name it.
 
-    kill     SIGKILL
-    stop     SIGSTOP, for ever; the other rank notices after `timeout`, torchrun then needs 30 seconds to see
-    that SIGTERM does not end it hang     its main thread does not come back raise    an error that nobody
-    expected starve   stopped for half a second out of each bit more than that, while the run lasts
+    kill    SIGKILL
+    stop    SIGSTOP, for ever. The other rank notices after `timeout`. torchrun then needs 30 seconds to see
+            that SIGTERM does not end it.
+    hang    its main thread does not return
+    raise   an unexpected error
+    starve  it is stopped for half a second, again and again, while the run lasts
 
-Prints a line for each run, and ends with a line of JSON: times, how many of them were identical, how many
-lost ranks were named by the other one, and the seconds from the event to that line. Exit status 1 if one run
-differs or one lost rank was not named.
+Prints a line for each run, and ends with a line of JSON: times, identical runs, lost ranks that were named,
+and the seconds from the event to that line. Exit status 1 if a run differs or a lost rank was not named.
 """
 
 import argparse
@@ -64,7 +66,7 @@ EVENTS = {
     "starve": "",
 }
 """What may happen, and what the other rank says of it."""
-# train.py, to one rank of which something happens while it samples in a step, the first time that torchrun
+# train.py; while it samples in a step, something happens to one rank, the first time that torchrun
 # starts it.
 DISTURBED = """
 import os, signal, sys, time
@@ -89,7 +91,7 @@ if __name__ == "__main__":
 
 
 def torchrun(base: Path, place: Path, event: str, step: int, rank: int) -> tuple[Path, str, float]:
-    """A run on two ranks, to its end. → (its folder, what it said, seconds from the event until the other
+    """A run on two ranks, to its end. -> (its folder, what it said, seconds from the event until the other
     rank said something; nan if it never did)."""
     place.mkdir(exist_ok=True)
     (place / "script.py").write_text(DISTURBED)
@@ -151,7 +153,7 @@ def left_behind(out: Path) -> tuple[list[dict], bytes, dict[str, bytes]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """→ exit status."""
+    """-> exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def called(program, *arguments, broken=""):
-    """Run a program with something of it replaced. → (exit status, what it printed, its last line read as
+    """Run a program with something of it replaced. -> (exit status, what it printed, its last line read as
     JSON)."""
     code = (
         f"import sys\nsys.path.insert(0, {str(HERE)!r})\nimport "

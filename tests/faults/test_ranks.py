@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def asked(*arguments):
-    """ranks.py in a process of its own, since it forks. → (status, its last line)."""
+    """ranks.py in a process of its own, since it forks. -> (status, its last line)."""
     done = subprocess.run(
         [sys.executable, ranks.__file__, *arguments], capture_output=True, text=True, timeout=600
     )
