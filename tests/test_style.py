@@ -20,12 +20,6 @@ FOLDERS = ("grpo", "models", "data")
 PROGRAM = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
 PROGRAM += [ROOT / "train.py", ROOT / "evaluate.py"]
 EVERYWHERE = [*PROGRAM, *(ROOT / "tests").rglob("*.py")]
-PENDING: set[str] = set(
-    """
-data/answers/normal.py data/answers/numbers.py data/answers/parser.py data/answers/units.py
-""".split()
-)
-
 COLUMNS = 110
 LINES = 400
 STATEMENTS = 40
@@ -120,11 +114,16 @@ def behind_code(path: Path) -> Iterator[str]:
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """Files, and public classes, functions and methods have docstrings; not methods that a base class has."""
+    """Files, public classes, their public methods and public functions have docstrings. A method that a base
+    class has needs none."""
     tree = ast.parse(path.read_text("utf-8"))
     if path.name != "__init__.py" and not ast.get_docstring(tree):
         yield "the file has none"
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.bases]
+    classes = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and not node.bases and not node.name.startswith("_")
+    ]
     for node in [*tree.body, *(each for parent in classes for each in parent.body)]:
         public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
         if public and not ast.get_docstring(node):
@@ -146,9 +145,7 @@ RULES = {
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_no_file_breaks(rule):
-    found = [
-        f"{name(path)}: {each}" for path in RULES[rule] for each in rule(path) if name(path) not in PENDING
-    ]
+    found = [f"{name(path)}: {each}" for path in RULES[rule] for each in rule(path)]
     assert not found, f"{rule.__doc__}\n" + "\n".join(found)
 
 
@@ -203,13 +200,13 @@ def test_the_formatter_changes_nothing():
 
 def test_the_linter_finds_nothing():
     done = tool("ruff", "check", "--output-format", "json", ".")
-    found = [each for each in json.loads(done.stdout) if name(Path(each["filename"])) not in PENDING]
+    found = json.loads(done.stdout)
     said = [f"{each['filename']}:{each['location']['row']}: {each['message']}" for each in found]
     assert not said, "\n".join(said)
 
 
 def test_the_types_are_right():
     done = tool("pyrefly", "check", "--output-format", "json", "--min-severity", "error")
-    found = [each for each in json.loads(done.stdout)["errors"] if each["path"] not in PENDING]
+    found = json.loads(done.stdout)["errors"]
     said = [f"{each['path']}:{each['line']}: {each['concise_description']}" for each in found]
     assert not said, "\n".join(said)

@@ -101,7 +101,8 @@ _LABEL = re.compile(
 # 3! is six, and what ends in dots goes on
 _STOP = re.compile(r"(?<=[^.,;:!]) ?(?:[.,;:]|(?<![0-9])!)$")
 _PAIRS = {"(": ")", "[": "]", "{": "}", '"': '"', "'": "'"}
-_NESTED = 12  # times that label, full stop and wrapper are removed
+# how often a label, a full stop and a wrapper are removed
+_NESTED = 12
 
 
 @lru_cache(maxsize=4096)

@@ -18,11 +18,13 @@ from typing import NamedTuple
 from data.answers.normal import normal
 from data.answers.units import Unit, unit_named
 
-LONGEST = 320  # characters of a number: the largest float has 309 digits
-DEPTH = 16  # of brackets
-TOLERANCE = 5e-6  # relative: six significant digits, where no finite decimal is exact
-_BITS = 4096  # of a power; the floats end at 1,024
-# a decimal of so many digits was a float: 0.30000000000000004 is 0.3, 2.8284271247461903 a root
+# characters of a number (the largest float has 309 digits); brackets within brackets; bits of a power
+LONGEST = 320
+DEPTH = 16
+_BITS = 4096
+# relative: six significant digits, where no finite decimal is exact
+TOLERANCE = 5e-6
+# a decimal with this many digits was a float: 0.30000000000000004 is 0.3, 2.8284271247461903 a root
 _FLOAT_DIGITS = 15
 
 # English words, which name no quantity before "="

@@ -19,8 +19,9 @@ from data.answers.numbers import Number, parse_normal, same
 from data.types import LETTERS, Example
 
 THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-LONGEST = 2_000  # characters of an answer
-NONE, SEVERAL = -1, -2  # in place of a choice's index
+# characters of an answer; what stands in place of a choice's index
+LONGEST = 2_000
+NONE, SEVERAL = -1, -2
 _LABELLED = re.compile(
     r"(?:(?:\( ?(?=. ?\))|\[ ?(?=. ?\])|\{ ?(?=. ?\}))([A-Za-z]) ?[)\]}]|([A-Za-z])(?: ?[.):,\-]| ?(?=\()|$))"
     r" ?[.:]? ?(.*)|(.+?) ?[(\[]([A-Za-z])[)\]]",
@@ -238,7 +239,8 @@ def _parts(text: str) -> tuple[str, list[str]]:
     brackets = text[:1] + text[-1:]
     brackets = brackets if re.fullmatch(r"[(\[][)\]]|\{\}", brackets) else ""
     text = text[1:-1] if brackets else text
-    parts, depth = [""], 0
+    parts = [""]
+    depth = 0
     for sign in text:
         depth += (sign in "([{") - (sign in ")]}")
         if sign in ",;" and depth == 0:

@@ -56,7 +56,8 @@ CHINESE = table("""
     牛=N 焦=J 欧=Ω
 """)
 POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3, "squared": 2, "cubed": 3}
-LONGEST = 60  # characters of a unit
+# characters of a unit
+LONGEST = 60
 _CHINESE = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))
 _JOINED = re.compile(
     r"\b(per(?= ?cent)|nautical|us|newton|watt|degree)s?[ -]+"
@@ -97,7 +98,9 @@ def unit_named(text: str) -> Unit | None:
     # per cent has no second unit beside it
     if len(units) > 1 and not all(unit.of for unit in units):
         return None
-    size, powers, sign = Fraction(1), Counter[str](), 1
+    size = Fraction(1)
+    powers = Counter[str]()
+    sign = 1
     for term, unit in zip(terms, units):
         sign = -1 if term["sign"] not in (None, "*") else sign
         power = POWERS.get((term["before"] or term["after"] or "").lower(), 1)

@@ -70,7 +70,7 @@ HOOK = TaskHook(
         (
             "What the second look did",
             "Share of all completions in which looking again made a wrong answer right, or the reverse.",
-            {"wrong_to_right": "wrong -> right", "right_to_wrong": "right → wrong"},
+            {"wrong_to_right": "wrong -> right", "right_to_wrong": "right -> wrong"},
         ),
     ),
     sets={"pairs": "unseen pairs"},

@@ -219,8 +219,8 @@ usage:  torchrun train.py [RECIPE | FILE.yaml] [key=value ...] [--plan[=RANKS]] 
   python   train.py --list                          the recipes
 
 The same command continues a run that was stopped. All its files are in its folder (out=DIR): config.yaml,
-metrics.jsonl, samples.jsonl, summary.json, curves.png, report.html (open it!) and checkpoints/, which load in
-transformers as they are.
+metrics.jsonl, samples.jsonl, summary.json, curves.png, report.html (open it!) and checkpoints/.
+transformers loads these without a change.
 """
 
 
