@@ -119,7 +119,7 @@ def test_a_killed_rank_is_named_by_the_two_others(tmp_path, which):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("what", ["hang", "stop"])
+@pytest.mark.parametrize("what", ["hang", pytest.param("stop", marks=pytest.mark.slow)])
 def test_a_rank_that_hangs_is_named_by_the_two_others(tmp_path, what):
     found = run_ranks(tmp_path, 3, what, 1)
     words = r"hangs: it has not come to 'a sum over all ranks' within 5 seconds"
@@ -181,6 +181,7 @@ def test_torchrun_goes_on_by_itself_after_a_rank_died(base, tmp_path, straight):
     assert left_behind(out) == straight
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_rank_that_hardly_gets_a_processor_changes_nothing(base, tmp_path, straight):
     out, said, _ = torchrun(base, tmp_path, "starve", 2, 1)
