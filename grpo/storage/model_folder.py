@@ -47,7 +47,6 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
             "run folder, 'tiny', or a model of the hub such as Qwen/Qwen2-VL-2B"
         )
     if (folder / "state.json").is_file() and (wrong := checkpoint.damage(folder, wanted)):
-        raise ValueError(
-            f"damaged: {folder / wrong}; take another checkpoint, or remove state.json if the change is yours"
-        )
+        advice = "take another checkpoint, or remove state.json if the change is yours"
+        raise ValueError(f"damaged: {folder / wrong}; {advice}")
     return folder
