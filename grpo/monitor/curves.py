@@ -22,12 +22,9 @@ from grpo.storage.jsonl import read
 @dataclass(frozen=True)
 class Panel:
     """One chart. lines, dots: {pattern of training metrics, of held-out metrics: label}; "*" becomes the
-    label.
-
-    scale: number, share (0-1, shown in percent) or log. band: the metrics below and above the line. main:
-    False hides it in the report until asked for, and leaves it out of curves.png. exact: the numbers have no
-    noise, so there is no running mean.
-    """
+    label. scale: number, share (0-1, shown in percent) or log. band: the metrics below and above the line.
+    main: False hides it in the report until asked for, and leaves it out of curves.png. exact: the numbers
+    have no noise, so there is no running mean."""
 
     title: str
     note: str
@@ -114,8 +111,7 @@ def _thinned(values: list[float], most: int) -> list[float]:
 
 def _smooth(values: list[float]) -> list[float]:
     """Running mean over about a twelfth of the run, centred; the window is smaller near the ends."""
-    last = len(values) - 1
-    reach = [min(len(values) // 24, i, last - i) for i in range(len(values))]
+    reach = [min(len(values) // 24, i, len(values) - 1 - i) for i in range(len(values))]
     windows = [values[i - r : i + r + 1] for i, r in enumerate(reach)]
     return [sum(window) / len(window) for window in windows]
 

@@ -188,9 +188,9 @@ class Recorder:
     def open_bar(self) -> None:
         """Show the progress bar, on rank 0."""
         if self.ranks.main:
-            cfg, step = self.cfg, self.run.step
+            cfg = self.cfg
             look = dict(unit="step", smoothing=0.1, dynamic_ncols=True)
-            self.bar = tqdm(total=cfg.steps, initial=step, desc=cfg.recipe, **look)
+            self.bar = tqdm(total=cfg.steps, initial=self.run.step, desc=cfg.recipe, **look)
 
     def move_bar(self, row: dict) -> None:
         """One step more, with the metrics of BAR."""

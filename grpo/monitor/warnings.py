@@ -2,7 +2,7 @@
 
 A guard is a pure function of metrics, so a resumed run warns and writes as an undisturbed one does. It holds
 where a condition is true in each of the last steps: one bad step is noise. Guards warn once, and change
-nothing.
+nothing. Their texts are in page/warnings.yaml.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ LONGEST = max(guard.steps for guard in GUARDS.values())
 
 
 def check(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
-    """Whether each guard holds, from the last rows of metrics.jsonl, the newest last; LONGEST rows are "
-    "enough."""
+    """Whether each guard holds, from the last rows of metrics.jsonl, the newest last; LONGEST are enough."""
     return {
         name: len(rows) >= guard.steps and all(guard.bad(_numbers(row)) for row in rows[-guard.steps :])
         for name, guard in GUARDS.items()

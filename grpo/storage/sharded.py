@@ -34,11 +34,9 @@ def ranks() -> tuple[int, int]:
 
 
 def write(tensors: Tensors, copies: Tensors, writer: "ShardWriter", group: dist.ProcessGroup | None) -> None:
-    """Every rank writes its shards of `tensors`, with the values of `copies`.
-
-    group: process group of all ranks; None: the default one.  Raises on every rank the error of one: OSError
-    that names the rank, or the error itself if it is another one.
-    """
+    """Every rank writes its shards of `tensors`, with the values of `copies`. group: process group of all
+    ranks; None: the default one.  Raises on every rank the error of one: OSError that names the rank, or the
+    error itself if it is another one."""
     try:
         dcp.save(tensors, storage_writer=writer, planner=CopyPlanner(copies), process_group=group)
     except CheckpointException as failed:
@@ -50,10 +48,8 @@ def write(tensors: Tensors, copies: Tensors, writer: "ShardWriter", group: dist.
 
 
 def read(folder: Path, tensors: Tensors) -> None:
-    """Fill tensors (whole ones or shards) with the saved values of their names. Every rank calls it.
-
-    Raises ValueError for another name or shape, and OSError or SafetensorError for an unreadable file.
-    """
+    """Fill tensors (whole ones or shards) with the saved values of their names. Every rank calls it. Raises
+    ValueError for another name or shape, and OSError or SafetensorError for an unreadable file."""
     reader = HuggingFaceStorageReader(str(folder))
     # a name without "/" is a weight
     saved = {

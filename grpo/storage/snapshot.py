@@ -29,11 +29,8 @@ class Snapshot:
 
 
 def take(policy: QwenVL, optimizer: Optimizer, memory: dict[str, Tensor] | None = None) -> Snapshot:
-    """The current state. Every rank calls it.
-
-    memory: buffers for the copies, made by the first call (page-locked for tensors of a GPU). None: tensors
-    on the CPU are not copied.
-    """
+    """The current state. Every rank calls it. memory: buffers for the copies, made by the first call
+    (page-locked for tensors of a GPU). None: tensors on the CPU are not copied."""
     rank, ranks = sharded.ranks()
 
     def onto_cpu(name: str, tensor: Tensor) -> Tensor:
