@@ -21,11 +21,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write a model folder and return it.  model: as the setting `model`: a run folder (its newest undamaged
-    checkpoint), a checkpoint, another folder in Hugging Face layout, or a hub model.
-
-    Peak memory: the model in `dtype`, and one file of its weights. Raises ValueError, or OSError with nothing
-    written.
-    """
+    checkpoint), a checkpoint, another folder in Hugging Face layout, or a hub model.  Peak memory: the model
+    in `dtype`, and one file of its weights. Raises ValueError, or OSError with nothing written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; name a folder that does not exist")
     folder = model_folder(model)
@@ -54,10 +51,8 @@ def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and export. -> exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m grpo.export",
-        description="Write a checkpoint as a model folder without the optimizer's state.",
-    )
+    what = "Write a checkpoint as a model folder without the optimizer's state."
+    parser = argparse.ArgumentParser(prog="python -m grpo.export", description=what)
     parser.add_argument("model", help="a run folder (its newest checkpoint), a checkpoint, or a model folder")
     parser.add_argument("out", type=Path, help="the folder to write: a new one, or an empty one")
     help = "type of the weights; bfloat16 is half the size, and rounds them"

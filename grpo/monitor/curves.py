@@ -1,8 +1,7 @@
-"""The curves of a run: which metrics are shown together, with which words; and curves.png (needs
-matplotlib).
+"""The curves of a run: which metrics are shown together; and curves.png (needs matplotlib).
 
-curves.png and report.html share `PANELS`. Thin lines are measurements, thick lines their running mean, dots
-are held-out questions.
+curves.png and report.html share `PANELS` (page/panels.yaml). Thin lines are measurements, thick lines their
+running mean, dots are held-out questions.
 """
 
 from __future__ import annotations
@@ -23,128 +22,23 @@ from grpo.storage.jsonl import read
 @dataclass(frozen=True)
 class Panel:
     """One chart. lines, dots: {pattern of training metrics, of held-out metrics: label}; "*" becomes the
-    label.
-
-    scale: number, share (0-1, shown in percent) or log. band: the metrics below and above the line. main:
-    False hides it in the report until asked for, and leaves it out of curves.png. exact: the numbers have no
-    noise, so there is no running mean.
-    """
+    label. scale: number, share (0-1, shown in percent) or log. band: the metrics below and above the line.
+    main: False hides it in the report until asked for, and leaves it out of curves.png. exact: the numbers
+    have no noise, so there is no running mean."""
 
     title: str
     note: str
     lines: Mapping[str, str]
     scale: str = "number"
     dots: Mapping[str, str] = field(default_factory=dict)
-    band: tuple[str, str] | None = None
+    band: Sequence[str] = ()
     main: bool = True
     exact: bool = False
 
 
+PAGE = Path(__file__).parent / "page"
 WORDS = {"visualthinker": "VisualThinker’s list", "vlaa": "VLAA’s list"}
-REPEATED = {"repetition": "repeated 4-grams", "loop_ratio": "end in a loop"}
-WASTED = {
-    "completions/clipped_ratio": "cut",
-    "frac_reward_zero_std": "equal rewards",
-    "completions/identical_groups": "identical",
-}
-PANELS = (
-    Panel("Reward", "What GRPO maximises, averaged over all completions of a step.", {"reward": "reward"}),
-    Panel(
-        "Accuracy",
-        "By task. Thick: sampled training answers. Dots: held-out questions, answered greedily.",
-        {"accuracy/*": "*"},
-        "share",
-        {"eval/accuracy/*": "*"},
-    ),
-    Panel(
-        "Format",
-        "Share of completions that think first and then give one readable answer.",
-        {"rewards/format/mean": "sampled"},
-        "share",
-        {"eval/format": "held-out"},
-    ),
-    Panel(
-        "Length",
-        "Mean tokens per completion; the band is the shortest and the longest. No reward asks for length.",
-        {"completions/mean_length": "sampled"},
-        dots={"eval/mean_length": "held-out"},
-        band=("completions/min_length", "completions/max_length"),
-    ),
-    Panel(
-        "Length, right and wrong",
-        "Mean tokens per completion. Reasoning that pays makes the right ones no shorter.",
-        {"completions/mean_length_right": "right", "completions/mean_length_wrong": "wrong"},
-    ),
-    Panel(
-        "Words of reflection",
-        "Share of completions with a word of a published list, such as “wait”. It says nothing of their "
-        "worth.",
-        {f"aha/{name}": label for name, label in WORDS.items()},
-        "share",
-        {f"eval/aha/{name}": label for name, label in WORDS.items()},
-    ),
-    Panel(
-        "Accuracy with reflection − without",
-        "Among the answers to the same question. A step has few such questions: the table has the whole run.",
-        {f"aha/{name}/gain": label for name, label in WORDS.items()},
-    ),
-    Panel(
-        "Repetition",
-        "4-grams that stood before in the same completion; completions that end in a loop.",
-        {f"completions/{name}": label for name, label in REPEATED.items()},
-        "share",
-        {f"eval/{name}": label for name, label in REPEATED.items()},
-    ),
-    Panel(
-        "Imitation",
-        "Negative log-likelihood of the documents, in nats per token, by kind.",
-        {"nll": "all", "nll/*": "*"},
-    ),
-    Panel("KL to the reference", "How far the policy has moved, in nats per token.", {"kl": "KL"}),
-    Panel(
-        "Log-prob gap",
-        "Sampling against training, |difference| per token. In float32 it should stay below 1e-5.",
-        {"sampling/logp_gap_mean": "mean", "sampling/logp_gap_max": "max"},
-        "log",
-    ),
-    Panel(
-        "Entropy",
-        "Per token, in nats. Near zero, all completions of a group are alike.",
-        {"entropy": "entropy"},
-        main=False,
-    ),
-    Panel(
-        "Each word of reflection",
-        "Share of completions that hold it.",
-        {"aha/word/*": "*"},
-        "share",
-        main=False,
-    ),
-    Panel(
-        "Wasted",
-        "Completions cut at the cap; groups with equal rewards, which teach nothing; groups of one "
-        "completion.",
-        WASTED,
-        "share",
-        main=False,
-    ),
-    Panel(
-        "Clipped tokens",
-        "Share of tokens whose gradient was clipped away. Always 0 with one update per rollout.",
-        {"clip_ratio/low_mean": "low", "clip_ratio/high_mean": "high"},
-        "share",
-        main=False,
-    ),
-    Panel("Gradient norm", "Before clipping.", {"grad_norm": "norm"}, "log", main=False),
-    Panel("Learning rate", "", {"learning_rate": "rate"}, main=False, exact=True),
-    Panel(
-        "Loss",
-        "Starts at zero and means little: advantages of a group cancel. Watch the reward.",
-        {"loss": "loss"},
-        main=False,
-    ),
-    Panel("Seconds per step", "", {"step_time": "step", "time/*": "*"}, main=False),
-)
+PANELS = tuple(Panel(**panel) for panel in yaml.safe_load((PAGE / "panels.yaml").read_text("utf-8")))
 
 
 def own_panels(hook: TaskHook) -> list[Panel]:
@@ -157,11 +51,8 @@ def own_panels(hook: TaskHook) -> list[Panel]:
 
 def charts(rows: Sequence[Mapping[str, Any]], hook: TaskHook, most: int = 600) -> list[dict[str, Any]]:
     """Rows of metrics.jsonl -> what each panel draws: {title, note, scale, main, lines: [{label, x, y,
-    smooth, dots, band}]}.
-
-    Panels and metrics without a number are left out. Lines of more than `most` points are thinned by
-    averaging neighbours.
-    """
+    smooth, dots, band}]}. Panels and metrics without a number are left out. Lines of more than `most` points
+    are thinned by averaging neighbours."""
     drawn = []
     for panel in [*PANELS, *own_panels(hook)]:
         lines = [line for how in ("lines", "dots") for line in _lines(rows, panel, how, most)]
@@ -199,21 +90,16 @@ def _lines(rows: Sequence[Mapping[str, Any]], panel: Panel, how: str, most: int)
             line |= {"x": _thinned(x, most), "y": _thinned(y, most)}
             if how == "lines":
                 line["smooth"] = line["y"] if panel.exact else _smooth(line["y"])
-            if panel.band and how == "lines":
-                line["band"] = [_thinned(_points(rows, edge)[1], most) for edge in panel.band]
-                if any(len(edge) != len(line["x"]) for edge in line["band"]):
-                    del line["band"]
+                band = [_thinned(_points(rows, edge)[1], most) for edge in panel.band]
+                if band and all(len(edge) == len(line["x"]) for edge in band):
+                    line["band"] = band
             found.append(line)
     return found
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    pairs = [
-        (row["step"], row[key])
-        for row in rows
-        if isinstance(row.get(key), (int, float)) and not isinstance(row[key], bool)
-    ]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+    measured = [row for row in rows if type(row.get(key)) in (int, float)]
+    return [row["step"] for row in measured], [row[key] for row in measured]
 
 
 def _thinned(values: list[float], most: int) -> list[float]:
@@ -225,8 +111,7 @@ def _thinned(values: list[float], most: int) -> list[float]:
 
 def _smooth(values: list[float]) -> list[float]:
     """Running mean over about a twelfth of the run, centred; the window is smaller near the ends."""
-    last = len(values) - 1
-    reach = [min(len(values) // 24, i, last - i) for i in range(len(values))]
+    reach = [min(len(values) // 24, i, len(values) - 1 - i) for i in range(len(values))]
     windows = [values[i - r : i + r + 1] for i, r in enumerate(reach)]
     return [sum(window) / len(window) for window in windows]
 
@@ -240,23 +125,19 @@ def write_curves(run_folder: str | Path) -> list[Path]:
     except ImportError:
         print("curves.png: skipped, matplotlib is not installed (pip install matplotlib)")
         return []
-    drawn = [
-        chart
-        for chart in charts(read(Path(run_folder) / "metrics.jsonl"), hook_of_run(Path(run_folder)))
-        if chart["main"]
-    ]
+    metrics = path.with_name("metrics.jsonl")
+    drawn = [chart for chart in charts(read(metrics), hook_of_run(path.parent)) if chart["main"]]
     if not drawn:
-        print(f"curves.png: skipped, {Path(run_folder) / 'metrics.jsonl'} holds no metrics yet")
+        print(f"curves.png: skipped, {metrics} holds no metrics yet")
         return []
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     columns = min(4, len(drawn))
     deep = -(-len(drawn) // columns)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            deep, columns, figsize=(3.7 * columns, 2.75 * deep), squeeze=False, layout="constrained"
-        )
+    size = (3.7 * columns, 2.75 * deep)
+    with plt.style.context(PAGE / "curves.mplstyle"):
+        figure, axes = plt.subplots(deep, columns, figsize=size, squeeze=False, layout="constrained")
         for axis, chart in zip(axes.flat, drawn):
             _draw(axis, chart)
         for axis in axes.flat[len(drawn) :]:
@@ -269,35 +150,6 @@ def write_curves(run_folder: str | Path) -> list[Path]:
 
 
 COLOURS = ("#3a6ea5", "#d07c2e", "#3d8f6e", "#a4527c", "#7a6cb5", "#8a7a3c", "#5b8a99", "#b05050")
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#b9b4a8",
-    "axes.linewidth": 0.8,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.grid": True,
-    "grid.color": "#ece8de",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "xtick.color": "#6d685e",
-    "ytick.color": "#6d685e",
-    "axes.labelcolor": "#6d685e",
-    "text.color": "#26241f",
-    "figure.facecolor": "#fdfcf9",
-    "axes.facecolor": "#fdfcf9",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.constrained_layout.h_pad": 0.09,
-    "figure.constrained_layout.w_pad": 0.08,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
 
 
 def _draw(axis: Any, chart: Mapping[str, Any]) -> None:
@@ -306,17 +158,8 @@ def _draw(axis: Any, chart: Mapping[str, Any]) -> None:
         colour = COLOURS[labels.index(line["label"]) % len(COLOURS)]
         if line["dots"]:
             alone = not any(other["label"] == line["label"] and not other["dots"] for other in chart["lines"])
-            axis.plot(
-                line["x"],
-                line["y"],
-                "o",
-                ms=4,
-                color=colour,
-                mec="#fdfcf9",
-                mew=0.7,
-                label=line["label"] if alone else None,
-                zorder=5,
-            )
+            look = dict(ms=4, color=colour, mec="#fdfcf9", mew=0.7, zorder=5)
+            axis.plot(line["x"], line["y"], "o", label=line["label"] if alone else None, **look)
             continue
         if "band" in line:
             axis.fill_between(line["x"], *line["band"], color=colour, alpha=0.10, lw=0)

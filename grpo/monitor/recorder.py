@@ -60,9 +60,8 @@ class Recorder:
         self.tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0)
         self.recent.extend(row for row in rows if "reward" in row)
         self.warned = {warning["name"] for warning in warnings.warnings(rows)}
-        uids = [uid for row in rows for uid in row.get("guard/nonfinite_uids", ())]
         # only rank 0 has read them
-        self.nonfinite = gather_objects(uids)
+        self.nonfinite = gather_objects([uid for row in rows for uid in row.get("guard/nonfinite_uids", ())])
 
     def begin_step(self, step: int) -> None:
         """Start the clocks of a step."""
@@ -70,8 +69,7 @@ class Recorder:
         self.step_began = time.perf_counter()
 
     def grpo_row(self, step: int, batch: Batch, stats: UpdateStats, grad_norm: float) -> dict:
-        """The metrics of a step of GRPO, the `step`-th from 1; writes the step's samples. Raises
-        NonFinite."""
+        """The metrics of step `step` (from 1) of GRPO; writes the step's samples. Raises NonFinite."""
         times = {"step_time": time.perf_counter() - self.step_began}
         times |= {f"time/{phase}": seconds for phase, seconds in take_times().items()}
         nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
@@ -92,9 +90,8 @@ class Recorder:
         taught = int(batch.length[teaching].sum())
         answered = int(batch.length.sum())
         asked = sum(len(prompt.tokens) for prompt in batch.prompts)
-        entropy, gap_sum, tokens, *written = sum_over_ranks(
-            torch.tensor([stats.entropy, float(gap.sum()), taught, answered, asked, batch.dropped_tokens])
-        ).tolist()
+        mine = [stats.entropy, float(gap.sum()), taught, answered, asked, batch.dropped_tokens]
+        entropy, gap_sum, tokens, *written = sum_over_ranks(torch.tensor(mine)).tolist()
         self.tokens += int(sum(written))
         gap_max = max(gather_objects([float(gap.max()) if taught else 0.0]))
         averages = LossStats(*sum_over_ranks(stats.loss.vector())).averages()
@@ -120,9 +117,8 @@ class Recorder:
         nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
         loss, weight = sum_over_ranks(torch.stack([stats.loss.loss, stats.loss.weight]))
         asked = sum(len(prompt.tokens) for prompt in batch.prompts)
-        sums = sum_over_ranks(
-            torch.tensor([int(batch.length.sum()), asked, batch.skipped, float(batch.logp.sum())])
-        )
+        counts = [int(batch.length.sum()), asked, batch.skipped, float(batch.logp.sum())]
+        sums = sum_over_ranks(torch.tensor(counts))
         self.tokens += int(sums[0] + sums[1])
         row = {
             "step": step,
@@ -133,29 +129,24 @@ class Recorder:
             "num_tokens": self.tokens,
             "skipped": int(sums[2]),
         }
-        groups = zip(
-            batch.questions, batch.logp.view(batch.tokens.shape), batch.mask.view(batch.tokens.shape)
-        )
+        shape = batch.tokens.shape
+        groups = zip(batch.questions, batch.logp.view(shape), batch.mask.view(shape))
+        mine = [(question.task, -float(logp.sum() / mask.sum())) for question, logp, mask in groups]
         per_task: dict[str, list[float]] = {}
-        for task, nll in gather_objects(
-            [(question.task, -float(logp.sum() / mask.sum())) for question, logp, mask in groups]
-        ):
+        for task, nll in gather_objects(mine):
             per_task.setdefault(task, []).append(nll)
         row |= {f"nll/{task}": sum(nlls) / len(nlls) for task, nlls in sorted(per_task.items()) if task}
         return row | {"step_time": seconds} | nonfinite
 
     def nonfinite_row(self, step: int, batch: Batch, stats: UpdateStats, grad_norm: float) -> dict:
-        """Whether an update of this step was skipped because it was not finite, as metrics.
-
-        Raises NonFinite the second time in a run, and at the first step of a run, where it is no accident.
-        """
+        """Whether an update of this step was skipped because it was not finite, as metrics. Raises NonFinite
+        the second time in a run, and at the first step of a run, where it is no accident."""
         skipped = self.run.optimizer.skipped - self.skipped_before
         self.skipped_before += skipped
         if not skipped:
             return {"guard/nonfinite": 0}
         uids = gather_objects([prompt.uid for prompt in batch.prompts])
-        loss = float(sum_over_ranks(stats.loss.loss))
-        what = f"the loss is {loss} and the gradient's norm {grad_norm}"
+        what = f"the loss is {float(sum_over_ranks(stats.loss.loss))} and the gradient's norm {grad_norm}"
         if self.nonfinite or skipped > 1 or step == 1:
             raise NonFinite(what, batch.prompts, step - 1)
         self.nonfinite = uids
@@ -163,8 +154,7 @@ class Recorder:
         return {"guard/nonfinite": 1, "guard/nonfinite_uids": uids}
 
     def guard_metrics(self, step: int, row: dict) -> dict:
-        """Which warnings hold in the last steps, this one included, as metrics. The first time that one
-        holds, it is printed."""
+        """Which warnings hold in the last steps, this one included, as metrics. Each is printed once."""
         self.recent.append(row)
         found = warnings.check(list(self.recent))
         for name, holds in found.items():
@@ -197,16 +187,10 @@ class Recorder:
 
     def open_bar(self) -> None:
         """Show the progress bar, on rank 0."""
-        cfg = self.cfg
         if self.ranks.main:
-            self.bar = tqdm(
-                total=cfg.steps,
-                initial=self.run.step,
-                unit="step",
-                desc=cfg.recipe,
-                smoothing=0.1,
-                dynamic_ncols=True,
-            )
+            cfg = self.cfg
+            look = dict(unit="step", smoothing=0.1, dynamic_ncols=True)
+            self.bar = tqdm(total=cfg.steps, initial=self.run.step, desc=cfg.recipe, **look)
 
     def move_bar(self, row: dict) -> None:
         """One step more, with the metrics of BAR."""

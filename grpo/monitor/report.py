@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import math
 import re
@@ -23,12 +24,11 @@ from typing import Any
 
 from grpo.evaluation import reflection
 from grpo.monitor import warnings
-from grpo.monitor.curves import WORDS, charts, hook_of_run, settings_of, write_curves
+from grpo.monitor.curves import PAGE, WORDS, charts, hook_of_run, settings_of, write_curves
 from grpo.storage.jsonl import read
 
 __all__ = ["read_metrics", "write_curves", "write_report"]
 
-PAGE = Path(__file__).parent / "page"
 # of what the page shows: characters of a text, tokens of a completion, and so on
 MOST_TEXT = 6000
 MOST_TOKENS = 3000
@@ -45,9 +45,8 @@ def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
 
 
 def write_report(run_folder: str | Path) -> list[Path]:
-    """Write report.html in a run folder, from its config.yaml, metrics.jsonl, summary.json and
-    samples.jsonl, and return the paths written. A file that is missing leaves a gap. Raises ValueError if
-    one is broken."""
+    """Write report.html from a run folder's config.yaml, metrics.jsonl, summary.json and samples.jsonl, and
+    return the paths written. A missing file leaves a gap. Raises ValueError if one is broken."""
     folder = Path(run_folder)
     run = collect(folder)
     scripts = ("dom.js", "charts.js", "questions.js", "page.js")
@@ -57,18 +56,12 @@ def write_report(run_folder: str | Path) -> list[Path]:
         f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; "
         f"script-src {_hash(script)}"
     )
-    parts = {
-        "POLICY": policy,
-        "TITLE": _html(f"{run['name']} · Glimpse"),
-        "STYLE": style,
-        "DATA": embedded(run),
-        "SCRIPT": script,
-    }
+    title = html.escape(f"{run['name']} · Glimpse", quote=False)
+    parts = {"POLICY": policy, "TITLE": title, "STYLE": style, "DATA": embedded(run), "SCRIPT": script}
     skeleton = (PAGE / "page.html").read_text("utf-8")
     page = re.sub(r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->", lambda match: parts[match[1]], skeleton)
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8", newline="\n")
-    return [path]
+    (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
+    return [folder / "report.html"]
 
 
 def embedded(data: Any) -> str:
@@ -82,8 +75,9 @@ def collect(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     rows = read_metrics(folder)
     shown = read(folder / "samples.jsonl")
-    all_settings = settings_of(folder)
-    settings = {key: _cut_text(all_settings[key], 200) for key in SETTINGS if key in all_settings}
+    known = settings_of(folder)
+    settings = {key: known[key] for key in SETTINGS if key in known}
+    settings = {key: _cut(value, 200) if isinstance(value, str) else value for key, value in settings.items()}
     hook = hook_of_run(folder)
     return {
         "name": _cut(str(settings.get("recipe") or folder.resolve().name), 80),
@@ -101,30 +95,23 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{"base": {name: number}, "final": {...}, "seconds", "finished"}. A run that has not finished has its
-    first and its last evaluation."""
+    """{"base": {name: number}, "final": {...}, "seconds", "finished"}. Unfinished: first, last evaluation."""
     path = folder / "summary.json"
     if path.exists():
         try:
             raw = json.loads(path.read_text("utf-8"))
         except ValueError as error:
             raise ValueError(f"{path}: not JSON: {error}") from None
-        return {
-            "base": _numbers(raw.get("base", {})),
-            "final": _numbers(raw.get("final", {})),
-            "seconds": raw.get("seconds"),
-            "finished": True,
-        }
-    evaluations = [
-        {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows
-    ]
-    evaluations = [_numbers(found) for found in evaluations if found] or [{}]
+        scores = {name: _numbers(raw.get(name, {})) for name in ("base", "final")}
+        return scores | {"seconds": raw.get("seconds"), "finished": True}
+    found = [{key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows]
+    evaluations = [_numbers(scores) for scores in found if scores] or [{}]
     return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": False}
 
 
 def _reflection(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each list of words and each third of the run: how often completions reflected, and what that went
-    with. Parts without reflection are left out."""
+    """For each list of words and third of the run: how often completions reflected, and what went with it.
+    Parts without reflection are left out."""
     steps = [row for row in rows if "completions/count" in row]
     third = -(-len(steps) // 3)
     found = []
@@ -133,16 +120,10 @@ def _reflection(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for part in [*parts, steps] if len(parts) > 1 else parts:
             if (pooled := reflection.pooled(part, name)) and pooled["share"]:
                 gain = pooled.pop("gain")
-                found.append(
-                    {
-                        "list": title,
-                        "words": [word.replace("*", "…") for word in reflection.LISTS[name]],
-                        "from": part[0]["step"],
-                        "to": part[-1]["step"],
-                        **pooled,
-                        "gain": gain and [gain.mean, gain.low, gain.high, gain.groups],
-                    }
-                )
+                words = [word.replace("*", "…") for word in reflection.LISTS[name]]
+                line = {"list": title, "words": words, "from": part[0]["step"], "to": part[-1]["step"]}
+                gain = gain and [gain.mean, gain.low, gain.high, gain.groups]
+                found.append(line | pooled | {"gain": gain})
     return found
 
 
@@ -198,9 +179,8 @@ def _asked(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _completion(completion: Mapping[str, Any]) -> dict[str, Any]:
-    tokens = [_cut(token, 200) for token in completion.get("tokens", [])[:MOST_TOKENS]]
     kept = {
-        "tokens": tokens,
+        "tokens": [_cut(token, 200) for token in completion.get("tokens", [])[:MOST_TOKENS]],
         "length": len(completion.get("tokens", [])),
         "text": _cut(completion.get("text", ""), MOST_TEXT),
         "stopped": bool(completion.get("stopped", True)),
@@ -231,10 +211,6 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _cut_text(value: Any, most: int) -> Any:
-    return _cut(value, most) if isinstance(value, str) else value
-
-
 def _cut(text: Any, most: int) -> str:
     text = str(text)
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters not shown)"
@@ -242,7 +218,3 @@ def _cut(text: Any, most: int) -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _html(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -8,7 +8,6 @@ from dataclasses import replace
 from statistics import fmean, pstdev, stdev
 
 import torch
-from torch import Tensor
 
 from data.images import open_picture
 from data.types import Example, Measure
@@ -80,10 +79,7 @@ def picture_url(example: Example) -> str | None:
 
 def shown_groups(step: int, batch: Batch, loss, piece: Callable[[int], str], most: int) -> list[dict]:
     """The lines of samples.jsonl for the first `most` groups: every completion with its reward parts, and
-    every token with what moved it.
-
-    loss: the settings `loss`. piece: token id -> its text.
-    """
+    every token with what moved it. loss: the settings `loss`. piece: token id -> its text."""
     G = batch.length.shape[1]
     old = batch.logp if batch.logp_old is None else batch.logp_old
     how = {"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": SURROGATES[loss.surrogate]}
@@ -92,26 +88,24 @@ def shown_groups(step: int, batch: Batch, loss, piece: Callable[[int], str], mos
     if batch.logp_ref is not None:
         kl = KL_ESTIMATORS[loss.kl](batch.logp, batch.logp_ref, token_ratio(batch.logp, old))
     clipped = batch.mask & (pull == 0) & (batch.advantage[:, None] != 0)  # (B, C)
+    per_token = {"weight": pull, "logp": batch.logp, "kl": kl}
     lines = []
     for p, example in enumerate(batch.questions[:most]):
         completions = []
         for g in range(G):
             b = p * G + g
             n = int(batch.length[p, g])
-            completions.append(
-                {
-                    "tokens": [piece(token) for token in batch.tokens[p, g, :n].tolist()],
-                    "text": batch.texts[p][g],
-                    "reward": float(batch.reward[p, g]),
-                    "parts": {name: float(part[p, g]) for name, part in batch.parts.items()},
-                    "advantage": float(batch.advantage[b]),
-                    "weight": _short(pull[b, :n]),
-                    "logp": _short(batch.logp[b, :n]),
-                    "kl": _short(kl[b, :n]),
-                    "clipped": clipped[b, :n].tolist(),
-                    "stopped": bool(batch.rollout.stopped[p, g]),
-                }
-            )
+            line = {
+                "tokens": [piece(token) for token in batch.tokens[p, g, :n].tolist()],
+                "text": batch.texts[p][g],
+                "reward": float(batch.reward[p, g]),
+                "parts": {name: float(part[p, g]) for name, part in batch.parts.items()},
+                "advantage": float(batch.advantage[b]),
+            }
+            # four significant digits
+            line |= {key: [float(f"{v:.4g}") for v in row[b, :n].tolist()] for key, row in per_token.items()}
+            line |= {"clipped": clipped[b, :n].tolist(), "stopped": bool(batch.rollout.stopped[p, g])}
+            completions.append(line)
         lines.append(question_line("train", step, example) | {"completions": completions})
     return lines
 
@@ -128,8 +122,3 @@ def question_line(kind: str, step: int, example: Example) -> dict:
         "task": example.task,
         "picture": picture_url(example),
     }
-
-
-def _short(values: Tensor) -> list[float]:
-    # four significant digits
-    return [float(f"{v:.4g}") for v in values.tolist()]

@@ -5,8 +5,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Replace a file by `content` (text as UTF-8), flushed to disk. If it raises OSError, the file is as
-    before."""
+    """Replace a file by `content` (text: UTF-8), flushed to disk. After an OSError the file is as before."""
     aside = path.with_name(path.name + ".tmp")
     with open(aside, "wb") as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)

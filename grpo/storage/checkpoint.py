@@ -30,19 +30,9 @@ from grpo.storage.snapshot import Snapshot, take
 from models import weights
 from models.qwen_vl import QwenVL
 
-SIDE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "video_preprocessor_config.json",
-)
+SIDE_FILES = """tokenizer.json tokenizer_config.json generation_config.json preprocessor_config.json
+chat_template.json chat_template.jinja special_tokens_map.json vocab.json merges.txt added_tokens.json
+video_preprocessor_config.json""".split()
 # logs of the run; they are on disk before the checkpoint is visible, so they hold its step
 LOGS = ("metrics.jsonl", "samples.jsonl")
 # bytes per rank, an upper bound of config.json, state.json and the headers of safetensors
@@ -119,8 +109,7 @@ class CheckpointWriter:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         tidy(self.run)
         needed = self.state.bytes + HEADERS * self.state.ranks + sum(p.stat().st_size for p in self.side)
-        free = shutil.disk_usage(self.folder.parent).free
-        if free < needed:
+        if (free := shutil.disk_usage(self.folder.parent).free) < needed:
             raise OSError(f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
         self.aside.mkdir()
 
@@ -129,10 +118,8 @@ class CheckpointWriter:
         and checksum} of the files, which are on disk."""
         rank, ranks = self.state.rank, self.state.ranks
         if not self.aside.is_dir():
-            raise OSError(
-                f"{self.aside}, made by rank 0, is not there; out=DIR has to be on a file system that "
-                "all ranks share"
-            )
+            why = "out=DIR has to be on a file system that all ranks share"
+            raise OSError(f"{self.aside}, made by rank 0, is not there; {why}")
         paths = weights.save(self.state.policy, self.aside)
         if rank == 0:
             paths += [Path(shutil.copyfile(path, self.aside / path.name)) for path in self.side]
@@ -164,10 +151,9 @@ class CheckpointWriter:
 
 def write_state(folder: Path, step: int, files: dict[str, dict]) -> None:
     """Write state.json: the step, size and checksum of each other file, and a checksum of these."""
-    state = {"step": step, "files": dict(sorted(files.items()))}
-    (folder / "state.json").write_text(
-        json.dumps(state | {"blake2b": state_checksum(state)}, indent=1) + "\n"
-    )
+    state: dict = {"step": step, "files": dict(sorted(files.items()))}
+    state["blake2b"] = state_checksum(state)
+    (folder / "state.json").write_text(json.dumps(state, indent=1) + "\n")
 
 
 def state_checksum(state: dict) -> str:
@@ -230,10 +216,7 @@ def complete(run: Path) -> list[Path]:
 
 
 def newest(run: Path, wanted: Callable[[str], bool] = bool) -> tuple[Path | None, str]:
-    """-> (the newest undamaged checkpoint of a run or None, a line about damaged ones or "").
-
-    wanted: see `damage`.
-    """
+    """-> (newest undamaged checkpoint or None, a line about damaged ones or "").  wanted: see `damage`."""
     wrongs = []
     for folder in reversed(folders(run)):
         if not (wrong := damage(folder, wanted)):
@@ -245,10 +228,7 @@ def newest(run: Path, wanted: Callable[[str], bool] = bool) -> tuple[Path | None
 
 
 def damage(folder: Path, wanted: Callable[[str], bool] = bool) -> str:
-    """What is wrong with the first damaged file of a checkpoint, or "".
-
-    wanted: whether to check a file, by its name.
-    """
+    """What is wrong with the first damaged file of a checkpoint, or "".  wanted: whether to check a name."""
     try:
         state = json.loads((folder / "state.json").read_bytes())
         # of a version without checksums
@@ -278,26 +258,16 @@ def mismatch(folder: Path, files: dict[str, dict]) -> str:
 
 def load_optimizer(folder: Path, policy: nn.Module, optimizer: Optimizer) -> int:
     """Load the state of `optimizer`, saved by any number of ranks. Every rank calls it. -> the step of the
-    checkpoint.
-
-    Raises CheckpointError if the files are damaged or of another model.
-    """
+    checkpoint. Raises CheckpointError if the files are damaged or of another model."""
     try:
         step = int(json.loads((folder / "state.json").read_text())["step"])
-        states = {
-            name: (p, optimizer.blank_state(p))
-            for name, p in policy.named_parameters()
-            if p.requires_grad and step
-        }
-        sharded.read(
-            folder,
-            {f"{name}/{key}": tensor for name, (_, state) in states.items() for key, tensor in state.items()},
-        )
+        trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad and step]
+        states = [(name, p, optimizer.blank_state(p)) for name, p in trained]
+        flat = {f"{name}/{key}": tensor for name, _, state in states for key, tensor in state.items()}
+        sharded.read(folder, flat)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"the optimizer's state in {folder} can't be used: {error}; remove that folder to go on from "
-            "the one before"
-        ) from error
-    for p, state in states.values():
+        what = f"the optimizer's state in {folder} can't be used: {error}"
+        raise CheckpointError(f"{what}; remove that folder to go on from the one before") from error
+    for _, p, state in states:
         optimizer.set_state(p, state)
     return step

@@ -24,20 +24,15 @@ class Metrics:
 
     def resume(self, step: int) -> Metrics:
         """Keep the lines up to and including `step` (-1: none). Remove later ones and half a last line.
-
-        Raises ValueError, with the file unchanged, if a line in the middle is no JSON object with a "step".
-        """
-        if self.path is None or not self.path.exists():
-            return self
-        kept = [line for line, row in _lines(self.path) if row["step"] <= step]
-        write_whole(self.path, b"".join(kept))
+        Raises ValueError, the file unchanged, if a middle line is no JSON object with a "step"."""
+        if self.path is not None and self.path.exists():
+            kept = [line for line, row in _lines(self.path) if row["step"] <= step]
+            write_whole(self.path, b"".join(kept))
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one line. `row` has an int "step". Tensors become numbers and lists; inf and nan become
-        null, because JSON has neither. If it raises OSError (a full disk, for example), the file
-        is as before.
-        """
+        """Append one line. `row` has an int "step". Tensors become numbers and lists; inf and nan, which JSON
+        lacks, become null. If it raises OSError (a full disk, for example), the file is as before."""
         if self.path is None:
             return
         if not isinstance(row.get("step"), int):
@@ -65,10 +60,9 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             found.append((line + b"\n", row))
         elif torn or number < len(whole):
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a 'step', got {line[:60]!r}; "
-                "only a last line can be half written, so this file was edited or is not one of ours"
-            )
+            why = "only a last line can be half written, so this file was edited or is not one of ours"
+            wanted = "expected a JSON object with a 'step'"
+            raise ValueError(f"{path}, line {number}: {wanted}, got {line[:60]!r}; {why}")
     return found
 
 

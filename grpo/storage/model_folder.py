@@ -17,11 +17,8 @@ HUB_FILES = ("*.safetensors", "*.json", "merges.txt", "chat_template.jinja")
 
 def model_folder(name: str, revision: str | None = None, files: Sequence[str] = HUB_FILES) -> Path:
     """The folder of a model. "tiny" is built in; a run folder gives its newest undamaged checkpoint; a name
-    that is no folder here may be a model of the hub.
-
-    revision, files: of a hub model, which is downloaded once (`data/sources/hub.py`). Of a checkpoint,
-    `files` are the files that must be undamaged. Raises ValueError.
-    """
+    that is no folder here may be a model of the hub. revision, files: of a hub model, which is downloaded
+    once (`data/sources/hub.py`). Of a checkpoint, `files` must be undamaged. Raises ValueError."""
 
     def wanted(name: str) -> bool:
         return not name.startswith("optimizer") and any(fnmatch(name, pattern) for pattern in files)
@@ -47,7 +44,6 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
             "run folder, 'tiny', or a model of the hub such as Qwen/Qwen2-VL-2B"
         )
     if (folder / "state.json").is_file() and (wrong := checkpoint.damage(folder, wanted)):
-        raise ValueError(
-            f"damaged: {folder / wrong}; take another checkpoint, or remove state.json if the change is yours"
-        )
+        advice = "take another checkpoint, or remove state.json if the change is yours"
+        raise ValueError(f"damaged: {folder / wrong}; {advice}")
     return folder

@@ -24,6 +24,8 @@ from torch.futures import Future
 # DCP's keys in the header of a file
 SHARDING = "DCP_SHARDING_INFO"
 OFFSETS = "saved_offsets"
+Tensors = dict[str, Tensor]
+Part = Callable[[Tensors, dict[str, str]], object]
 
 
 def ranks() -> tuple[int, int]:
@@ -31,17 +33,10 @@ def ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def write(
-    tensors: dict[str, Tensor],
-    copies: dict[str, Tensor],
-    writer: "ShardWriter",
-    group: dist.ProcessGroup | None,
-) -> None:
-    """Every rank writes its shards of `tensors`, with the values of `copies`.
-
-    group: process group of all ranks; None: the default one.  Raises on every rank the error of one: OSError
-    that names the rank, or the error itself if it is another one.
-    """
+def write(tensors: Tensors, copies: Tensors, writer: "ShardWriter", group: dist.ProcessGroup | None) -> None:
+    """Every rank writes its shards of `tensors`, with the values of `copies`. group: process group of all
+    ranks; None: the default one.  Raises on every rank the error of one: OSError that names the rank, or the
+    error itself if it is another one."""
     try:
         dcp.save(tensors, storage_writer=writer, planner=CopyPlanner(copies), process_group=group)
     except CheckpointException as failed:
@@ -52,11 +47,9 @@ def write(
         raise OSError(f"the ranks could not agree, perhaps because one has ended: {error}") from error
 
 
-def read(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors (whole ones or shards) with the saved values of their names. Every rank calls it.
-
-    Raises ValueError for another name or shape, and OSError or SafetensorError for an unreadable file.
-    """
+def read(folder: Path, tensors: Tensors) -> None:
+    """Fill tensors (whole ones or shards) with the saved values of their names. Every rank calls it. Raises
+    ValueError for another name or shape, and OSError or SafetensorError for an unreadable file."""
     reader = HuggingFaceStorageReader(str(folder))
     # a name without "/" is a weight
     saved = {
@@ -83,10 +76,9 @@ def read(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 class CopyPlanner(dcp.DefaultSavePlanner):
-    """Plans with the tensors that `dcp.save` gets, and writes copies of them, because the tensors go on
-    changing."""
+    """Plans with the tensors that `dcp.save` gets, and writes copies of them: the tensors go on changing."""
 
-    def __init__(self, copies: dict[str, Tensor]):
+    def __init__(self, copies: Tensors):
         # otherwise the rank that writes a tensor of all ranks depends on Python's hashes, and so do the files
         super().__init__(dedup_save_to_lowest_rank=True)
         self.copies = copies
@@ -99,12 +91,7 @@ class ShardWriter(StorageWriter):
     """Calls `begin` on rank 0, `part` on every rank with its shards and a header, and `finish` on rank 0 with
     the results of all parts."""
 
-    def __init__(
-        self,
-        begin: Callable[[], None],
-        part: Callable[[dict[str, Tensor], dict[str, str]], object],
-        finish: Callable[[list], None],
-    ):
+    def __init__(self, begin: Callable[[], None], part: Part, finish: Callable[[list], None]):
         self.begin = begin
         self.part = part
         self.all_written = finish

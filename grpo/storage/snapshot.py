@@ -29,11 +29,8 @@ class Snapshot:
 
 
 def take(policy: QwenVL, optimizer: Optimizer, memory: dict[str, Tensor] | None = None) -> Snapshot:
-    """The current state. Every rank calls it.
-
-    memory: buffers for the copies, made by the first call (page-locked for tensors of a GPU). None: tensors
-    on the CPU are not copied.
-    """
+    """The current state. Every rank calls it. memory: buffers for the copies, made by the first call
+    (page-locked for tensors of a GPU). None: tensors on the CPU are not copied."""
     rank, ranks = sharded.ranks()
 
     def onto_cpu(name: str, tensor: Tensor) -> Tensor:
@@ -45,15 +42,10 @@ def take(policy: QwenVL, optimizer: Optimizer, memory: dict[str, Tensor] | None 
         return memory[name].copy_(tensor, non_blocking=True)
 
     copy = weights.rank_copy(policy, rank, ranks, onto_cpu)
-    tensors = {
-        f"{name}/{key}": value
-        for name, p in policy.named_parameters()
-        for key, value in optimizer.state(p).items()
-    }
-    shard = {
-        name: onto_cpu(name, tensor.to_local() if isinstance(tensor, DTensor) else tensor)
-        for name, tensor in tensors.items()
-    }
+    states = {name: optimizer.state(p) for name, p in policy.named_parameters()}
+    tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+    local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    shard = {name: onto_cpu(name, tensor) for name, tensor in local.items()}
     if any(tensor.is_cuda for tensor in tensors.values()):
         # until the copies are complete
         torch.cuda.synchronize()
