@@ -212,8 +212,7 @@ def block_of(title: str, answers: Answers, args: argparse.Namespace) -> dict[str
 
 
 def passes(args: argparse.Namespace, chat: Chat, again: bool) -> list[tuple[str, str, dict[str, Any]]]:
-    """The ways in which a model is asked: (key in the JSON, title, changed fields of `Asking`). again: this
-    is --compare's model."""
+    """Ways of asking: (key in the JSON, title, changed fields of `Asking`). again: of --compare's model."""
     found: list[tuple[str, str, dict[str, Any]]] = [("compare" if again else "greedy", "greedy", {})]
     if args.samples:
         title = f"{args.samples} samples a question at temperature {args.temperature:g}"
