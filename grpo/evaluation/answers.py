@@ -180,7 +180,7 @@ def _waves(asked: Iterator[Asked], room: MemoryBudget, how: Asking) -> Iterator[
 def ask(
     policy, chat, pictures: Sequence[Path], question: str, choices: Sequence[str], how: Asking
 ) -> list[Completion]:
-    """The completions of one question about own pictures. Raises ValueError where it cannot be asked."""
+    """The completions of a question about one's own pictures. Raises ValueError where it cannot be asked."""
     gold = choices[0] if choices else UNKNOWN
     example = Example("ask", question, tuple(choices), gold, pictures=tuple(pictures))
     answers = answer_all(policy, chat, [example], how)
