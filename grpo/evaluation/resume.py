@@ -49,7 +49,7 @@ class Kept:
         for (number, example), rows in zip(asked, written):
             key = self._key(number, example)
             self.log.rows[key] = list(rows)
-            self.log.append({"asked": key, "uid": example.uid, "completions": rows})
+            self.log._append({"asked": key, "uid": example.uid, "completions": rows})
 
     def _key(self, number: int, example: Example) -> str:
         # two questions may have the same uid
@@ -84,7 +84,7 @@ class Log:
             os.truncate(path, sum(len(line) + 1 for line in lines))
         self.resumed = len(self.rows)
         if not lines:
-            self.append({"evaluation": head})
+            self._append({"evaluation": head})
 
     def of(self, **how: Any) -> Kept:
         """The completions of one pass: one model with one prompt, sampling and limits."""
@@ -98,8 +98,7 @@ class Log:
             advice = "finish it with its own command, remove the file, or write elsewhere with --json"
             raise ValueError(f"{self.path}: {problem}; {advice}")
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row, as a line of JSON."""
+    def _append(self, row: Mapping[str, Any]) -> None:
         append_line(self.path, (json.dumps(row) + "\n").encode("ascii"))
 
 
