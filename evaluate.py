@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from tqdm import tqdm
 
 from data.chat import TEMPLATES, Chat
@@ -35,54 +36,14 @@ from grpo.memory import MemoryBudget, memory_budget
 from grpo.storage.atomic import write_whole
 from grpo.storage.checkpoint import CheckpointError
 
-# of the built-in questions, which have no end: six times the 64 over which tasks, answers and letters are
-# balanced
+# the words of --help
+HELP = Path(__file__).parent / "grpo" / "evaluation" / "help.yaml"
+# of the endless built-in questions: six times the 64 over which tasks, answers and letters are balanced
 DRAWN_ITEMS = 384
 # arguments that have a smallest value
 LEAST = {"items": 1, "samples": 0, "cap": 1, "max_prompt": 2, "max_pixels": 1, "wave": 1, "seed": 0}
 # arguments that an interrupted evaluation must have in common with the one that goes on
 KEPT = "task data split items seed samples temperature blind ban prefix protocol".split()
-TEACHING = """\
-what the tables say
-  accuracy      share of right answers, with its 95 % Wilson interval; the protocol says how an answer is read
-  chance        what guessing earns: 1 / choices
-  format        share of completions that are <think>…</think> <answer>…</answer> and nothing else
-  unread        share from which no answer could be read: they count as wrong.
-                Many of them may hide a model that sees well and was asked badly
-  cut, length   share cut off at the cap; mean tokens
-  more columns  what the task measures of its own (docs/metrics.md). Built-in world: the share that
-                looks at the picture in words, and that looks again ("but wait")
-  pass@k        chance that at least one of k sampled answers is right (unbiased);
-  maj@k         chance that the most frequent one is (ties are shared)
-  difference    the first column minus the second, in points, paired; its 95 % interval is Agresti and Min's
-  p             McNemar: how often chance would split the questions that only one of the two got right
-                at least as unevenly as this
-
-protocols (docs/evaluation.md)
-{protocols}
-
-examples
-  python evaluate.py
-      the built-in base model on held-out built-in questions
-  python evaluate.py --model runs/shapes --compare tiny
-      what training has changed (of a run, the newest checkpoint is taken)
-  python evaluate.py --prefix "look :" --compare runs/shapes
-      a control: what the base can do when two words are given to it, beside the trained model
-  python evaluate.py --model runs/shapes --blind
-      does it look? Without the picture it should fall to chance
-  python evaluate.py --model runs/shapes --ban but
-      does its second look matter? Forbid the word it begins with
-  python evaluate.py --model runs/shapes --split pairs
-      colour-shape pairs that no training question has shown
-  python evaluate.py --model runs/shapes --samples 64 --json out.json
-      pass@k and maj@k up to 64; every answer in a file. Interrupted, the same command goes on
-  python evaluate.py --model Qwen/Qwen2-VL-2B --task cvbench --data nyu-visionx/CV-Bench \\
-      --protocol paper --prompt direct --json base.json
-      a benchmark as VisualThinker-R1-Zero asked the base model
-  python evaluate.py --ask photo.jpg "What is left of the cup?" --choice "a spoon" --choice "a fork" \\
-      --model runs/mine
-      one question, answered with its reasoning
-""".replace("{protocols}", "\n".join(f"  {name:<14}{protocol.about}" for name, protocol in PROTOCOLS.items()))
 
 
 def wave(text: str) -> int | str:
@@ -90,110 +51,38 @@ def wave(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+# {title of --help: {option: arguments of add_argument, but for its help}}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "what is asked": {
-        "--model": dict(
-            default="tiny",
-            metavar="DIR_OR_ID",
-            help="a folder in Hugging Face layout, a run folder, a model of the hub, or tiny (default)",
-        ),
-        "--compare": dict(metavar="DIR_OR_ID", help="another model, asked the same questions"),
-        "--task": dict(
-            default="shapes", choices=SOURCES, help="where the questions come from (default shapes)"
-        ),
-        "--data": dict(
-            metavar="FILE_OR_ID", help="the file, folder or dataset of the hub that the task reads"
-        ),
-        "--split": dict(
-            help="default: all of a benchmark, unless the model's run was trained on it; else heldout. "
-            "shapes also has pairs"
-        ),
-        "--items": dict(
-            type=int,
-            metavar="N",
-            help=f"number of questions (default: {DRAWN_ITEMS} of shapes, all of a file)",
-        ),
-        "--samples": dict(
-            type=int,
-            default=0,
-            metavar="K",
-            help="also sample K completions a question, for pass@k and maj@k",
-        ),
-        "--temperature": dict(type=float, metavar="T", help="of those samples (default 1)"),
-        "--blind": dict(
-            action="store_true", help="ask again without the pictures: grey ones of the same size are shown"
-        ),
-        "--ban": dict(
-            action="append",
-            default=[],
-            metavar="WORD",
-            help="ask again while WORD's first token is forbidden; may be repeated",
-        ),
-        "--prefix": dict(
-            metavar="TEXT",
-            help="ask again with every completion begun with TEXT, which is given: it has no length",
-        ),
-        "--json": dict(
-            type=Path,
-            metavar="FILE",
-            help="write every answer and all scores here, and the tables as Markdown to FILE.md",
-        ),
-        "--markdown": dict(type=Path, metavar="FILE", help="write the tables as Markdown here"),
-        "--seed": dict(
-            type=int, default=0, help="of the built-in questions and of sampling (default 0, as in training)"
-        ),
-        "--ask": dict(
-            nargs="+",
-            metavar="WORD",
-            help='instead: PICTURE … "QUESTION". One answer with its reasoning (--samples K: K of them)',
-        ),
-        "--choice": dict(
-            action="append", default=[], metavar="TEXT", help="with --ask: a choice; may be repeated"
-        ),
+        "--model": dict(default="tiny", metavar="DIR_OR_ID"),
+        "--compare": dict(metavar="DIR_OR_ID"),
+        "--task": dict(default="shapes", choices=SOURCES),
+        "--data": dict(metavar="FILE_OR_ID"),
+        "--split": dict(),
+        "--items": dict(type=int, metavar="N"),
+        "--samples": dict(type=int, default=0, metavar="K"),
+        "--temperature": dict(type=float, metavar="T"),
+        "--blind": dict(action="store_true"),
+        "--ban": dict(action="append", default=[], metavar="WORD"),
+        "--prefix": dict(metavar="TEXT"),
+        "--json": dict(type=Path, metavar="FILE"),
+        "--markdown": dict(type=Path, metavar="FILE"),
+        "--seed": dict(type=int, default=0),
+        "--ask": dict(nargs="+", metavar="WORD"),
+        "--choice": dict(action="append", default=[], metavar="TEXT"),
     },
     "how the model is asked (default: as its run was, if it comes from one)": {
-        "--protocol": dict(
-            default="strict",
-            choices=PROTOCOLS,
-            help="how it is asked, read and counted: see below (default strict)",
-        ),
-        "--prompt": dict(
-            choices=("reasoning", "direct"),
-            help="ask for reasoning and an answer, or for the answer alone (default: as the template does)",
-        ),
-        "--template": dict(
-            choices=TEMPLATES,
-            help="default: shapes for the built-in model or task, else the protocol's for such a model",
-        ),
-        "--cap": dict(
-            type=int,
-            metavar="N",
-            help=f"longest completion in tokens (default: of the recipe shapes for the same, else {CAP})",
-        ),
-        "--max-prompt": dict(
-            type=int, metavar="N", help="longest prompt in tokens; a longer one is skipped and named"
-        ),
-        "--max-pixels": dict(
-            type=int,
-            metavar="N",
-            help="larger pictures are scaled down (default: as the model's processor says)",
-        ),
+        "--protocol": dict(default="strict", choices=PROTOCOLS),
+        "--prompt": dict(choices=("reasoning", "direct")),
+        "--template": dict(choices=TEMPLATES),
+        "--cap": dict(type=int, metavar="N"),
+        "--max-prompt": dict(type=int, metavar="N"),
+        "--max-pixels": dict(type=int, metavar="N"),
     },
     "machine": {
-        "--device": dict(
-            default="auto", choices=("auto", "cpu", "cuda"), help="auto (default): a GPU if there is one"
-        ),
-        "--dtype": dict(
-            default="auto",
-            choices=("auto", "float32", "bfloat16"),
-            help="auto (default): bfloat16 on a GPU, else float32",
-        ),
-        "--wave": dict(
-            type=wave,
-            default="auto",
-            metavar="N",
-            help="tokens decoded at a time; auto (default): as many as the free memory holds",
-        ),
+        "--device": dict(default="auto", choices=("auto", "cpu", "cuda")),
+        "--dtype": dict(default="auto", choices=("auto", "float32", "bfloat16")),
+        "--wave": dict(type=wave, default="auto", metavar="N"),
     },
 }
 
@@ -208,12 +97,16 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """The command line, and the text of --help."""
+    words = yaml.safe_load(HELP.read_text("utf-8"))
+    protocols = "\n".join(f"  {name:<14}{protocol.about}" for name, protocol in PROTOCOLS.items())
+    epilog = words["epilog"].format(protocols=protocols)
     layout = partial(argparse.RawDescriptionHelpFormatter, max_help_position=26, width=110)
-    made = Parser("evaluate.py", description=__doc__, epilog=TEACHING, formatter_class=layout)
+    made = Parser("evaluate.py", description=__doc__, epilog=epilog, formatter_class=layout)
     for title, options in OPTIONS.items():
         group = made.add_argument_group(title)
         for name, option in options.items():
-            group.add_argument(name, **option)
+            text = words["options"][name].format(items=DRAWN_ITEMS, cap=CAP)
+            group.add_argument(name, help=text, **option)
     return made
 
 
@@ -248,8 +141,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def model_of(name: str, args: argparse.Namespace) -> EvaluatedModel:
     """The model of that name, asked as the command line says."""
-    fields = [each.name for each in dataclasses.fields(Overrides)]
-    overrides = Overrides(**{name: getattr(args, name) for name in fields})
+    overrides = Overrides(*(getattr(args, each.name) for each in dataclasses.fields(Overrides)))
     built_in = args.data is None and not args.ask
     return evaluated_model(name, PROTOCOLS[args.protocol], overrides, args.device, built_in)
 
@@ -269,10 +161,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     args.split = args.split or ("all" if whole else "heldout")
     items = args.items or (None if args.data else DRAWN_ITEMS)
     examples = SOURCES[args.task](args.data, args.split, items, args.seed)
-    print(
-        f"{len(examples)} questions of {args.task}, split {args.split}, seed {args.seed}; protocol "
-        f"{protocol.name}: {protocol.checker()}, {protocol.total} total"
-    )
+    rules = f"{protocol.name}: {protocol.checker()}, {protocol.total} total"
+    print(f"{len(examples)} questions of {args.task}, split {args.split}, seed {args.seed}; protocol {rules}")
     asked = {key: getattr(args, key) for key in KEPT} | {"models": [dataclasses.asdict(m) for m in models]}
     log = Log(unfinished(args.json), asked) if args.json else None
     if log and log.resumed:
@@ -282,11 +172,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     first = None
     for model in models:
         policy, chat = model.open(args.device)
-        room = (
-            memory_budget(policy, say=tqdm.write)
-            if args.wave == "auto"
-            else MemoryBudget(args.wave, say=tqdm.write)
-        )
+        auto = args.wave == "auto"
+        room = memory_budget(policy, say=tqdm.write) if auto else MemoryBudget(args.wave, say=tqdm.write)
         about = f"template {model.template}, at most {model.cap} tokens, {model.dtype} on {args.device}"
         print(f"\n{model.folder}: {about}")
         reader = partial(protocol.read, direct=model.direct)
@@ -325,8 +212,7 @@ def block_of(title: str, answers: Answers, args: argparse.Namespace) -> dict[str
 
 
 def passes(args: argparse.Namespace, chat: Chat, again: bool) -> list[tuple[str, str, dict[str, Any]]]:
-    """The ways in which a model is asked: (key in the JSON, title, changed fields of `Asking`). again: this
-    is --compare's model."""
+    """Ways of asking: (key in the JSON, title, changed fields of `Asking`). again: of --compare's model."""
     found: list[tuple[str, str, dict[str, Any]]] = [("compare" if again else "greedy", "greedy", {})]
     if args.samples:
         title = f"{args.samples} samples a question at temperature {args.temperature:g}"
@@ -351,9 +237,8 @@ def one_question(args: argparse.Namespace) -> str:
     policy, chat = model.open(args.device)
     *pictures, question = args.ask
     reader = partial(PROTOCOLS[args.protocol].read, direct=model.direct)
-    how = Asking(model.cap, seed=args.seed, read=reader)
-    if args.samples:
-        how = dataclasses.replace(how, samples=args.samples, temperature=args.temperature)
+    sampling = {"samples": args.samples, "temperature": args.temperature} if args.samples else {}
+    how = Asking(model.cap, seed=args.seed, read=reader, **sampling)
     return answers_as_text(ask(policy, chat, [Path(each) for each in pictures], question, args.choice, how))
 
 
@@ -379,11 +264,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\nwrote {len(result['answers'])} answers and all scores to {args.json}")
         return 0
     except torch.OutOfMemoryError:
-        print(
-            "evaluate.py: the GPU is out of memory with one question at a time; lower --cap, --max-pixels or "
-            "--samples",
-            file=sys.stderr,
-        )
+        advice = "lower --cap, --max-pixels or --samples"
+        print(f"evaluate.py: the GPU is out of memory with one question at a time; {advice}", file=sys.stderr)
     except (ValueError, OSError, CheckpointError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
     return 2

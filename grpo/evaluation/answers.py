@@ -48,10 +48,8 @@ class Asking:
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.samples > 1 and self.temperature == 0):
-            raise ValueError(
-                f"{self.samples} completions a question at temperature {self.temperature}: need 1, or a "
-                "temperature above 0"
-            )
+            asked = f"{self.samples} completions a question at temperature {self.temperature}"
+            raise ValueError(f"{asked}: need 1, or a temperature above 0")
 
 
 # the number of a question among all, the question, its prompt
@@ -69,14 +67,12 @@ def answer_all(
     kept: Kept | None = None,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> Answers:
-    """Ask every example `how.samples` times. An example that cannot be read, or whose prompt is too long, is
-    skipped.
+    """Ask every example `how.samples` times. It is skipped if it cannot be read or its prompt is too long.
 
     wave: tokens (prompts and completions) of the rows decoded together, or their MemoryBudget; it changes
     memory and speed, never an answer, and is halved when the GPU is out of memory. share: (rank, ranks):
     each rank asks its share, and all ranks get all answers. kept: completions of an interrupted evaluation,
-    which are not written again; new ones are added. progress: called with the number of questions that are
-    done.
+    which are not written again; new ones are added. progress: called with the number of questions done.
     """
     room = wave if isinstance(wave, MemoryBudget) else MemoryBudget(wave)
     kept = kept or Kept()
@@ -87,13 +83,14 @@ def answer_all(
         outcomes.append((number, str(error)))
         progress(1)
 
-    for asked in _waves(_asked(chat, examples, how, skip, share), room, how):
+    mine = range(share[0], len(examples), share[1])
+    for asked in _waves(_asked(chat, examples, how, skip, mine), room, how):
         questions = [(number, example) for number, example, _ in asked]
         found = [kept.find(*question) for question in questions]
         written = [rows for rows in found if rows is not None]
         # a wave with a gap is written whole, so that every question has the neighbours that it would have had
         if len(written) < len(asked):
-            written = _write_in_halves(policy, chat, asked, how, room)
+            written = _write_halved(policy, chat, asked, how, room)
             kept.add(questions, written)
         outcomes += [
             (number, [read_completion(example, *row, how.read, how.measure) for row in rows])
@@ -134,11 +131,8 @@ def _write(policy, chat, asked: list[Asked], how: Asking) -> list[list[Written]]
     ]
 
 
-def _write_in_halves(
-    policy, chat, asked: list[Asked], how: Asking, room: MemoryBudget
-) -> list[list[Written]]:
-    """`_write`; after a CUDA out-of-memory error, in two halves. Raises OutOfMemoryError if one question
-    alone is too large."""
+def _write_halved(policy, chat, asked: list[Asked], how: Asking, room: MemoryBudget) -> list[list[Written]]:
+    """`_write`; after a CUDA out-of-memory error, in two halves. Raises it if one question is too large."""
     try:
         return _write(policy, chat, asked, how)
     except torch.OutOfMemoryError:
@@ -149,20 +143,14 @@ def _write_in_halves(
     torch.cuda.empty_cache()
     middle = len(asked) // 2
     halves = (asked[:middle], asked[middle:])
-    return [rows for half in halves for rows in _write_in_halves(policy, chat, half, how, room)]
+    return [rows for half in halves for rows in _write_halved(policy, chat, half, how, room)]
 
 
 def _asked(
-    chat,
-    examples: Sequence[Example],
-    how: Asking,
-    skip: Callable[[int, BadExample], None],
-    share: tuple[int, int],
+    chat, examples: Sequence[Example], how: Asking, skip: Callable[[int, BadExample], None], share: range
 ) -> Iterator[Asked]:
-    """The examples that can be asked, with their prompts. One by one: the pixels of a benchmark would fill
-    the memory."""
-    rank, ranks = share
-    for index in range(rank, len(examples), ranks):
+    """The examples that can be asked, and prompts. One by one: a benchmark's pixels would fill the memory."""
+    for index in share:
         try:
             example = examples[index]
             prompt = chat.prompt(example, blind=how.blind)
@@ -192,8 +180,7 @@ def _waves(asked: Iterator[Asked], room: MemoryBudget, how: Asking) -> Iterator[
 def ask(
     policy, chat, pictures: Sequence[Path], question: str, choices: Sequence[str], how: Asking
 ) -> list[Completion]:
-    """The completions of one question about pictures of one's own. Raises ValueError (BadExample) where it
-    cannot be asked."""
+    """The completions of a question about one's own pictures. Raises ValueError where it cannot be asked."""
     gold = choices[0] if choices else UNKNOWN
     example = Example("ask", question, tuple(choices), gold, pictures=tuple(pictures))
     answers = answer_all(policy, chat, [example], how)

@@ -39,8 +39,8 @@ class Overrides:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model, and how it is asked. name: as on the command line. trained_on: the task of its run, "" for a
-    model from elsewhere. digest: a hash of the weights."""
+    """A model, and how it is asked. name: as on the command line. trained_on: the task of its run, or "".
+    digest: a hash of the weights."""
 
     name: str
     folder: Path
@@ -60,13 +60,8 @@ class EvaluatedModel:
 
     def open(self, device: str) -> tuple[torch.nn.Module, Chat]:
         """Load policy and chat. Raises ValueError naming the file."""
-        chat = Chat(
-            self.folder,
-            template=self.template,
-            max_prompt=self.max_prompt,
-            min_pixels=self.min_pixels,
-            max_pixels=self.max_pixels,
-        )
+        pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        chat = Chat(self.folder, template=self.template, max_prompt=self.max_prompt, **pixels)
         policy = weights.load(self.folder, dtype=getattr(torch, self.dtype), device=device)
         return policy.requires_grad_(False), chat
 
@@ -75,50 +70,38 @@ def evaluated_model(
     name: str, protocol: Protocol, overrides: Overrides, device: str, built_in: bool
 ) -> EvaluatedModel:
     """The model of that name: asked as `overrides` says, else as its run was (if the protocol leaves that to
-    the run), else as the protocol says. built_in: the questions are the built-in world's. Raises
-    ValueError."""
+    the run), else as the protocol says. built_in: the questions are built in. Raises ValueError."""
     folder = model_folder(name)
     # `name` is a run folder, or one of its checkpoints
     run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent
     own = (run / "checkpoints").is_dir() and (run / "config.yaml").is_file()
+    cap, max_prompt, max_pixels = protocol.cap, MAX_PROMPT, protocol.max_pixels
     if own:
         cfg = parse.load(run / "config.yaml")
     elif name == "tiny" or built_in:
         cfg = parse.load("shapes", ["max_prompt=1024"])
     else:
         kind = "instruct" if "instruct" in Path(name).name.lower() else "base"
-        cfg = parse.Config(
-            template=protocol.templates[kind]["reasoning"],
-            cap=protocol.cap,
-            max_prompt=MAX_PROMPT,
-            max_pixels=protocol.max_pixels,
-        )
+        template = protocol.templates[kind]["reasoning"]
+        cfg = parse.Config(template=template, cap=cap, max_prompt=max_prompt, max_pixels=max_pixels)
     as_run = protocol.as_trained or family(cfg.template) is None
-    cap, max_prompt, max_pixels = protocol.cap, MAX_PROMPT, protocol.max_pixels
     if as_run:
         cap, max_prompt, max_pixels = cfg.eval.cap or cfg.cap, cfg.max_prompt, cfg.max_pixels
     dtype = overrides.dtype if overrides.dtype != "auto" else cfg.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
     keep = overrides.template is not None or as_run
-    return EvaluatedModel(
-        name,
-        folder,
-        template_for(overrides.template or cfg.template, protocol, overrides.prompt, keep),
-        overrides.cap or cap,
-        overrides.max_prompt or max_prompt,
-        cfg.min_pixels if as_run else None,
-        overrides.max_pixels or max_pixels,
-        dtype,
-        cfg.task if own else "",
-        weights_digest(folder),
-    )
+    template = template_for(overrides.template or cfg.template, protocol, overrides.prompt, keep)
+    cap, max_prompt = overrides.cap or cap, overrides.max_prompt or max_prompt
+    pixels = (cfg.min_pixels if as_run else None, overrides.max_pixels or max_pixels)
+    task = cfg.task if own else ""
+    digest = weights_digest(folder)
+    return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, task, digest)
 
 
 def template_for(template: str, protocol: Protocol, prompt: str | None, keep: bool) -> str:
-    """The protocol's template for the same kind of model in the form `prompt`, "reasoning" or "direct"
-    (None: the form of `template`). keep: leave `template` if it has that form. Raises ValueError if there is
-    none."""
+    """The protocol's template for such a model in the form `prompt`: "reasoning", "direct" or None (as
+    `template`). keep: leave `template` if it has that form. Raises ValueError if there is none."""
     kind = family(template)
     form = "direct" if template.endswith("_direct") else "reasoning"
     if prompt in (None, form) and (keep or kind is None):
@@ -129,8 +112,8 @@ def template_for(template: str, protocol: Protocol, prompt: str | None, keep: bo
 
 
 def banned_ids(chat: Chat, words: Sequence[str]) -> list[int]:
-    """The token ids that --ban forbids: each word's first token, alone and after a space. Raises ValueError
-    for a word that the tokenizer does not know."""
+    """The token ids that --ban forbids: each word's first token, alone and after a space. Raises as
+    `known_ids`."""
     found = set()
     for word in words:
         for spelling in (word, f" {word}"):

@@ -37,8 +37,7 @@ WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(
 # runs in a process of its own
 VERDICT = "grpo.rewards.math_verify:verdict"
 
-# VisualThinker's evaluation to the letter: the templates for a base and an instruct model, with and without
-# reasoning
+# VisualThinker's evaluation to the letter: templates of both kinds of models, with and without reasoning
 PAIRS = {
     "base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"},
     "instruct": {"reasoning": "chatml_eval", "direct": "chatml_direct"},
@@ -46,8 +45,7 @@ PAIRS = {
 
 
 class Reading(NamedTuple):
-    """What was read in a completion: the answer (None: there is none to read, and `why`), its letter if it
-    is a choice, and whether it is right."""
+    """What was read: the answer (or None, and `why`), its letter if it is a choice, whether it is right."""
 
     answer: str | None
     letter: str | None
@@ -132,8 +130,7 @@ def _with_tags(text: str) -> str:
 
 
 def _tagged(text: str) -> str:
-    """The first match of `<answer>\\s*(.*?)\\s*</answer>`, or everything; without the regular expression,
-    whose time is quadratic."""
+    """The first match of `<answer>\\s*(.*?)\\s*</answer>`, or everything. (A regex takes quadratic time.)"""
     start = text.find(ANSWER)
     while start >= 0 and (end := text.find(END_ANSWER, start)) >= 0:
         inside = text[start + len(ANSWER) : end].strip()
@@ -153,8 +150,7 @@ def _letter(answer: str, choices: Sequence[str]) -> str | None:
 
 
 def _verified(short: str, example: Example) -> float:
-    """The verdict of math-verify: NOTHING, WRONG or RIGHT. A call that takes too long is ended, and has read
-    nothing."""
+    """The verdict of math-verify: NOTHING, WRONG or RIGHT. A call that takes too long is ended: NOTHING."""
     reward = open_reward(VERDICT)
     try:
         return reward(short, example, None)
@@ -163,8 +159,7 @@ def _verified(short: str, example: Example) -> float:
 
 
 def _last_string(short: str, strings: tuple[str, ...]) -> str | None:
-    """The same search without math-verify: one of `strings` as a word, the last one of the first pattern that
-    finds any."""
+    """The same without math-verify: the last of `strings`, as a word, by the first pattern that finds one."""
     for pattern in _patterns(strings):
         matches = pattern.finditer(short)
         if found := max(matches, key=lambda match: (match.end(), -match.start()), default=None):
@@ -210,8 +205,7 @@ def math_verify() -> str | None:
 
 
 class Mark(NamedTuple):
-    """A question in a total: its task, the source of its picture, and the share of its completions that are
-    right."""
+    """A question in a total: its task, its picture's source, the share of its completions that are right."""
 
     task: str
     source: str | None
@@ -229,10 +223,9 @@ def source_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
     ValueError where a source is missing."""
     found = {name: [mark for mark in marks if mark.source == name] for name in WEIGHTS}
     if missing := [name for name in WEIGHTS if not found[name]]:
-        raise ValueError(
-            f"the source-averaged total needs questions of {', '.join(WEIGHTS)}, and there are none of "
-            f"{', '.join(missing)}; it is for --task cvbench, all of it"
-        )
+        need = f"the source-averaged total needs questions of {', '.join(WEIGHTS)}"
+        problem = f"there are none of {', '.join(missing)}"
+        raise ValueError(f"{need}, and {problem}; it is for --task cvbench, all of it")
     return _weighted({name: (float(weight), micro(found[name])) for name, weight in WEIGHTS.items()})
 
 
@@ -244,8 +237,7 @@ def task_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
 
 
 def _weighted(parts: Mapping[str, tuple[float, dict[str, Any]]]) -> dict[str, Any]:
-    """A weighted mean of totals. Its interval is made from theirs (MOVER: Zou and Donner, Statistics in
-    Medicine 27:1693, 2008)."""
+    """A weighted mean of totals, with its interval (MOVER: Zou and Donner, Stat. Med. 27:1693, 2008)."""
     value = sum(weight * part["value"] for weight, part in parts.values())
     low, high = (
         sqrt(sum((weight * (part["value"] - part["interval"][end])) ** 2 for weight, part in parts.values()))
@@ -255,11 +247,7 @@ def _weighted(parts: Mapping[str, tuple[float, dict[str, Any]]]) -> dict[str, An
     return {"value": value, "interval": [value - low, value + high], "parts": shares}
 
 
-TOTALS: dict[str, Callable[[Sequence[Mark]], dict[str, Any]]] = {
-    "micro": micro,
-    "source_averaged": source_averaged,
-    "task_averaged": task_averaged,
-}
+TOTALS = {"micro": micro, "source_averaged": source_averaged, "task_averaged": task_averaged}
 
 
 def rounded(share: float) -> str:

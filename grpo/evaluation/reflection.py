@@ -25,9 +25,7 @@ LISTS = {
 }
 
 FORMS = {
-    word: re.compile(
-        r"(?<![a-z])" + re.escape(word.rstrip("*")) + ("" if word.endswith("*") else r"(?![a-z])")
-    )
+    word: re.compile(rf"(?<![a-z]){re.escape(word.rstrip('*'))}" + ("" if word[-1] == "*" else r"(?![a-z])"))
     for words in LISTS.values()
     for word in words
 }
@@ -41,8 +39,7 @@ TAIL = 600
 
 
 def said(text: str) -> frozenset[str]:
-    """The keywords of all lists in a text: whole words, in any case, with any white space between them. Takes
-    linear time."""
+    """The keywords of all lists in a text: whole words, any case and white space. Takes linear time."""
     text = " ".join(text.lower().split())
     return frozenset(word for word, form in FORMS.items() if form.search(text))
 
@@ -53,8 +50,7 @@ def reflects(words: Collection[str], name: str) -> bool:
 
 
 def repetition(tokens: Sequence[int], n: int = GRAM) -> float:
-    """The share of n-grams that stood before: 1 - distinct / all; 0 without any. seq-rep-n of Welleck et al.
-    2020 (arXiv 1908.04319, §4)."""
+    """seq-rep-n of Welleck et al. 2020 (arXiv 1908.04319, §4): 1 - distinct / all n-grams; 0 without any."""
     count = len(tokens) - n + 1
     return 1 - len(set(zip(*(tokens[i:] for i in range(n))))) / count if count > 0 else 0.0
 
@@ -97,8 +93,7 @@ def gain_of(groups: int, total: float, squares: float) -> Gain:
 
 
 def gain_within(groups: Sequence[Sequence[tuple[bool, bool]]]) -> Gain | None:
-    """The gain from (reflects, right) of every completion, grouped by question. None if no question has both
-    kinds."""
+    """The gain from each question's (reflects, right) of completions. None if no question has both kinds."""
     found = []
     for group in groups:
         reflecting = [right for reflected, right in group if reflected]
@@ -125,13 +120,8 @@ def reflection_scores(groups: Sequence[Sequence[tuple[Collection[str], bool]]]) 
             if these := [right for group in marked for reflected, right in group if reflected is wanted]:
                 found[f"{name}/accuracy_{label}"] = fmean(these)
         if gain := gain_within(marked):
-            found |= {
-                f"{name}/gain": gain.mean,
-                f"{name}/gain_sd": gain.sd,
-                f"{name}/gain_low": gain.low,
-                f"{name}/gain_high": gain.high,
-                f"{name}/gain_groups": gain.groups,
-            }
+            found[f"{name}/gain"] = gain.mean
+            found |= {f"{name}/gain_{part}": getattr(gain, part) for part in ("sd", "low", "high", "groups")}
     return found | {
         f"word/{word.rstrip('*').replace(' ', '_')}": fmean(word in words for words, _ in rows)
         for word in FORMS
@@ -139,11 +129,8 @@ def reflection_scores(groups: Sequence[Sequence[tuple[Collection[str], bool]]]) 
 
 
 def pooled(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | None:
-    """The scores of a list over many rows of metrics.jsonl: {share, with, without, gain}, each None without
-    completions. None without rows.
-
-    They are exact, from each step's counts. A step has few questions; hundreds of steps have enough.
-    """
+    """A list's exact scores over many rows of metrics.jsonl: {share, with, without, gain}, each None without
+    completions. None without rows. A step has few questions; hundreds of steps have enough."""
     key = f"aha/{name}"
     rows = [row for row in rows if isinstance(row.get(key), (int, float)) and row.get("completions/count")]
     if not rows:
@@ -154,11 +141,8 @@ def pooled(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any] | Non
     for row in rows:
         for label, share in (("with", row[key]), ("without", 1 - row[key])):
             right[label] += row["completions/count"] * share * row.get(f"{key}/accuracy_{label}", 0.0)
-    asked = [
-        (row[f"{key}/gain_groups"], row[f"{key}/gain"], row[f"{key}/gain_sd"])
-        for row in rows
-        if row.get(f"{key}/gain_groups")
-    ]
+    names = [f"{key}/gain_groups", f"{key}/gain", f"{key}/gain_sd"]
+    asked = [[row[each] for each in names] for row in rows if row.get(names[0])]
     gain = None
     if asked:
         squares = sum(n * (sd**2 + mean**2) for n, mean, sd in asked)

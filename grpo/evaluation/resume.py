@@ -24,8 +24,7 @@ BLOCKS = 64
 
 
 class Written(NamedTuple):
-    """A completion: its text with the template's opening, its tokens, and whether it stopped before the
-    cap."""
+    """A completion: text with the template's opening, tokens, and whether it stopped before the cap."""
 
     text: str
     tokens: tuple[int, ...]
@@ -33,19 +32,33 @@ class Written(NamedTuple):
 
 
 class Kept:
-    """The kept completions of one pass over the questions. This class keeps none."""
+    """The kept completions of one pass over the questions, asked as `how` says. Without a log: none."""
+
+    def __init__(self, log: Log | None = None, how: Mapping[str, Any] | None = None) -> None:
+        self.log = log
+        self.how = json.dumps(how, sort_keys=True, default=str)
 
     def find(self, number: int, example: Example) -> list[Written] | None:
         """The completions of the number-th question, None if there are none."""
-        return None
+        return self.log.rows.get(self._key(number, example)) if self.log else None
 
     def add(self, asked: Sequence[tuple[int, Example]], written: Sequence[Sequence[Written]]) -> None:
         """Keep the completions of some questions, each with its number."""
+        if self.log is None:
+            return
+        for (number, example), rows in zip(asked, written):
+            key = self._key(number, example)
+            self.log.rows[key] = list(rows)
+            self.log._append({"asked": key, "uid": example.uid, "completions": rows})
+
+    def _key(self, number: int, example: Example) -> str:
+        # two questions may have the same uid
+        said = json.dumps([self.how, number, example.uid, example.asked, example.choices])
+        return hashlib.sha256(said.encode("ascii")).hexdigest()[:24]
 
 
 class Log:
-    """The file of an evaluation that has not finished. asked: the arguments that change a completion, as
-    plain values.
+    """The file of an unfinished evaluation. asked: the arguments that change a completion, plain values.
 
     Raises ValueError if the file is of an evaluation with other arguments, or is not one of ours.
     """
@@ -56,62 +69,37 @@ class Log:
         head = json.loads(json.dumps(asked, default=str))
         # a last line without a newline was cut by a kill
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-        whole = sum(len(line) + 1 for line in lines)
         for number, line in enumerate(lines):
             try:
                 row = json.loads(line)
                 if number == 0:
                     self._same(row["evaluation"], head)
                 else:
-                    self.rows[row["asked"]] = [
-                        Written(text, tuple(tokens), stopped) for text, tokens, stopped in row["completions"]
-                    ]
+                    found = row["completions"]
+                    self.rows[row["asked"]] = [Written(text, tuple(ids), done) for text, ids, done in found]
             except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(
-                    f"{path}, line {number + 1}: not written by an evaluation; remove the file, or write "
-                    "elsewhere with --json"
-                ) from error
+                problem = f"{path}, line {number + 1}: not written by an evaluation"
+                raise ValueError(f"{problem}; remove the file, or write elsewhere with --json") from error
         if path.exists():
-            os.truncate(path, whole)
+            os.truncate(path, sum(len(line) + 1 for line in lines))
         self.resumed = len(self.rows)
         if not lines:
             self._append({"evaluation": head})
 
     def of(self, **how: Any) -> Kept:
         """The completions of one pass: one model with one prompt, sampling and limits."""
-        return _Pass(self, how)
+        return Kept(self, how)
 
     def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         a, b = _flat(before), _flat(now)
         other = [f"{key}: {a.get(key)} there, {b.get(key)} now" for key in a | b if a.get(key) != b.get(key)]
         if other:
-            raise ValueError(
-                f"{self.path}: an interrupted evaluation that was asked differently "
-                f"({'; '.join(other[:3])}); finish it with its own command, remove the file, "
-                "or write elsewhere with --json"
-            )
+            problem = f"an interrupted evaluation that was asked differently ({'; '.join(other[:3])})"
+            advice = "finish it with its own command, remove the file, or write elsewhere with --json"
+            raise ValueError(f"{self.path}: {problem}; {advice}")
 
     def _append(self, row: Mapping[str, Any]) -> None:
         append_line(self.path, (json.dumps(row) + "\n").encode("ascii"))
-
-
-class _Pass(Kept):
-    def __init__(self, log: Log, how: Mapping[str, Any]) -> None:
-        self.log, self.how = log, json.dumps(how, sort_keys=True, default=str)
-
-    def find(self, number: int, example: Example) -> list[Written] | None:
-        return self.log.rows.get(self._key(number, example))
-
-    def add(self, asked: Sequence[tuple[int, Example]], written: Sequence[Sequence[Written]]) -> None:
-        for (number, example), rows in zip(asked, written):
-            key = self._key(number, example)
-            self.log.rows[key] = list(rows)
-            self.log._append({"asked": key, "uid": example.uid, "completions": rows})
-
-    def _key(self, number: int, example: Example) -> str:
-        # two questions may have the same uid
-        said = json.dumps([self.how, number, example.uid, example.asked, example.choices])
-        return hashlib.sha256(said.encode("ascii")).hexdigest()[:24]
 
 
 def weights_digest(folder: Path) -> str:

@@ -66,8 +66,7 @@ class Completion:
 
 
 class Answers(list[list[Completion]]):
-    """One list of completions a question, in the order asked. `skipped`: why each other question was not
-    asked."""
+    """A list of completions for each question, in order. `skipped`: why each other one was not asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,10 +99,7 @@ def read_completion(
         text=text,
         tokens=tuple(tokens),
         stopped=stopped,
-        answer=found.answer,
-        letter=found.letter,
-        why=found.why,
-        correct=found.correct,
+        **found._asdict(),
         well_formed=well_formed(text),
         source=example.extra.get("source"),
         measured=measure(text, example),
@@ -163,11 +159,8 @@ def scores(answers: Sequence[Sequence[Completion]], how: str = "micro") -> dict[
 
 
 def _block(groups: Sequence[Sequence[Completion]]) -> dict[str, Any]:
-    """The scores of some questions.
-
-    Completions of one question are not independent. So the question is the unit of every interval: its own
-    accuracy counts as a fraction of a success.
-    """
+    """The scores of some questions. Completions of one question are not independent. So the question is the
+    unit of every interval: its own accuracy counts as a fraction of a success."""
     right = [fmean(row.correct for row in group) for group in groups]
     found = total(groups) | {
         "questions": len(groups),
@@ -186,8 +179,7 @@ def _block(groups: Sequence[Sequence[Completion]]) -> dict[str, Any]:
 
 
 def _majority(group: Sequence[Completion], k: int) -> float:
-    """maj@k of one question. All right answers vote together: a free answer may be right in another
-    spelling."""
+    """maj@k of one question. All right answers vote together: their spellings may differ."""
     return maj_at_k([True if row.correct else row.answer for row in group], True, k)
 
 
@@ -200,9 +192,7 @@ def differences(
     first: Sequence[Sequence[Completion]], second: Sequence[Sequence[Completion]]
 ) -> dict[str, dict[str, Any]]:
     """First minus second over the questions that both have: {task, and "all": both accuracies and `Paired`}.
-
-    Raises ValueError where they have none in common.
-    """
+    Raises ValueError where they have none in common."""
     other = {group[0].uid: group[0] for group in second}
     pairs = [(group[0], other[group[0].uid]) for group in first if group[0].uid in other]
     if not pairs:

@@ -1,5 +1,4 @@
-"""How sure a score is, and whether two scores differ. Pure Python in closed form: no resampling, so no
-seed."""
+"""How sure a score is, and whether two scores differ. In closed form: no resampling, so no seed."""
 
 from __future__ import annotations
 
@@ -119,13 +118,10 @@ class Paired:
 
 def paired_difference(a: Sequence[bool], b: Sequence[bool], z: float = Z) -> Paired:
     """Compare two models question by question: a[i] and b[i] say whether each was right about question i.
-
-    The interval is `difference_interval`'s. Raises ValueError.
-    """
+    The interval is `difference_interval`'s. Raises ValueError."""
     if len(a) != len(b) or not a:
-        raise ValueError(
-            f"paired_difference: {len(a)} and {len(b)} answers; need as many of both, and at least one"
-        )
+        need = "need as many of both, and at least one"
+        raise ValueError(f"paired_difference: {len(a)} and {len(b)} answers; {need}")
     n = len(a)
     only_a = sum(x and not y for x, y in zip(a, b))
     only_b = sum(y and not x for x, y in zip(a, b))

@@ -7,23 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from data.types import TaskHook
+from grpo.evaluation.protocols import rounded as percent
 
 NO_HOOK = TaskHook()
+# prints an accuracy; None: in percent
+Shown = Callable[[float], str] | None
 # a header, and a line of cells for each row
 Rows = tuple[list[Any], list[list[Any]]]
 
 
-def score_table(
-    found: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
-) -> str:
+def score_table(found: Mapping[str, Any], shown: Shown = None, hook: TaskHook = NO_HOOK) -> str:
     """`scores` as one line a task and one for all; below it `notes`."""
     return "\n".join([table(*score_rows(found, shown, hook)), *notes(found, shown, hook)])
 
 
-def score_rows(
-    found: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
-) -> Rows:
-    """The cells of the table of scores. shown: how an accuracy is printed. hook: the task's own columns."""
+def score_rows(found: Mapping[str, Any], shown: Shown = None, hook: TaskHook = NO_HOOK) -> Rows:
+    """The cells of the table of scores. hook: the task's own columns."""
     shown = shown or percent
     own = [name for name in hook.columns if name in found["measured"]]
     header = ["task", "n", "accuracy", "95 % interval", "chance", "format", "unread", "cut", "length"]
@@ -36,19 +35,14 @@ def score_rows(
     return header + [hook.columns[name] for name in own], rows
 
 
-def notes(
-    found: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
-) -> list[str]:
-    """The lines below the table: totals that are no plain average, other measurements of the task,
-    failures."""
+def notes(found: Mapping[str, Any], shown: Shown = None, hook: TaskHook = NO_HOOK) -> list[str]:
+    """Lines below the table: totals that are no plain average, other measurements of the task, failures."""
     lines = []
     for name, total in found.get("totals", {}).items():
         if name != "micro":
             parts = ", ".join(f"{source} {percent(value)}" for source, value in total["parts"].items())
-            lines.append(
-                f"{name.replace('_', '-')} total: {(shown or percent)(total['value'])} "
-                f"({interval(*total['interval'])}), from {parts}"
-            )
+            value = f"{(shown or percent)(total['value'])} ({interval(*total['interval'])})"
+            lines.append(f"{name.replace('_', '-')} total: {value}, from {parts}")
     if own := [name for name in found["measured"] if name not in hook.columns]:
         shares = ", ".join(f"{name.replace('_', ' ')} {percent(found['measured'][name])}" for name in own)
         lines.append(f"in percent: {shares}")
@@ -65,14 +59,13 @@ def k_table(found: Mapping[str, Any]) -> str:
 
 def k_rows(found: Mapping[str, Any]) -> Rows:
     """Its cells."""
-    return ["k", *found["pass@k"]], [
-        [name, *(percent(cell["value"]) for cell in found[name].values())] for name in ("pass@k", "maj@k")
-    ]
+    names = ("pass@k", "maj@k")
+    rows = [[name, *(percent(cell["value"]) for cell in found[name].values())] for name in names]
+    return ["k", *found["pass@k"]], rows
 
 
 def difference_table(found: Mapping[str, Mapping[str, Any]], first: str, second: str) -> str:
-    """Two evaluations, and first minus second: paired, with the number of questions that only one got right,
-    and McNemar's p."""
+    """First minus second, paired, with the questions that only one got right, and McNemar's p."""
     return table(*difference_rows(found, first, second))
 
 
@@ -84,34 +77,19 @@ def difference_rows(found: Mapping[str, Mapping[str, Any]], first: str, second: 
         shares = [percent(row["first"]), percent(row["second"]), f"{100 * row['difference']:+.1f}"]
         interval_of = interval(row["low"], row["high"], sign="+")
         rows.append([task, row["n"], *shares, interval_of, row["only_a"], row["only_b"], p])
-    header = [
-        "task",
-        "n",
-        first,
-        second,
-        "difference",
-        "95 % interval",
-        f"only {first}",
-        f"only {second}",
-        "p",
-    ]
-    return header, rows
+    sides = [first, second, "difference", "95 % interval", f"only {first}", f"only {second}"]
+    return ["task", "n", *sides, "p"], rows
 
 
 def before_after(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHook) -> str:
     """The table at the end of a run, from the first and the last evaluation (names without "eval/")."""
     tasks = [(f"  {name.partition('/')[2]}", name) for name in final if name.startswith("accuracy/")]
-    sampled = [(f"{label}, sampled", f"sampled/{name}") for name, label in hook.columns.items()]
+    sets = [(f"accuracy, {label}", f"{split}/accuracy") for split, label in hook.sets.items()]
+    means = [("accuracy", "accuracy"), ("format", "format"), ("mean_length", "mean length")]
+    means += hook.columns.items()
+    sampled = [(f"{label}, sampled", f"sampled/{name}") for name, label in means]
     lines = [f"{'':<24} {'before':>8} {'after':>8}"]
-    for label, name in [
-        ("accuracy, held out", "accuracy"),
-        *tasks,
-        *((f"accuracy, {label}", f"{split}/accuracy") for split, label in hook.sets.items()),
-        ("accuracy, sampled", "sampled/accuracy"),
-        ("format, sampled", "sampled/format"),
-        ("mean length, sampled", "sampled/mean_length"),
-        *sampled,
-    ]:
+    for label, name in [("accuracy, held out", "accuracy"), *tasks, *sets, *sampled]:
         if name in base and name in final:
             style = ".1f" if "length" in name else ".1%"
             lines.append(f"{label:<24} {base[name]:>8{style}} {final[name]:>8{style}}")
@@ -121,9 +99,8 @@ def before_after(base: Mapping[str, float], final: Mapping[str, float], hook: Ta
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown, the first column aligned left, the others right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    cells = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def labels(key: str, names: Sequence[str]) -> tuple[str, str]:
@@ -134,41 +111,27 @@ def labels(key: str, names: Sequence[str]) -> tuple[str, str]:
     return (first, second) if first != second else ("first", "second")
 
 
-def as_markdown(
-    result: Mapping[str, Any], shown: Callable[[float], str] | None = None, hook: TaskHook = NO_HOOK
-) -> str:
-    """The result of `evaluate.py` as a page of Markdown: how it was asked, and a table for each way of
-    asking."""
+def as_markdown(result: Mapping[str, Any], shown: Shown = None, hook: TaskHook = NO_HOOK) -> str:
+    """The result of `evaluate.py` as a page of Markdown: how it was asked, and each way's table."""
     config = result["config"]
     names = [who["name"] for who in config["models"]]
-    lines = [
-        f"# {config['task']}, split {config['split']}",
-        "",
-        f"Protocol `{config['protocol']}` ({config['checker']}, {config['total']} total), seed "
-        f"{config['seed']}.",
-        "",
-    ]
+    rules = f"({config['checker']}, {config['total']} total), seed {config['seed']}"
+    lines = [f"# {config['task']}, split {config['split']}", ""]
+    lines += [f"Protocol `{config['protocol']}` {rules}.", ""]
     for who in config["models"]:
         pixels = f", pictures of at most {who['max_pixels']} pixels" if who["max_pixels"] else ""
-        lines.append(
-            f"- `{who['name']}`: template `{who['template']}`, at most {who['cap']} tokens{pixels}, "
-            f"{who['dtype']}, weights {who['digest']}"
-        )
+        asked = f"template `{who['template']}`, at most {who['cap']} tokens{pixels}"
+        lines.append(f"- `{who['name']}`: {asked}, {who['dtype']}, weights {who['digest']}")
     for key, block in [("greedy", result), *result["more"].items()]:
         lines += ["", f"## {block['title']}", "", markdown(*score_rows(block["scores"], shown, hook)), ""]
-        lines += [f"- {note}" for note in notes(block["scores"], shown, hook)] + [
-            f"- skipped: {why}" for why in block["skipped"]
-        ]
+        lines += [f"- {note}" for note in notes(block["scores"], shown, hook)]
+        lines += [f"- skipped: {why}" for why in block["skipped"]]
         if "pass@k" in block["scores"]:
             lines += ["", markdown(*k_rows(block["scores"]))]
         if "differences" in block:
             left, right = labels(key, names)
-            lines += [
-                "",
-                f"{left} minus {right}, question by question:",
-                "",
-                markdown(*difference_rows(block["differences"], left, right)),
-            ]
+            lines += ["", f"{left} minus {right}, question by question:", ""]
+            lines.append(markdown(*difference_rows(block["differences"], left, right)))
     return "\n".join(lines) + "\n"
 
 
@@ -176,15 +139,8 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A table in plain text, the first column aligned left, the others right."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     wide = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join(
-        "  ".join([row[0].ljust(wide[0]), *(cell.rjust(w) for cell, w in zip(row[1:], wide[1:]))])
-        for row in cells
-    )
-
-
-def percent(share: float) -> str:
-    """0.125 -> 12.5"""
-    return f"{100 * share:.1f}"
+    aligned = ([row[0].ljust(wide[0]), *map(str.rjust, row[1:], wide[1:])] for row in cells)
+    return "\n".join("  ".join(row) for row in aligned)
 
 
 def interval(low: float, high: float, sign: str = "") -> str:
