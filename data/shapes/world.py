@@ -171,7 +171,7 @@ def _others(rng: random.Random, named: Pairs, pairs: Pairs, count: int) -> list[
 
 
 def _compared(rng: random.Random, pairs: Pairs, first: Pair | None, count: int, most: int) -> Scene:
-    """`count` objects that differ in colour and in shape, so that either word of a name tells them apart; then
+    """`count` objects that differ in colour and in shape, so that either word of a name tells them apart, and
     up to `most` others."""
     while True:
         named = ([first] if first else []) + rng.sample(pairs, count - (first is not None))
