@@ -79,7 +79,7 @@ def inverse_frequencies(theta: float, size: int, device: torch.device) -> Tensor
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate each pair (i, i + E/2) of x (..., heads, E) by its angle, in float32."""
+    """Rotate each pair (i, i + E/2) of x (..., heads, E) by its angle, in float32: one roll, two products."""
     cos, sin = rope
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 

@@ -16,10 +16,10 @@ def mrope_positions(tokens: Tensor, grid: Tensor, image_token: int, merge: int) 
     is_image = (tokens == image_token).tolist()
     pictures = [(t, h // merge, w // merge) for t, h, w in grid.tolist()]
     needed = sum(t * h * w for t, h, w in pictures)
-    at_grid = f"(grid {grid.tolist()})"
+    given = f"(grid {grid.tolist()})"
     if sum(is_image) != needed:
         count = sum(is_image)
-        raise ValueError(f"the prompt holds {count} picture tokens, its pictures need {needed} {at_grid}")
+        raise ValueError(f"the prompt holds {count} picture tokens, its pictures need {needed} {given}")
     pieces = [torch.zeros(3, 0, dtype=torch.long)]
     remaining = iter(pictures)
     at = following = 0
@@ -28,9 +28,7 @@ def mrope_positions(tokens: Tensor, grid: Tensor, image_token: int, merge: int) 
             t, h, w = next(remaining)
             count, used = t * h * w, max(h, w)
             if not all(is_image[at : at + count]):
-                raise ValueError(
-                    f"the {count} tokens of the picture at token {at} are split by text {at_grid}"
-                )
+                raise ValueError(f"the {count} tokens of the picture at token {at} are split by text {given}")
             axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
             box = torch.stack(axes).flatten(1)
         else:

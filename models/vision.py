@@ -42,7 +42,7 @@ def patches_of(tokens: Tensor, unit: int) -> Tensor:
 
 def lay_out(grid: Tensor, config: VisionConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Where every patch is. grid (I, 3) long, on the CPU: frames, rows, columns of each picture, in patches.
-    -> positions (N, 2) long: row and column of each patch; frame, window (M,) long: each merged token's."""
+    -> positions (N, 2) long: row and column of each patch; frame, window (M,) long: merged tokens' segments."""
     merge = config.spatial_merge_size
     frames, rows, columns = grid[:, 0], grid[:, 1] // merge, grid[:, 2] // merge
     tokens = frames * rows * columns
@@ -124,7 +124,7 @@ class Merger(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """A 3-D convolution whose stride is its kernel: on patches that are cut out, one matrix product."""
+    """A 3-D convolution whose stride is its kernel: on patches already cut out, one matrix product."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()

@@ -124,13 +124,8 @@ def _ending(letter: str, rng: random.Random) -> str:
     if rng.random() >= MALFORMED:
         return f"</think> {answer}"
     # Thinking is not closed; no answer tags; the answer is not closed; markup follows it.
-    malformed = (
-        answer,
-        f"</think> {letter}",
-        f"</think> <answer> {letter}",
-        f"</think> {answer} </div> </div>",
-    )
-    return rng.choice(malformed)
+    unclosed = f"</think> <answer> {letter}"
+    return rng.choice((answer, f"</think> {letter}", unclosed, f"</think> {answer} </div> </div>"))
 
 
 def answer_document(example: Example, rng: random.Random) -> str:
