@@ -42,7 +42,7 @@ def patches_of(tokens: Tensor, unit: int) -> Tensor:
 
 def lay_out(grid: Tensor, config: VisionConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Where every patch is. grid (I, 3) long, on the CPU: frames, rows, columns of each picture, in patches.
-    -> positions (N, 2) long: row and column of each patch; frame, window (M,) long: merged tokens' segments."""
+    -> positions (N, 2) long: row and column of each patch; frame, window (M,) long: the tokens' segments."""
     merge = config.spatial_merge_size
     frames, rows, columns = grid[:, 0], grid[:, 1] // merge, grid[:, 2] // merge
     tokens = frames * rows * columns
