@@ -1,5 +1,4 @@
-"""Keys and values during a rollout: each prompt's once, and each row's own in a slot. When a row has
-finished, another row can take its slot."""
+"""Keys and values during a rollout: each prompt's once, each row's own in a slot, which later rows reuse."""
 
 from dataclasses import dataclass, field
 
@@ -9,24 +8,25 @@ from torch import Tensor
 from models.layers import Rope, to_attention_dtype
 from models.packing import PromptGroups
 
+# Keys and values of one layer, (P, S, K, E) each.
+KeyValue = tuple[Tensor, Tensor]
 # What a decode step needs: rotary (B, 1, E) twice, bias (B, 1, 1, S + span), flat places (B·K,).
 Places = tuple[Rope, Tensor, Tensor]
 
 
 @dataclass
 class KVCache:
-    """What `prefill` returns and `decode` appends to: P prompts of S tokens, and B slots of `capacity`
-    tokens. Each slot holds one row, a completion.
+    """What `prefill` returns and `decode` extends: P prompts of S tokens, B slots of `capacity` tokens. Each
+    slot holds one row, a completion.
 
-    prompt_k, prompt_v: per layer (P, K, S, E), once per prompt, in the dtype of `to_attention_dtype`.
-    completion_k, completion_v: per layer (B, K, capacity, E). prompt (B,) long: the prompt of each slot's
-    row. filled (B,) long: tokens in each slot; the first is the prompt's last token.
-    prompt_bias (P, S) is added to attention scores: 0 at tokens, the lowest number at padding.
-    start (P,) long: the position of a row's first token. rope (positions, 2, E): cosine and sine.
-    bias (B, S + capacity): `prompt_bias` of each row, then 0 at tokens that are written, else the lowest
-    number. span: how many cached tokens a decode step reads. Fixed for the next `left` steps, so that shapes
-    do not change. groups: the slots by prompt. first (B, K) long: flat place of each slot's and head's first
-    token.
+    prompt_k, prompt_v: per layer (P, K, S, E), in the dtype of `to_attention_dtype`. completion_k,
+    completion_v: per layer (B, K, capacity, E). prompt (B,) long: the prompt of each slot's row. filled (B,)
+    long: tokens in each slot; the first is the prompt's last token. prompt_bias (P, S) is added to attention
+    scores: 0 at tokens, the lowest number at padding. start (P,) long: the position of a row's first token.
+    rope (positions, 2, E): cosine and sine. bias (B, S + capacity): `prompt_bias` of each row, then 0 at
+    written tokens, else the lowest number. span: how many cached tokens a decode step reads, fixed for the
+    next `left` steps, so that shapes do not change. groups: the slots by prompt. first (B, K) long: flat
+    place of each slot's and head's first token.
     """
 
     prompt_k: list[Tensor]
@@ -52,34 +52,18 @@ class KVCache:
 
     @classmethod
     def empty(
-        cls,
-        keys: list[tuple[Tensor, Tensor]],
-        prompt: Tensor,
-        capacity: int,
-        length: Tensor,
-        start: Tensor,
-        rope: Rope,
+        cls, keys: list[KeyValue], prompt: Tensor, capacity: int, length: Tensor, start: Tensor, rope: Rope
     ) -> "KVCache":
-        """Empty slots for rows of the prompts `prompt` (B,).
-
-        keys: per layer the prompts' keys and values, (P, S, K, E) each. length (P,) long: tokens of each
-        prompt in them. rope: (positions, 1, E) each.
-        """
+        """Empty slots for rows of the prompts `prompt` (B,). keys: the prompts', per layer. length (P,) long:
+        tokens of each prompt in them. rope: (positions, 1, E) each."""
         P, S, K, E = keys[0][0].shape
-        # Zeros: a row reads `span` places, also those behind its end. These have weight 0, but 0 x NaN of
-        # uninitialised memory is NaN.
-        completion_k, completion_v = (
-            [k.new_zeros(len(prompt), K, capacity, E) for k, _ in keys] for _ in range(2)
-        )
-        prompt_k, prompt_v = (
-            [to_attention_dtype(each[n]).transpose(1, 2).contiguous() for each in keys] for n in range(2)
-        )
+        # Zeros: a row also reads places behind its end. Their weight is 0, but 0 x NaN of raw memory is NaN.
+        own_k, own_v = ([x.new_zeros(len(prompt), K, capacity, E) for x, _ in keys] for _ in range(2))
+        k, v = ([to_attention_dtype(x).transpose(1, 2).contiguous() for x in each] for each in zip(*keys))
         padding = torch.arange(S, device=length.device) >= length[:, None]
-        bias = prompt_k[0].new_zeros(P, S).masked_fill(padding, torch.finfo(prompt_k[0].dtype).min)
+        bias = k[0].new_zeros(P, S).masked_fill(padding, torch.finfo(k[0].dtype).min)
         filled = torch.zeros_like(prompt)
-        return cls(
-            prompt_k, prompt_v, completion_k, completion_v, prompt, filled, bias, start, torch.cat(rope, -2)
-        )
+        return cls(k, v, own_k, own_v, prompt, filled, bias, start, torch.cat(rope, -2))
 
     @property
     def capacity(self) -> int:
@@ -114,24 +98,18 @@ class KVCache:
 
     def reach(self, steps: int = 1, multiple: int = 1) -> int:
         """Fix the span for at most `steps` next steps, to a multiple of `multiple` tokens. -> how many steps
-        it serves.
-
-        This waits for the device; a decode step does not. Raises ValueError if a slot is full.
-        """
+        it serves. Waits for the device, unlike a decode step. Raises ValueError if a slot is full."""
         filled = int(self.filled.max())
         if filled == self.capacity:
-            raise ValueError(
-                f"the cache holds {self.capacity} tokens a row and is full; prefill with a larger capacity"
-            )
+            full = f"the cache holds {self.capacity} tokens a row and is full"
+            raise ValueError(f"{full}; prefill with a larger capacity")
         self.left = min(steps, self.capacity - filled)
         self.span = min(-(-(filled + self.left) // multiple) * multiple, self.capacity)
         return self.left
 
     def next_places(self) -> Places:
-        """Where the next token of each slot goes, what it may see, and its rotary.
-
-        Calls `reach` if no step is left. Raises ValueError if a slot is full.
-        """
+        """Where the next token of each slot goes, what it may see, and its rotary. Calls `reach` if no step
+        is left. Raises ValueError if a slot is full."""
         if not self.left:
             self.reach()
         self.left -= 1
@@ -142,18 +120,14 @@ class KVCache:
         return (rope[:, :1], rope[:, 1:]), visible, (self.first + self.filled[:, None]).flatten()
 
     def write(self, layer: int, k: Tensor, v: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the keys and values (B, K, E) of a layer's new tokens. -> those of all completion tokens,
-        (B, K, span, E)."""
+        """Write keys and values (B, K, E) of a layer's new tokens. -> all completions', (B, K, span, E)."""
         for cached, new in ((self.completion_k[layer], k), (self.completion_v[layer], v)):
             cached.flatten(0, 2).index_copy_(0, place, new.flatten(0, 1))
         return self.completion_k[layer][:, :, : self.span], self.completion_v[layer][:, :, : self.span]
 
     def keep(self, running: Tensor, most: int) -> Tensor:
-        """Keep `most` slots, which hold all `running` (B,) rows. -> (most,) long, the old slot of each.
-
-        Running rows in slots >= `most` are moved into free slots below `most`. No other row is copied.
-        Prompts without a row are dropped.
-        """
+        """Keep `most` slots, which hold all `running` (B,) rows. -> (most,) long, the old slot of each. Only
+        running rows in slots >= `most` are copied, into free slots below. Unused prompts are dropped."""
         slot = torch.arange(len(running), device=running.device)
         moved = slot[most:][running[most:]]
         into = (~running[:most]).nonzero().flatten()[: len(moved)]

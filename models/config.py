@@ -5,30 +5,20 @@ Field names are the hub's. Only what changes the computation is kept. A value th
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-ARCHITECTURES = {
-    "qwen2_vl": "Qwen2VLForConditionalGeneration",
-    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
-}
-NEEDED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-)
+ARCHITECTURES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}
+NEEDED = ("vocab_size", "hidden_size", "intermediate_size")
+NEEDED += ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 OPTIONAL = ("rms_norm_eps", "max_position_embeddings", "bos_token_id", "eos_token_id", "initializer_range")
 OTHERS = ("rope_theta", "tie_word_embeddings")
 VISION = ("depth", "num_heads", "in_channels", "patch_size", "spatial_merge_size", "temporal_patch_size")
-PLACEHOLDERS = {
-    "image_token_id": 151655,
-    "video_token_id": 151656,
-    "vision_start_token_id": 151652,
-    "vision_end_token_id": 151653,
-}
+# Qwen2.5-VL's vision tower: {our name: the hub's}.
+GATED = dict(width="hidden_size", intermediate_size="intermediate_size", hidden_size="out_hidden_size")
+PLACEHOLDERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @dataclass(frozen=True)
@@ -68,10 +58,8 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole policy: the decoder, the four placeholder token ids, and `vision`.
-
-    In the letters of the docs: V = vocab_size, D = hidden_size, L = num_hidden_layers, H =
-    num_attention_heads, K = num_key_value_heads.
+    """The whole policy: decoder, the four placeholder token ids, and `vision`. In the letters of the docs:
+    V = vocab_size, D = hidden_size, L = num_hidden_layers, H = num_attention_heads, K = num_key_value_heads
     """
 
     architecture: str
@@ -87,10 +75,10 @@ class ModelConfig:
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 32768
     tie_word_embeddings: bool = False
-    image_token_id: int = PLACEHOLDERS["image_token_id"]
-    video_token_id: int = PLACEHOLDERS["video_token_id"]
-    vision_start_token_id: int = PLACEHOLDERS["vision_start_token_id"]
-    vision_end_token_id: int = PLACEHOLDERS["vision_end_token_id"]
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     initializer_range: float = 0.02
@@ -107,14 +95,11 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ModelConfig":
-        """Read `config.json` of a Hugging Face folder, or that file itself. Raises ValueError that names
-        the file and the key."""
+        """Read `config.json` of a folder, or that file itself. Raises ValueError with file and key."""
         path = Path(folder)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            raise ValueError(
-                f"{path}: no such file; a model folder holds config.json and safetensors weights"
-            )
+            raise ValueError(f"{path}: no such file; a model folder has config.json and safetensors weights")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -130,29 +115,30 @@ class ModelConfig:
         """
         architecture = values.get("model_type")
         if architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"{name}: model_type is {architecture!r}; this repository has {' and '.join(ARCHITECTURES)}"
-            )
+            known = " and ".join(ARCHITECTURES)
+            raise ValueError(f"{name}: model_type is {architecture!r}; this repository has {known}")
         # The decoder's keys are at the top, or in `text_config`, which then wins.
-        text = _Keys({**values, **(values.get("text_config") or {})}, name)
-        rope = {**(text.values.get("rope_scaling") or {}), **(text.values.get("rope_parameters") or {})}
+        text = {**values, **(values.get("text_config") or {})}
+        rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
         if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
             raise ValueError(f"{name}: rotary type {rope!r} is not supported; only plain M-RoPE is")
-        text.must("hidden_act", "silu")
-        text.must("use_sliding_window", False)
+        _must(text, name, "hidden_act", "silu")
+        _must(text, name, "use_sliding_window", False)
+        need = partial(_need, text, name)
         section = tuple(rope.get("mrope_section") or cls.mrope_section)
-        tied = values.get("tie_word_embeddings") or text.values.get("tie_word_embeddings")
+        tied = values.get("tie_word_embeddings") or text.get("tie_word_embeddings")
         config = cls(
             architecture=architecture,
-            **{key: text.need(key) for key in NEEDED},
-            **{key: text.values.get(key, getattr(cls, key)) for key in OPTIONAL},
+            **{key: need(key) for key in NEEDED},
+            **{key: text.get(key, getattr(cls, key)) for key in OPTIONAL},
             mrope_section=section,  # pyrefly: ignore[bad-argument-type]
-            rope_theta=float(rope.get("rope_theta") or text.values.get("rope_theta") or cls.rope_theta),
+            rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or cls.rope_theta),
             tie_word_embeddings=bool(tied),
-            **{key: values.get(key, default) for key, default in PLACEHOLDERS.items()},
-            vision=_read_vision(architecture, text.need("vision_config"), text.need("hidden_size"), name),
+            **{key: values.get(key, getattr(cls, key)) for key in PLACEHOLDERS},
+            vision=_read_vision(architecture, need("vision_config"), need("hidden_size"), name),
         )
-        config._check(name)
+        if wrong := list(config._faults()):
+            raise ValueError(f"{name}: " + "; ".join(wrong))
         return config
 
     def to_dict(self) -> dict:
@@ -160,21 +146,13 @@ class ModelConfig:
         v = self.vision
         vision = {"model_type": self.architecture} | {key: getattr(v, key) for key in VISION}
         if v.gated:
-            vision |= dict(
-                hidden_size=v.width,
-                intermediate_size=v.intermediate_size,
-                out_hidden_size=v.hidden_size,
-                hidden_act="silu",
-                window_size=v.window_size,
-                fullatt_block_indexes=list(v.fullatt_block_indexes),
-            )
+            vision |= {theirs: getattr(v, ours) for ours, theirs in GATED.items()} | {"hidden_act": "silu"}
+            vision |= dict(window_size=v.window_size, fullatt_block_indexes=list(v.fullatt_block_indexes))
         else:
-            ratio = v.intermediate_size // v.width
-            vision |= dict(
-                embed_dim=v.width, hidden_size=v.hidden_size, mlp_ratio=ratio, hidden_act="quick_gelu"
-            )
+            vision |= dict(embed_dim=v.width, hidden_size=v.hidden_size)
+            vision |= dict(mlp_ratio=v.intermediate_size // v.width, hidden_act="quick_gelu")
         return {
-            "architectures": [ARCHITECTURES[self.architecture]],
+            "architectures": [f"{ARCHITECTURES[self.architecture]}ForConditionalGeneration"],
             "model_type": self.architecture,
             **{key: getattr(self, key) for key in (*NEEDED, *OPTIONAL, *OTHERS, *PLACEHOLDERS)},
             "hidden_act": "silu",
@@ -183,74 +161,50 @@ class ModelConfig:
             "vision_config": vision,
         }
 
-    def _check(self, name: str) -> None:
-        """Refuse sizes that don't fit together."""
+    def _faults(self) -> Iterator[str]:
+        """Sizes that don't fit together."""
         v, half = self.vision, self.head_size // 2
-        checks = {
-            "hidden_size must be a multiple of num_attention_heads, and that of num_key_value_heads": (
-                self.hidden_size % self.num_attention_heads
-                or self.num_attention_heads % self.num_key_value_heads
-            ),
-            f"mrope_section {list(self.mrope_section)} must add up to half the head size, {half}": (
-                sum(self.mrope_section) * 2 != self.head_size
-            ),
-            "the vision width must be a multiple of num_heads, and its head size a multiple of 4": (
-                v.width % v.num_heads or v.head_size % 4
-            ),
-            f"the vision tower gives width {v.hidden_size}, the decoder takes {self.hidden_size}": (
-                v.hidden_size != self.hidden_size
-            ),
-            "Qwen2-VL's mlp_ratio must be a whole number": not v.gated and v.intermediate_size % v.width,
-        }
+        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
+            yield "hidden_size must be a multiple of num_attention_heads, and that of num_key_value_heads"
+        if sum(self.mrope_section) * 2 != self.head_size:
+            yield f"mrope_section {list(self.mrope_section)} must add up to half the head size, {half}"
+        if v.width % v.num_heads or v.head_size % 4:
+            yield "the vision width must be a multiple of num_heads, and its head size a multiple of 4"
+        if v.hidden_size != self.hidden_size:
+            yield f"the vision tower gives width {v.hidden_size}, the decoder takes {self.hidden_size}"
+        if not v.gated and v.intermediate_size % v.width:
+            yield "Qwen2-VL's mlp_ratio must be a whole number"
         for key in PLACEHOLDERS:
-            number = getattr(self, key)
-            checks[f"{key} {number} is not below vocab_size {self.vocab_size}"] = not (
-                0 <= number < self.vocab_size
-            )
-        if wrong := [text for text, holds in checks.items() if holds]:
-            raise ValueError(f"{name}: " + "; ".join(wrong))
+            if not 0 <= (number := getattr(self, key)) < self.vocab_size:
+                yield f"{key} {number} is not below vocab_size {self.vocab_size}"
 
 
-class _Keys:
-    """A file's dictionary, with errors that name the file and the key."""
+def _need(values: dict, name: str, key: str):
+    """The value of a key that must be there."""
+    if values.get(key) is None:
+        raise ValueError(f"{name}: key {key!r} is missing")
+    return values[key]
 
-    def __init__(self, values: dict, name: str):
-        self.values, self.name = values, name
 
-    def need(self, key: str):
-        """The value of a key that must be there."""
-        if self.values.get(key) is None:
-            raise ValueError(f"{self.name}: key {key!r} is missing")
-        return self.values[key]
-
-    def must(self, key: str, only) -> None:
-        """Raise for any value but `only`. An absent key means `only`."""
-        if self.values.get(key, only) not in (only, None):
-            raise ValueError(f"{self.name}: {key} is {self.values[key]!r}; only {only!r} is supported")
+def _must(values: dict, name: str, key: str, only) -> None:
+    """Raise for any value but `only`. An absent key means `only`."""
+    if values.get(key, only) not in (only, None):
+        raise ValueError(f"{name}: {key} is {values[key]!r}; only {only!r} is supported")
 
 
 def _read_vision(architecture: str, values: dict, hidden_size: int, name: str) -> VisionConfig:
     """`vision_config` of either architecture. The hub's files say `in_chans`, transformers' `in_channels`."""
-    keys = _Keys(values, f"{name}: vision_config")
-    gated = architecture == "qwen2_5_vl"
-    keys.must("hidden_act", "silu" if gated else "quick_gelu")
+    name, gated = f"{name}: vision_config", architecture == "qwen2_5_vl"
+    need = partial(_need, values, name)
+    _must(values, name, "hidden_act", "silu" if gated else "quick_gelu")
     found = {key: values.get(key, getattr(VisionConfig, key, None)) for key in VISION}
-    found |= {key: keys.need(key) for key in ("depth", "num_heads")}
+    found |= {key: need(key) for key in ("depth", "num_heads")}
     found["in_channels"] = values.get("in_channels", values.get("in_chans", 3))
     if gated:
-        return VisionConfig(
-            **found,
-            width=keys.need("hidden_size"),
-            intermediate_size=keys.need("intermediate_size"),
-            hidden_size=keys.need("out_hidden_size"),
-            gated=True,
-            window_size=keys.need("window_size"),
-            fullatt_block_indexes=tuple(keys.need("fullatt_block_indexes")),
-        )
-    width = keys.need("embed_dim")
-    return VisionConfig(
-        **found,
-        width=width,
-        intermediate_size=int(width * values.get("mlp_ratio", 4)),
-        hidden_size=values.get("hidden_size", hidden_size),
-    )
+        found |= {ours: need(theirs) for ours, theirs in GATED.items()}
+        window, full = need("window_size"), tuple(need("fullatt_block_indexes"))
+        return VisionConfig(**found, gated=True, window_size=window, fullatt_block_indexes=full)
+    width = need("embed_dim")
+    hidden = int(width * values.get("mlp_ratio", 4))
+    out = values.get("hidden_size", hidden_size)
+    return VisionConfig(**found, width=width, intermediate_size=hidden, hidden_size=out)

@@ -12,20 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import layers
 from models.cache import KVCache, Places
 from models.config import ModelConfig
-from models.layers import (
-    GatedMLP,
-    RMSNorm,
-    Rope,
-    causal_attention,
-    decode_attention,
-    group_attention,
-    inverse_frequencies,
-    rope_from_angles,
-    rotate,
-    to_float32,
-)
+from models.layers import GatedMLP, RMSNorm, Rope, causal_attention, decode_attention, group_attention
 from models.packing import Packing
 
 # Completions share a part if each is at least this long, relative to the part's longest.
@@ -35,10 +25,9 @@ MIN_LENGTH_RATIO = 0.8
 @dataclass
 class Streams:
     """The T tokens of one forward: `prompt_tokens` of the prompts (P, S), then those of the completions
-    (P, G, C); a prefill has none.
+    (P, G, C); a prefill has none. Every block uses it.
 
-    completion: the parts of `by_length`, in the order of their tokens, each with its `group_mask`. Computed
-    once per forward and used by every block.
+    completion: the parts of `by_length`, in the order of their tokens, each with its `group_mask`.
     """
 
     prompt: Packing
@@ -48,7 +37,6 @@ class Streams:
 
 def by_length(length: Tensor, longest: int) -> tuple[Packing, list[Packing]]:
     """Split completions into parts of similar length, so that attention pads each only to its part's longest.
-    Linear layers see no padding anyway.
 
     length (P, G) long; longest = C. -> all T tokens as places in (P, G, C), part by part; and the parts, each
     of shape (P, its rows of a group, its longest).
@@ -74,11 +62,10 @@ def by_length(length: Tensor, longest: int) -> tuple[Packing, list[Packing]]:
 def text_rope(positions: Tensor, config: ModelConfig) -> Rope:
     """M-RoPE: a head's first angles turn with time, the next with height, the last with width. positions
     (3, ...) long -> (..., 1, E)."""
-    axis = torch.arange(3, device=positions.device).repeat_interleave(
-        torch.tensor(config.mrope_section, device=positions.device)
-    )
-    frequency = inverse_frequencies(config.rope_theta, config.head_size, positions.device)
-    return rope_from_angles(positions.movedim(0, -1)[..., axis] * frequency)
+    section = torch.tensor(config.mrope_section, device=positions.device)
+    axis = torch.arange(3, device=positions.device).repeat_interleave(section)
+    frequency = layers.inverse_frequencies(config.rope_theta, config.head_size, positions.device)
+    return layers.rope_from_angles(positions.movedim(0, -1)[..., axis] * frequency)
 
 
 class Embedding(nn.Embedding):
@@ -88,22 +75,20 @@ class Embedding(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         """(...) long -> (..., D)."""
         x = super().forward(input)
-        return to_float32(x) if torch.is_autocast_enabled(x.device.type) else x
+        return layers.to_float32(x) if torch.is_autocast_enabled(x.device.type) else x
 
 
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share K key heads, R = H / K each.
 
-    joined: weight and bias of q, k and v as one matrix, for `decode`. `join` makes them, a forward drops
-    them, because the weights may have changed before the next rollout.
+    joined: weight and bias of q, k and v as one matrix, for `decode`. `join` makes them; a forward drops
+    them: the weights may change before the next rollout.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads = config.num_attention_heads
-        self.key_heads = config.num_key_value_heads
-        self.size = config.head_size
-        width = config.hidden_size
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.size, width = config.head_size, config.hidden_size
         self.q_proj = nn.Linear(width, self.heads * self.size)
         self.k_proj = nn.Linear(width, self.key_heads * self.size)
         self.v_proj = nn.Linear(width, self.key_heads * self.size)
@@ -112,16 +97,15 @@ class Attention(nn.Module):
 
     def query(self, x: Tensor, rope: Rope) -> Tensor:
         """(T, D) -> rotated (T, H, E)."""
-        return rotate(self.q_proj(x).view(-1, self.heads, self.size), rope)
+        return layers.rotate(self.q_proj(x).view(-1, self.heads, self.size), rope)
 
     def key_value(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """(T, D) -> rotated keys and values (T, K, E)."""
         shape = (-1, self.key_heads, self.size)
-        return rotate(self.k_proj(x).view(shape), rope), self.v_proj(x).view(shape)
+        return layers.rotate(self.k_proj(x).view(shape), rope), self.v_proj(x).view(shape)
 
     def forward(self, x: Tensor, rope: Rope, streams: Streams, last: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, D) -> (T, D), or only the completions' part if `last`; and the prompts' keys and values
-        (P, S, K, E)."""
+        """x (T, D) -> (T, D), or only the completions' part if `last`; and the prompts' k, v (P, S, K, E)."""
         self.joined = ()
         n = streams.prompt_tokens
         k, v = self.key_value(x, rope)
@@ -147,12 +131,11 @@ class Attention(nn.Module):
         self.joined = torch.cat([x.weight for x in linears]), torch.cat([x.bias for x in linears])
 
     def decode(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
-        """One new token per slot: x (B, D) -> (B, D). Writes its keys and values to the cache. places: from
-        `KVCache.next_places`."""
+        """One new token per slot: x (B, D) -> (B, D). Writes to the cache, at `KVCache.next_places`."""
         rope, bias, place = places
         H, K = self.heads, self.key_heads
         qkv = F.linear(x, *self.joined).view(-1, H + 2 * K, self.size)
-        qk, v = rotate(qkv[:, : H + K], rope), qkv[:, H + K :]
+        qk, v = layers.rotate(qkv[:, : H + K], rope), qkv[:, H + K :]
         k, v = cache.write(layer, qk[:, H:], v, place)
         q = qk[:, :H].unflatten(1, (K, -1))  # (B, K, R, E)
         prompt_k, prompt_v = cache.prompt_k[layer], cache.prompt_v[layer]
@@ -169,20 +152,15 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, x: Tensor, rope: Rope, streams: Streams, last: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (T, D) -> (T, D) and the prompts' keys and values (P, S, K, E).
-
-        last: return only the completions' part. Nothing reads the prompts' output of the last block.
-        """
+    def forward(self, x: Tensor, rope: Rope, streams: Streams, last: bool = False) -> tuple[Tensor, ...]:
+        """x (T, D) -> (T, D), and the prompts' k, v (P, S, K, E). last: return only the completions' part.
+        Nothing reads the prompts' output of the last block."""
         out, prompt_k, prompt_v = self.self_attn(self.input_layernorm(x), rope, streams, last)
         x = (x[streams.prompt_tokens :] if last else x) + out
         return x + self.mlp(self.post_attention_layernorm(x)), prompt_k, prompt_v
 
     def keys(self, x: Tensor, rope: Rope, streams: Streams) -> tuple[Tensor, Tensor]:
-        """The last block of a prefill computes only the prompts' keys and values: x (T, D) -> (P, S, K, E)
-        each."""
+        """All that the last block of a prefill computes: the prompts' k, v. x (T, D) -> (P, S, K, E) each."""
         k, v = self.self_attn.key_value(self.input_layernorm(x), rope)
         return streams.prompt.pad(k), streams.prompt.pad(v)
 

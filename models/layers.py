@@ -18,9 +18,9 @@ def to_float32(x: Tensor) -> Tensor:
 def to_attention_dtype(x: Tensor) -> Tensor:
     """x in the dtype in which attention sums: float64 for float32 on a CPU, else unchanged.
 
-    Sampling and training compute a token's attention in other shapes and orders. In float32 the two results
-    differ by a rounding, which sharp attention magnifies to 1e-5 in a log-prob. Summed in float64 and rounded
-    once, they are equal. Linear layers need no such help: their rows do not depend on each other.
+    Sampling and training compute a token's attention in other shapes and orders. In float32 they differ by a
+    rounding, which sharp attention magnifies to 1e-5 in a log-prob. Summed in float64 and rounded once, they
+    are equal. Rows of linear layers do not depend on each other.
     """
     is_exact = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     return x.double() if is_exact else x
@@ -74,23 +74,19 @@ def rope_from_angles(angle: Tensor) -> Rope:
 
 
 def inverse_frequencies(theta: float, size: int, device: torch.device) -> Tensor:
-    """theta^(-2i/size) for i < size/2, float32. Computed when needed: a buffer would have to survive the
-    meta device and dtype casts."""
+    """theta^(-2i/size) for i < size/2, float32. No buffer: it would have to survive meta device and casts."""
     return 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float32, device=device) / size))
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Rotate each pair (i, i + E/2) of x (..., heads, E) by its angle, in float32. The signed sine makes it
-    one roll and two products."""
+    """Rotate each pair (i, i + E/2) of x (..., heads, E) by its angle, in float32: one roll, two products."""
     cos, sin = rope
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Each token sees itself and the tokens before it. Right padding needs no mask: no real token follows it.
-
-    q (P, S, H, E); k, v (P, S, K, E) -> (P, S, H, E).
-    """
+    """Each token sees itself and those before it. q (P, S, H, E); k, v (P, S, K, E) -> (P, S, H, E).
+    Right padding needs no mask: no real token follows it."""
     q_heads, k_heads, v_heads = (to_attention_dtype(x).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, is_causal=True, enable_gqa=True)
     return out.transpose(1, 2).to(q.dtype)
@@ -105,11 +101,10 @@ def attention_dtype(x: Tensor) -> torch.dtype:
 
 def group_mask(length: Tensor, longest: int, completion: int, repeat: int, dtype: torch.dtype) -> Tensor:
     """The mask of `group_attention`: a completion token sees its prompt's first `length` tokens, and its
-    completion up to itself.
+    completion up to itself. All blocks share it; a boolean one would be converted and kept once per block.
 
     length (P,) long; longest = S; completion = C; repeat = R, query heads per key head. -> (P, 1, R·C, S + C)
-    in `dtype`: 0 = visible, -inf = not. A float mask is shared by all blocks. A boolean mask would be
-    converted, and kept for backward, once per block.
+    in `dtype`: 0 = visible, -inf = not.
     """
     device = length.device
     padding = torch.arange(longest, device=device) >= length[:, None, None]
@@ -127,11 +122,9 @@ def group_attention(
 
     q (P, G, C, H, E); k, v (P, G, C, K, E) of the completions; prompt_k, prompt_v (P, S, K, E), shared by the
     group; mask from `group_mask`. -> (P, G, C, H, E).
-
     The R query heads of a key head become R·C queries of it. So keys are not repeated per head, and every
     device's fused kernels accept the mask (`enable_gqa` with a mask can leave a GPU only the kernel that
-    stores all scores). A group's rows become heads of its prompt, so one mask serves them all.
-    What else was measured: docs/results/speed.md.
+    stores all scores). A group's rows become heads of its prompt: one mask for all (docs/results/speed.md).
     """
     P, G, C, H, E = q.shape
     K = k.shape[3]
@@ -149,14 +142,12 @@ def group_attention(
 def decode_attention(
     q: Tensor, k: Tensor, v: Tensor, prompt_k: Tensor, prompt_v: Tensor, groups: PromptGroups, bias: Tensor
 ) -> Tensor:
-    """One new token per row attends to its prompt and to its completion so far. Each prompt's keys and values
-    are read once for all of its rows.
+    """One new token per row attends to its prompt and to its completion so far.
 
     q (B, K, R, E), R = H / K query heads per key head; k, v (B, K, n, E), the completion with the new token;
     prompt_k, prompt_v (P, K, S, E), in the dtype of `to_attention_dtype`; bias (B, 1, 1, S + n): 0, or the
     lowest number where no token is. -> (B, K, R, E).
-
-    The W rows of a prompt and their R query heads are W·R queries of one product.
+    A prompt's keys and values are read once: the R query heads of its W rows are W·R queries of one product.
     """
     B, K, R, E = q.shape
     dtype, S = q.dtype, prompt_k.shape[2]

@@ -1,7 +1,5 @@
-"""M-RoPE positions (Qwen2-VL, arXiv 2409.12191, §2.1). Text counts 0, 1, 2 … A picture is a (time, height,
-width) box that starts at the next free position and takes as many positions as its longer side. Positions are
-data: computed once per prompt, stored nowhere in the model.
-"""
+"""M-RoPE positions (Qwen2-VL, arXiv 2409.12191, §2.1), once per prompt. Text counts 0, 1, 2 … A picture is a
+(time, height, width) box that starts at the next free position and takes as many as its longer side."""
 
 import torch
 from torch import Tensor
@@ -18,11 +16,10 @@ def mrope_positions(tokens: Tensor, grid: Tensor, image_token: int, merge: int) 
     is_image = (tokens == image_token).tolist()
     pictures = [(t, h // merge, w // merge) for t, h, w in grid.tolist()]
     needed = sum(t * h * w for t, h, w in pictures)
+    given = f"(grid {grid.tolist()})"
     if sum(is_image) != needed:
-        raise ValueError(
-            f"the prompt holds {sum(is_image)} picture tokens, its pictures need {needed} "
-            f"(grid {grid.tolist()})"
-        )
+        count = sum(is_image)
+        raise ValueError(f"the prompt holds {count} picture tokens, its pictures need {needed} {given}")
     pieces = [torch.zeros(3, 0, dtype=torch.long)]
     remaining = iter(pictures)
     at = following = 0
@@ -31,10 +28,7 @@ def mrope_positions(tokens: Tensor, grid: Tensor, image_token: int, merge: int) 
             t, h, w = next(remaining)
             count, used = t * h * w, max(h, w)
             if not all(is_image[at : at + count]):
-                raise ValueError(
-                    f"the {count} tokens of the picture at token {at} are split by text "
-                    f"(grid {grid.tolist()})"
-                )
+                raise ValueError(f"the {count} tokens of the picture at token {at} are split by text {given}")
             axes = torch.meshgrid(torch.arange(t), torch.arange(h), torch.arange(w), indexing="ij")
             box = torch.stack(axes).flatten(1)
         else:

@@ -1,6 +1,7 @@
 """Real tokens or rows as a flat list, and the padded shapes that attention needs."""
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -8,8 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Packing:
-    """T real entries of a padded shape. index (T,) long: their places in the flattened shape; None if every
-    place is real."""
+    """T real entries of a padded shape. index (T,) long: their flat places in it; None if all are real."""
 
     index: Tensor | None
     shape: tuple[int, ...]
@@ -17,7 +17,7 @@ class Packing:
     @property
     def tokens(self) -> int:
         """T."""
-        return torch.Size(self.shape).numel() if self.index is None else len(self.index)
+        return prod(self.shape) if self.index is None else len(self.index)
 
     @classmethod
     def of(cls, length: Tensor, longest: int) -> "Packing":
@@ -34,18 +34,17 @@ class Packing:
     def pad(self, x: Tensor) -> Tensor:
         """(T, ...) -> (*shape, ...), 0 in the padding."""
         if self.index is not None:
-            places = torch.Size(self.shape).numel()
-            x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.index, x)
+            x = x.new_zeros(prod(self.shape), *x.shape[1:]).index_copy_(0, self.index, x)
         return x.view(*self.shape, *x.shape[1:])
 
 
 @dataclass
 class PromptGroups:
-    """Groups the B rows by prompt, so that one matrix product serves a whole group.
+    """Groups the B rows by prompt, so that one matrix product serves a whole group. W is the size of the
+    largest group; smaller ones are padded. The K heads of a row count as K rows.
 
-    W is the size of the largest group; smaller groups are padded. The K heads of a row count as K rows.
-    into (P·K·W,) long: the row at each padded position; any row in the padding. back (B·K,) long: the
-    inverse. count: P·K.
+    into (P·K·W,) long: the row at each padded position, any in the padding. back (B·K,) long: the inverse.
+    count: P·K.
     """
 
     into: Tensor

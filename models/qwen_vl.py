@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.cache import KVCache
 from models.config import ModelConfig
-from models.decoder import Block, Decoder, Streams, by_length, text_rope
-from models.layers import Rope, attention_dtype, group_mask, to_float32
+from models.decoder import Decoder, Streams, by_length, text_rope
+from models.layers import attention_dtype, group_mask, to_float32
 from models.packing import Packing
 from models.vision import VisionTower
 
@@ -27,9 +27,8 @@ class PromptBatch:
     """P prompts, right-padded to S tokens, with the pictures of all of them.
 
     tokens (P, S) long; length (P,) long, at least 2; positions (P, 3, S) and next_position (P,) long, from
-    `mrope_positions`; image_slot (P, S) long: the row of the feature matrix that replaces the token's
-    embedding, -1 for text; patches (N, patch_dim) float and grid (I, 3) long: all pictures in order (N = 0:
-    none).
+    `mrope_positions`; image_slot (P, S) long: the row of features that replaces the token's embedding, -1 for
+    text; patches (N, patch_dim) float and grid (I, 3) long: all pictures in order (N = 0: none).
     """
 
     tokens: Tensor
@@ -61,8 +60,8 @@ def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
 class QwenVL(nn.Module):
     """Qwen2-VL or Qwen2.5-VL, parameters named as on the hub.
 
-    recompute: keep only each decoder block's input for the backward pass, and run the block again there: less
-    memory, a third more time. (`visual.recompute` does it for the vision tower.)
+    recompute: run each decoder block again in the backward pass instead of keeping more than its input: less
+    memory, a third more time. `visual.recompute` does it for the vision tower.
     """
 
     def __init__(self, config: ModelConfig):
@@ -100,13 +99,15 @@ class QwenVL(nn.Module):
         x = torch.cat((x, self.model.embed_tokens(completion.pack(inputs))))
         rope = text_rope(torch.cat((positions, places.expand(3, -1)), 1), self.config)
         repeat = self.config.num_attention_heads // self.config.num_key_value_heads
-        masks = [
-            group_mask(prompts.length - 1, prompt.shape[1], part.shape[2], repeat, attention_dtype(x))
-            for part in parts
-        ]
+        S, dtype = prompt.shape[1], attention_dtype(x)
+        masks = [group_mask(prompts.length - 1, S, part.shape[2], repeat, dtype) for part in parts]
         streams = Streams(prompt, positions.shape[1], list(zip(parts, masks)))
         for block in self.model.layers:
-            x = self._run(block, x, rope, streams, block is self.model.layers[-1] and not with_prompts)
+            last = block is self.model.layers[-1] and not with_prompts
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rope, streams, last, use_reentrant=False)[0]
+            else:
+                x = block(x, rope, streams, last)[0]
         x = self.model.norm(x)
         if with_prompts:
             return completion.pad(x[streams.prompt_tokens :]), prompt.pad(x[: streams.prompt_tokens])
@@ -115,8 +116,7 @@ class QwenVL(nn.Module):
     def prefill(
         self, prompts: PromptBatch, group: int, capacity: int, max_rows: int | None = None
     ) -> KVCache:
-        """Read the prompts once each, without their last tokens, and make slots of `capacity` tokens for
-        `group` rows of each.
+        """Read each prompt once, without its last token. Make slots of `capacity` tokens for `group` rows.
 
         max_rows: make slots for the first rows only (None: for all P·group). `KVCache.begin` gives a slot to
         a later row. Row p·group + g is of prompt p. Call it without gradients, then feed the prompts' last
@@ -141,9 +141,7 @@ class QwenVL(nn.Module):
 
     def decode(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Decode one token in every slot. tokens (B,) long -> hidden (B, D), which predicts the next ones.
-
-        Call it without gradients. Raises ValueError if the cache is full.
-        """
+        Call it without gradients. Raises ValueError if the cache is full."""
         places = cache.next_places()
         x = self.model.embed_tokens(tokens)
         for number, block in enumerate(self.model.layers):
@@ -167,8 +165,7 @@ class QwenVL(nn.Module):
         return logits.index_fill_(-1, ids, torch.finfo(torch.float32).min)
 
     def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing]:
-        """Each prompt without its last token: embeddings with the pictures' features in place (T, D),
-        positions (3, T), packing."""
+        """Prompts without last tokens: embeddings and picture features (T, D), positions (3, T), packing."""
         prompt = Packing.of(prompts.length - 1, prompts.tokens.shape[1] - 1)
         x = self.model.embed_tokens(prompt.pack(prompts.tokens[:, :-1]))
         if len(prompts.patches):
@@ -176,11 +173,4 @@ class QwenVL(nn.Module):
             slot = prompt.pack(prompts.image_slot[:, :-1])
             place = (slot >= 0).nonzero()[:, 0]
             x = x.index_copy(0, place, features.index_select(0, slot[place]).to(x.dtype))
-        positions = prompt.pack(prompts.positions[..., :-1].transpose(1, 2)).T
-        return x, positions, prompt
-
-    def _run(self, block: Block, x: Tensor, rope: Rope, streams: Streams, last: bool) -> Tensor:
-        """One block of `forward`, recomputed in the backward pass if asked."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(block, x, rope, streams, last, use_reentrant=False)[0]
-        return block(x, rope, streams, last)[0]
+        return x, prompt.pack(prompts.positions[..., :-1].transpose(1, 2)).T, prompt

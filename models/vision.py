@@ -17,11 +17,8 @@ from models.layers import GatedMLP, QuickMLP, RMSNorm, Rope, inverse_frequencies
 
 @dataclass
 class Segments:
-    """Which patches attend to each other.
-
-    sizes: (segments, patches each) of each length, shortest first. order, back (N,) long: sorts the patches
-    by segment length, and the inverse; None if they are sorted already.
-    """
+    """Which patches attend to each other. sizes: (segments, patches each) of each length, shortest first.
+    order, back (N,) long: sorts the patches by segment length, and the inverse; None if they are sorted."""
 
     sizes: list[tuple[int, int]]
     order: Tensor | None = None
@@ -29,11 +26,8 @@ class Segments:
 
 
 def group_by_length(segment: Tensor, unit: int) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Sort merged tokens by the length of their segment, then by segment.
-
-    segment (M,) long: the segment of each merged token; unit: patches per merged token. -> order (M,) long,
-    and `Segments.sizes`.
-    """
+    """Sort merged tokens by the length of their segment, then by segment. segment (M,) long: of each merged
+    token; unit: patches per merged token. -> order (M,) long, and `Segments.sizes`."""
     count = segment.bincount()
     length = count[segment]
     lengths, tokens = length.unique(return_counts=True)
@@ -48,10 +42,7 @@ def patches_of(tokens: Tensor, unit: int) -> Tensor:
 
 def lay_out(grid: Tensor, config: VisionConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Where every patch is. grid (I, 3) long, on the CPU: frames, rows, columns of each picture, in patches.
-
-    -> positions (N, 2) long: row and column of each patch; frame (M,) and window (M,) long: the segment of
-    each merged token.
-    """
+    -> positions (N, 2) long: row and column of each patch; frame, window (M,) long: the tokens' segments."""
     merge = config.spatial_merge_size
     frames, rows, columns = grid[:, 0], grid[:, 1] // merge, grid[:, 2] // merge
     tokens = frames * rows * columns
@@ -124,10 +115,8 @@ class Merger(nn.Module):
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.ln_q = (RMSNorm if config.gated else nn.LayerNorm)(config.width, eps=1e-6)
-        self.width = config.width * config.spatial_merge_size**2
-        self.mlp = nn.Sequential(
-            nn.Linear(self.width, self.width), nn.GELU(), nn.Linear(self.width, config.hidden_size)
-        )
+        W = self.width = config.width * config.spatial_merge_size**2
+        self.mlp = nn.Sequential(nn.Linear(W, W), nn.GELU(), nn.Linear(W, config.hidden_size))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, W) -> (M, D)."""
@@ -135,48 +124,34 @@ class Merger(nn.Module):
 
 
 class PatchProjection(nn.Module):
-    """The weight of a 3-D convolution whose stride is its kernel, as the hub stores it."""
+    """A 3-D convolution whose stride is its kernel: on patches already cut out, one matrix product."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         size = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
         self.weight = nn.Parameter(torch.empty(config.width, *size))
 
-
-class PatchEmbed(nn.Module):
-    """On patches that are already cut out, the convolution is one matrix product."""
-
-    def __init__(self, config: VisionConfig):
-        super().__init__()
-        self.proj = PatchProjection(config)
-
     def forward(self, patches: Tensor) -> Tensor:
         """(N, patch_dim) -> (N, W), in the dtype of the weights."""
-        weight = self.proj.weight
-        return F.linear(patches.to(weight.dtype), weight.flatten(1))
+        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1))
 
 
 class VisionTower(nn.Module):
-    """Patches of I pictures -> features for the decoder. recompute: keep only each block's input for the
-    backward pass."""
+    """Patches of I pictures -> features for the decoder. recompute: keep only blocks' inputs for backward."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
         self.config = config
         self.recompute = False
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = nn.ModuleDict({"proj": PatchProjection(config)})
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = Merger(config)
 
     def forward(self, patches: Tensor, grid: Tensor) -> Tensor:
         """patches (N, patch_dim) float, picture after picture, each in merge-block order; grid (I, 3) long
-        -> (M, D), M = N / merge².
-
-        Raises ValueError if the number of patches is not the grid's.
-        """
+        -> (M, D), M = N / merge². Raises ValueError if the number of patches is not the grid's."""
         config, device = self.config, patches.device
-        unit = config.spatial_merge_size**2
-        grid = grid.cpu()
+        unit, grid = config.spatial_merge_size**2, grid.cpu()
         if int(grid.prod(1).sum()) != len(patches):
             needed = f"{grid.prod(1).tolist()} patches (grid {grid.tolist()})"
             raise ValueError(f"{len(patches)} patches for pictures of {needed}")
@@ -186,11 +161,13 @@ class VisionTower(nn.Module):
         order = patches_of(tokens, unit)
         usual = full = Segments(sizes)
         if config.window_size:
-            by_frame, sizes = group_by_length(frame[tokens], unit)
-            by_frame = patches_of(by_frame, unit)
+            whole, sizes = group_by_length(frame[tokens], unit)
+            by_frame = patches_of(whole, unit)
             full = Segments(sizes, by_frame.to(device), by_frame.argsort().to(device))
-        rope = self._rope(positions[order].to(device))
-        x = self.patch_embed(patches.index_select(0, order.to(device)))
+        # 2-D rotary: the first half of a head's angles is the row's, the second the column's.
+        frequency = inverse_frequencies(10000.0, config.head_size // 2, device)
+        rope = rope_from_angles((positions[order].to(device)[..., None] * frequency).flatten(1))
+        x = self.patch_embed["proj"](patches.index_select(0, order.to(device)))
         for number, block in enumerate(self.blocks):
             segments = full if number in config.fullatt_block_indexes else usual
             if self.recompute and torch.is_grad_enabled():
@@ -198,9 +175,3 @@ class VisionTower(nn.Module):
             else:
                 x = block(x, rope, segments)
         return self.merger(x).index_select(0, tokens.argsort().to(device))
-
-    def _rope(self, positions: Tensor) -> Rope:
-        """2-D rotary: the first half of a head's angles is the row's, the second the column's. (N, 2) long
-        -> (N, 1, E)."""
-        frequency = inverse_frequencies(10000.0, self.config.head_size // 2, positions.device)
-        return rope_from_angles((positions[..., None] * frequency).flatten(1))

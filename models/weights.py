@@ -19,6 +19,8 @@ from models.qwen_vl import QwenVL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5e9
+# (name, whole tensor) -> what a rank's copy holds of it.
+OntoCPU = Callable[[str, Tensor], Tensor]
 # transformers nests the towers: always in memory, in some folders also on disk.
 RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -35,11 +37,8 @@ def hub_name(key: str) -> str:
 def load(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> QwenVL:
-    """Read a policy from a Hugging Face folder (config.json and one or more safetensors files).
-
-    Raises ValueError with the file and the tensor that is missing, unexpected, of a wrong shape, or in a
-    damaged or absent shard.
-    """
+    """Read a policy from a Hugging Face folder (config.json and one or more safetensors files). Raises
+    ValueError with file and tensor: missing, unexpected, of a wrong shape, in a damaged or absent shard."""
     folder = Path(folder)
     config = ModelConfig.from_folder(folder)
     with torch.device("meta"):
@@ -54,7 +53,12 @@ def load(
             if name == HEAD and config.tie_word_embeddings:
                 tied_head = (file, tensor.to(device=device, dtype=dtype))
                 continue
-            _check(file, key, tensor, expected.get(name), config)
+            if name not in expected:
+                model = f"a {config.architecture} of {config.num_hidden_layers} layers"
+                raise ValueError(f"{file}: unexpected tensor {key!r} for {model}")
+            if tensor.shape != expected[name].shape:
+                shapes = f"{tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}"
+                raise ValueError(f"{file}: tensor {key!r} has shape {shapes}")
             if name in found:
                 raise ValueError(f"{file}: tensor {key!r} is also in {found[name]}")
             # A copy, never the memory-mapped file: a checkpoint may replace that file during training.
@@ -64,25 +68,13 @@ def load(
         read = ", ".join(file.name for file in files)
         raise ValueError(f"{folder}: {len(missing)} tensors are missing, first {missing[0]!r} (read {read})")
     if tied_head is not None and not torch.equal(tied_head[1], policy.model.embed_tokens.weight):
-        raise ValueError(
-            f"{tied_head[0]}: {HEAD!r} differs from {EMBEDDING!r}, but config.json says tie_word_embeddings"
-        )
+        differs = f"{HEAD!r} differs from {EMBEDDING!r}, but config.json says tie_word_embeddings"
+        raise ValueError(f"{tied_head[0]}: {differs}")
     return policy
 
 
-def _check(file: Path, key: str, tensor: Tensor, expected: Tensor | None, config: ModelConfig) -> None:
-    """Raise if the model has no such tensor, or one of another shape."""
-    if expected is None:
-        model = f"a {config.architecture} of {config.num_hidden_layers} layers"
-        raise ValueError(f"{file}: unexpected tensor {key!r} for {model}")
-    if tensor.shape != expected.shape:
-        shapes = f"{tuple(tensor.shape)}, config.json asks for {tuple(expected.shape)}"
-        raise ValueError(f"{file}: tensor {key!r} has shape {shapes}")
-
-
 def init(config: ModelConfig, seed: int) -> QwenVL:
-    """A random policy, a function of (config, seed): matrices normal with `initializer_range`, biases 0,
-    norms 1, as in transformers."""
+    """A random policy of (config, seed), as in transformers: normal matrices, biases 0, norms 1."""
     policy = QwenVL(config)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -104,30 +96,30 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = policy.state_dict()
-    layout = file_layout(policy, max_shard_bytes)
+    tensors, layout = policy.state_dict(), file_layout(policy, max_shard_bytes)
     written = []
-    for number, (name, keys) in enumerate(layout.items()):
+    for name, keys in layout.items():
         if tensors[keys[0]].is_meta:
             continue
         content = {key: tensors[key].detach().cpu().contiguous() for key in keys}
         save_file(content, folder / name, metadata={"format": "pt"})
         written.append(folder / name)
-        if number == 0:
-            if len(layout) > 1:
-                size = sum(tensor.nbytes for tensor in tensors.values())
-                where = {key: file for file, keys in layout.items() for key in keys}
-                index = {"metadata": {"total_size": size}, "weight_map": where}
-                written.append(_write_json(folder / INDEX, index))
-            dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
-            config = {**policy.config.to_dict(), "torch_dtype": dtype}
-            written.append(_write_json(folder / "config.json", config))
+        if name != next(iter(layout)):
+            continue
+        dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
+        described = {"config.json": {**policy.config.to_dict(), "torch_dtype": dtype}}
+        if len(layout) > 1:
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            where = {key: file for file, keys in layout.items() for key in keys}
+            described = {INDEX: {"metadata": {"total_size": size}, "weight_map": where}, **described}
+        for file, values in described.items():
+            (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            written.append(folder / file)
     return written
 
 
 def file_layout(policy: QwenVL, max_shard_bytes: float = SHARD_BYTES) -> dict[str, list[str]]:
-    """{file: its tensors}, as `save` writes them. It depends only on the model, so the files are the same on
-    any number of ranks."""
+    """{file: its tensors}, as `save` writes them. It depends only on the model, not on how many ranks."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in policy.state_dict().items():
@@ -142,18 +134,12 @@ def file_layout(policy: QwenVL, max_shard_bytes: float = SHARD_BYTES) -> dict[st
 
 
 def rank_copy(
-    policy: QwenVL,
-    rank: int,
-    ranks: int,
-    onto_cpu: Callable[[str, Tensor], Tensor],
-    *,
-    max_shard_bytes: float = SHARD_BYTES,
+    policy: QwenVL, rank: int, ranks: int, onto_cpu: OntoCPU, *, max_shard_bytes: float = SHARD_BYTES
 ) -> QwenVL:
     """The part of a policy that one of several ranks saves: every `ranks`-th file from the rank-th on, with
     its tensors on the CPU. All other tensors are on the meta device.
 
     Sharded parameters are gathered one after the other, so every rank must call it.
-    onto_cpu: (name, whole tensor) -> what the copy holds of it.
     """
     with torch.device("meta"):
         copy = QwenVL(policy.config)
@@ -194,8 +180,7 @@ def _tensors(file: Path, index: dict[str, str]):
             if name == file.name and key not in keys:
                 raise ValueError(f"{file}: tensor {key!r} is missing, {INDEX} says it is here")
         for key in keys:
-            # Open the file again for each tensor: what was read of a memory-mapped file counts as used
-            # memory while the file is open.
+            # Open again for each tensor: what was read of an open memory-mapped file counts as used memory.
             with safe_open(file, framework="pt") as opened:
                 yield key, opened.get_tensor(key)
     except (SafetensorError, OSError) as error:
@@ -206,8 +191,3 @@ def _assign(policy: QwenVL, name: str, tensor: Tensor) -> None:
     """Replace a parameter."""
     module, _, leaf = name.rpartition(".")
     setattr(policy.get_submodule(module), leaf, nn.Parameter(tensor))
-
-
-def _write_json(path: Path, values: dict) -> Path:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    return path

@@ -4,9 +4,9 @@ They stand for the pre-training text of a base model, which no one has taught wh
 documents that follow a question
 
     55 %  are terse guesses, right by chance only;
-    45 %  look first and then conclude. In 20 % of them, for every kind of question alike, the first look is
-          careless: it reads something false and concludes wrongly. A third of the looking ones, whether their
-          first look is right or not, go on with "but wait, let me look again"; the second look is careful;
+    45 %  look first and then conclude. The first look is careless in 20 % of them, for every kind of question
+          alike: it reads something false and concludes wrongly. A third of the looking ones, right or not at
+          first, go on with "but wait, let me look again"; the second look is careful;
     30 %  of all of them are malformed: a tag is missing, or markup follows the answer.
 
 So no behaviour is always right, and GRPO has to find out which one pays. `data/shapes/looking.py` reads the
@@ -20,21 +20,9 @@ from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 
+from data.shapes import world
 from data.shapes.looking import LOOK, LOOK_AGAIN, conclusion
-from data.shapes.world import (
-    COLORS,
-    GRID,
-    SHAPES,
-    SIZES,
-    Scene,
-    Thing,
-    draw,
-    free_pairs,
-    gap,
-    in_order,
-    item,
-    scatter,
-)
+from data.shapes.world import COLORS, GRID, SHAPES, SIZES, Scene, Thing, gap
 from data.types import LETTERS, Example
 
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
@@ -46,14 +34,13 @@ TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
 def described(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """The place, size and shape of every object, in a random order."""
     things = rng.sample(scene, len(scene))
-    return "Describe the picture.", " , ".join(
-        f"{t.color} x {t.x} y {t.y} size {t.size} shape {t.shape}" for t in things
-    ) + " ."
+    readings = [f"{_place(t)} size {t.size} shape {t.shape}" for t in things]
+    return "Describe the picture.", " , ".join(readings) + " ."
 
 
 def listed(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """The shape of every object, in the order of colours."""
-    return "List the shapes.", " , ".join(f"{t.color} shape {t.shape}" for t in in_order(scene)) + " ."
+    return "List the shapes.", " , ".join(f"{t.color} shape {t.shape}" for t in world.in_order(scene)) + " ."
 
 
 def gaps(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -78,16 +65,13 @@ def _gaps(start: Thing, others: Sequence[Thing]) -> str:
 
 
 def look(example: Example, rng: random.Random, careless: bool) -> str:
-    """One look at the picture of a question, as text. A careless look reads something false that leads to a
-    wrong conclusion.
+    """One look at the picture, as text. A careless look reads something false, which misleads it.
 
-    Objects are named by their colours, which are unique in a scene. Relation reads the x or y of each
-    object, Depth the size, Distance the places and the gaps between them; Count lists all objects with a
-    running count.
+    Objects are named by their unique colours. Relation reads the x or y of each object, Depth the size,
+    Distance the places and the gaps between them; Count lists all objects with a running count.
     """
     things = example.extra["named"]
-    true = _conclude(example, things)
-    concluded = true
+    concluded = true = _conclude(example, things)
     # draw false readings until one of them misleads: all that do are equally likely
     while careless and concluded in (true, None):
         things = tuple(_misread(example, t, rng) for t in example.extra["named"])
@@ -97,8 +81,7 @@ def look(example: Example, rng: random.Random, careless: bool) -> str:
 
 
 def _misread(example: Example, thing: Thing, rng: random.Random) -> Thing:
-    """The object with false values of what matters. A count is wrong by a few objects, so most stay the
-    same."""
+    """The object with false values. A count is wrong by a few objects, so most stay the same."""
     if example.task == "Count":
         return replace(thing, shape=rng.choice(SHAPES)) if rng.random() < 0.3 else thing
     return replace(thing, x=rng.randrange(GRID), y=rng.randrange(GRID), size=rng.randint(1, SIZES))
@@ -132,19 +115,17 @@ def _conclude(example: Example, things: Sequence[Thing]) -> str | None:
 
 def _letter(example: Example, concluded: str) -> str:
     """ "(B)" for the choice that a conclusion names."""
-    return next(
-        f"({letter})" for letter, choice in zip(LETTERS, example.choices) if choice.split()[0] == concluded
-    )
+    first_words = [choice.split()[0] for choice in example.choices]
+    return f"({LETTERS[first_words.index(concluded)]})"
 
 
 def _ending(letter: str, rng: random.Random) -> str:
+    answer = f"<answer> {letter} </answer>"
     if rng.random() >= MALFORMED:
-        return f"</think> <answer> {letter} </answer>"
-    unclosed_thinking = f"<answer> {letter} </answer>"
-    no_answer_tags = f"</think> {letter}"
-    unclosed_answer = f"</think> <answer> {letter}"
-    trailing_markup = f"</think> <answer> {letter} </answer> </div> </div>"
-    return rng.choice((unclosed_thinking, no_answer_tags, unclosed_answer, trailing_markup))
+        return f"</think> {answer}"
+    # Thinking is not closed; no answer tags; the answer is not closed; markup follows it.
+    unclosed = f"</think> <answer> {letter}"
+    return rng.choice((answer, f"</think> {letter}", unclosed, f"</think> {answer} </div> </div>"))
 
 
 def answer_document(example: Example, rng: random.Random) -> str:
@@ -166,19 +147,12 @@ def lettered(rng: random.Random, uid: str, each: int) -> Example:
     choices = tuple(rng.sample(pool, rng.randint(2, min(len(pool), 8))))
     pairs = [f"{choice.split()[0]} ({letter})" for letter, choice in zip(LETTERS, choices)]
     texts = tuple(" , ".join(rng.sample(pairs, len(pairs))) + " ." for _ in range(each))
-    return Example(
-        uid=uid,
-        question="List the choices.",
-        choices=choices,
-        answer=choices[0],
-        task="Caption lettered",
-        extra={"documents": texts},
-    )
+    extra = {"documents": texts}
+    return Example(uid, "List the choices.", choices, choices[0], task="Caption lettered", extra=extra)
 
 
 class Documents(Sequence[Example]):
-    """What the built-in base model reads: examples whose `extra["documents"]` holds `each` texts that may
-    follow the prompt.
+    """What the built-in base model reads: `extra["documents"]` holds `each` texts that may follow the prompt.
 
     `captions` and `letters` are shares of the items. The others are questions of the training split, with
     other scenes than GRPO's (another seed). Item i is a function of (seed, i).
@@ -192,11 +166,8 @@ class Documents(Sequence[Example]):
         captions: float = 0.5,
         letters: float = 0.2,
     ):
-        self.size = count
-        self.seed = seed
-        self.each = each
-        self.captions = captions
-        self.letters = letters
+        self.size, self.seed, self.each = count, seed, each
+        self.captions, self.letters = captions, letters
 
     def __len__(self) -> int:
         return self.size
@@ -208,30 +179,21 @@ class Documents(Sequence[Example]):
             return self._caption(rng, index)
         if kind < self.captions + self.letters:
             return lettered(rng, f"letters/{self.seed}/{index}", self.each)
-        _, example = item("train", self.seed + 1_000_003, index)
+        _, example = world.item("train", self.seed + 1_000_003, index)
         texts = tuple(answer_document(example, rng) for _ in range(self.each))
         return replace(example, extra={**example.extra, "documents": texts})
 
     def _caption(self, rng: random.Random, index: int) -> Example:
         # seeing is learned first where there are few objects
-        scene = scatter(rng, free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))
+        scene = world.scatter(rng, world.free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))
         kind = rng.choice(CAPTIONS) if len(scene) > 1 else described
         asked, texts = zip(*(kind(scene, rng) for _ in range(self.each)))
-        return Example(
-            uid=f"caption/{self.seed}/{index}",
-            question=asked[0],
-            choices=(),
-            answer=texts[0],
-            task=f"Caption {kind.__name__}",
-            pictures=(partial(draw, scene),),
-            extra={"documents": texts},
-        )
+        uid, task = f"caption/{self.seed}/{index}", f"Caption {kind.__name__}"
+        pictures = (partial(world.draw, scene),)
+        return Example(uid, asked[0], (), texts[0], task, pictures, extra={"documents": texts})
 
 
-# ---- vocabulary
-
-
-# of the prompt templates
+# Words of the prompt templates.
 PROMPTS = (
     "Select from the following choices. Describe the picture. User: Assistant: Let me solve this step by "
     "step. A conversation between User and Assistant. The user asks a question about the image, and the "
@@ -242,11 +204,9 @@ PROMPTS = (
 
 def words() -> list[str]:
     """Every word of the built-in tokenizer but its special tokens. Their order decides the token ids."""
-    letters = [f"({letter})" for letter in "ABCDEFGH"]
-    world = [*COLORS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *"0123456789", *letters]
-    world += "left right above below x y size gap look but wait let me again so it is".split()
-    world += (
-        ", . : ? </div> Is or of the How many are there far it from List shape shapes Which nearer".split()
-    )
-    world += "to camera yes no true false".split()
-    return list(dict.fromkeys(world + re.findall(r"\w+|[^\w\s]", PROMPTS)))
+    plurals, letters = [f"{shape}s" for shape in SHAPES], [f"({letter})" for letter in "ABCDEFGH"]
+    found = [*COLORS, *SHAPES, *plurals, *"0123456789", *letters]
+    found += "left right above below x y size gap look but wait let me again so it is , . : ? </div>".split()
+    found += "Is or of the How many are there far it from List shape shapes Which nearer to camera".split()
+    found += "yes no true false".split()
+    return list(dict.fromkeys(found + re.findall(r"\w+|[^\w\s]", PROMPTS)))

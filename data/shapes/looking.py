@@ -16,8 +16,7 @@ LOOK_AGAIN = "but wait , let me look again :"
 
 @dataclass(frozen=True)
 class Looks:
-    """The behaviour of a text. first, last: the conclusions of the first and the last look, "" without
-    one."""
+    """The behaviour of a text. first, last: conclusions of the first and the last look, "" without one."""
 
     looked: bool
     again: bool
@@ -39,16 +38,14 @@ def conclusion(look: str) -> str:
 
 
 def agrees(concluded: str, example: Example) -> bool:
-    """Whether a conclusion names the right choice. Objects are concluded by colour: "red" for "red
-    circle"."""
+    """Whether a conclusion names the right choice. Objects go by colour: "red" for "red circle"."""
     return concluded == example.answer.split()[0]
 
 
 def measure(text: str, example: Example) -> dict[str, bool | None]:
     """The measurements of one completion; `first_look_right` does not apply (None) where it never looked."""
     looks = read_looks(text)
-    first_right = agrees(looks.first, example)
-    last_right = agrees(looks.last, example)
+    first_right, last_right = agrees(looks.first, example), agrees(looks.last, example)
     return {
         "looking": looks.looked,
         "self_correction": looks.again,
@@ -58,20 +55,9 @@ def measure(text: str, example: Example) -> dict[str, bool | None]:
     }
 
 
-HOOK = TaskHook(
-    measure=measure,
-    columns={"looking": "looks", "self_correction": "looks again"},
-    charts=(
-        (
-            "Looking, and looking again",
-            "Share of completions that describe what they see, and that correct themselves.",
-            {"looking": "looks", "self_correction": "looks again"},
-        ),
-        (
-            "What the second look did",
-            "Share of all completions in which looking again made a wrong answer right, or the reverse.",
-            {"wrong_to_right": "wrong -> right", "right_to_wrong": "right -> wrong"},
-        ),
-    ),
-    sets={"pairs": "unseen pairs"},
-)
+COLUMNS = {"looking": "looks", "self_correction": "looks again"}
+CHANGES = {"wrong_to_right": "wrong -> right", "right_to_wrong": "right -> wrong"}
+DESCRIBED = "Share of completions that describe what they see, and that correct themselves."
+CHANGED = "Share of all completions in which looking again made a wrong answer right, or the reverse."
+CHARTS = (("Looking, and looking again", DESCRIBED, COLUMNS), ("What the second look did", CHANGED, CHANGES))
+HOOK = TaskHook(measure=measure, columns=COLUMNS, charts=CHARTS, sets={"pairs": "unseen pairs"})

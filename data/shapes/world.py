@@ -4,12 +4,11 @@ The questions follow the four tasks of CV-Bench and SAT's static templates: *Rel
 above/below), *Count*, *Depth* (which of two is nearer to the camera) and *Distance* (which of two is nearer
 to a third). Nothing is read from disk: item `i` of a split is a pure function of (split, seed, i).
 
-What a picture means. An object has a colour that no other object has, a shape, a place (x, y) on a 6 x 6
-grid, a little off the centre of its cell, and a size 1-3. All objects are "really" of one size, so a larger
-one is nearer and is painted over those behind it. The background shades from left to right in red and from
-top to bottom in blue. It is a frame, as a horizon or a floor in a photograph is: the vision tower of
-Qwen2-VL knows only relative places. Every answer follows from the geometry by a margin: two cells, one size,
-or two cells of distance.
+What a picture means. An object has a colour of its own, a shape, a place (x, y) on a 6 x 6 grid, a little off
+the centre of its cell, and a size 1-3. All objects are "really" of one size, so a larger one is nearer and is
+painted over those behind it. The background shades from left to right in red and from top to bottom in blue.
+It is a frame, as a horizon is in a photograph: Qwen2-VL's vision tower knows only relative places. Every
+answer follows from the geometry by a margin: two cells, one size, or two cells of distance.
 
 Splits. `train`, `heldout` and `pairs` share no scene: a hash of the layout decides the split of a scene. The
 colour-shape pairs of UNSEEN_PAIRS occur in no scene of `train` and `heldout`. Every question of `pairs` asks
@@ -43,14 +42,12 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "star")
 UNSEEN_PAIRS = frozenset({("red", "star"), ("green", "triangle"), ("blue", "circle"), ("yellow", "square")})
 PAIRS = tuple((color, shape) for color in COLORS for shape in SHAPES)
-# pixels of a picture's side; pixels of a cell's side (a patch of Qwen2-VL); cells a side
-SIDE = 84
-CELL = 14
-GRID = 6
+# Pixels of a picture's side; pixels of a cell's side (a patch of Qwen2-VL); cells a side.
+SIDE, CELL, GRID = 84, 14, 6
 SIZES = 3
-# pixels
+# Pixels.
 RADII = {1: 3.2, 2: 5.4, 3: 8.4}
-# an outline in one colour shows size and shape: without it neither was learned in the time
+# An outline in one colour shows size and shape: without it neither was learned in the time.
 OUTLINE = (0, 0, 0)
 
 
@@ -88,7 +85,7 @@ class Thing:
 
 
 Scene = tuple[Thing, ...]
-# (colour, shape)
+# Colour, shape.
 Pair = tuple[str, str]
 Pairs = Sequence[Pair]
 
@@ -98,16 +95,8 @@ def gap(a: Thing, b: Thing) -> int:
     return round(hypot(a.x - b.x, a.y - b.y))
 
 
-# ---- drawing
-
-
-def _background() -> np.ndarray:
-    ramp = np.linspace(50, 205, SIDE)
-    red, blue = np.meshgrid(ramp, ramp)
-    return np.stack([red, np.full_like(red, 128), blue], axis=-1).astype(np.uint8)
-
-
-BACKGROUND = Image.fromarray(_background())
+_RED, _BLUE = np.meshgrid(np.linspace(50, 205, SIDE), np.linspace(50, 205, SIDE))
+BACKGROUND = Image.fromarray(np.stack([_RED, np.full_like(_RED, 128), _BLUE], axis=-1).astype(np.uint8))
 
 
 def draw(scene: Scene) -> Image.Image:
@@ -115,9 +104,7 @@ def draw(scene: Scene) -> Image.Image:
     picture = BACKGROUND.copy()
     pen = ImageDraw.Draw(picture)
     for thing in sorted(scene, key=lambda t: t.size):
-        cx, cy = thing.center
-        r = thing.radius
-        fill = COLORS[thing.color]
+        (cx, cy), r, fill = thing.center, thing.radius, COLORS[thing.color]
         # a ring: the model took long to tell a disc from a square
         if thing.shape == "circle":
             pen.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill, outline=OUTLINE)
@@ -177,23 +164,24 @@ def split_of(scene: Scene) -> str:
     return "train" if hashlib.blake2b(repr(layout).encode(), digest_size=2).digest()[0] % 4 else "heldout"
 
 
-def _distinct(rng: random.Random, pairs: Pairs, count: int, first: Pair | None) -> list[Pair]:
-    """`count` pairs that differ in colour and in shape, so that either word of a name tells them apart."""
-    while True:
-        chosen = ([first] if first else []) + rng.sample(pairs, count - (first is not None))
-        if len({c for c, _ in chosen}) == len({s for _, s in chosen}) == count:
-            return chosen
-
-
 def _others(rng: random.Random, named: Pairs, pairs: Pairs, count: int) -> list[Pair]:
     """`count` more pairs, in other colours than those of `named`."""
     colors = rng.sample([c for c in COLORS if c not in {color for color, _ in named}], count)
     return [rng.choice([p for p in pairs if p[0] == color]) for color in colors]
 
 
+def _compared(rng: random.Random, pairs: Pairs, first: Pair | None, count: int, most: int) -> Scene:
+    """`count` objects that differ in colour and in shape, so that either word of a name tells them apart, and
+    up to `most` others."""
+    while True:
+        named = ([first] if first else []) + rng.sample(pairs, count - (first is not None))
+        if len({c for c, _ in named}) == len({s for _, s in named}) == count:
+            return scatter(rng, named + _others(rng, named, pairs, rng.randint(0, most)))
+
+
 def _touching(scene: Scene) -> Scene:
-    """The scene with the second object moved beside the first, so that the nearer one hides a part of the
-    other; unchanged where there is no room."""
+    """Move the second object beside the first, so that the nearer one hides a part of the other, if there is
+    room."""
     a, b, *others = scene
     side = 1 if a.x < GRID - 1 else -1
     a, b = replace(a, dx=2 * side), replace(b, x=a.x + side, y=a.y, dx=-2 * side, dy=a.dy)
@@ -210,8 +198,7 @@ Question = tuple[Scene, str, tuple[str, ...], int, dict[str, Any]]
 def _relation(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Question:
     axis = turn % 2
     while True:
-        named = _distinct(rng, pairs, 2, first)
-        scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 2)))
+        scene = _compared(rng, pairs, first, 2, 2)
         a, b = scene[:2]
         step = (b.x - a.x, b.y - a.y)[axis]
         if abs(step) >= 2 and (step < 0) == bool(turn // 2 % 2):
@@ -224,8 +211,7 @@ def _relation(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -
 
 def _depth(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Question:
     while True:
-        named = _distinct(rng, pairs, 2, first)
-        scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 2)))
+        scene = _compared(rng, pairs, first, 2, 2)
         if rng.random() < 0.25:
             scene = _touching(scene)
         a, b = scene[:2]
@@ -237,8 +223,7 @@ def _depth(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Q
 
 def _distance(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Question:
     while True:
-        named = _distinct(rng, pairs, 3, first)
-        scene = scatter(rng, named + _others(rng, named, pairs, rng.randint(0, 1)))
+        scene = _compared(rng, pairs, first, 3, 1)
         x, a, b = scene[:3]
         exact = hypot(x.x - a.x, x.y - a.y) - hypot(x.x - b.x, x.y - b.y)
         if abs(exact) >= 2 and (exact > 0) == bool(turn % 2):
@@ -280,27 +265,18 @@ def item(split: str, seed: int, index: int) -> tuple[Scene, Example]:
     shuffled = [c for c in choices if c != answer]
     rng.shuffle(shuffled)
     shuffled.insert(turn // 4 % len(choices), answer)
-    return scene, Example(
-        uid=f"shapes/{split}/{seed}/{index}",
-        question=question,
-        choices=tuple(shuffled),
-        answer=answer,
-        task=task,
-        pictures=(partial(draw, scene),),
-        extra=facts,
-    )
+    uid, pictures = f"shapes/{split}/{seed}/{index}", (partial(draw, scene),)
+    return scene, Example(uid, question, tuple(shuffled), answer, task, pictures, facts)
 
 
 class Shapes(Sequence[Example]):
-    """`count` examples of a split ("train", "heldout" or "pairs"), each made when it is first used, and kept.
+    """`count` examples of a split ("train", "heldout" or "pairs"), each made at its first use, then kept.
     Raises ValueError for another split."""
 
     def __init__(self, split: str = "train", count: int = 20_000, seed: int = 0):
         if split not in SPLITS[:3]:
             raise ValueError(f"shapes: unknown split {split!r}; one of {', '.join(SPLITS[:3])}")
-        self.split = split
-        self.size = count
-        self.seed = seed
+        self.split, self.size, self.seed = split, count, seed
         self._kept: dict[int, Example] = {}
 
     def __len__(self) -> int:
