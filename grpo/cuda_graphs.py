@@ -1,9 +1,8 @@
 """Repeat a piece of work, directly or as a CUDA graph that is recorded once and replayed.
 
-Decoding a token launches a few hundred small kernels from Python, and the GPU waits for each launch. A graph
-launches them all at once. It replays the same kernels on the same addresses, so the work must be done in
-place (`grpo/rollout.py:DecodingRows.decode_one`). A new graph is recorded when slots are closed or given
-away, and when decoding reaches a place that the recording does not read.
+Decoding a token launches hundreds of small kernels, and the GPU waits for each. A graph launches all at once,
+on the same addresses, so the work must be done in place. A new graph is recorded when slots are closed or
+given away, and when decoding reaches a place that the recording does not read.
 """
 
 from collections.abc import Callable
@@ -31,14 +30,11 @@ class Repeat:
             # The first run with new shapes prepares what may not happen inside a recording.
             self.work()
             if self.multiple > 1 and left:
-                self.graphs[key] = self._record()
-
-    def _record(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        # This only records; nothing runs.
-        with torch.cuda.graph(graph):
-            self.work()
-        return graph
+                graph = torch.cuda.CUDAGraph()
+                # This only records; nothing runs.
+                with torch.cuda.graph(graph):
+                    self.work()
+                self.graphs[key] = graph
 
     def forget(self) -> None:
         """Drop the recordings: the work now uses other tensors."""

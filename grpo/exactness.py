@@ -3,14 +3,12 @@
 This holds in float32 on a CPU. On a GPU and in bfloat16, runs on different numbers of ranks differ by
 roundings (docs/ranks.md). A floating-point sum depends on its order, so every order is fixed:
 
-    tokens     Attention sums in float64 and rounds once (models/layers.py:to_attention_dtype). Log-probs go
-               through blocks of the vocabulary of a fixed size (grpo/logprobs.py). So the log-prob of a token
-               does not depend on the other rows of its batch.
+    tokens     Attention sums in float64 and rounds once (`to_attention_dtype`). Log-probs go through blocks
+               of a fixed size (grpo/logprobs.py). So a token's log-prob does not depend on its batch.
     sections   A step's groups are cut into `loss.sections` sections by their place among the groups of all
-               ranks (`sections_of`). No micro-batch holds groups of two sections. So the gradient of a
-               section does not depend on which rank has it.
-    sums       Gradients of micro-batches and ranks add up in float64 and are rounded once
-               (`sum_in_float64`). So do the squares of the gradient's norm (`square_sum`).
+               ranks. No micro-batch holds groups of two. So a section's gradient does not depend on the rank.
+    sums       Gradients add up in float64 and are rounded once (`sum_in_float64`). So do the squares of the
+               gradient's norm (`square_sum`).
     decisions  Which groups are kept, the weights of the loss and the clipping follow from values that were
                gathered in the order of the ranks, which is the order of one rank.
 
@@ -39,11 +37,8 @@ def sum_in_float64(policy: nn.Module) -> None:
 
 
 def sections_of(places: list[int], count: int, sections: int) -> list[int]:
-    """The section of each group, from its place among the `count` groups of all ranks.
-
-    A micro-batch holds groups of one section, so a number of ranks that divides `sections` cuts a step into
-    the same micro-batches. 0: every group is a section of its own.
-    """
+    """The section of each group, from its place among the `count` groups of all ranks. A number of ranks that
+    divides `sections` cuts a step into the same micro-batches. 0: every group is a section of its own."""
     return [place * sections // count for place in places] if sections else places
 
 

@@ -1,21 +1,16 @@
 """Log-probabilities and entropy of completions, without holding their logits.
 
 A (tokens, V) tensor of float32 logits is the largest tensor of a naive trainer: 594 MiB for 1,024 tokens and
-a vocabulary of 151,936 words. Three habits avoid it. Only the hidden states of completion tokens are used,
-never the prompt's or the padding's. The vocabulary head is applied to a chunk of tokens at a time. The
-backward pass *recomputes* the logits. The last habit is what counts: chunks alone save nothing, because
-autograd keeps them all.
+151,936 words. Three habits avoid it. Only the hidden states of completion tokens are used. The vocabulary
+head is applied to a chunk of tokens at a time. The backward pass *recomputes* the logits. The last habit is
+what counts: chunks alone save nothing, because autograd keeps them all.
 
-The backward pass is written by hand (Eq. 8). It works on blocks of words, each for many tokens. Chunk by
-chunk, autograd would make a gradient of the whole head, V * D numbers, for every chunk; block by block, it is
-written in place.
+The backward pass is written by hand (Eq. 8), for blocks of words and many tokens. Chunk by chunk, autograd
+would make a gradient of the whole head, V * D numbers, for each; block by block, it is written in place.
 
-The price is a fourth matrix product; full logits need three. It is needed where the head is trained and the
-loss is separate: the head's gradient needs each token's slope of the loss, which is known only after all
-log-probs are.
+The price is a fourth matrix product; full logits need three. The head's gradient needs each token's slope of
+the loss, which is known only after all log-probs are.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
@@ -75,21 +70,16 @@ def masked_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy of `tokens` (...), which `hidden` (..., D) predicts; 0 outside `mask` (...).
     -> two tensors (...)."""
-    logp, entropy = _Score.apply(
-        hidden[mask], policy.head_weight, tokens[mask], policy.logits, temperature, chunk
-    )  # (T,) each: real tokens only
+    real = (hidden[mask], policy.head_weight, tokens[mask])
+    logp, entropy = _Score.apply(*real, policy.logits, temperature, chunk)  # (T,) each
     empty = torch.zeros(mask.shape, device=logp.device)
     return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 
 
 class _Score(torch.autograd.Function):
     """hidden (T, D), head (V, D), tokens (T,) -> log-prob of each token and entropy of its distribution, (T,)
-    float32.
-
-    Forward, one chunk's (c, V) exists at a time. Backward computes the logits again (unless one chunk was
-    all): for TOKENS_PER_BLOCK tokens and a block of words at a time, as many numbers as a chunk. So the head
-    is read, and its gradient written, once for all these tokens.
-    """
+    float32. Forward, one chunk's (c, V) exists at a time. Backward computes the logits again (unless one
+    chunk was all): for TOKENS_PER_BLOCK tokens and a block of words at a time, as many numbers as a chunk."""
 
     @staticmethod
     def forward(ctx, hidden, head, tokens, logits_of, temperature, chunk):
@@ -135,12 +125,10 @@ class _Score(torch.autograd.Function):
         # The first tokens write it.
         make = torch.empty_like if len(tokens) else torch.zeros_like
         of_head = make(head) if ctx.needs_input_grad[1] else None
-        temperature = ctx.temperature
         each = TOKENS_PER_BLOCK
         block = max(1, ctx.chunk * len(head) // each)
         if kept:
             # Log-probs are logits at temperature 1 whose exponentials add up to 1.
-            temperature = 1.0
             normaliser = torch.zeros_like(normaliser)
             each, block = len(tokens), len(head)
         # Dtypes are explicit here.
@@ -148,15 +136,10 @@ class _Score(torch.autograd.Function):
             for part, words in product(_parts(len(tokens), each), _parts(len(head), block)):
                 weight = head[words].to(ctx.dtype)
                 logits = kept[0].clone() if kept else F.linear(rows[part], weight).float()
-                of_logits = _logit_slope(
-                    logits,
-                    words.start,
-                    tokens[part],
-                    slope[part],
-                    normaliser[part],
-                    banned[words],
-                    temperature,
-                ).to(ctx.dtype)
+                if ctx.temperature != 1 and not kept:
+                    logits.div_(ctx.temperature)
+                of_token = (tokens[part], slope[part], normaliser[part])
+                of_logits = _logit_slope(logits, words.start, *of_token, banned[words]).to(ctx.dtype)
                 if of_hidden is not None:
                     of_hidden[part] += of_logits @ weight
                 if of_head is not None:
@@ -171,30 +154,19 @@ def _parts(count: int, chunk: int) -> Iterator[slice]:
 
 # [Eq. 8]
 def _logit_slope(
-    logits: Tensor,
-    first: int,
-    tokens: Tensor,
-    slope: Tensor,
-    normaliser: Tensor,
-    banned: Tensor,
-    temperature: float,
+    logits: Tensor, first: int, tokens: Tensor, slope: Tensor, normaliser: Tensor, banned: Tensor
 ) -> Tensor:
     """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability).
-    slope: the loss's gradient in the log-prob, over the temperature.
 
-    logits (T, w): of w words from number `first` on; overwritten by the result. tokens (T,): the chosen ones;
-    slope (T,); normaliser (T,) float64: log of the sum over all words of exp(logit / temperature); banned
-    (w,) bool: words whose logits are constants. -> (T, w).
+    logits (T, w): of w words from number `first` on, over the temperature; overwritten by the result (T, w).
+    tokens (T,): the chosen ones. slope (T,): the loss's gradient in the log-prob, over the temperature.
+    normaliser (T,) float64: log of the sum over all words of exp(logit / temperature). banned (w,) bool:
+    words whose logits are constants.
     """
     near = normaliser.float()
     # Corrects for rounding the normaliser to float32, which shifts every probability by the same 1e-6.
     rest = (near - normaliser).exp().float()
-    of_logits = (
-        (logits if temperature == 1 else logits.div_(temperature))
-        .sub_(near[:, None])
-        .exp_()
-        .mul_((-slope * rest)[:, None])
-    )
+    of_logits = logits.sub_(near[:, None]).exp_().mul_((-slope * rest)[:, None])
     place = tokens - first
     here = (place >= 0) & (place < logits.shape[1])
     place = place.clamp(0, logits.shape[1] - 1)[:, None]

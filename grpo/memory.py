@@ -1,11 +1,9 @@
 """How many rows and tokens can decode at the same time in the memory that is free.
 
-What a token costs is bounded from the model's config (`TokenCost`; `--plan` reads the same table). A bound is
-no promise: after an out-of-memory error the rollout retries with fewer rows, and an evaluation with half the
-budget (`grpo/evaluation/answers.py`). Neither changes an answer in float32.
+What a token costs is bounded from the model's config (`TokenCost`, also for `--plan`). After an out-of-memory
+error the rollout retries with fewer rows, and an evaluation with half the budget
+(`grpo/evaluation/answers.py`). Neither changes an answer in float32.
 """
-
-from __future__ import annotations
 
 import gc
 import sys
@@ -43,35 +41,29 @@ class TokenCost(NamedTuple):
     logits: int
 
     @classmethod
-    def of(cls, model: ModelConfig, size: int, device: str = "cpu") -> TokenCost:
+    def of(cls, model: ModelConfig, size: int, device: str = "cpu") -> "TokenCost":
         """size: bytes of a number in matrix products."""
         vision, width = model.vision, model.hidden_size
         numbers = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size
-        attention = attention_size(size, device)
+        # See `to_attention_dtype` in models/layers.py.
+        attention = 8 if size == 4 and device == "cpu" else size
         # One block at a time: the norm's input in float32, its output, q, k, v, their rotation in float32,
-        # attention, gate, up, their product, the sum. Every prompt token counts as a picture's, which also
-        # stands for merge x merge patches in the vision tower.
+        # attention, gate, up, their product, the sum. Every prompt token counts as a picture's, which stands
+        # for merge x merge patches.
         block = width * (8 * size + 16) + 3 * model.intermediate_size * size
         patch = vision.width * (8 * size + 16) + 3 * vision.intermediate_size * size
         patches = vision.spatial_merge_size**2 * (patch + 2 * 4 * vision.patch_dim)
         # Keys and values exist twice while they are converted.
         converted = numbers * size if attention != size else 0
-        return cls(
-            prompt_kv=numbers * attention,
-            completion_kv=numbers * size,
-            reading=converted + max(block, patches),
-            mask=attention,
-            logits=3 * 4 * model.vocab_size,
-        )
+        kv = (numbers * attention, numbers * size)
+        reading = converted + max(block, patches)
+        return cls(*kv, reading, mask=attention, logits=3 * 4 * model.vocab_size)
 
 
 @dataclass
 class MemoryBudget:
     """A memory budget. `prompt`, `completion` and `row` are the costs of a prompt token, a completion token
-    and a row: in bytes, or by default in tokens, with rows free.
-
-    say: called with a line when the budget turns out to be too large.
-    """
+    and a row: in bytes, or by default in tokens, with rows free. say: called with a line when it halves."""
 
     size: float = WAVE
     prompt: float = 1.0
@@ -93,27 +85,27 @@ class MemoryBudget:
 def memory_budget(policy, free: int | None = None, say: Callable[[str], Any] = print) -> MemoryBudget:
     """The budget of `free` bytes (None: what is free now on the policy's device). On a CPU at most WAVE
     tokens: more are no faster."""
-    weight = next(policy.parameters())
-    cost = TokenCost.of(policy.config, number_size(weight), weight.device.type)
+    size, cost = _size_and_cost(policy, free)
     prompt, completion = cost.prompt_kv + cost.reading, cost.completion_kv + cost.mask
-    size = SHARE * (free_memory(weight.device) if free is None else free)
-    if weight.device.type == "cpu" and size >= WAVE * max(prompt, completion + cost.logits):
+    on_cpu = next(policy.parameters()).device.type == "cpu"
+    if on_cpu and size >= WAVE * max(prompt, completion + cost.logits):
         return MemoryBudget(say=say)
     return MemoryBudget(size, prompt, completion, cost.logits, say)
+
+
+def _size_and_cost(policy, free: int | None) -> tuple[float, TokenCost]:
+    weight = next(policy.parameters())
+    cost = TokenCost.of(policy.config, number_size(weight), weight.device.type)
+    return SHARE * (free_memory(weight.device) if free is None else free), cost
 
 
 def rows_that_fit(
     policy, prompts, group: int, cap: int, most: int | None = None, free: int | None = None
 ) -> int:
     """How many of the P·group rows of a rollout can decode at the same time: at least one, at most `most`
-    (None: all).
-
-    prompts: PromptBatch. free: bytes for prompts and rows (None: what is free now on the policy's device).
-    """
+    (None: all). free: bytes for prompts and rows (None: what is free now on the policy's device)."""
     P, S = prompts.tokens.shape
-    weight = next(policy.parameters())
-    cost = TokenCost.of(policy.config, number_size(weight), weight.device.type)
-    size = SHARE * (free_memory(weight.device) if free is None else free)
+    size, cost = _size_and_cost(policy, free)
     size -= P * S * (cost.prompt_kv + cost.reading)
     row = cap * (cost.completion_kv + cost.mask) + S * cost.mask + cost.logits
     return min(most or P * group, P * group, max(1, int(size / row)))
@@ -121,10 +113,7 @@ def rows_that_fit(
 
 def retry_with_fewer_rows(write: Callable[[int], Result], rows: int) -> Result:
     """Run `write(rows)`. After an out-of-memory error, halve the rows, print a line and try again: the
-    completions are the same.
-
-    Raises torch.OutOfMemoryError if one row does not fit.
-    """
+    completions are the same. Raises torch.OutOfMemoryError if one row does not fit."""
     while True:
         try:
             return write(rows)
@@ -135,11 +124,8 @@ def retry_with_fewer_rows(write: Callable[[int], Result], rows: int) -> Result:
         rows //= 2
         gc.collect()
         torch.cuda.empty_cache()
-        tqdm.write(
-            f"out of memory (rank {rank()}) while sampling: retrying with max_rows={rows}; the completions "
-            "are the same",
-            file=sys.stderr,
-        )
+        retry = f"retrying with max_rows={rows}; the completions are the same"
+        tqdm.write(f"out of memory (rank {rank()}) while sampling: {retry}", file=sys.stderr)
 
 
 def number_size(weight: torch.Tensor) -> int:
@@ -148,14 +134,8 @@ def number_size(weight: torch.Tensor) -> int:
     return (torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype).itemsize
 
 
-def attention_size(size: int, device: str) -> int:
-    """Bytes of a number in attention (`models/layers.py:to_attention_dtype`)."""
-    return 8 if size == 4 and device == "cpu" else size
-
-
 def free_memory(device: torch.device) -> int:
-    """Bytes that are still free: on a GPU with PyTorch's reserve, on a CPU what the kernel calls
-    available."""
+    """Bytes that are still free: on a GPU with PyTorch's reserve, on a CPU what the kernel says."""
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve

@@ -8,10 +8,8 @@ T = TypeVar("T")
 
 
 def choose(what: str, name: str, table: Mapping[str, T]) -> T:
-    """The entry `name` of a table. `what` says in the error what the table holds.
-
-    Raises ValueError for an unknown name. The error lists the known names and suggests the nearest one.
-    """
+    """The entry `name` of a table of `what`. Raises ValueError for an unknown name, with the known names and
+    the nearest one."""
     if name not in table:
         near = get_close_matches(name, list(table), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -2,8 +2,7 @@
 
 Each prompt is read once, and its keys and values are stored once for its group (`models.cache.KVCache`). All
 rows decode together, one token at a time, each in its own slot of the cache. A row ends at a stop token or at
-the cap. With fewer slots than rows, a waiting row takes the slot of a finished one. When no row waits, the
-slots of finished rows are closed.
+the cap. A waiting row takes the slot of a finished one. When no row waits, finished rows' slots are closed.
 
 Which token a row draws depends on (seed, step, prompt uid, g, t) and on the row's own logits. So neither its
 slot nor the other rows in the batch change a completion.
@@ -31,12 +30,9 @@ TOKENS_BETWEEN_CHECKS = {"cpu": 1}
 
 @dataclass
 class Rollout:
-    """G completions for each of P prompts.
-
-    tokens (P, G, C) int64, zero after the end. length (P, G) int64, counts the stop token. stopped (P, G)
-    bool, False where the cap ended the row. logp (P, G, C) float32, each token's under the distribution it
-    was drawn from, zero after the end.
-    """
+    """G completions for each of P prompts. tokens (P, G, C) int64, zero after the end. length (P, G) int64,
+    counts the stop token. stopped (P, G) bool, False where the cap ended the row. logp (P, G, C) float32,
+    each token's under the distribution it was drawn from, zero after the end."""
 
     tokens: Tensor
     length: Tensor
@@ -56,11 +52,8 @@ class Rollout:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How `generate` decodes.
-
-    banned: ids that may not be drawn. max_rows: decode at most this many rows at the same time (None: all).
-    recorded: replay decode steps as CUDA graphs (grpo/cuda_graphs.py).
-    """
+    """How `generate` decodes. banned: ids that may not be drawn. max_rows: at most this many rows at the same
+    time (None: all). recorded: replay decode steps as CUDA graphs (grpo/cuda_graphs.py)."""
 
     banned: Sequence[int] = ()
     max_rows: int | None = None
@@ -71,9 +64,9 @@ class DecodeOptions:
 class DecodingRows:
     """The rows being decoded, one per slot, and everything that was drawn so far.
 
-    row (slots,) int64: the row in each slot. last (slots,) int64: the token it drew last. running (slots,)
-    bool. uniform, tokens, logp (B, C + 1), of all rows: finished rows write to the last place, which is cut
-    off in the end. stops, banned: ids.
+    row, last (slots,) int64: the row in each slot, and its last token. running (slots,) bool. uniform,
+    tokens, logp (B, C + 1), of all rows: finished rows write to the last place, which is cut off in the end.
+    stops, banned: ids.
     """
 
     cache: KVCache
@@ -107,8 +100,7 @@ class DecodingRows:
         self.last.copy_(drawn)
 
     def begin(self, slots: Tensor, row: Tensor, prompt: Tensor, first: Tensor) -> None:
-        """Give `slots` (n,) to the rows `row`, completions of the prompts `prompt`. `first` are the prompts'
-        last tokens. All (n,)."""
+        """Give `slots` to the rows `row` of the prompts `prompt`, whose last tokens are `first`. All (n,)."""
         self.row[slots] = row
         self.last[slots] = first
         self.running[slots] = True
@@ -136,8 +128,8 @@ def start_rows(policy, prompts, group: int, cap: int, rows: int, least: int) -> 
     """Read the prompts, and decode the first token of the first `rows` rows. -> the cache, and hidden states
     (rows, D) that predict the first completion tokens.
 
-    All rows of a prompt start with the same token (its last, see the fork in models/qwen_vl.py). So this step
-    runs once per prompt (or for `least` rows in all), and the result is copied.
+    All rows of a prompt start with its last token (see the fork in models/qwen_vl.py). So this step runs once
+    per prompt (or for `least` rows in all), and the result is copied.
     """
     rows_per_prompt = -(-least // len(prompts.tokens))
     if rows_per_prompt >= group or rows_per_prompt * len(prompts.tokens) > rows:
@@ -176,25 +168,19 @@ def generate(
     waiting = min(count, options.max_rows or count)
     cache, hidden = start_rows(policy, prompts, group, cap, waiting, least)
     row = torch.arange(waiting, device=device)
-    rows = DecodingRows(
-        cache,
-        row,
-        last=torch.zeros_like(row),
-        running=torch.ones_like(row, dtype=torch.bool),
-        uniform=uniforms(*address, group, cap + 1).to(device).flatten(0, 1),
-        tokens=row.new_zeros(count, cap + 1),
-        logp=torch.zeros(count, cap + 1, device=device),
-        stops=torch.tensor(list(stop_ids), dtype=torch.long, device=device),
-        banned=torch.tensor(list(options.banned), dtype=torch.long, device=device),
-        temperature=temperature,
+    slots = (row, torch.zeros_like(row), torch.ones_like(row, dtype=torch.bool))
+    uniform = uniforms(*address, group, cap + 1).to(device).flatten(0, 1)
+    drawn = (row.new_zeros(count, cap + 1), torch.zeros(count, cap + 1, device=device))
+    stops, banned = (
+        torch.tensor(x, dtype=torch.long, device=device) for x in ([*stop_ids], [*options.banned])
     )
+    rows = DecodingRows(cache, *slots, uniform, *drawn, stops, banned, temperature)
     rows.draw(policy.logits(hidden))
     decode_one = Repeat(partial(rows.decode_one, policy), options.recorded)
     while True:
         running = int(rows.running.sum())
         finished = (~rows.running).nonzero().flatten()[: count - waiting]
         if len(finished):
-            # Give their slots to waiting rows.
             new = torch.arange(waiting, waiting + len(finished), device=device)
             rows.begin(finished, new, new // group, prompts.last[new // group])
             waiting += len(finished)

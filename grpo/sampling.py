@@ -1,11 +1,9 @@
 """Choosing the next token: a distribution, a uniform number, an inverse CDF. Pure.
 
-Unlike elsewhere, randomness is *addressed*, not consumed. The uniform number of a token is a hash of its
-address (seed, step, prompt, completion, position), so there is no generator state. A completion does not
-depend on the rest of its batch, on the order, on the number of ranks, or on an interruption of the run.
+Randomness is *addressed*, not consumed: the uniform number of a token is a hash of its address (seed, step,
+prompt, completion, position). So a completion does not depend on the rest of its batch, on the order, on the
+number of ranks, or on an interruption of the run.
 """
-
-from __future__ import annotations
 
 import hashlib
 
@@ -24,10 +22,8 @@ _STEP, _MUL1, _MUL2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5
 
 # [Eq. 1]
 def log_distribution(logits: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature), in float32: the policy.  (..., V) -> (..., V).
-
-    Rollouts draw from it and the loss scores with it. So the policy that samples is the policy that learns.
-    """
+    """log softmax(logits / temperature), in float32: the policy. (..., V) -> (..., V). Rollouts draw from it,
+    and the loss scores with it. So the policy that samples is the policy that learns."""
     logits = logits.float()
     if temperature != 1:
         # a division by 1 would need one more (..., V) of memory
@@ -75,7 +71,6 @@ def uniforms(seed: int, step: int, uids: list[int], group: int, cap: int, *, dev
     g = torch.arange(group, dtype=torch.int64)[None, :, None]
     t = torch.arange(cap, dtype=torch.int64)[None, None, :]
     state = torch.zeros(1, 1, 1, dtype=torch.int64)
-    # absorb one coordinate at a time
     for word in (_signed(seed), _signed(step), uid, g, t):
         state = _mix((state ^ word) + _STEP)
     # the top 24 bits: all that a float32 in [0, 1) can hold evenly

@@ -1,5 +1,4 @@
-"""How long the phases of a step take. A function names its phase in a decorator, so the loop has no
-clocks."""
+"""How long the phases of a step take. A function names its phase in a decorator."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -1,17 +1,13 @@
 """--plan: what a run will need, computed from the settings and the model's config.json. It loads no weights,
 and it fetches nothing for the models of grpo/plan/known_models.py.
 
-The numbers are bounds: every prompt is as long as max_prompt, with one picture of the largest size, and every
-completion is as long as the cap. Under these, parameters, caches and logits are exact. Activations estimate
-what autograd keeps of the blocks in `models/` (tests compare them with what it really keeps). Libraries,
-fragmentation and data come on top.
+The numbers are bounds: every prompt has max_prompt tokens and one picture of the largest size, and every
+completion is as long as the cap. Under these, parameters, caches and logits are exact. Activations are an
+estimate, which tests compare with what autograd keeps. Libraries, fragmentation and data come on top.
 
 Weights, gradients and moments are float32 for every `dtype`. With bfloat16, autocast casts a weight where it
-is used, and keeps the copies that the backward pass needs. Caches and the reference, which is never trained,
-are in the dtype of the products.
+is used, and keeps copies for the backward pass. Caches and the reference are in the dtype of the products.
 """
-
-from __future__ import annotations
 
 import json
 from collections.abc import Sequence
@@ -72,8 +68,7 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes that exist at the same time, at most: the larger of rollout and learning, of all stages."""
-        parts = (part for stage in self.stages for part in (stage.rollout, stage.learning))
-        return total(self.held) + max(map(total, parts))
+        return total(self.held) + max(max(total(s.rollout), total(s.learning)) for s in self.stages)
 
 
 @dataclass(frozen=True)
@@ -99,8 +94,7 @@ def total(items: tuple[Item, ...]) -> int:
 
 
 def parameters(model: ModelConfig) -> dict[str, int]:
-    """{part: parameters} of the vision tower, the embedding, the decoder's blocks and, if it is not tied, the
-    head."""
+    """{part: parameters} of the vision tower, the embedding, the decoder's blocks and an untied head."""
     width, hidden, head = model.hidden_size, model.intermediate_size, model.head_size
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
     attention = width * (queries + 2 * keys) + queries + 2 * keys + queries * width
@@ -136,8 +130,8 @@ def make_plan(
     size = 2 if dtype == "bfloat16" else FLOAT
     parts = parameters(model)
     count = sum(parts.values())
-    pixels = cfg.max_pixels or max_pixels or 10**12
-    patches = min(cfg.max_prompt * model.vision.spatial_merge_size**2, pixels // model.vision.patch_size**2)
+    patches = cfg.max_prompt * model.vision.spatial_merge_size**2
+    patches = min(patches, (cfg.max_pixels or max_pixels or 10**12) // model.vision.patch_size**2)
     held = (
         Item("weights", FLOAT * count, f"{shown_count(count)} x {FLOAT} bytes"),
         _optimizer(cfg.optim.name, _trained(parts, cfg.freeze)),
@@ -145,25 +139,17 @@ def make_plan(
     )
     stages: list[StagePlan] = []
     step = 0
+    steps = max(cfg.steps, 1)
     prompts = -(-cfg.prompts // ranks)
-    while step < max(cfg.steps, 1):
+    while step < steps:
         stage = stage_at(step, cfg.stages, cfg)
-        end = max(cfg.steps, 1) if stage is cfg else min(stage.until, cfg.steps)
+        end = steps if stage is cfg else min(stage.until, cfg.steps)
         group = stage.group if cfg.method == "grpo" else DOCUMENTS if cfg.task == "documents" else 1
         load = Load(prompts, cfg.max_prompt, patches, prompts * group, stage.cap)
-        stages.append(
-            StagePlan(
-                step,
-                end - 1,
-                group,
-                stage.cap,
-                _rollout(model, load, size, cfg.max_rows, count) if cfg.method == "grpo" else (),
-                _learning(cfg, model, load, size),
-                load.tokens,
-                prompts * patches,
-                _work(cfg, model, load),
-            )
-        )
+        rollout = _rollout(model, load, size, cfg.max_rows, count) if cfg.method == "grpo" else ()
+        most = (load.tokens, prompts * patches, _work(cfg, model, load))
+        learning = _learning(cfg, model, load, size)
+        stages.append(StagePlan(step, end - 1, group, stage.cap, rollout, learning, *most))
         step = end
     plan = Plan(parts, dtype, held, tuple(stages))
     sharded = ranks > 1 and cfg.shard != "never" and cfg.optim.name != "muon"
@@ -172,10 +158,8 @@ def make_plan(
 
 def _trained(parts: dict[str, int], frozen: Sequence[str]) -> dict[str, int]:
     """The parameters that are trained; 0 for a frozen part."""
-    return {
-        name: 0 if ("vision" if name == "vision" else "llm") in frozen else count
-        for name, count in parts.items()
-    }
+    freeze = {name: "vision" if name == "vision" else "llm" for name in parts}
+    return {name: 0 if freeze[name] in frozen else count for name, count in parts.items()}
 
 
 def _optimizer(name: str, trained: dict[str, int]) -> Item:
@@ -190,11 +174,8 @@ def _reference(cfg: Config, count: int, size: int) -> Item:
     if cfg.method != "grpo" or cfg.loss.kl_coef == 0:
         return Item("reference", 0, "not loaded: there is no KL penalty")
     if cfg.loss.reference_on == "host":
-        why = (
-            f"the frozen base waits on the host; {shown_bytes(size * count)} while it scores, before there "
-            "are gradients"
-        )
-        return Item("reference", 0, why)
+        scores = f"{shown_bytes(size * count)} while it scores, before there are gradients"
+        return Item("reference", 0, f"the frozen base waits on the host; {scores}")
     return Item("reference", size * count, f"the frozen base, {shown_count(count)} x {size} bytes")
 
 
@@ -206,30 +187,18 @@ def _rollout(model: ModelConfig, load: Load, size: int, max_rows: int | None, co
     heads = model.num_attention_heads + 2 * model.num_key_value_heads
     qkv = model.num_hidden_layers * heads * model.head_size * (model.hidden_size + 1)
     cast = f"of all matrices, cast once for the rollout: {shown_count(count)} x {size} bytes"
+    joined = f"once more, joined for decoding: {shown_count(qkv)} x {size} bytes"
+    prompts = f"{load.prompts} prompts x {load.prompt:,} tokens x {shown_bytes(cost.prompt_kv)}"
     of_all = f" at a time of {load.rows:,}" if rows < load.rows else ""
+    completions = f"{rows:,} rows{of_all} x {load.cap:,} tokens x {shown_bytes(cost.completion_kv)}"
+    words = f"{rows:,} rows x {model.vocab_size:,} words, their softmax and its sums"
     items = (
-        Item(SAMPLER, 0 if size == FLOAT else size * count, cast),
-        Item(
-            "weights of q, k, v",
-            size * qkv,
-            f"once more, joined for decoding: {shown_count(qkv)} x {size} bytes",
-        ),
-        Item(
-            "KV cache, prompts",
-            load.tokens[0] * cost.prompt_kv,
-            f"{load.prompts} prompts x {load.prompt:,} tokens x {shown_bytes(cost.prompt_kv)}",
-        ),
-        Item(
-            "KV cache, completions",
-            rows * load.cap * cost.completion_kv,
-            f"{rows:,} rows{of_all} x {load.cap:,} tokens x {shown_bytes(cost.completion_kv)}",
-        ),
+        Item(SAMPLER, size * count, cast),
+        Item("weights of q, k, v", size * qkv, joined),
+        Item("KV cache, prompts", load.tokens[0] * cost.prompt_kv, prompts),
+        Item("KV cache, completions", rows * load.cap * cost.completion_kv, completions),
         Item("masks", rows * places * cost.mask, f"{rows:,} rows x {places:,} places"),
-        Item(
-            "logits",
-            rows * cost.logits,
-            f"{rows:,} rows x {model.vocab_size:,} words, their softmax and its sums",
-        ),
+        Item("logits", rows * cost.logits, words),
     )
     return items if size < FLOAT else items[1:]
 
@@ -246,23 +215,17 @@ def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[I
     # A frozen tower keeps no activations.
     trained_load = replace(micro, patches=0) if "vision" in cfg.freeze else micro
     kept = activations(model, trained_load, size, cfg.recompute)
-    copies = 0
+    copies = Item("bfloat16 copies", 0, "none: products are in float32")
     if size < FLOAT:
         merger = merger_parameters(model.vision)
         blocks = largest_block(parts, model) + merger if cfg.recompute else parts["decoder"] + parts["vision"]
-        copies = size * (parts.get("head", parts["embedding"]) + blocks)
+        used = size * (parts.get("head", parts["embedding"]) + blocks)
+        copies = replace(copies, bytes=used, why=f"of the matrices in use{again}")
+    each = f"{chunk:,} tokens x {words:,} words, {alive} times"
     beside = (
         Item("activations (estimate)", kept, f"a micro-batch of {sum(micro.tokens):,} tokens{again}"),
-        Item(
-            "bfloat16 copies",
-            copies,
-            f"of the matrices in use{again}" if copies else "none: products are in float32",
-        ),
-        Item(
-            "logits of a chunk",
-            alive * chunk * words * FLOAT,
-            f"{chunk:,} tokens x {words:,} words, {alive} times",
-        ),
+        copies,
+        Item("logits of a chunk", alive * chunk * words * FLOAT, each),
     )
     trained = _trained(parts, cfg.freeze)
     count = sum(trained.values())
@@ -273,12 +236,9 @@ def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[I
     # gradient is added to the head's, while one block's activations exist.
     last = table + kept // (model.num_hidden_layers + model.vision.depth) - total(beside)
     if several:
-        part = "of head and embedding, beside the sum of the parts before"
-        return (
-            Item("gradients", gradients, why),
-            *beside,
-            Item("gradients of a part", max(head, table + last), part),
-        )
+        why_part = "of head and embedding, beside the sum of the parts before"
+        of_part = Item("gradients of a part", max(head, table + last), why_part)
+        return Item("gradients", gradients, why), *beside, of_part
     why = f"of {why}, made while activations go: there is one micro-batch"
     return Item("gradients", max(head, gradients + last), why), *beside
 
@@ -299,12 +259,9 @@ def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
 def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:
     """The largest micro-batch, as `grpo/batch.py` cuts them, and whether there are several."""
     group = load.rows // load.prompts
-    cost = load.prompt + group * load.cap
-    if cost > budget:
-        part = replace(load, prompts=1, rows=min(group, max(1, (budget - load.prompt) // load.cap)))
-    else:
-        fit = min(load.prompts, budget // cost)
-        part = replace(load, prompts=fit, rows=fit * group)
+    fit = min(load.prompts, budget // (load.prompt + group * load.cap))
+    rows = fit * group or min(group, max(1, (budget - load.prompt) // load.cap))
+    part = replace(load, prompts=max(fit, 1), rows=rows)
     return part, part != load
 
 
@@ -323,12 +280,8 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
     # Of a token in a block: the inputs and divisors of both norms, in float32; their outputs, under autocast
     # once for each of q, k, v, gate, up; queries and attention's output in attention's dtype, the output once
     # more for the next product; gate, its silu, up, their product.
-    token = (
-        4 * width * FLOAT
-        + (5 if autocast else 2) * width * size
-        + queries * (2 * attention + size)
-        + 4 * model.intermediate_size * size
-    )
+    token = 4 * width * FLOAT + (5 if autocast else 2) * width * size
+    token += queries * (2 * attention + size) + 4 * model.intermediate_size * size
     # The prompt's keys and values, and each row's: the prompt's again and its own.
     block = tokens * token + 2 * keys * attention * (prompt_tokens + load.rows * places)
     # One mask for each prompt and the R queries of a key head; all blocks share it.

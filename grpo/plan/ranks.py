@@ -44,9 +44,8 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
         learning += 2 * FLOAT * count
         gradients += ", and all in float64, as on a CPU"
     item = type(plan.held[0])
-    in_rollout = item(
-        "gathered policy", gathered, f"blocks x {size} bytes, embedding, merger and head x {FLOAT}{again}"
-    )
+    why = f"blocks x {size} bytes, embedding, merger and head x {FLOAT}{again}"
+    in_rollout = item("gathered policy", gathered, why)
     in_learning = item("gathered parts", learning, f"embedding, merger, head, two blocks; {gradients}")
 
     def shard(item):
@@ -60,10 +59,7 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
 
     def of_stage(stage):
         rollout = tuple(item for item in stage.rollout if item.name != SAMPLER)
-        return replace(
-            stage,
-            rollout=(*rollout, in_rollout) if rollout else (),
-            learning=(*map(shard, stage.learning), in_learning),
-        )
+        learning = (*map(shard, stage.learning), in_learning)
+        return replace(stage, rollout=(*rollout, in_rollout) if rollout else (), learning=learning)
 
     return replace(plan, held=tuple(map(shard, plan.held)), stages=tuple(map(of_stage, plan.stages)))

@@ -1,7 +1,5 @@
 """A plan (`grpo/plan/plan.py`) as a table for people."""
 
-from __future__ import annotations
-
 from grpo.config.parse import Config
 
 
@@ -9,15 +7,10 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
     """A `Plan` of one of `ranks` ranks as a table."""
     parts = ", ".join(f"{name} {shown_count(count)}" for name, count in plan.parameters.items())
     process = f"one of {ranks} ranks" if ranks > 1 else "one process"
-    lines = [
-        f"{cfg.recipe}: {cfg.method} on {cfg.model}, {cfg.steps:,} steps, {plan.dtype}, {process}. "
-        "At most, and nothing was loaded:",
-        "",
-        f"{shown_count(sum(plan.parameters.values()))} parameters: {parts}",
-        "",
-        "held all the time",
-        *map(line, plan.held),
-    ]
+    run = f"{cfg.recipe}: {cfg.method} on {cfg.model}, {cfg.steps:,} steps, {plan.dtype}, {process}"
+    lines = [f"{run}. At most, and nothing was loaded:", ""]
+    lines += [f"{shown_count(sum(plan.parameters.values()))} parameters: {parts}", ""]
+    lines += ["held all the time", *map(line, plan.held)]
     for stage in plan.stages:
         steps = stage.last - stage.first + 1
         prompts, completions = stage.tokens
@@ -33,19 +26,16 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
         if stage.rollout and cfg.max_rounds > 1:
             over = "a step at most (dynamic sampling); all other numbers are with one"
             lines.append(count_line("rollouts", f"{cfg.max_rounds:,}", over))
-        of_step = f"a step: {prompts:,} of prompts, {completions:,} of completions"
-        of_run = f"a step; {shown_flops(stage.flops * steps)} over {steps:,} steps"
-        lines += [
-            count_line("tokens", f"{prompts + completions:,}", of_step),
-            count_line("patches", f"{stage.patches:,}", "a step, of pictures"),
-            count_line("work", shown_flops(stage.flops), of_run),
-        ]
+        over = f"a step: {prompts:,} of prompts, {completions:,} of completions"
+        lines.append(count_line("tokens", f"{prompts + completions:,}", over))
+        lines.append(count_line("patches", f"{stage.patches:,}", "a step, of pictures"))
+        over = f"a step; {shown_flops(stage.flops * steps)} over {steps:,} steps"
+        lines.append(count_line("work", shown_flops(stage.flops), over))
     lines += ["", f"peak: {shown_bytes(plan.peak)}"]
     if cfg.save.background:
-        lines.append(
-            f"and {shown_bytes(sum(item.bytes for item in plan.held[:2]))} of the CPU's memory, for the copy "
-            "of weights and optimizer that checkpoints are written from (save.background=false: none)"
-        )
+        copied = shown_bytes(sum(item.bytes for item in plan.held[:2]))
+        copy = "the copy of weights and optimizer that checkpoints are written from"
+        lines.append(f"and {copied} of the CPU's memory, for {copy} (save.background=false: none)")
     return "\n".join(lines) + "\n"
 
 
