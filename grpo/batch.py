@@ -6,14 +6,13 @@ Padding is on the right. Masks come from lengths, never from token values. A gro
 
 Dynamic sampling (DAPO, arXiv 2503.14476, Sec. 3.2; GPG, arXiv 2504.02546) drops a group whose completions all
 earned the same, because its advantage is 0, and asks another question instead. All ranks ask in the same
-attempts. They keep the groups that one rank alone would have kept; a rank keeps only groups that it has
-drawn.
+attempts, and keep the groups that one rank alone would have kept; a rank keeps only groups that it has drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import NamedTuple
 
@@ -29,6 +28,8 @@ from models.qwen_vl import PromptBatch
 
 # rewards closer than this are equal, as in `group_advantages`
 EQUAL = 1e-6
+# what `Groups` holds as lists of one item a group
+LISTS = ("questions", "prompts", "texts", "attempt")
 
 
 def collate_prompts(prompts, *, image_token: int, merge: int = 2) -> PromptBatch:
@@ -38,47 +39,40 @@ def collate_prompts(prompts, *, image_token: int, merge: int = 2) -> PromptBatch
     image_token: the id of the picture placeholder. merge: patches along each side of a feature.
     Raises ValueError, naming the prompt, where placeholders and pictures do not match.
     """
-    count = len(prompts)
-    longest = max(len(p.tokens) for p in prompts)
-    tokens = torch.zeros(count, longest, dtype=torch.long)
-    slot = torch.full((count, longest), -1, dtype=torch.long)
-    positions = torch.zeros(count, 3, longest, dtype=torch.long)
-    length = torch.zeros(count, dtype=torch.long)
-    following = torch.zeros(count, dtype=torch.long)
+    length = torch.tensor([len(p.tokens) for p in prompts])
+    tokens = torch.zeros(len(prompts), int(length.max()), dtype=torch.long)
+    slot = torch.full_like(tokens, -1)
+    positions = torch.zeros(len(prompts), 3, tokens.shape[1], dtype=torch.long)
+    following = torch.zeros_like(length)
+    grids = [torch.as_tensor(p.grid).view(-1, 3) for p in prompts]
     features = 0
-    for p, prompt in enumerate(prompts):
+    for p, (prompt, grid) in enumerate(zip(prompts, grids)):
         ids = torch.as_tensor(prompt.tokens)
-        grid = torch.as_tensor(prompt.grid).view(-1, 3)
         placeholders = (ids == image_token).nonzero().flatten()
         merged = int(grid.prod(-1).sum()) // merge**2
         if len(placeholders) != merged:
-            raise ValueError(
-                f"prompt {prompt.uid}: {len(placeholders)} picture placeholders, but its pictures have "
-                f"{merged} features"
-            )
-        length[p] = len(ids)
+            what = f"{len(placeholders)} picture placeholders, but its pictures have {merged} features"
+            raise ValueError(f"prompt {prompt.uid}: {what}")
         tokens[p, : len(ids)] = ids
         slot[p, placeholders] = torch.arange(features, features + merged)
         positions[p, :, : len(ids)], following[p] = mrope_positions(ids, grid, image_token, merge)
         features += merged
-    return PromptBatch(
-        tokens=tokens,
-        length=length,
-        positions=positions,
-        next_position=following,
-        image_slot=slot,
-        patches=torch.cat([torch.as_tensor(p.patches) for p in prompts]),
-        grid=torch.cat([torch.as_tensor(p.grid).view(-1, 3) for p in prompts]),
-    )
+    patches = torch.cat([torch.as_tensor(p.patches) for p in prompts])
+    return PromptBatch(tokens, length, positions, following, slot, patches, torch.cat(grids))
+
+
+def _mask(rows) -> Tensor:
+    """(B, C) bool: the real tokens, the stop token among them."""
+    place = torch.arange(rows.tokens.shape[-1], device=rows.length.device)
+    return place < rows.length.flatten().unsqueeze(-1)
 
 
 @dataclass
 class Groups:
     """P questions that this rank asked in a step, with G scored completions each. P may be 0.
 
-    texts: P lists of G.  reward, and each tensor of parts: (P, G).  skipped: questions that could not be
-    asked. attempt: for each group, the attempt that drew it.  attempts: how many of them drew a group on any
-    rank.
+    texts: P lists of G. reward, and each tensor of parts: (P, G). skipped: questions that could not be asked.
+    attempt: for each group, the attempt that drew it. attempts: how many of them drew a group on any rank.
     """
 
     questions: list
@@ -101,10 +95,7 @@ class Groups:
         """(P, G) int64: the tokens of each completion, the stop token included."""
         return self.rollout.length
 
-    @property
-    def mask(self) -> Tensor:
-        """(B, C) bool: the real tokens, the stop token among them."""
-        return _mask(self.tokens, self.length)
+    mask = property(_mask)
 
     @property
     def differing(self) -> list[int]:
@@ -112,8 +103,7 @@ class Groups:
         return (self.reward.amax(1) - self.reward.amin(1) >= EQUAL).nonzero().flatten().tolist()
 
     def enough_differ(self, share: float) -> bool:
-        """Whether the groups that differ are at least `share` of the first attempt's groups, over all
-        ranks."""
+        """Whether the groups that differ are, over all ranks, at least `share` of the first attempt's."""
         found = gather_objects([(len(self.differing), self.attempt.count(0))])
         return sum(differing for differing, _ in found) >= ceil(share * sum(first for _, first in found))
 
@@ -128,14 +118,10 @@ class Groups:
             return torch.cat([a, b])
 
         return Groups(
-            questions=self.questions + more.questions,
-            prompts=self.prompts + more.prompts,
-            rollout=Rollout(*map(join, _tensors(self.rollout), _tensors(more.rollout))),
-            texts=self.texts + more.texts,
+            **{name: getattr(self, name) + getattr(more, name) for name in (*LISTS, "skipped")},
+            rollout=Rollout(*map(join, vars(self.rollout).values(), vars(more.rollout).values())),
             reward=join(self.reward, more.reward),
             parts={name: join(part, more.parts[name]) for name, part in self.parts.items()},
-            skipped=self.skipped + more.skipped,
-            attempt=self.attempt + more.attempt,
             attempts=self.attempts + any(gather_objects([bool(more.prompts)])),
         )
 
@@ -143,18 +129,13 @@ class Groups:
         """These groups, in this order, cut to their longest completion."""
         index = torch.tensor(groups, dtype=torch.long)
         longest = int(self.length[index].max()) if groups else 1
-        pick = lambda items: [items[group] for group in groups]
+        pick = lambda x: x[index][..., :longest] if x.dim() == 3 else x[index]
         return replace(
             self,
-            questions=pick(self.questions),
-            prompts=pick(self.prompts),
-            rollout=Rollout(
-                *(x[index][..., :longest] if x.dim() == 3 else x[index] for x in _tensors(self.rollout))
-            ),
-            texts=pick(self.texts),
-            reward=self.reward[index],
-            parts={name: part[index] for name, part in self.parts.items()},
-            attempt=pick(self.attempt),
+            **{name: [getattr(self, name)[group] for group in groups] for name in LISTS},
+            rollout=Rollout(*map(pick, vars(self.rollout).values())),
+            reward=pick(self.reward),
+            parts={name: pick(part) for name, part in self.parts.items()},
         )
 
     def batch(self, dynamic: bool, sections: int) -> Batch:
@@ -175,7 +156,7 @@ class Groups:
         before = sum(owner < rank() for _, _, owner, _ in kept)
         left_out = [prompt for group, prompt in enumerate(self.prompts) if group not in places]
         return Batch(
-            **{name.name: getattr(mine, name.name) for name in fields(mine)},
+            **vars(mine),
             counts=torch.tensor([length.sum(), length.numel()]),
             places=list(places.values()),
             own=slice(before, before + len(places)),
@@ -229,27 +210,18 @@ class Batch(Groups):
         cls, questions: list, prompts: list, tokens: Tensor, length: Tensor, skipped: int = 0
     ) -> Batch:
         """Documents to imitate, tokens (P, G, C) and length (P, G): every advantage is 1."""
-        batch = cls(
-            questions,
-            prompts,
-            Rollout(tokens, length, stopped=length > 0, logp=torch.zeros(tokens.shape)),
-            texts=[],
-            reward=torch.ones(length.shape),
-            parts={},
-            skipped=skipped,
-            attempt=[0] * len(prompts),
-            counts=torch.tensor([length.sum(), length.numel()]),
-            places=list(range(len(prompts))),
-            own=slice(0, len(prompts)),
-            section=[0] * len(prompts),
-        )
+        P = len(prompts)
+        rollout = Rollout(tokens, length, stopped=length > 0, logp=torch.zeros(tokens.shape))
+        counts = torch.tensor([length.sum(), length.numel()])
+        placed = {"counts": counts, "places": list(range(P)), "own": slice(0, P), "section": [0] * P}
+        reward = torch.ones(length.shape)
+        batch = cls(questions, prompts, rollout, [], reward, {}, skipped, attempt=[0] * P, **placed)
         batch.advantage = torch.ones(length.numel())
         return batch
 
     @property
     def teaching(self) -> list[int]:
-        """The groups that have a gradient: all with a KL penalty, else those whose advantages are not all
-        0."""
+        """The groups that have a gradient: with a KL penalty all, else those with a nonzero advantage."""
         if self.logp_ref is not None:
             return list(range(len(self.prompts)))
         return self.advantage.view(self.length.shape).ne(0).any(dim=1).nonzero().flatten().tolist()
@@ -258,8 +230,7 @@ class Batch(Groups):
         """Cut these groups into micro-batches of at most `budget` tokens: prompts once, completions, padding.
 
         Groups of similar length go together. A group over the budget is cut by rows; a row over it goes
-        alone. apart: no two sections together. The weights are fixed for the whole update, so the gradients
-        of the micro-batches add up to that of the whole.
+        alone. apart: no two sections together.
         """
         if apart:
             for section in sorted({self.section[p] for p in groups}):
@@ -292,8 +263,7 @@ class Batch(Groups):
         """These groups and rows on a device, cut to their longest completion. append: a prompt whose group of
         empty completions goes behind them (`grpo/gradient.py:empty_prompt`)."""
         groups = torch.tensor(cut.groups, dtype=torch.long)
-        length = self.length[groups][:, cut.rows]
-        longest = max([1, *length.flatten().tolist()])
+        longest = max([1, *self.length[groups][:, cut.rows].flatten().tolist()])
 
         def part(x: Tensor) -> Tensor:
             x = x.view(*self.length.shape, *x.shape[1:])[groups][:, cut.rows]
@@ -315,8 +285,7 @@ class Batch(Groups):
         )
 
     def write_back(self, whole: Tensor, value: Tensor, cut: Cut) -> None:
-        """Write a micro-batch's values (b, c) into their rows of `whole` (B, C). Rows of an appended group
-        are left out."""
+        """Write a micro-batch's values (b, c) into `whole` (B, C); an appended group's are left out."""
         whole = whole.view(*self.length.shape, whole.shape[-1])
         rows = len(range(self.length.shape[1])[cut.rows])
         for at, p in enumerate(cut.groups):
@@ -339,15 +308,4 @@ class MicroBatch:
     logp_old: Tensor | None
     logp_ref: Tensor | None
 
-    @property
-    def mask(self) -> Tensor:
-        """(b, c) bool: the real tokens, the stop token among them."""
-        return _mask(self.tokens, self.length)
-
-
-def _mask(tokens: Tensor, length: Tensor) -> Tensor:
-    return torch.arange(tokens.shape[-1], device=length.device) < length.flatten().unsqueeze(-1)
-
-
-def _tensors(rollout: Rollout) -> list[Tensor]:
-    return [getattr(rollout, name.name) for name in fields(rollout)]
+    mask = property(_mask)

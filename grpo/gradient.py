@@ -1,8 +1,8 @@
 """The gradient of a batch, and the log-probs of its tokens, one micro-batch at a time.
 
-A micro-batch holds at most `TokenBudget.tokens` tokens. The weights of the loss are fixed for the whole
-update, so the gradients of the micro-batches add up to that of the batch, wherever it is cut. The ranks of a
-sharded policy gather its weights together: so all run the same number of micro-batches, each with a picture.
+The weights of the loss are fixed for the whole update, so the gradients of the micro-batches add up to that
+of the batch, wherever it is cut. The ranks of a sharded policy gather its weights together: so all run the
+same number of micro-batches, each with a picture.
 """
 
 from __future__ import annotations
@@ -43,11 +43,8 @@ class OutOfMemory(RuntimeError):
 
 @dataclass
 class TokenBudget:
-    """What one forward may take.
-
-    tokens: the most of a micro-batch, halved when memory is short.  chunk: tokens whose logits exist at the
-    same time (`grpo/logprobs.py:chunk_of`).  device: where micro-batches are computed.
-    """
+    """What one forward may take. tokens: the most of a micro-batch, halved when memory is short. chunk: how
+    many tokens' logits exist at once (`grpo/logprobs.py:chunk_of`). device: where micro-batches run."""
 
     tokens: int
     chunk: int
@@ -64,10 +61,8 @@ class UpdateStats:
 
 @timed("learn")
 def accumulate_gradient(loss_of: LossOf, policy: QwenVL, batch: Batch, budget: TokenBudget) -> UpdateStats:
-    """Replace the policy's gradients by this rank's part of the batch's gradient.
-
-    The first update of a batch writes `batch.logp`. Raises OutOfMemory.
-    """
+    """Replace the policy's gradients by this rank's part of the batch's gradient. The first update of a batch
+    writes `batch.logp`. Raises OutOfMemory."""
 
     def one_pass() -> tuple[UpdateStats, Tensor]:
         stats = UpdateStats()
@@ -90,10 +85,8 @@ def accumulate_gradient(loss_of: LossOf, policy: QwenVL, batch: Batch, budget: T
 @timed("reference")
 @torch.no_grad()
 def score_tokens(policy: QwenVL, batch: Batch, temperature: float, budget: TokenBudget) -> Tensor:
-    """The log-probs of a batch's completions under a policy that is not trained here.
-
-    -> (B, C) on the CPU, 0 outside the mask. Raises OutOfMemory.
-    """
+    """The log-probs of a batch's completions under a policy that is not trained here. -> (B, C) on the CPU, 0
+    outside the mask. Raises OutOfMemory."""
 
     def one_pass() -> Tensor:
         logps = torch.zeros(batch.mask.shape)  # (B, C)
@@ -119,6 +112,7 @@ def passes(
     learning = torch.is_grad_enabled()
     sharded: FSDPModule | None = policy if isinstance(policy, FSDPModule) else None
     exactly = sum_dtype(budget.device) == torch.float64
+    sizes = {"image_token": policy.config.image_token_id, "merge": policy.config.vision.spatial_merge_size}
     cuts = list(batch.cuts(budget.tokens, groups, apart=exactly))
     if learning:
         policy.zero_grad(set_to_none=True)
@@ -131,16 +125,8 @@ def passes(
             sharded.set_requires_gradient_sync(number == count - 1)
         cut = cuts[number] if number < len(cuts) else Cut([], slice(None))
         pictures = any(len(batch.prompts[group].patches) for group in cut.groups)
-        yield (
-            batch.micro_batch(
-                cut,
-                image_token=policy.config.image_token_id,
-                merge=policy.config.vision.spatial_merge_size,
-                device=budget.device,
-                append=empty_prompt(policy) if sharded and not pictures else None,
-            ),
-            cut,
-        )
+        append = empty_prompt(policy) if sharded and not pictures else None
+        yield batch.micro_batch(cut, **sizes, device=budget.device, append=append), cut
     if sharded and not learning:
         # after a forward the root stays gathered, for a backward
         sharded.reshard()
@@ -150,13 +136,8 @@ def empty_prompt(policy: QwenVL) -> Prompt:
     """A prompt of one grey picture: two image tokens and no words."""
     vision = policy.config.vision
     side = vision.spatial_merge_size
-    return Prompt(
-        uid="",
-        text="",
-        tokens=np.full(2, policy.config.image_token_id),
-        patches=np.zeros((2 * side**2, vision.patch_dim), np.float32),
-        grid=np.array([[1, side, 2 * side]]),
-    )
+    patches = np.zeros((2 * side**2, vision.patch_dim), np.float32)
+    return Prompt("", "", np.full(2, policy.config.image_token_id), patches, np.array([[1, side, 2 * side]]))
 
 
 def retry_with_less_memory(work: Callable[[], Result], policy: nn.Module, budget: TokenBudget) -> Result:
@@ -181,17 +162,13 @@ def retry_with_less_memory(work: Callable[[], Result], policy: nn.Module, budget
         gc.collect()
         torch.cuda.empty_cache()
         budget.tokens //= 2
-        tqdm.write(
-            f"out of memory: going on with loss.micro_tokens={budget.tokens}; the gradient is the same, a "
-            "step takes longer",
-            file=sys.stderr,
-        )
+        same = "the gradient is the same, a step takes longer"
+        tqdm.write(f"out of memory: going on with loss.micro_tokens={budget.tokens}; {same}", file=sys.stderr)
 
 
 @contextmanager
 def on_device(policy: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep the policy on a device while the context lasts. Parameters that are elsewhere are copied there,
-    and the copy is dropped afterwards."""
+    """Keep the policy on a device; copies of parameters that are elsewhere are dropped at the end."""
     home = {p: p.data for p in policy.parameters() if p.device.type != device.type}
     for parameter, data in home.items():
         parameter.data = data.to(device)

@@ -25,18 +25,13 @@ class NonFinite(RuntimeError):
     """A number that a step needs is not finite. The last checkpoint is unchanged."""
 
     def __init__(self, what: str, prompts, step: int):
-        super().__init__(
-            f"step {step + 1}: {what}. Nothing was updated; the last checkpoint is as it was. "
-            f"Prompts of this step: {', '.join(p.uid for p in prompts)}"
-        )
+        kept = "Nothing was updated; the last checkpoint is as it was. Prompts of this step: "
+        super().__init__(f"step {step + 1}: {what}. {kept}{', '.join(p.uid for p in prompts)}")
 
 
 class Optimizer:
-    """One or two of PyTorch's optimizers behind one interface.
-
-    lr: AdamW's learning rate; Muon's is MUON_SCALE times that.  skipped: updates that were left out because
-    their gradient was not finite.
-    """
+    """PyTorch's optimizers behind one interface. lr: AdamW's learning rate; Muon's is MUON_SCALE times that.
+    skipped: updates that were left out because their gradient was not finite."""
 
     def __init__(self, policy: nn.Module, *, name: str, lr: float, beta2: float, weight_decay: float):
         """Optimize the parameters that require gradients. name: "adamw", or "muon" for the matrices and AdamW
@@ -46,31 +41,24 @@ class Optimizer:
         self.skipped = 0
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
+        muon = name == "muon"
         embedding = ("embed_tokens.weight", "lm_head.weight")
-        hidden = {
-            n: p for n, p in trained.items() if name == "muon" and p.dim() == 2 and not n.endswith(embedding)
-        }
-        rest = {n: p for n, p in trained.items() if n not in hidden}
+        hidden = [p for n, p in trained.items() if muon and p.dim() == 2 and not n.endswith(embedding)]
         # The patch embedding is a convolution, which Muon does not take. It needs its own rate: with lr,
         # colours and sizes are learned long after places.
-        patches = {n: p for n, p in rest.items() if name == "muon" and p.dim() > 2}
-        for chosen, scale in ((rest.keys() - patches.keys(), 1.0), (patches.keys(), PATCH_SCALE)):
-            groups = [
-                {
-                    "params": [p for n, p in rest.items() if n in chosen and (p.dim() >= 2) == matrix],
-                    "weight_decay": weight_decay * matrix,
-                }
-                for matrix in (True, False)
-            ]
-            if chosen:
-                groups = [group for group in groups if group["params"]]
+        patches = [p for p in trained.values() if muon and p.dim() > 2]
+        others = {*hidden, *patches}
+        rest = [p for p in trained.values() if p not in others]
+        for chosen, scale in ((rest, 1.0), (patches, PATCH_SCALE)):
+            matrices = [p for p in chosen if p.dim() >= 2]
+            kinds = [(matrices, weight_decay), ([p for p in chosen if p.dim() < 2], 0.0)]
+            groups = [{"params": kind, "weight_decay": decay} for kind, decay in kinds if kind]
+            if groups:
                 adamw = torch.optim.AdamW(groups, lr=lr * scale, betas=(0.9, beta2), eps=1e-8, fused=True)
                 self.parts.append((adamw, scale))
         if hidden:
-            muon = torch.optim.Muon(
-                list(hidden.values()), lr=lr * MUON_SCALE, momentum=0.95, weight_decay=weight_decay
-            )
-            self.parts.append((muon, MUON_SCALE))
+            rates = {"lr": lr * MUON_SCALE, "weight_decay": weight_decay}
+            self.parts.append((torch.optim.Muon(hidden, momentum=0.95, **rates), MUON_SCALE))
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the next updates."""
@@ -109,11 +97,8 @@ class Optimizer:
         """The state that a parameter will have, all zero: same names, shapes, devices and sharding."""
         if isinstance(self.owner(parameter), torch.optim.Muon):
             return {"momentum_buffer": torch.zeros_like(parameter)}
-        return {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        return {"step": torch.zeros((), device=parameter.device), **moments}
 
     def set_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
         """Use a `blank_state` that has been filled. The tensors are not copied."""
@@ -121,27 +106,20 @@ class Optimizer:
 
     def owner(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         """The PyTorch optimizer that updates a parameter."""
-        return next(
-            part
-            for part, _ in self.parts
-            if any(parameter is p for group in part.param_groups for p in group["params"])
-        )
+        holds = lambda part: any(parameter is p for group in part.param_groups for p in group["params"])
+        return next(part for part, _ in self.parts if holds(part))
 
 
 def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradient down to `max_norm` if its 2-norm is larger. -> the norm before, a scalar tensor,
-    which may be non-finite.
-
-    The squares add up in float64, so the norm does not depend on how many ranks hold the gradient.
-    """
+    which may be non-finite. Squares add up in float64, so it does not depend on the number of ranks."""
     grads = [p.grad for p in policy.parameters() if p.grad is not None]
     whole = [g for g in grads if not isinstance(g, DTensor)]
     sharded = [g.to_local() for g in grads if isinstance(g, DTensor)]
-    squares = sum(
-        (square_sum(g) for g in whole), torch.zeros((), dtype=torch.float64, device=grads[0].device)
-    )
+    zero = torch.zeros((), dtype=torch.float64, device=grads[0].device)
+    squares = sum(map(square_sum, whole), zero)
     if sharded:
-        squares = squares + sum_over_ranks(sum((square_sum(g) for g in sharded), torch.zeros_like(squares)))
+        squares = squares + sum_over_ranks(sum(map(square_sum, sharded), zero))
     norm = squares.sqrt()
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for g in (*whole, *sharded):

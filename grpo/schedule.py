@@ -19,8 +19,8 @@ DECAYS = {
 def lr_at(step: int, *, lr: float, warmup: int, decay: str, steps: int, lr_min: float = 0.0) -> float:
     """The learning rate of a step: a straight line up to lr in `warmup` steps, then the decay to lr * lr_min.
 
-    Step 0 has lr / warmup, and the last step is one before the end of the decay, so neither has rate 0.
-    Raises ValueError for an unknown decay or a step outside 0 <= step < steps.
+    Neither step 0 (lr / warmup) nor the last step (one before the decay's end) has rate 0. Raises ValueError
+    for an unknown decay or a step outside 0 <= step < steps.
     """
     if decay not in DECAYS:
         raise ValueError(f"unknown decay {decay!r}. Known: {', '.join(DECAYS)}.")

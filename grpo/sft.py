@@ -8,6 +8,7 @@ was made this way (`torchrun train.py tiny_base`), as is Vision-R1's cold start.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,10 +20,8 @@ from grpo.objective import LossStats
 
 
 def encode_documents(chat, documents: list[tuple[str, ...]], cap: int) -> tuple[Tensor, Tensor]:
-    """P tuples of G texts -> tokens (P, G, C) and length (P, G), the stop token included. P may be 0.
-
-    Raises ValueError for a document of more than `cap` tokens.
-    """
+    """P tuples of G texts -> tokens (P, G, C) and length (P, G), the stop token included. P may be 0. Raises
+    ValueError for a document of more than `cap` tokens."""
     if not documents:
         return torch.zeros(0, 1, 1, dtype=torch.long), torch.zeros(0, 1, dtype=torch.long)
     ids = [[[*chat.encode(text), chat.stop_ids[0]] for text in group] for group in documents]
@@ -43,8 +42,7 @@ def count_tokens(batch: Batch, loss_on: str, placeholders: Sequence[int]) -> Ten
     return batch.counts + torch.tensor([batch.length.shape[1] * words, 0])
 
 
-# Each choice of what is imitated: (policy, micro-batch, weights of a mask, head chunk) -> what `LossOf`
-# returns.
+# What is imitated: (policy, micro-batch, weights of a mask, head chunk) -> what `LossOf` returns.
 
 
 def answer(policy, part: MicroBatch, weigh, chunk: int):
@@ -66,12 +64,9 @@ def prompt_and_answer(policy, part: MicroBatch, weigh, chunk: int):
         prompts.tokens[:, 1:], torch.tensor(policy.config.placeholder_ids, device=of_answer.device)
     )
     weight = weigh(torch.cat([words.repeat_interleave(G, 0), part.mask], 1))  # (b, S - 1 + C)
-    logp, entropy = masked_logprobs(
-        policy, of_answer.flatten(0, 1), part.tokens.flatten(0, 1), part.mask, temperature=1.0, chunk=chunk
-    )
-    logp_words, _ = masked_logprobs(
-        policy, of_prompt, prompts.tokens[:, 1:], words, temperature=1.0, chunk=chunk
-    )
+    logprobs = partial(masked_logprobs, policy, temperature=1.0, chunk=chunk)
+    logp, entropy = logprobs(of_answer.flatten(0, 1), part.tokens.flatten(0, 1), part.mask)
+    logp_words, _ = logprobs(of_prompt, prompts.tokens[:, 1:], words)
     # the documents of a group share one prompt
     shared = weight[:, :-C].view(P, G, -1).sum(1)
     return _loss(-(weight[:, -C:] * logp).sum() - (shared * logp_words).sum(), weight, logp, entropy)

@@ -38,14 +38,8 @@ def shard(policy: QwenVL, ranks: Ranks, use_bfloat16: bool) -> None:
     # the root last: embedding, merger, head, in float32
     for module in (*policy.visual.blocks, *policy.model.layers, policy):
         products = torch.bfloat16 if use_bfloat16 and module is not policy else None
-        part = fully_shard(
-            module,
-            mesh=mesh,
-            ignored_params=vectors,
-            mp_policy=MixedPrecisionPolicy(
-                param_dtype=products, reduce_dtype=sums, cast_forward_inputs=False
-            ),
-        )
+        dtypes = MixedPrecisionPolicy(param_dtype=products, reduce_dtype=sums, cast_forward_inputs=False)
+        part = fully_shard(module, mesh=mesh, ignored_params=vectors, mp_policy=dtypes)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
 
@@ -58,10 +52,8 @@ def whole_weights(policy: QwenVL) -> Iterator[QwenVL]:
     In bfloat16 the matrices are cast once, not for every token. The embedding stays float32; a tied head
     becomes a bfloat16 copy of it.
     """
-    products = next(
-        (torch.get_autocast_dtype(device) for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)),
-        None,
-    )
+    cast = [device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)]
+    products = torch.get_autocast_dtype(cast[0]) if cast else None
     if not isinstance(policy, FSDPModule) and products is None:
         yield policy
         return

@@ -44,25 +44,21 @@ class RollCall:
         return self.store.add(f"printed on {os.environ.get('GROUP_RANK', '0')}: {words}", 1) == 1
 
     def lost(self, error: BaseException, expected: bool) -> str | None:
-        """Note the error with which this rank ends. -> A sentence that names the lost rank, or None if the
-        error is not a failed collective.
-
-        expected: the rank prints a line for its error, not a traceback. Afterwards `prints` is False if
-        another rank of this machine prints the same error.
-        """
+        """Note the error with which this rank ends. -> a sentence that names the lost rank, or None if the
+        error is not a failed collective. expected: the rank prints a line for its error, not a traceback.
+        Afterwards `prints` is False if another rank of this machine prints the same error."""
         words = " ".join(f"{type(error).__name__}: {error}".split())[:400]
         failed = isinstance(error, dist.DistError) or re.search(r"gloo/|NCCL", words)
         if not failed:
             # before the note: a rank that reads the note then finds that the line is printed
             self.prints = not expected or self._first(words)
-        self.store.set(f"ended {self.rank}", "" if failed else words)
-        if not failed:
+            self.store.set(f"ended {self.rank}", words)
             return None
+        self.store.set(f"ended {self.rank}", "")
         others = [rank for rank in range(self.size) if rank != self.rank]
         until = time.monotonic() + SECONDS_FOR_WORDS
-        while (silent := [r for r in others if not self.store.check([f"ended {r}"])]) and (
-            time.monotonic() < until
-        ):
+        missing = lambda: [r for r in others if not self.store.check([f"ended {r}"])]
+        while (silent := missing()) and time.monotonic() < until:
             time.sleep(0.05)
         ended = {r: self.store.get(f"ended {r}").decode() for r in others if r not in silent}
         for rank, why in ended.items():

@@ -1,9 +1,8 @@
 """Ranks: which of the processes this is, and the few sums and gathers that a step needs from all of them.
 
 Everything here works for one process too, so the algorithm has no `if world_size > 1`. Each rank takes a
-contiguous part of the global batch (`share`). So what is gathered from all ranks has the order that one rank
-would have. The weights of the loss are fixed over all ranks (docs/06). So gradients are *summed*, not
-averaged.
+contiguous part of the global batch, so what is gathered from all ranks has the order that one rank would
+have. The weights of the loss are fixed over all ranks (docs/06), so gradients are *summed*, not averaged.
 """
 
 import os
@@ -62,17 +61,15 @@ def join_ranks(device: str = "auto", timeout: float = 600.0) -> Ranks:
     """Join the process group that torchrun announces, if any. device: auto, cpu or cuda. timeout: seconds
     after which a collective fails because a rank has not come. Raises ValueError."""
     global _roll
-    rank, size, local = (
-        int(os.environ.get(key, default))
-        for key, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    number = lambda key, default: int(os.environ.get(key, default))
+    rank, size, local = number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0)
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch sees no GPU here; use device=auto or device=cpu")
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local)
     else:
-        on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        on_machine = number("LOCAL_WORLD_SIZE", 1)
         # torchrun sets it to 1 for several processes; otherwise the person has set it
         if on_machine > 1 or "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // on_machine))
@@ -83,9 +80,8 @@ def join_ranks(device: str = "auto", timeout: float = 600.0) -> Ranks:
         store.wait([f"reached {r}" for r in range(size)])
         # gradients are on the GPU, counts on the CPU
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(
-            backend, timeout=timedelta(seconds=timeout), store=store, rank=rank, world_size=size
-        )
+        seconds = timedelta(seconds=timeout)
+        dist.init_process_group(backend, timeout=seconds, store=store, rank=rank, world_size=size)
     return Ranks(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 
@@ -111,10 +107,9 @@ def use_bfloat16(ranks: Ranks, dtype: str) -> bool:
 def precision(ranks: Ranks, dtype: str) -> torch.autocast:
     """A context in which matrix products run as `use_bfloat16` says. Weights, norms, log-probs, loss and
     optimizer stay in float32."""
+    on = use_bfloat16(ranks, dtype)
     # a cached cast would outlive the update
-    return torch.autocast(
-        ranks.device.type, dtype=torch.bfloat16, enabled=use_bfloat16(ranks, dtype), cache_enabled=False
-    )
+    return torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=False)
 
 
 def end_with(error: BaseException, status: int | None) -> int:
@@ -131,7 +126,10 @@ def end_with(error: BaseException, status: int | None) -> int:
         return status
     # torchrun sends it to the other ranks as soon as one has ended
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    lost = _lost_rank(error, expected=status is not None)
+    try:
+        lost = _roll.lost(error, expected=status is not None)
+    except RuntimeError:
+        lost = "rank 0, which holds the store of the process group, has died"
     if lost:
         line = f"on rank {_roll.rank}: {lost}. The same command goes on from the last checkpoint"
         if _roll.prints:
@@ -145,16 +143,6 @@ def end_with(error: BaseException, status: int | None) -> int:
     if _roll.prints:
         print(f"\ntrain.py: {error}", file=sys.stderr, flush=True)
     return status
-
-
-def _lost_rank(error: BaseException, expected: bool) -> str | None:
-    """A sentence that names the rank whose loss made this rank's collective fail, if that is the error."""
-    if _roll is None:
-        return None
-    try:
-        return _roll.lost(error, expected)
-    except RuntimeError:
-        return "rank 0, which holds the store of the process group, has died"
 
 
 def leave_ranks() -> None:
@@ -213,12 +201,11 @@ def sum_gradients(policy: nn.Module) -> None:
     for p in policy.parameters():
         if p.requires_grad and p.grad is None:
             p.grad = torch.zeros_like(p)
+    gradients: Sequence[Tensor] = [p.grad for p in whole if p.grad is not None]
     if dist.is_initialized() and whole:
-        flat = sum_over_ranks(torch.cat([p.grad.flatten() for p in whole if p.grad is not None]))
-        found = list(flat.split([p.numel() for p in whole]))
-    else:
-        found = [p.grad for p in whole if p.grad is not None]
-    for p, gradient in zip(whole, found):
+        flat = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
+        gradients = flat.split([p.numel() for p in whole])
+    for p, gradient in zip(whole, gradients):
         p.grad = gradient.view_as(p).to(p.dtype)
 
 

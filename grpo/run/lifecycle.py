@@ -19,8 +19,7 @@ from grpo.storage.background import Background
 class Lifecycle:
     """Records steps, evaluates, and writes checkpoints, summary.json, curves.png and report.html.
 
-    Use as a context manager: it handles SIGINT and SIGTERM, and on exit it waits for a checkpoint that is
-    still being written.
+    As a context manager it handles SIGINT and SIGTERM, and on exit waits for the checkpoint being written.
     """
 
     def __init__(self, cfg, run, ranks, started: float):
@@ -58,12 +57,10 @@ class Lifecycle:
         size = sum(p.numel() for p in run.policy.parameters())
         sets = ", ".join(f"{name}: {len(items)}" for name, items in run.heldout.items())
         group = f" x {cfg.group}" if cfg.method == "grpo" else ""
-        return (
-            f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters) · "
-            f"{len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})\n"
-            f"{self.ranks.size} x {self.ranks.device} · {cfg.prompts} prompts{group} · {cfg.steps} steps · "
-            f"writes to {run.folder}"
-        )
+        policy = f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters)"
+        questions = f"{len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})"
+        steps = f"{self.ranks.size} x {self.ranks.device} · {cfg.prompts} prompts{group} · {cfg.steps} steps"
+        return f"{policy} · {questions}\n{steps} · writes to {run.folder}"
 
     def before(self) -> None:
         """Print what begins. Evaluate the base, unless an earlier start of this run did."""
@@ -86,14 +83,11 @@ class Lifecycle:
             return
         self.recorder.close_bar()
         folder = self.run.folder
-        seconds = time.perf_counter() - self.started
         evaluated = [row for row in report.read_metrics(folder) if "eval/accuracy" in row]
         if evaluated:
-            base, final = (
-                {key.removeprefix("eval/"): value for key, value in row.items() if key.startswith("eval/")}
-                for row in (evaluated[0], evaluated[-1])
-            )
-            self.write_summary(base, final, seconds)
+            pick = lambda row: {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")}
+            base, final = (pick(evaluated[at]) for at in (0, -1))
+            self.write_summary(base, final, time.perf_counter() - self.started)
             print("\n" + before_after(base, final, hook_of(self.cfg.task)) + "\n")
         written = (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl")
         for path in (*written, checkpoint.complete(folder)[-1]):
@@ -110,8 +104,7 @@ class Lifecycle:
             write_whole(path, json.dumps(summary, indent=2) + "\n")
 
     def step(self, step: int, batch, stats, grad_norm: float) -> None:
-        """Step 5 of GRPO's `step`-th step, counted from 1. Raises NonFinite, CheckpointError and
-        Interrupted."""
+        """Step 5 of GRPO's step, counted from 1. Raises NonFinite, CheckpointError and Interrupted."""
         self.finish(step, self.recorder.grpo_row(step, batch, stats, grad_norm))
 
     def sft_step(self, step: int, batch, stats, grad_norm: float) -> None:
@@ -154,15 +147,9 @@ class Lifecycle:
 
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""
-        checkpoint.save(
-            self.run.folder,
-            step,
-            self.run.policy,
-            self.run.optimizer,
-            base=self.run.base,
-            keep=self.cfg.save.keep,
-            background=self.background,
-        )
+        run = self.run
+        how = {"base": run.base, "keep": self.cfg.save.keep, "background": self.background}
+        checkpoint.save(run.folder, step, run.policy, run.optimizer, **how)
         self.last_saved = step
 
     def wait(self) -> None:

@@ -41,6 +41,5 @@ def chosen_prompts(run, cfg, ranks, step: int, attempt: int = 0) -> tuple[list, 
         if attempt or any(gather_objects([bool(prompts)])):
             return questions, prompts, len(skipped)
     reasons = gather_objects([str(error) for error in skipped])
-    raise ValueError(
-        f"step {step + 1}: none of {len(reasons)} questions could be asked; the last: {reasons[-1]}"
-    )
+    what = f"none of {len(reasons)} questions could be asked; the last: {reasons[-1]}"
+    raise ValueError(f"step {step + 1}: {what}")

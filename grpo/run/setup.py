@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from data.chat import Chat
@@ -33,11 +32,8 @@ from models.qwen_vl import QwenVL
 
 @dataclass
 class Run:
-    """What the training loop works with.
-
-    base: the model folder it started from, with tokenizer and processor files.  heldout: {set: its examples};
-    the set "heldout" is evaluated during training.  step: steps done.
-    """
+    """What the training loop works with. base: the model folder that it started from, with tokenizer files.
+    heldout: {set: its examples}; the set "heldout" is evaluated during training. step: steps done."""
 
     folder: Path
     base: Path
@@ -55,9 +51,7 @@ class Run:
 
 def open_run(cfg: Config, ranks: Ranks) -> Run:
     """Make the run folder or find it again; load the policy and the questions. All ranks call it together.
-
-    Raises ValueError and CheckpointError with one clear line.
-    """
+    Raises ValueError and CheckpointError with one clear line."""
     folder = cfg.folder
     check_same_run(cfg, folder)
     for name in cfg.rewards if cfg.method == "grpo" else ():
@@ -84,18 +78,18 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     wait_for_all()
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)
-    return Run(
-        folder, base, policy, reference, optimizer, budget, chat, examples, heldout, metrics, samples, step
-    )
+    trained = (policy, reference, optimizer, budget)
+    return Run(folder, base, *trained, chat, examples, heldout, metrics, samples, step)
 
 
 def base_of(cfg: Config, ranks: Ranks) -> Path:
-    """The folder of the base. The commit of a hub model is written down when a run begins, so a continued run
-    gets the same one, even if the branch has moved. Raises ValueError."""
+    """The folder of the base. The commit of a hub model is noted when a run begins, so a continued run gets
+    the same one, even if the branch has moved. Raises ValueError."""
     if cfg.init:
         return Path(cfg.init).parent
     note = cfg.folder / "base.json"
     commit = None
+    found = None
     # rank 0 asks the hub first, so all ranks get one commit
     if ranks.main:
         commit = json.loads(note.read_text("utf-8"))["revision"] if note.is_file() else None
@@ -105,12 +99,9 @@ def base_of(cfg: Config, ranks: Ranks) -> Path:
             commit = found.name
             note.parent.mkdir(parents=True, exist_ok=True)
             write_whole(note, json.dumps({"model": cfg.model, "revision": commit}, indent=1) + "\n")
-        wait_for_main("the model")
-        gather_objects([commit])
-        return found
     wait_for_main("the model")
-    commit = gather_objects([])[0]
-    return model_folder(cfg.model, commit or cfg.revision)
+    commit = gather_objects([commit] if ranks.main else [])[0]
+    return found or model_folder(cfg.model, commit or cfg.revision)
 
 
 def sharded(cfg: Config, ranks: Ranks) -> bool:
@@ -119,8 +110,7 @@ def sharded(cfg: Config, ranks: Ranks) -> bool:
 
 
 def load_policy(cfg: Config, ranks: Ranks, base: Path, found: Path | None) -> QwenVL:
-    """The policy to train: of the checkpoint `found`, or random (`init`), or the base. Frozen parts have no
-    gradient."""
+    """The policy to train: of the checkpoint `found`, or random (`init`), or the base, with frozen parts."""
     if cfg.init and not found:
         policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(ranks.device)
     else:
@@ -132,7 +122,7 @@ def load_policy(cfg: Config, ranks: Ranks, base: Path, found: Path | None) -> Qw
     return policy
 
 
-def freeze(policy: torch.nn.Module, parts: Sequence[str]) -> None:
+def freeze(policy: QwenVL, parts: Sequence[str]) -> None:
     """Train all parts but these. vision: the tower and its merger; llm: everything else. Call it before the
     optimizer is made."""
     for name, parameter in policy.named_parameters():
@@ -150,11 +140,8 @@ def load_reference(cfg: Config, ranks: Ranks, base: Path) -> QwenVL:
 
 
 def frozen(reference: QwenVL, use_bfloat16: bool) -> QwenVL:
-    """Turn gradients off, in place. use_bfloat16: keep matrices in bfloat16, the dtype of the products.
-
-    The hub's models have bfloat16 weights, so this changes no result: a product would cast them anyway. Norms
-    and biases stay float32.
-    """
+    """Turn gradients off, in place. use_bfloat16: keep matrices (not norms and biases) in bfloat16. No result
+    changes: the hub's weights are bfloat16, and a product would cast them anyway."""
     for parameter in reference.requires_grad_(False).parameters():
         if use_bfloat16 and parameter.dim() > 1:
             parameter.data = parameter.data.bfloat16()
@@ -177,9 +164,6 @@ def open_logs(cfg: Config, ranks: Ranks, found: Path | None, step: int) -> tuple
         # a kill may have come before old checkpoints were removed
         checkpoint.prune(found, cfg.save.keep)
         if (last := max((row["step"] for row in read(path)), default=0)) < step:
-            tqdm.write(
-                f"{path} ends at step {last}, the checkpoint is of step {step}. The lines between are lost; "
-                "the weights are complete",
-                file=sys.stderr,
-            )
+            what = f"{path} ends at step {last}, the checkpoint is of step {step}"
+            tqdm.write(f"{what}. The lines between are lost; the weights are complete", file=sys.stderr)
     return logs

@@ -26,11 +26,9 @@ class Interrupted(Exception):
     """The run received a signal, and stopped after a step. status: the exit status of the process."""
 
     def __init__(self, number: int, step: int, steps: int, saved: Path | None):
-        where = (
-            f"saved in {saved}; the same command goes on from there"
-            if saved
-            else "nothing was learned yet, so nothing is saved; the same command starts anew"
-        )
+        where = f"saved in {saved}; the same command goes on from there"
+        if not saved:
+            where = "nothing was learned yet, so nothing is saved; the same command starts anew"
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step} of {steps}: {where}")
         self.status = 128 + number
 
@@ -58,14 +56,12 @@ class Interrupts:
             self.first = number
             self.received = time.monotonic()
             if self.show:
-                name = signal.Signals(number).name
                 # print() may not be called while the main thread prints
-                line = f"\n{name}: finishing this step, then saving; once more to stop at once\n"
-                os.write(2, line.encode())
+                what = "finishing this step, then saving; once more to stop at once"
+                os.write(2, f"\n{signal.Signals(number).name}: {what}\n".encode())
         elif time.monotonic() - self.received > REPEAT_SECONDS:
             os._exit(128 + number)
 
     def signal_on_any_rank(self) -> int:
-        """The signal that any rank has received, 0 if none has. Every rank calls it after the same step and
-        gets the same."""
+        """The signal that any rank has received, or 0, the same on every rank. All call it after a step."""
         return max(gather_objects([self.first]))
