@@ -70,7 +70,7 @@ class Loss:
     updates: int = 1
     """Optimizer updates per rollout. With 1 update the ratio is 1, so no clip is reached."""
     micro_tokens: int = 16384
-    """Most tokens (prompts once, completions, padding) in a pass. It is memory and speed only."""
+    """Most tokens (prompts once, completions, padding) in a forward pass; only memory and speed change."""
     sections: int = 4
     """CPU, float32: split a step into this many fixed sections, so that 1, 2 and 4 ranks give bit-identical
     runs. 0: one section per group, for any number of ranks."""
@@ -91,7 +91,7 @@ class Optim:
     """The optimizer and its learning rate."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """adamw: as in the papers; muon: orthogonal for matrices, else AdamW; for training from random weights."""
+    """adamw: as in the papers; muon: orthogonal for matrices, else AdamW; to train from random weights."""
     lr: float = 1e-6
     """Peak learning rate."""
     warmup: int = 0
