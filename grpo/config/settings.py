@@ -54,9 +54,11 @@ class Loss:
     """The objective: docs/06."""
 
     weighting: Weighting = "completion"
-    """A token's weight. token: equal (DAPO); completion: 1/length (GRPO); constant: 1/cap (Dr. GRPO)."""
+    """How the loss is averaged. token: every token counts the same (DAPO); completion: every completion
+    counts the same (the GRPO paper); constant: every token counts 1/cap (Dr. GRPO)."""
     surrogate: Surrogate = "clip"
-    """Ratio. clip: per token (PPO); gspo: per completion; cispo: a clipped weight; reinforce: none (GPG)."""
+    """The policy term. clip: PPO's clipped ratio per token; gspo: one ratio per completion; cispo: a clipped
+    ratio as a weight; reinforce: no ratio (GPG)."""
     clip_low: float = 0.2
     """The lower clip of the ratio is 1 - clip_low."""
     clip_high: float = 0.2
@@ -91,7 +93,8 @@ class Optim:
     """The optimizer and its learning rate."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """adamw: as in the papers; muon: orthogonal for matrices, else AdamW; to train from random weights."""
+    """adamw: as in the papers; muon: orthogonal updates of matrices and AdamW for the rest, for training from
+    random weights."""
     lr: float = 1e-6
     """Peak learning rate."""
     warmup: int = 0
@@ -210,7 +213,8 @@ class Config:
     cuda_graphs: bool = False
     """Decode with CUDA graphs: the GPU does not wait for Python. Off: it is not measured on a GPU yet."""
     max_rounds: int = 1
-    """Most rollouts per step. Above 1, prompts replace groups of equal rewards (dynamic: DAPO, GPG)."""
+    """Most rollouts per step. Above 1 is dynamic sampling (DAPO, GPG): groups with equal rewards are replaced
+    by groups of further prompts."""
     enough: float = 1.0
     """Dynamic sampling stops when this share of the step's groups has unequal rewards."""
 
