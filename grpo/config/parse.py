@@ -2,8 +2,8 @@
 
     defaults  <  base recipe  <  recipe  <  command line
 
-The settings themselves are in `grpo/config/settings.py`. Each mistake raises a ConfigError that names the
-file or the argument, and the nearest right key, recipe or value.
+The settings themselves are in `grpo/config/settings.py`, and the beginning of --help is in `help.txt`. Each
+mistake raises a ConfigError that names the file or the argument, and the nearest right key, recipe or value.
 """
 
 from __future__ import annotations
@@ -17,22 +17,13 @@ from typing import Any
 
 import yaml
 
+from grpo.config import typed
 from grpo.config.settings import HEADINGS, Config, differences
-from grpo.config.typed import (
-    ConfigError,
-    Typed,
-    assign,
-    build,
-    convert,
-    described,
-    flatten,
-    leaves,
-    nearest,
-    read_yaml,
-)
+from grpo.config.typed import ConfigError, Typed, assign, convert, flatten, leaves, nearest
 from grpo.storage.atomic import write_whole
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+HELP = Path(__file__).with_name("help.txt")
 # of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
 FORMAT = 2
 # settings that may change when a run is continued: they do not change what is computed
@@ -51,11 +42,8 @@ class Flags:
 
 
 def parse_args(argv: Iterable[str]) -> tuple[Config, Flags]:
-    """[RECIPE or FILE.yaml] [key=value ...] [--list] [--plan[=RANKS]] [--dry-run] [--help]. Raises
-    ConfigError.
-
-    With --help or --list the other arguments are not read, so a wrong one does not hide the help.
-    """
+    """[RECIPE or FILE.yaml] [key=value ...] [--list] [--plan[=RANKS]] [--dry-run] [--help]. With --help or
+    --list the other arguments are not read, so a wrong one does not hide the help. Raises ConfigError."""
     argv = list(argv)
     known = {"--" + f.name.replace("_", "-"): f.name for f in dataclasses.fields(Flags)} | {"-h": "help"}
     given: dict[str, Any] = {known[a]: True for a in argv if a in known}
@@ -74,26 +62,22 @@ def parse_args(argv: Iterable[str]) -> tuple[Config, Flags]:
             given["plan"] = int(value)
         elif key.startswith("-"):
             setting = key.lstrip("-").replace("-", "_")
+            wrong = f"unknown option{nearest(key, known)}; options are {', '.join(known)}"
             if setting in leaves(Config):
-                right = f"{setting}={value or 'VALUE'}"
-                raise ConfigError(f"argument {argument!r}: settings are written without dashes: {right}")
-            raise ConfigError(
-                f"argument {argument!r}: unknown option{nearest(key, known)}; options are {', '.join(known)}"
-            )
+                wrong = f"settings are written without dashes: {setting}={value or 'VALUE'}"
+            raise ConfigError(f"argument {argument!r}: {wrong}")
         elif equals:
             overrides.append(argument)
         elif recipe is not None:
-            raise ConfigError(
-                f"argument {argument!r}: the recipe is already {recipe!r}; settings are written key=value"
-            )
+            wrong = f"the recipe is already {recipe!r}; settings are written key=value"
+            raise ConfigError(f"argument {argument!r}: {wrong}")
         else:
             recipe = argument
     return load(recipe or "shapes", overrides), Flags(**given)
 
 
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """The settings of a recipe (a name or a YAML file) with `key=value` strings over it. `out` is filled in.
-    Raises ConfigError."""
+    """A recipe (a name or a YAML file) with `key=value` over it. Fills in `out`. Raises ConfigError."""
     path = _recipe_path(recipe)
     flat = {"recipe": path.stem} | _layers(path)
     given: dict[str, Any] = {}
@@ -103,7 +87,7 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
             raise ConfigError(f"argument {text!r}: settings are written key=value")
         given |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat | given)
     try:
-        config = build(Config, _over(flat, given))
+        config = typed.build(Config, _over(flat, given))
     except ConfigError as error:
         changed = " with " + " ".join(overrides) if overrides else ""
         raise ConfigError(f"{path.name}{changed}: {error}") from None
@@ -114,15 +98,13 @@ def _recipe_path(recipe: str | Path, beside: Path | None = None) -> Path:
     """The YAML file of a recipe, by name or by path (relative to the folder `beside`). Raises ConfigError."""
     name = str(recipe)
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        path = (beside / name) if beside else Path(name)
+        path = (beside or Path()) / name
         if path.is_file():
             return path
         raise ConfigError(f"recipe {name!r}: there is no such file")
     if name not in (known := recipes()):
-        raise ConfigError(
-            f"unknown recipe {name!r}{nearest(name, known)}; there are {', '.join(known)} (or give the "
-            "path of a .yaml file)"
-        )
+        choice = f"there are {', '.join(known)} (or give the path of a .yaml file)"
+        raise ConfigError(f"unknown recipe {name!r}{nearest(name, known)}; {choice}")
     return RECIPES / f"{name}.yaml"
 
 
@@ -136,12 +118,9 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         names = " -> ".join(p.stem for p in (*above, path))
         raise ConfigError(f"{path.name}: `base:` goes round in a circle: {names}")
-    tree = _read(path)
-    for note in ("about", "format"):
-        tree.pop(note, None)
-    base = tree.pop("base", None)
+    tree = {key: value for key, value in _read(path).items() if key not in ("about", "format")}
     flat = {}
-    if base is not None:
+    if (base := tree.pop("base", None)) is not None:
         base = convert(base, str, f"{path.name}: base")
         flat = _layers(_recipe_path(base, beside=path.parent), (*above, path.resolve()))
     return _over(flat, flatten(Config, tree, path.name))
@@ -155,7 +134,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
+        tree = typed.read_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -166,10 +145,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def save(config: Config, folder: str | Path) -> Path:
-    """Write folder/config.yaml, which `load` and `load_run` read back to an equal Config. -> its path."""
+    """Write config.yaml, whole or not at all. `load` and `load_run` read an equal Config. -> its path."""
     path = Path(folder) / "config.yaml"
     tree = {"format": FORMAT} | config.to_dict()
-    # half a file would stop the run from being continued
     write_whole(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return path
 
@@ -177,60 +155,35 @@ def save(config: Config, folder: str | Path) -> Path:
 def load_run(folder: str | Path) -> Config:
     """The settings of a run folder. Raises ConfigError for a run of another version."""
     path = Path(folder) / "config.yaml"
-    found = _read(path).get("format", 1)
-    if found != FORMAT:
-        raise ConfigError(
-            f"{folder} holds a run of another version of Glimpse (format {found}, here {FORMAT}): name "
-            "another folder with out=DIR, or use that version; its checkpoints still load with model=DIR"
+    if (found := _read(path).get("format", 1)) != FORMAT:
+        wrong = f"holds a run of another version of Glimpse (format {found}, here {FORMAT})"
+        ways = (
+            "name another folder with out=DIR, or use that version; its checkpoints still load with model=DIR"
         )
+        raise ConfigError(f"{folder} {wrong}: {ways}")
     return load(path)
 
 
 def check_same_run(config: Config, folder: str | Path) -> None:
-    """Raise ConfigError if `folder` holds a run with other settings, or of another version.
-
-    Settings that change only what is saved and shown, memory or speed may differ (FREE, save.*, report.*).
-    """
+    """Raise ConfigError if `folder` holds a run of another version, or with other settings. Those that change
+    only what is saved and shown, memory or speed may differ (FREE, save.*, report.*)."""
     if not (Path(folder) / "config.yaml").is_file():
         return
     free = ("save.", "report.", *(f"{key}:" for key in FREE))
     changed = [text for text in differences(load_run(folder), config) if not text.startswith(free)]
     if changed:
-        shown = "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
-        raise ConfigError(
-            f"{folder} holds a run with other settings ({shown}): name another folder with out=DIR, or "
-            "remove this one"
-        )
-
-
-IDEA = """\
-Glimpse teaches a vision-language model to reason about what it sees, by reinforcement learning (GRPO):
-let it answer each question several times, score the answers by rule, and make what did better than its group
-more likely.
-
-usage:  torchrun train.py [RECIPE | FILE.yaml] [key=value ...] [--plan[=RANKS]] [--dry-run] [--list] [--help]
-
-  torchrun train.py                                 learn the built-in world; minutes on two CPU cores
-  torchrun train.py shapes seed=1 out=runs/second   the same with another seed, in another folder
-  torchrun train.py shapes loss.kl_coef=0 rewards.format=0.5
-  torchrun train.py my.yaml                         your recipe; `base: shapes` in it inherits the rest
-  python   train.py shapes --plan                   print bytes, tokens and steps; loads no model
-  python   train.py shapes --dry-run                everything up to the first step, then stop
-  python   train.py --list                          the recipes
-
-The same command continues a run that was stopped. All its files are in its folder (out=DIR): config.yaml,
-metrics.jsonl, samples.jsonl, summary.json, curves.png, report.html (open it!) and checkpoints/.
-transformers loads these without a change.
-"""
+        wrong = "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
+        ways = "name another folder with out=DIR, or remove this one"
+        raise ConfigError(f"{folder} holds a run with other settings ({wrong}): {ways}")
 
 
 def help_text(width: int = 110) -> str:
     """The text of --help: the idea, examples, and every setting with its default, below its heading."""
-    lines = [IDEA, "Settings (key=value; null, true and lists are written as in YAML), with their defaults:"]
+    lines = [HELP.read_text("utf-8").rstrip("\n")]
     for key, (kind, default, text) in leaves(Config).items():
         if (heading := HEADINGS.get(key.partition(".")[0])) and f"\n{heading}" not in lines:
             lines.append(f"\n{heading}")
-        words = described(kind)
+        words = typed.described(kind)
         choices = f" [{words.removeprefix('one of ')}]" if words.startswith("one of ") else ""
         label = f"  {key}={_plain(default)}"
         body = textwrap.wrap(text + choices, width - 30, break_on_hyphens=False)
@@ -248,12 +201,11 @@ def list_text() -> str:
 
 def markdown_table(prefix: str = "") -> str:
     """The table of the docs: setting, default and help of each key that starts with `prefix`."""
-    rows = [
-        f"| `{key}` | `{_plain(default)}` | {text} |"
-        for key, (_, default, text) in leaves(Config).items()
-        if key.startswith(prefix)
-    ]
-    return "\n".join(["| setting | default | meaning |", "|---|---|---|", *rows])
+    table = ["| setting | default | meaning |", "|---|---|---|"]
+    for key, (_, default, text) in leaves(Config).items():
+        if key.startswith(prefix):
+            table.append(f"| `{key}` | `{_plain(default)}` | {text} |")
+    return "\n".join(table)
 
 
 def _plain(value: Any) -> str:

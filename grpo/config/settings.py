@@ -1,8 +1,7 @@
 """Every setting of a run, as one tree of dataclasses: name, type, default and help.
 
-The string below a field is its help: `--help` prints it, and the tables of the docs are generated from it.
-The defaults of the objective are the paper's (VisualThinker-R1-Zero, GRPO); a recipe says how it departs.
-Only the entry points see a Config. All other functions take values.
+The string below a field is its help, for `--help` and the tables of the docs. The defaults of the objective
+are the paper's (VisualThinker-R1-Zero, GRPO). Only the entry points see a Config; others take values.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from grpo.config.typed import ConfigError, leaves
 from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
 
-# The names that a table knows are the values that its setting takes.
+# a setting takes the names that a table knows
 if TYPE_CHECKING:
     Weighting = Surrogate = Estimator = Scale = str
 else:
@@ -65,8 +64,7 @@ class Loss:
     clip_high: float = 0.2
     """The upper clip of the ratio is 1 + clip_high (DAPO's clip-higher: 0.28)."""
     kl: Estimator = "k3"
-    """Estimator of the KL to the reference. k3: the GRPO paper's; k3_is: k3 times the ratio, so that the
-    gradient is unbiased too."""
+    """Estimator of the KL to the reference. k3: the paper's; k3_is: times the ratio, an unbiased gradient."""
     kl_coef: float = 0.04
     """Weight of the KL penalty. 0: no reference model is loaded."""
     reference_on: Literal["device", "host"] = "device"
@@ -74,14 +72,12 @@ class Loss:
     updates: int = 1
     """Optimizer updates per rollout. With 1 update the ratio is 1, so no clip is reached."""
     micro_tokens: int = 16384
-    """Maximum of tokens in one forward pass (prompts once, completions, padding). It changes memory and
-    speed, not the gradient."""
+    """Most tokens (prompts once, completions, padding) in a forward pass; only memory and speed change."""
     sections: int = 4
     """CPU, float32: split a step into this many fixed sections, so that 1, 2 and 4 ranks give bit-identical
     runs. 0: one section per group, for any number of ranks."""
     logits_mib: float | None = None
-    """MiB of logits held at a time; the peak is twice that. null: 115 on a CPU, 512 on a GPU. It changes
-    memory and speed, not the gradient."""
+    """MiB of logits at a time; the peak is twice that, the gradient the same. null: CPU 115, GPU 512."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +85,7 @@ class Imitation:
     """Supervised fine-tuning (method: sft)."""
 
     loss_on: Literal["answer", "prompt_and_answer"] = "answer"
-    """Tokens in the loss. prompt_and_answer: the prompt's words too, but not its pictures, as in the paper's
-    SFT baseline."""
+    """Tokens in the loss. prompt_and_answer: the prompt's words too, not its pictures (the paper's SFT)."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +132,7 @@ class Save:
     keep: int = 2
     """Number of newest checkpoints to keep. 0: all. With 1 there is no older one if the last is damaged."""
     background: bool = True
-    """Train on while a checkpoint is written, which needs a copy of weights and optimizer in CPU memory.
-    false: wait, without a copy."""
+    """Train on while a checkpoint is written from a copy of it in CPU memory. false: wait, without a copy."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +165,7 @@ class Config:
     """Type of matrix products. auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are
     always float32."""
     shard: Literal["auto", "always", "never"] = "auto"
-    """Shard the policy and its optimizer over the ranks (FSDP2, docs/ranks.md). auto: with more than one
-    rank, unless optim.name is muon."""
+    """Shard policy and optimizer over the ranks (FSDP2, docs/ranks.md). auto: several ranks, no muon."""
     timeout: float = 600.0
     """Seconds that a rank waits for another one. Then the run ends and names the lost rank."""
 
@@ -184,16 +177,14 @@ class Config:
     init: str | None = None
     """A config.json: start from random weights of this shape (sft only)."""
     freeze: list[Literal["vision", "llm"]] = field(default_factory=list)
-    """Parts that are not trained. vision: the tower and its merger; llm: embedding, decoder and head (every
-    question then needs a picture)."""
+    """Not trained. vision: tower and merger; llm: embedding, decoder, head (questions then need pictures)."""
     recompute: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more time."""
 
     task: str = "shapes"
     """Source of the questions: a name in data/sources/table.py."""
     data: str | None = None
-    """File, folder or hub dataset (array/SAT) that the task reads (docs/data.md). null: the task needs no
-    data."""
+    """File, folder or hub dataset (array/SAT) of the task (docs/data.md). null: the task needs no data."""
     limit: int | None = None
     """Use only this many examples, the first ones. null: all."""
     template: str = "shapes"
@@ -220,8 +211,7 @@ class Config:
     max_rows: int | None = None
     """Completions decoded at the same time; it does not change them. null: as many as fit into memory."""
     cuda_graphs: bool = False
-    """Decode with CUDA graphs, so that the GPU does not wait for Python. Off, because it is not measured on a
-    GPU yet."""
+    """Decode with CUDA graphs: the GPU does not wait for Python. Off: it is not measured on a GPU yet."""
     max_rounds: int = 1
     """Most rollouts per step. Above 1 is dynamic sampling (DAPO, GPG): groups with equal rewards are replaced
     by groups of further prompts."""
@@ -231,8 +221,7 @@ class Config:
     rewards: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
     """Reward parts and their weights: names in grpo/rewards/rules.py, or FILE.py:FUNCTION for your own."""
     advantage: Scale = "std"
-    """Divisor of (reward - group mean). std: the group's standard deviation (GRPO); none: 1 (Dr. GRPO);
-    batch: the standard deviation of all rewards."""
+    """Divisor of (reward - group mean). std: the group's std (GRPO); none: 1 (Dr. GRPO); batch: of all."""
 
     loss: Loss = field(default_factory=Loss)
     sft: Imitation = field(default_factory=Imitation)
@@ -285,9 +274,7 @@ def check(config: Config) -> None:
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
     if config.init and config.method != "sft":
-        raise ConfigError(
-            "init: random weights never earn a reward, so they learn nothing; use method=sft or drop init"
-        )
+        raise ConfigError("init: random weights never earn a reward; use method=sft or drop init")
     if config.shard == "always" and config.optim.name == "muon":
         raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never")
     if len(set(config.freeze)) > 1:
@@ -302,19 +289,15 @@ def _check_rollouts(config: Config) -> None:
     if config.cuda_graphs and config.device == "cpu":
         raise ConfigError("cuda_graphs: a CPU has none; drop it, or set device=cuda")
     if config.max_rounds > 1 and config.loss.kl_coef:
-        raise ConfigError(
-            "max_rounds: dynamic sampling leaves out groups that a KL penalty would still move; set "
-            "loss.kl_coef=0, as DAPO and GPG do"
-        )
+        why = "dynamic sampling leaves out groups that a KL penalty would still move"
+        raise ConfigError(f"max_rounds: {why}; set loss.kl_coef=0, as DAPO and GPG do")
     sizes = {"group": config.group} | {f"stages[{i}].group": s.group for i, s in enumerate(config.stages)}
     for key, size in sizes.items():
         if size < 2:
             raise ConfigError(f"{key}: must be at least 2, because a group compares completions; got {size}")
     ends = [stage.until for stage in config.stages]
     if ends != sorted(set(ends)) or any(stage.cap < 1 for stage in config.stages):
-        raise ConfigError(
-            f"stages: `until` must grow from stage to stage and `cap` be at least 1, got until {ends}"
-        )
+        raise ConfigError(f"stages: `until` must grow and `cap` be at least 1, got until {ends}")
 
 
 def contradictions(config: Config, questions: int) -> list[str]:
@@ -324,9 +307,7 @@ def contradictions(config: Config, questions: int) -> list[str]:
         warmup = f"optim.warmup: {config.optim.warmup} steps of warm-up in a run of {config.steps}"
         lines.append(f"{warmup}: the learning rate only reaches optim.lr at the end, or never")
     if config.prompts > questions:
-        lines.append(
-            f"prompts: {config.prompts} per step, but there are {questions} questions: a step has these"
-        )
+        lines.append(f"prompts: {config.prompts} per step, but there are {questions} questions; all are used")
     if config.method == "sft":
         return lines
     if config.stages and config.stages[-1].until > config.steps:

@@ -1,7 +1,7 @@
 """From YAML to a tree of dataclasses. Names and types are checked; an error says where, and suggests a name.
 
 No setting is named here (see `grpo/config/settings.py`). Settings travel as a flat dict of dotted keys,
-{"optim.lr": 1e-6, ...}, so that "defaults, then the recipe, then the command line" is a merge of dicts.
+{"optim.lr": 1e-6, ...}, so that recipes and the command line are merged as dicts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from grpo.config.renamed import replacement
+
+Flat = dict[str, Any]
 
 
 class ConfigError(ValueError):
@@ -43,16 +45,14 @@ class StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
+            if (name := str(key.value)) in seen:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: the key {name!r} is given twice")
             seen.add(name)
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError, also for an impossible date (2026-13-01) and for
-    nesting that is too deep."""
+    """The value of a YAML text. Raises yaml.YAMLError, also for an impossible date and too deep nesting."""
     try:
         return yaml.load(text, StrictLoader)
     except (ValueError, RecursionError) as error:
@@ -63,9 +63,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """ " (did you mean 'x'?)" for the most similar name, else "". `lr` also finds `optim.lr`."""
     ends = {n.rpartition(".")[2]: n for n in reversed(list(names))}
     end = name.rpartition(".")[2]
-    if end in ends:
-        return f" (did you mean {ends[end]!r}?)"
-    close = difflib.get_close_matches(name, ends.values(), n=1, cutoff=0.55)
+    close = [ends[end]] if end in ends else difflib.get_close_matches(name, ends.values(), n=1, cutoff=0.55)
     # a misspelt last part: loss.kl_coeff, kl_ceof
     close = close or [ends[e] for e in difflib.get_close_matches(end, ends, n=1, cutoff=0.55)]
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -78,10 +76,8 @@ def unknown(cls: type, key: str, where: str) -> ConfigError:
 
 @functools.cache
 def leaves(cls: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
-    """{dotted key: (type, default, help)} of a dataclass tree, in order. A field that is itself a dataclass
-    is a branch."""
+    """{dotted key: (type, default, help)} of a dataclass tree, in order. A dataclass in it is a branch."""
     hints = get_type_hints(cls)
-    helps = field_help(cls)
     found = {}
     for field in dataclasses.fields(cls):
         key, kind = prefix + field.name, hints[field.name]
@@ -90,7 +86,7 @@ def leaves(cls: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
             continue
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        found[key] = (kind, default, helps.get(field.name, ""))
+        found[key] = (kind, default, field_help(cls).get(field.name, ""))
     return found
 
 
@@ -99,22 +95,18 @@ def field_help(cls: type) -> dict[str, str]:
     """{field: help}. The help is the string below the field in the source."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(tree, ast.ClassDef)
-    return {
-        ast.unparse(field.target): " ".join(str(text.value.value).split())
-        for field, text in itertools.pairwise(tree.body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-    }
+    found = {}
+    for field, text in itertools.pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+            found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+    return found
 
 
-def flatten(
-    cls: type, tree: Mapping, where: str, prefix: str = "", root: type | None = None
-) -> dict[str, Any]:
+def flatten(cls: type, tree: Mapping, where: str, prefix: str = "", root: type | None = None) -> Flat:
     """Nested mapping -> checked flat dict.  where: the file, for errors.  root: the whole tree's class, if
     `cls` is a branch of it.  Raises ConfigError."""
     root = root or cls
-    flat: dict[str, Any] = {}
+    flat: Flat = {}
     if not isinstance(tree, Mapping):
         under = prefix.rstrip(".") or "the top"
         raise ConfigError(f"{where}: expected `key: value` lines under {under}, got {_shown(tree)}")
@@ -133,7 +125,7 @@ def flatten(
     return flat
 
 
-def assign(cls: type, key: str, value: Any, where: str, current: Mapping[str, Any]) -> dict[str, Any]:
+def assign(cls: type, key: str, value: Any, where: str, current: Mapping[str, Any]) -> Flat:
     """One dotted key -> checked {key: value}. `rewards.format` sets one entry of the dict `rewards`, over
     the entries in `current`. Raises ConfigError."""
     known = leaves(cls)
@@ -158,13 +150,11 @@ def names(cls: type) -> list[str]:
 def build(cls: type, flat: Mapping[str, Any], prefix: str = "") -> Any:
     """Flat dict -> dataclass tree. A missing key takes its default."""
     values = {}
-    hints = get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        key = prefix + field.name
-        if dataclasses.is_dataclass(hints[field.name]):
-            values[field.name] = build(hints[field.name], flat, key + ".")
-        elif key in flat:
-            values[field.name] = flat[key]
+    for name, kind in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            values[name] = build(kind, flat, f"{prefix}{name}.")
+        elif prefix + name in flat:
+            values[name] = flat[prefix + name]
     return cls(**values)
 
 
@@ -173,7 +163,13 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     Raises ConfigError."""
     kind, optional = unwrapped(kind)
     if isinstance(value, Typed):
-        value = _parsed(value.text, kind, where)
+        if kind is str and value.text not in ("null", "~", ""):
+            return value.text
+        try:
+            value = read_yaml(value.text)
+        except yaml.YAMLError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{where}: {value.text!r} is not valid YAML ({reason})") from None
     if value is None and optional:
         return None
     origin = get_origin(kind)
@@ -185,7 +181,11 @@ def convert(value: Any, kind: Any, where: str) -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {str(k): convert(item, inner[1], f"{where}.{k}") for k, item in value.items()}
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return _record(kind, value, where)
+        flat = flatten(kind, value, where)
+        for field in dataclasses.fields(kind):
+            if field.name not in flat and field.default is dataclasses.MISSING:
+                raise ConfigError(f"{where}: {field.name!r} is missing; it must be {described(kind)}")
+        return build(kind, flat)
     if kind is float and (number := _number(value)) is not None:
         return number
     # exact type: Python's bool is an int
@@ -214,29 +214,10 @@ def described(kind: Any) -> str:
     return simple.get(kind) or {list: "a list", dict: "a mapping of names to numbers"}[get_origin(kind)]
 
 
-def _record(cls: type, value: Mapping, where: str) -> Any:
-    flat = flatten(cls, value, where)
-    for field in dataclasses.fields(cls):
-        if field.name not in flat and field.default is dataclasses.MISSING:
-            raise ConfigError(f"{where}: {field.name!r} is missing; it must be {described(cls)}")
-    return build(cls, flat)
-
-
-def _parsed(text: str, kind: Any, where: str) -> Any:
-    if kind is str and text not in ("null", "~", ""):
-        return text
-    try:
-        return read_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: {text!r} is not valid YAML ({str(error).splitlines()[0]})") from None
-
-
 def _number(value: Any) -> float | None:
     """A finite number, or None. YAML parses `1e-6` (no dot) as a string; here it is a number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
     try:
-        number = float(value)
+        number = float(value) if type(value) in (int, float, str) else math.nan
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None

@@ -4,16 +4,8 @@ from typing import TYPE_CHECKING
 
 from grpo.rewards.user_code import RewardError, RewardTimeout, UserReward, names_a_file, open_reward
 
-__all__ = [
-    "REWARDS",
-    "RewardError",
-    "RewardTimeout",
-    "UserReward",
-    "names_a_file",
-    "open_reward",
-    "rule",
-    "score",
-]
+__all__ = ["REWARDS", "RewardError", "RewardTimeout", "UserReward", "names_a_file", "open_reward"]
+__all__ += ["rule", "score"]
 
 if TYPE_CHECKING:
     from grpo.rewards.rules import REWARDS, rule, score

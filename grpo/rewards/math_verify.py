@@ -1,9 +1,8 @@
 """`math-verify` as a second opinion: the rewards `accuracy_math_verify` and `accuracy_paper_math_verify`, and
 the evaluation's protocol `paper`.
 
-It passes text to sympy, which may run without end ("9^9^9^9"). So it runs as a user's reward does, in a
-process that can be ended (`grpo/rewards/user_code.py`). The paper called version 0.5.2 in its training
-process.
+It passes text to sympy, which may run without end ("9^9^9^9"). So it runs in a process that can be ended, as
+a user's reward does (`grpo/rewards/user_code.py`). The paper called version 0.5.2 in its training process.
 """
 
 import logging
@@ -19,7 +18,6 @@ PARSING = 5
 COMPARING = 5
 # the function attribute `timeout` of each reward below, seconds
 TIMEOUT = 2 * PARSING + COMPARING + 5.0
-# verdicts
 NOTHING = 0.0
 WRONG = 1.0
 RIGHT = 2.0
@@ -37,8 +35,7 @@ def paper(text, example, length) -> float:
 
 
 def verdict(text, example, length) -> float:
-    """NOTHING, WRONG or RIGHT: the LaTeX, expression or string in `text` against the spellings of the right
-    answer, as in VisualThinker-R1-Zero's evaluation."""
+    """NOTHING, WRONG or RIGHT, for the LaTeX, expression or string in `text`: VisualThinker's evaluation."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, StringExtractionConfig, parse, verify
 
     strings, gold = spellings(example)

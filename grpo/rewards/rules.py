@@ -2,8 +2,7 @@
 
 A rule is a function (text, example, length) -> float in the table REWARDS. A recipe gives weights to names
 of the table and to functions of its own (`FILE.py:FUNCTION`, grpo/rewards/user_code.py). A rule reads the
-text of `Chat.texts`: with the "<think>" that the prompt opened, without the stop token. The evaluation has
-the same parser.
+text of `Chat.texts`: with the "<think>" that the prompt opened, without the stop token.
 
 Departures from VisualThinker-R1-Zero: `accuracy` reads one <answer> outside the thinking and nothing else
 (theirs, `accuracy_paper`, takes the first one, or the whole text), and `format` requires each tag exactly
@@ -31,8 +30,7 @@ CACHE = 0.2
 
 
 def accuracy(text, example, length) -> float:
-    """1 if the one <answer> is right, else 0. A choice is compared by letter or text, a free answer as text
-    or, where the example asks for one, as a number."""
+    """1 if the one <answer> is right, else 0: a choice by letter or text, a free one as text or number."""
     return float(is_right(text, example))
 
 
@@ -43,16 +41,14 @@ def accuracy_paper(text, example, length) -> float:
 
 
 def accuracy_math_verify(text, example, length) -> float:
-    """1 if math-verify (extra: math) finds the one <answer> equal to the right one, else 0. Choices are
-    compared as in `accuracy`."""
+    """1 if math-verify finds the one <answer> equal to the right one, else 0. Choices: as in `accuracy`."""
     if example.choices:
         return accuracy(text, example, length)
     return 0.0 if extract(text, ()).why else _math_verify("answer", text, example, length)
 
 
 def accuracy_paper_math_verify(text, example, length) -> float:
-    """1 if math-verify (extra: math) or `accuracy_paper` finds the right answer anywhere in the text, else 0:
-    the paper's whole rule."""
+    """1 if math-verify or `accuracy_paper` finds the right answer anywhere, else 0 (the whole rule)."""
     return accuracy_paper(text, example, length) or _math_verify("paper", text, example, length)
 
 
@@ -66,8 +62,7 @@ def _math_verify(function, text, example, length) -> float:
 
 
 def format(text, example, length) -> float:
-    """1 if the text is <think>...</think><answer>...</answer> with each tag exactly once and only whitespace
-    around, else 0."""
+    """1 for <think>...</think><answer>...</answer>, each tag once, only whitespace around; else 0."""
     return float(well_formed(text))
 
 
@@ -77,8 +72,7 @@ def format_paper(text, example, length) -> float:
 
 
 def hard_format(text, example, length) -> float:
-    """1 if well formed *and* right (Vision-R1, arXiv 2503.06749: the hard formatting result reward), else 0.
-    "Final Answer:" may begin the answer, as in its cold-start data."""
+    """1 if well formed *and* right, else 0 (Vision-R1, arXiv 2503.06749). "Final Answer:" may begin it."""
     return float(well_formed(text) and is_right(text, example))
 
 
@@ -91,11 +85,8 @@ def length(text, example, length) -> float:
 
 def overlong(length: float, cap: int, cache: float) -> float:
     """DAPO's soft overlong punishment (arXiv 2503.14476, Eq. 13): 0 up to cap - cache tokens, then linear
-    down to -1 at the cap, and -1 beyond.
-
-    cap: L_max, the longest completion, tokens.  cache: L_cache, the length of the slope, tokens; with 0 it is
-    a step just above the cap.
-    """
+    down to -1 at the cap, and -1 beyond.  cap: L_max, the longest completion, tokens.  cache: L_cache, the
+    length of the slope, tokens; with 0 it is a step just above the cap."""
     if length <= cap - cache:
         return 0.0
     return max((cap - cache - length) / cache, -1.0) if cache else -1.0
@@ -104,33 +95,19 @@ def overlong(length: float, cap: int, cache: float) -> float:
 def overlong_part(text, example, length, cap) -> float:
     """0, and linear down to -1 over the last fifth of the cap (`overlong`)."""
     if length is None or cap is None:
-        raise ValueError(
-            "the reward part 'overlong' compares tokens with the cap: call score(..., "
-            "lengths=rollout.length, cap=cap)."
-        )
+        call = "score(..., lengths=rollout.length, cap=cap)"
+        raise ValueError(f"the reward part 'overlong' compares tokens with the cap: call {call}.")
     return overlong(float(length), cap, CACHE * cap)
 
 
-REWARDS = {
-    "accuracy": accuracy,
-    "accuracy_paper": accuracy_paper,
-    "accuracy_math_verify": accuracy_math_verify,
-    "accuracy_paper_math_verify": accuracy_paper_math_verify,
-    "format": format,
-    "format_paper": format_paper,
-    "hard_format": hard_format,
-    "length": length,
-    "overlong": overlong_part,
-}
+_RULES = [accuracy, accuracy_paper, accuracy_math_verify, accuracy_paper_math_verify]
+_RULES += [format, format_paper, hard_format, length]
+REWARDS: dict[str, Callable] = {each.__name__: each for each in _RULES} | {"overlong": overlong_part}
 
 
 def rule(name: str, cap: int | None = None) -> Callable:
-    """The function (text, example, length) -> float of a part's name. A user's file is loaded once per run.
-
-    cap: longest completion, tokens; for "overlong".
-    Raises ValueError for an unknown name (with the nearest one) or a missing extra, and RewardError for a
-    file that does not load.
-    """
+    """The function (text, example, length) -> float of a part's name.  cap: tokens; for "overlong".  Raises
+    ValueError for an unknown name or a missing extra, and RewardError for a file that does not load."""
     if names_a_file(name):
         return open_reward(name)
     found = choose("reward", name, REWARDS)
@@ -157,22 +134,18 @@ def score(
     cap       longest completion, tokens; for "overlong"
 
     -> reward (P, G) float32, {name: part (P, G) float32, unweighted}.
-    Raises ValueError for an unknown name (with the nearest one), no parts, a weight that is not finite, or
-    shapes that disagree, and RewardError if a user's function fails.
+    Raises ValueError for an unknown name, no parts, a weight that is not finite, or shapes that disagree, and
+    RewardError if a user's function fails.
     """
     rules = {name: rule(name, cap) for name in parts}
     if not parts or not all(math.isfinite(weight) for weight in parts.values()):
-        raise ValueError(
-            f"rewards must name at least one part, each with a finite weight; got {parts}. Known: "
-            f"{', '.join(REWARDS)}."
-        )
+        wanted = f"at least one part, each with a finite weight; got {parts}. Known: {', '.join(REWARDS)}."
+        raise ValueError(f"rewards must name {wanted}")
     # a rank may have no prompt; then `lengths` has the group size
     sizes = {len(group) for group in texts} or set([] if lengths is None else lengths.shape[1:])
     if len(texts) != len(examples) or len(sizes) != 1:
-        raise ValueError(
-            f"score: {len(texts)} groups of sizes {sorted(sizes)} for {len(examples)} examples; expected one "
-            "group per example, all of one size."
-        )
+        got = f"{len(texts)} groups of sizes {sorted(sizes)} for {len(examples)} examples"
+        raise ValueError(f"score: {got}; expected one group per example, all of one size.")
     shape = (len(texts), sizes.pop())
     if lengths is not None and tuple(lengths.shape) != shape:
         raise ValueError(f"score: lengths has shape {tuple(lengths.shape)}, the texts {shape}.")

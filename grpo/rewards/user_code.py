@@ -1,14 +1,14 @@
 """A user's own reward, `rewards: {FILE.py:FUNCTION: 1.0}`: a function `(text, example, length) -> float` that
 runs in a process of its own.
 
-Code of a user may raise, hang, print, fork, or return a list where a number belongs. In its own process it
-cannot harm the run: a call that is too slow ends with its process and that process's children, and each
-failure is one line that names file, function and question. The run never unpickles what this process writes:
-an answer is JSON with the number of its question and the id of its process, and any other message is refused.
+Code of a user may raise, hang, print, fork, or return a list. In its own process it cannot harm the run: a
+call that is too slow ends with its process and that process's children, and each failure is one line that
+names file, function and question. The run never unpickles what this process writes: an answer is JSON with
+the number of its question and the id of its process, and any other message is refused.
 
 The function gets the whole text as the built-in rules see it, the Example without its pictures, and the
-completion's length in tokens. It must depend on nothing else, or a resumed run differs. It may print (to
-stderr); its file may import its neighbours; an attribute `my_reward.timeout = 60` sets the seconds of a call.
+length in tokens. It must depend on nothing else, or a resumed run differs. It may print (to stderr) and
+its file may import its neighbours; an attribute `my_reward.timeout = 60` sets the seconds of a call.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class UserReward:
     """
 
     def __init__(self, name: str):
-        source, _, self.function = name.rpartition(":")
         self.name = name
-        self.source = str(Path(source).absolute()) if names_a_file(name) else source
+        self.source, _, self.function = name.rpartition(":")
+        self.source = str(Path(self.source).absolute()) if names_a_file(name) else self.source
         if names_a_file(name) and not Path(self.source).is_file():
             raise RewardError(f"reward {name!r}: there is no file {self.source}")
         # of the last question
@@ -127,8 +127,8 @@ class UserReward:
             answer = self.reader.submit(self._exchange, question).result(seconds)
         except concurrent.futures.TimeoutError:
             self.close()
-            words = f"no result after {seconds:g} seconds, at {about}"
-            raise RewardTimeout(f"reward {self.name!r}: {words}") from None
+            late = f"no result after {seconds:g} seconds"
+            raise RewardTimeout(f"reward {self.name!r}: {late}, at {about}") from None
         except (EOFError, ConnectionError):
             process.join(5)
             code = process.exitcode
@@ -223,8 +223,7 @@ def _end_with_run() -> None:
 
 
 def load(source: str, name: str) -> Callable:
-    """The function `name` of a Python file, or of a module of this repository. Raises ValueError if there is
-    none, and what the file raises."""
+    """The function of a file or a module of this repository. Raises ValueError, and what the file raises."""
     if source.endswith(".py"):
         sys.path.insert(0, str(Path(source).parent))
         spec = importlib.util.spec_from_file_location(Path(source).stem, source)
@@ -242,8 +241,7 @@ def load(source: str, name: str) -> Callable:
 
 
 def checked(value) -> float:
-    """A finite number as a float. A scalar of numpy is a number; an array or a tensor is not. Raises
-    ValueError."""
+    """A number as a float; numpy's scalars are numbers, arrays are not. Raises ValueError if not finite."""
     if not isinstance(value, numbers.Real):
         what = "None" if value is None else f"a {type(value).__name__}"
         if hasattr(value, "shape"):
@@ -261,7 +259,7 @@ def described(error: BaseException, source: str) -> str:
     """An exception in one line, with the line of the user's file in which it was raised."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
     words = " ".join(str(error).split())[:300]
-    if lines:
-        return f"it raised {type(error).__name__}: {words} (line {lines[-1]})"
     # a ValueError from elsewhere is one of the checks above
-    return words if isinstance(error, ValueError) else f"it raised {type(error).__name__}: {words}"
+    if not lines and isinstance(error, ValueError):
+        return words
+    return f"it raised {type(error).__name__}: {words}" + (f" (line {lines[-1]})" if lines else "")
