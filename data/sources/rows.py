@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from data.sources import hub
@@ -131,6 +132,19 @@ class Layout:
     rows: int | None = None
     also: tuple[str, ...] = ()
     beside: bool = False
+
+
+_LAYOUTS = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text("utf-8"))
+
+
+def layout(name: str, shard: Callable[..., Any], example: Callable[[Row], Example]) -> Layout:
+    """The layout of that name in layouts.yaml."""
+    fields = dict(_LAYOUTS[name])
+    files = {split: tuple(patterns) for split, patterns in fields.pop("files").items()}
+    columns = tuple(fields.pop("columns").split())
+    fields["pictures"] = tuple(tuple(names.split()) for names in fields["pictures"])
+    fields["also"] = tuple(fields.get("also", ()))
+    return Layout(shard, example, {"train": files["all"]} | files, columns, **fields)
 
 
 @dataclass(frozen=True)
