@@ -106,7 +106,7 @@ class Chat:
         template = self.template.text if images else self.template.text.replace("{pictures}" + MARK, "")
         text = template.replace("{pictures}", ahead).replace("{asked}", shown.join(parts))
         none = np.empty((0, self._patch_dim), np.float32)
-        patches = np.concatenate([none, *[patches for patches, _ in seen]])  # (N, patch_dim)
+        patches = np.concatenate([none, *(patches for patches, _ in seen)])  # (N, patch_dim)
         return Prompt(example.uid, text, np.array(tokens, np.int64), patches, grid)
 
     def encode(self, text: str) -> list[int]:

@@ -175,10 +175,10 @@ class Rows(Sequence[Example]):
         values = shard.row(row)
         uid = f"{self.names[number]}/{row}"
         try:
-            pictures = shard.shown(values, where)
-            return self.layout.example(
-                Row(values, where, uid, shard.path.parent, pictures, self.seed, self.beside)
+            found = Row(
+                values, where, uid, shard.path.parent, shard.shown(values, where), self.seed, self.beside
             )
+            return self.layout.example(found)
         except BadRow:
             raise
         except BadExample as error:
