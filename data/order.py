@@ -36,7 +36,7 @@ def _permutation(count: int, seed: int, epoch: int, round: int = 0) -> np.ndarra
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser (Steele, Lea & Flood 2014): a uint64 bijection; every bit depends on every bit."""
+    """splitmix64's finaliser (Steele, Lea & Flood 2014), a bijection of uint64; each bit depends on all."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

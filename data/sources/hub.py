@@ -20,8 +20,6 @@ _ID = re.compile(
 )
 # a name with such an ending is a local file, perhaps misspelt
 _FILES = (".parquet", ".jsonl", ".json", ".yaml", ".safetensors")
-
-
 Kind = Literal["dataset", "model"]
 
 
