@@ -64,9 +64,7 @@ class Example:
     wording: str = ""
 
     def __post_init__(self) -> None:
-        def bad(reason: str) -> BadExample:
-            return BadExample(f"example {self.uid!r}: {reason}")
-
+        bad = lambda reason: BadExample(f"example {self.uid!r}: {reason}")
         if not self.uid:
             raise BadExample(f"an example has no uid: {self.question!r}")
         if not self.question.strip():
