@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 from tokenizers import Tokenizer
 
@@ -41,51 +42,8 @@ class Template:
     bare: str = "{answer}"
 
 
-# VisualThinker-R1-Zero's exact prompts (arXiv 2503.05132, src/open_r1/grpo.py and src/eval): the space
-# before the end of a line, the two after a question, and the base model's literal "<image>", which is
-# ordinary text beside the real picture.
-_PAPER = (
-    "{pictures}<image>A conversation between User and Assistant. The user asks a question about the image, "
-    "and the Assistant solves it."
-)
-_CHATML = (
-    "<|im_start|>system\nYou are a helpful assistant%s.<|im_end|>\n<|im_start|>user\n{pictures}%s<|im_end|>\n"
-    "<|im_start|>assistant\n"
-)
-_TAGS = (
-    "{asked}  Output the thinking process in <think> </think> and final answer (option) in "
-    "<answer> </answer> tags."
-)
-_TAGS_EVAL = (
-    "{asked}\nOutput the thinking process in <think> </think> and final answer in <answer> </answer> tags."
-)
-# an earlier form in their development repository: another system prompt, and this after the question
-_REFLECTION = (
-    " If you detect that you made a mistake in your reasoning at any point, correct yourself inside "
-    "<reflection></reflection> tags."
-)
-_CLOSED, _WHOLE = "</think> <answer> {answer} </answer>", "<think> </think> <answer> {answer} </answer>"
-
-TEMPLATES: dict[str, Template] = {
-    "visualthinker": Template(
-        _PAPER
-        + " The assistant first thinks about the reasoning process in the mind and then provides the user "
-        "with the answer.\n"
-        "User: {asked} \nAssistant: Let me solve this step by step.\n<think>",
-        opening="<think>",
-        bare=_CLOSED,
-    ),
-    "visualthinker_direct": Template(_PAPER + "\nUser: {asked} \nAssistant: "),
-    "chatml": Template(_CHATML % ("", _TAGS), bare=_WHOLE),
-    "chatml_eval": Template(_CHATML % ("", _TAGS_EVAL), bare=_WHOLE),
-    "chatml_reflection": Template(
-        _CHATML % (" capable of complex reasoning and reflection", _TAGS + _REFLECTION), bare=_WHOLE
-    ),
-    "chatml_direct": Template(_CHATML % ("", "{asked}")),
-    "shapes": Template("{pictures}User: {asked}\nAssistant: <think>", opening="<think>", bare=_CLOSED),
-}
-
-
+_FILE = Path(__file__).with_name("templates.yaml")
+TEMPLATES = {name: Template(**each) for name, each in yaml.safe_load(_FILE.read_text("utf-8")).items()}
 _PIECE = re.compile(r"(<\|[a-z_]+\|>|\{pictures\}|\{asked\})")
 
 
@@ -113,13 +71,8 @@ class Chat:
         self.max_prompt = max_prompt
         self.tokenizer = _tokenizer(self.folder)
         self._pieces = list(filter(None, _PIECE.split(self.template.text)))
-        names = [
-            VISION_START,
-            IMAGE,
-            VISION_END,
-            *(piece for piece in self._pieces if piece.startswith("<|")),
-        ]
-        self._special = {name: self._special_id(name) for name in names}
+        named = [piece for piece in self._pieces if piece.startswith("<|")]
+        self._special = {name: self._special_id(name) for name in (VISION_START, IMAGE, VISION_END, *named)}
         self.image_token: int = self._special[IMAGE]
         self.stop_ids: tuple[int, ...] = self._stop_ids()
         pictures = _picture_settings(self.folder, min_pixels, max_pixels)
@@ -132,10 +85,8 @@ class Chat:
 
         Raises PromptTooLong, BadPicture.
         """
-        images = [
-            open_picture(picture, name=f"example {example.uid!r}, picture {number}")
-            for number, picture in enumerate(example.pictures, 1)
-        ]
+        name = f"example {example.uid!r}, picture "
+        images = [open_picture(each, name=f"{name}{n}") for n, each in enumerate(example.pictures, 1)]
         if blind:
             images = [Image.new("RGB", image.size, MID_GREY) for image in images]
         seen = [self._preprocess(image) for image in images]
@@ -147,16 +98,15 @@ class Chat:
         parts = parts if images and len(parts) == len(images) + 1 else [example.asked]
         tokens = self._encoded(parts, pictures)
         if len(tokens) > self.max_prompt:
-            raise PromptTooLong(
-                f"example {example.uid!r}: the prompt has {len(tokens)} tokens ({placeholders.sum()} of them "
-                f"pictures), over the limit of {self.max_prompt}; raise max_prompt or lower max_pixels"
-            )
+            has = f"has {len(tokens)} tokens ({placeholders.sum()} of them pictures), over the limit of"
+            said = f"the prompt {has} {self.max_prompt}; raise max_prompt or lower max_pixels"
+            raise PromptTooLong(f"example {example.uid!r}: {said}")
         shown = VISION_START + IMAGE + VISION_END
         ahead = shown * (len(images) + 1 - len(parts))
         template = self.template.text if images else self.template.text.replace("{pictures}" + MARK, "")
         text = template.replace("{pictures}", ahead).replace("{asked}", shown.join(parts))
         none = np.empty((0, self._patch_dim), np.float32)
-        patches = np.concatenate([none, *[patches for patches, _ in seen]])  # (N, patch_dim)
+        patches = np.concatenate([none, *(patches for patches, _ in seen)])  # (N, patch_dim)
         return Prompt(example.uid, text, np.array(tokens, np.int64), patches, grid)
 
     def encode(self, text: str) -> list[int]:
@@ -207,8 +157,7 @@ class Chat:
             if isinstance(piece, str):
                 text += piece
                 continue
-            tokens += self.encode(text)
-            tokens += [self._special[name] for name in piece]
+            tokens += self.encode(text) + [self._special[name] for name in piece]
             text = ""
         return tokens + self.encode(text)
 
@@ -225,10 +174,8 @@ class Chat:
             need = "this template needs" if "im_" in name else "pictures need"
             raise ValueError(f"{file}: no token {name}, which {need}; use the tokenizer of a Qwen-VL model")
         if number in self.encode(name):
-            raise ValueError(
-                f"{file}: {name} is not marked special, so a question could contain it; set "
-                '"special": true in added_tokens'
-            )
+            said = 'so a question could contain it; set "special": true in added_tokens'
+            raise ValueError(f"{file}: {name} is not marked special, {said}")
         return number
 
     def _stop_ids(self) -> tuple[int, ...]:
@@ -243,9 +190,8 @@ class Chat:
         named = [self.tokenizer.token_to_id(name) for name in names if name]
         found = tuple(dict.fromkeys(number for number in [*numbers, *named] if number is not None))
         if not found:
-            raise ValueError(
-                f"{self.folder}: no token ends a completion; give eos_token_id in generation_config.json"
-            )
+            said = "no token ends a completion; give eos_token_id in generation_config.json"
+            raise ValueError(f"{self.folder}: {said}")
         return found
 
 
@@ -255,8 +201,8 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(f"{file}: not found; a model folder needs the tokenizer in this format")
     try:
         tokenizer = Tokenizer.from_file(str(file))
+    # `tokenizers` raises a plain Exception
     except Exception as error:
-        # `tokenizers` raises a plain Exception
         raise ValueError(f"{file}: not a tokenizer: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -266,13 +212,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 # settings of a processor that only have this value here
-_FIXED = {
-    "do_resize": True,
-    "do_rescale": True,
-    "do_normalize": True,
-    "rescale_factor": 1 / 255,
-    "resample": 3,
-}
+_FIXED = dict(do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=1 / 255, resample=3)
 
 
 def _picture_settings(folder: Path, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
@@ -283,10 +223,8 @@ def _picture_settings(folder: Path, min_pixels: int | None, max_pixels: int | No
         file = folder / "processor_config.json"
         found = _json(file).get("image_processor", {})
     if not found:
-        raise ValueError(
-            f"{folder}: no preprocessor_config.json (nor processor_config.json with an image_processor); "
-            "copy it from the model"
-        )
+        said = "no preprocessor_config.json (nor processor_config.json with an image_processor)"
+        raise ValueError(f"{folder}: {said}; copy it from the model")
     for key, only in _FIXED.items():
         if found.get(key, only) != only:
             raise ValueError(f"{file}: {key} is {found[key]}, only {only} is supported")
@@ -294,9 +232,8 @@ def _picture_settings(folder: Path, min_pixels: int | None, max_pixels: int | No
     low = min_pixels if min_pixels is not None else found.get("min_pixels") or size.get("shortest_edge")
     high = max_pixels if max_pixels is not None else found.get("max_pixels") or size.get("longest_edge")
     if not low or not high or low > high:
-        raise ValueError(
-            f"{file}: min_pixels is {low} and max_pixels is {high}; both are needed, the smaller first"
-        )
+        said = f"min_pixels is {low} and max_pixels is {high}; both are needed, the smaller first"
+        raise ValueError(f"{file}: {said}")
     return {
         "patch": found.get("patch_size", 14),
         "merge": found.get("merge_size", 2),

@@ -38,18 +38,18 @@ def open_picture(picture: Picture, *, name: str) -> Image.Image:
     elif callable(picture):
         image = picture()
     else:
-        raise TypeError(
-            f"{name}: a picture is bytes, a Path or a function that draws one, not {type(picture).__name__}"
-        )
+        said = "a picture is bytes, a Path or a function that draws one"
+        raise TypeError(f"{name}: {said}, not {type(picture).__name__}")
     _check_size(image, name)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):
-        raise BadPicture(
-            f"{name}: the picture has mode {image.mode} (more than 8 bits a channel), which would clip to "
-            "white; convert it to 8 bits first"
-        )
-    return _on_white(image)
+        said = "(more than 8 bits a channel), which would clip to white; convert it to 8 bits first"
+        raise BadPicture(f"{name}: the picture has mode {image.mode} {said}")
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
 
 
 def _decoded(picture: bytes | Path, name: str) -> Image.Image:
@@ -90,19 +90,10 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise BadPicture(f"{name}: the picture is empty ({width} x {height} pixels)")
     # between its limit and twice its limit Pillow only warns
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-        raise BadPicture(
-            f"{name}: the picture has {width} x {height} pixels, over the limit of {Image.MAX_IMAGE_PIXELS} "
-            "(PIL.Image.MAX_IMAGE_PIXELS); scale it down first"
-        )
+        said = f"over the limit of {Image.MAX_IMAGE_PIXELS} (PIL.Image.MAX_IMAGE_PIXELS); scale it down first"
+        raise BadPicture(f"{name}: the picture has {width} x {height} pixels, {said}")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadPicture(f"{name}: the picture has {width} x {height} pixels, {_NARROW}")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
 
 
 def smart_resize(
@@ -113,9 +104,8 @@ def smart_resize(
     Rounding is Qwen-VL's, so a very narrow picture may still exceed `max_pixels`. Raises ValueError.
     """
     if not 1 <= min_pixels <= max_pixels:
-        raise ValueError(
-            f"min_pixels {min_pixels} and max_pixels {max_pixels}: need 1 <= min_pixels <= max_pixels"
-        )
+        need = "need 1 <= min_pixels <= max_pixels"
+        raise ValueError(f"min_pixels {min_pixels} and max_pixels {max_pixels}: {need}")
     if min(height, width) < 1 or max(height, width) > MAX_ASPECT * min(height, width):
         raise BadPicture(f"a picture of {width} x {height} pixels is empty, or {_NARROW}")
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
@@ -164,7 +154,6 @@ def preprocess(
 
 @lru_cache(maxsize=8)
 def _values(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """(3, 256): the normalised value of each byte, rounded like Hugging Face (scaled in float64, the rest in
-    float32)."""
+    """(3, 256): each byte's normalised value, rounded as by Hugging Face: scaled in float64, then float32."""
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     return (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]

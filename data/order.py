@@ -18,31 +18,25 @@ def indices_at(step: int, count: int, prompts: int, seed: int, round: int = 0) -
     if step < 0 or prompts < 1:
         raise ValueError(f"step {step}, prompts {prompts}: need step >= 0 and prompts >= 1")
     if count < prompts:
-        raise ValueError(
-            f"a step uses {prompts} different examples, there are only {count}; lower `prompts` or give more"
-        )
+        said = f"there are only {count}; lower `prompts` or give more"
+        raise ValueError(f"a step uses {prompts} different examples, {said}")
     epoch, position = divmod(step, count // prompts)
     return _permutation(count, seed, epoch, round)[position * prompts : (position + 1) * prompts].tolist()
 
 
 @lru_cache(maxsize=8)
 def _permutation(count: int, seed: int, epoch: int, round: int = 0) -> np.ndarray:
-    """(count,) int64. Examples sorted by a hash: numpy does not promise that a generator's stream stays
-    the same."""
-    start = _mixed(
-        _mixed(np.array([seed & (2**64 - 1)], np.uint64)) ^ np.uint64(epoch) ^ np.uint64(round << 48)
-    )
-    order = np.argsort(
-        _mixed(start + np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)), kind="stable"
-    )
+    """(count,) int64. Examples sorted by a hash: numpy does not promise a generator's stream for ever."""
+    start = _mixed(np.array([seed & (2**64 - 1)], np.uint64)) ^ np.uint64(epoch) ^ np.uint64(round << 48)
+    steps = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    order = np.argsort(_mixed(_mixed(start) + steps), kind="stable")
     # every caller gets this array from the cache
     order.flags.writeable = False
     return order
 
 
 def _mixed(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser (Steele, Lea & Flood 2014), uint64 -> uint64: a bijection; every bit depends
-    on every bit."""
+    """splitmix64's finaliser (Steele, Lea & Flood 2014), a bijection of uint64; each bit depends on all."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

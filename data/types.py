@@ -38,8 +38,7 @@ class BadRow(BadExample):
 
 
 class BadSource(ValueError):
-    """A source is unknown, or its file is missing, unreadable or of another layout. The message names file
-    and column."""
+    """A source is unknown, or its file is missing, unreadable or of another layout. Names file and column."""
 
 
 class PromptTooLong(BadExample):
@@ -65,9 +64,7 @@ class Example:
     wording: str = ""
 
     def __post_init__(self) -> None:
-        def bad(reason: str) -> BadExample:
-            return BadExample(f"example {self.uid!r}: {reason}")
-
+        bad = lambda reason: BadExample(f"example {self.uid!r}: {reason}")
         if not self.uid:
             raise BadExample(f"an example has no uid: {self.question!r}")
         if not self.question.strip():
@@ -92,8 +89,7 @@ class Example:
 
     @property
     def asked(self) -> str:
-        """What the model reads: the question, then its choices as CV-Bench and BLINK word them; or the
-        source's own wording."""
+        """What the model reads: question and choices, worded as CV-Bench and BLINK do; or `wording`."""
         if self.wording or not self.choices:
             return self.wording or self.question
         return f"{self.question}\n{listed(self.choices)}"
@@ -132,14 +128,13 @@ class TaskHook:
 class Prompt:
     """One example as a model reads it: S tokens, and the N patches of its I pictures.
 
-    `text` is for people, with one placeholder for each picture; `tokens` is the truth.
+    text: for people, with one placeholder for each picture.  tokens: (S,) int64, the truth, with one
+    placeholder for each merged patch.  patches: (N, 3 * temporal * patch * patch) float32.  grid: (I, 3)
+    int64, patches along time, height and width of each picture.
     """
 
     uid: str
     text: str
-    # (S,) int64, one placeholder for each merged patch of a picture
     tokens: np.ndarray
-    # (N, 3 * temporal * patch * patch) float32
     patches: np.ndarray
-    # (I, 3) int64: patches along time, height and width of each picture
     grid: np.ndarray

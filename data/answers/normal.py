@@ -11,18 +11,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from pathlib import Path
 
+import yaml
+
+TABLES = yaml.safe_load(Path(__file__).with_name("spellings.yaml").read_text("utf-8"))
 _SIGNS: dict[int, str | int | None] = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-for _signs, _plain in (
-    ("‘’‛′´ʼ", "'"), ("“”„‟«»″〝〞「」『』《》〈〉", '"'), ("‐‑‒–—―−﹣", "-"), ("∕⁄÷", "/"),
-    ("✕✖⨯·⋅∙∗", "×"), ("˚º∘", "°"), ("。｡", "."), ("、，", ","), ("【〔〖", "["), ("】〕〗", "]"),
-    ("❨", "("), ("❩", ")"), ("≦⩽", "≤"), ("≧⩾", "≥"), ("µ", "μ"), ("\u2126", "Ω"), ("￥", "¥"), ("℃", "°C"),
-    ("℉", "°F"), ("㎡", "m^{2}"), ("㎥", "m^{3}"), ("㎠", "cm^{2}"), ("㎝", "cm"), ("㎜", "mm"), ("㎞", "km"),
-    ("㎏", "kg"), ("\u2009\u202f", "\\,"), ("√", "\\sqrt "), ("∛", "\\sqrt[3]"),
-):  # fmt: skip
-    _SIGNS |= {ord(sign): _plain for sign in _signs}
-# soft hyphen, zero-width space and joiners, direction marks, byte order mark, variation selectors
-for _codes in ("AD AD", "200B 200F", "202A 202E", "2060 2064", "FE00 FE0F", "FEFF FEFF"):
+_SIGNS |= {ord(sign): plain for plain, signs in TABLES["signs"].items() for sign in signs}
+for _codes in TABLES["invisible"]:
     _first, _last = (int(code, 16) for code in _codes.split())
     _SIGNS |= dict.fromkeys(range(_first, _last + 1))
 _SIGNS |= str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
@@ -34,15 +30,7 @@ def table(pairs: str) -> dict[str, str]:
     return {name: value for name, _, value in (pair.partition("=") for pair in pairs.split())}
 
 
-COMMANDS = table(r"""
-    times=× cdot=× ast=× therefore=∴ div=/ circ=° degree=° pi=π infty=∞ leq=≤ le=≤ leqslant=≤ geq=≥
-    ge=≥ geqslant=≥ neq=≠ ne=≠ lt=< gt=> approx=≈ sim=~ pm=± angle=∠ measuredangle=∠ triangle=△ odot=⊙
-    cup=∪ cap=∩ in=∈ perp=⊥ parallel=∥ alpha=α beta=β gamma=γ delta=δ theta=θ varphi=φ phi=φ lambda=λ
-    mu=μ omega=ω Omega=Ω Delta=△ rho=ρ sigma=σ sin=sin cos=cos tan=tan cot=cot log=log ln=ln
-    dfrac=\frac tfrac=\frac cfrac=\frac sfrac=\frac nicefrac=\frac lbrace={ rbrace=} lbrack=[ rbrack=]
-    yen=¥ pounds=£ euro=€ cent=¢ ldots=… dots=… left= right= big= Big= bigl= bigr= displaystyle=
-    textstyle= quad= qquad= overline= bar= widehat= overarc= limits= space=
-""")
+COMMANDS = table(TABLES["commands"])
 _STYLE = (
     r"\\(?:text|textbf|textit|texttt|textrm|textsf|textnormal|emph|underline|mathrm|mathbf|mathit|mathsf|"
     r"mathtt|num|bm|boldsymbol|operatorname|mbox|hbox|rm|bf|boxed|fbox|framebox|ensuremath)(?![A-Za-z])"

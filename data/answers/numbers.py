@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from data.answers.normal import normal
+from data.answers.normal import TABLES, normal
 from data.answers.units import Unit, unit_named
 
 # characters of a number (the largest float has 309 digits); brackets within brackets; bits of a power
@@ -27,17 +27,7 @@ TOLERANCE = 5e-6
 # a decimal with this many digits was a float: 0.30000000000000004 is 0.3, 2.8284271247461903 a root
 _FLOAT_DIGITS = 15
 
-# English words, which name no quantity before "="
-_WORDS = set(
-    """
-    an as at by go he if in is it me my no of on or so to up us we all and any are but can did few for has
-    her him his how its let may nor not now off one our out own per she the too was way who why yes yet
-    you also away does even from into last less like many maybe might more most much must near need next
-    none once only onto over same sure than that them then they this thus time true upon very what when
-    wrong your about after again among every false least other quite their there under where which would
-    never
-    """.split()
-)
+_WORDS = set(TABLES["words"].split())
 _NAME = re.compile(
     r"(?:(?:sin|cos|tan|cot|log|ln) ?)?(?:(?:m ?)?(?:∠|angle) ?[0-9]|"
     r"(?P<sign>(?:m ?)?(?:∠|angle ) ?|(?:△|⊙|segment |arc |[|]) ?)?"
@@ -213,8 +203,7 @@ class _Reader:
     def __init__(self, tokens: list[Token], working: bool):
         self.tokens = [*tokens, Token("end", "")]
         self.working = working
-        self.at = 0
-        self.depth = 0
+        self.at = self.depth = 0
 
     def take(self, *kinds: str) -> Token | None:
         token = self.tokens[self.at]

@@ -115,11 +115,8 @@ def is_right_paper(text: str, example: Example) -> bool:
 
 
 def well_formed(text: str) -> bool:
-    """`<think>…</think> <answer>…</answer>`: each tag exactly once, in this order, and only white space
-    outside."""
-    if any(text.count(tag) != 1 for tag in TAGS):
-        return False
-    return well_formed_paper(text.strip())
+    """`<think>…</think> <answer>…</answer>`: each tag once, in this order, and only white space outside."""
+    return all(text.count(tag) == 1 for tag in TAGS) and well_formed_paper(text.strip())
 
 
 def well_formed_paper(text: str) -> bool:

@@ -1,5 +1,5 @@
-"""Benchmarks in their owners' layout: BLINK, CV-Bench, MathVista, VSR. Each is a `Layout` and an adapter from
-a row to an `Example`.
+"""Benchmarks in their owners' layout: BLINK, CV-Bench, MathVista, VSR. Each is a `Layout` of
+layouts.yaml and an adapter from a row to an `Example`.
 
 They are for evaluation, split "all". Training on half of one ("train", "heldout": halves by picture) shows
 that a model learns; it is no result. A benchmark's own prompt is kept where question and choices differ.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from data.sources.jsonl import JsonlShard, inside
 from data.sources.parquet import ParquetShard
-from data.sources.rows import Layout, Row
+from data.sources.rows import Row, layout
 from data.types import LETTERS, Example, listed
 
 # VisualThinker-R1-Zero's exact wording of a caption (arXiv 2503.05132, its evaluation on VSR)
@@ -46,15 +46,8 @@ def blink_example(row: Row) -> Example:
     """`prompt` is what BLINK asks; `question` is shorter in some subtasks."""
     choices = row.texts("choices")
     question, wording = as_prompted(row, choices)
-    return Example(
-        uid=row.text("idx"),
-        question=question,
-        choices=choices,
-        answer=right_choice(row, choices),
-        task=row.text("sub_task"),
-        pictures=row.pictures,
-        wording=wording,
-    )
+    uid, answer, task = row.text("idx"), right_choice(row, choices), row.text("sub_task")
+    return Example(uid, question, choices, answer, task, row.pictures, wording=wording)
 
 
 def cvbench_example(row: Row) -> Example:
@@ -65,16 +58,9 @@ def cvbench_example(row: Row) -> Example:
     if type(number) is not int:
         raise row.bad("idx", f"holds {type(number).__name__}, not int")
     question, wording = as_prompted(row, choices)
-    return Example(
-        uid=f"{kind}/{number}",
-        question=question,
-        choices=choices,
-        answer=right_choice(row, choices),
-        task=row.text("task"),
-        pictures=row.pictures,
-        extra={"source": row.text("source"), "type": kind},
-        wording=wording,
-    )
+    answer, task = right_choice(row, choices), row.text("task")
+    extra = {"source": row.text("source"), "type": kind}
+    return Example(f"{kind}/{number}", question, choices, answer, task, row.pictures, extra, wording)
 
 
 def mathvista_example(row: Row) -> Example:
@@ -84,26 +70,16 @@ def mathvista_example(row: Row) -> Example:
     if not answer.strip():
         raise row.bad("answer", "is empty", "MathVista's test split has no answers, use testmini")
     unit, kind = row.text("unit", missing=""), row.text("answer_type")
-    extra = {
-        "question_type": row.text("question_type"),
-        "answer_type": kind,
-        "precision": row.values["precision"],
-        "unit": unit,
-        "kind": "number" if kind in ("integer", "float") else "text",
-    }
+    asks = row.text("question_type")
+    extra = dict(question_type=asks, answer_type=kind, precision=row.values["precision"], unit=unit)
     choices = row.texts("choices", missing=())
     if choices and answer not in choices:
         raise row.bad("answer", f"{answer!r} is not one of the choices {list(choices)}")
+    extra["kind"] = "number" if kind in ("integer", "float") and not choices else "text"
     about = row.values["metadata"]
-    return Example(
-        uid=row.text("pid"),
-        question=f"{question} (Unit: {unit})" if unit else question,
-        choices=choices,
-        answer=answer,
-        task=(about.get("task") or "") if isinstance(about, dict) else "",
-        pictures=row.pictures,
-        extra=extra | ({"kind": "text"} if choices else {}),
-    )
+    task = (about.get("task") or "") if isinstance(about, dict) else ""
+    question = f"{question} (Unit: {unit})" if unit else question
+    return Example(row.text("pid"), question, choices, answer, task, row.pictures, extra)
 
 
 def vsr_example(row: Row) -> Example:
@@ -115,50 +91,12 @@ def vsr_example(row: Row) -> Example:
     root = row.beside or row.folder
     part = "val2017" if "/val2017/" in row.text("image_link") else "train2017"
     picture = inside(row, "image", name, [root, root / part, root / "images", root / "images" / part])
-    return Example(
-        uid=row.uid,
-        question=caption,
-        choices=("True", "False"),
-        answer=("False", "True")[label],
-        task=row.text("relation", missing=""),
-        pictures=(picture,),
-        wording=VSR_WORDING.format(caption=caption),
-    )
+    choices, task = ("True", "False"), row.text("relation", missing="")
+    wording = VSR_WORDING.format(caption=caption)
+    return Example(row.uid, caption, choices, choices[1 - label], task, (picture,), wording=wording)
 
 
-BLINK = Layout(
-    shard=ParquetShard,
-    example=blink_example,
-    aside=2,
-    files=dict.fromkeys(("all", "train"), ("*val-*.parquet", "*.parquet")),
-    columns=("idx", "question", "sub_task", "choices", "answer", "prompt"),
-    pictures=(("image_1", "image_2", "image_3", "image_4"),),
-)
-CVBENCH = Layout(
-    shard=ParquetShard,
-    example=cvbench_example,
-    aside=2,
-    rows=2638,
-    files=dict.fromkeys(("all", "train"), ("*test_2d*.parquet *test_3d*.parquet", "*test*.parquet")),
-    columns=("idx", "type", "task", "question", "choices", "answer", "prompt", "source"),
-    pictures=(("image",),),
-)
-MATHVISTA = Layout(
-    shard=ParquetShard,
-    example=mathvista_example,
-    aside=2,
-    rows=1000,
-    files=dict.fromkeys(("all", "train"), ("*testmini-*.parquet", "*.parquet")),
-    columns=tuple("pid question choices unit precision answer question_type answer_type metadata".split()),
-    pictures=(("decoded_image",),),
-)
-VSR = Layout(
-    shard=JsonlShard,
-    example=vsr_example,
-    aside=2,
-    rows=2195,
-    beside=True,
-    files={"all": ("*test.jsonl", "*.jsonl"), "train": ("*train.jsonl",), "heldout": ("*dev.jsonl",)},
-    columns=("image", "image_link", "caption", "label"),
-    pictures=(("image",),),
-)
+BLINK = layout("blink", ParquetShard, blink_example)
+CVBENCH = layout("cvbench", ParquetShard, cvbench_example)
+MATHVISTA = layout("mathvista", ParquetShard, mathvista_example)
+VSR = layout("vsr", JsonlShard, vsr_example)

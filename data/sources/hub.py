@@ -20,6 +20,7 @@ _ID = re.compile(
 )
 # a name with such an ending is a local file, perhaps misspelt
 _FILES = (".parquet", ".jsonl", ".json", ".yaml", ".safetensors")
+Kind = Literal["dataset", "model"]
 
 
 class HubError(BadSource):
@@ -40,10 +41,7 @@ def parts_of(name: str | Path) -> tuple[str, str | None, tuple[str, ...]] | None
 
 
 def snapshot(
-    repo_id: str,
-    patterns: Sequence[str],
-    kind: Literal["dataset", "model"] = "dataset",
-    revision: str | None = None,
+    repo_id: str, patterns: Sequence[str], kind: Kind = "dataset", revision: str | None = None
 ) -> Path:
     """The local folder with the files of a hub repository that match `patterns` (`fnmatch`: `*` also matches
     a slash).
@@ -57,28 +55,23 @@ def snapshot(
         said = "the hub's files need huggingface_hub: pip install huggingface_hub, or give a local path"
         raise HubError(f"{repo_id}: {said}") from error
     what = f"{kind} {repo_id}" + (f" at revision {revision}" if revision else "")
+    wanted = dict(repo_type=kind, revision=revision, allow_patterns=list(patterns))
     try:
-        folder = Path(
-            snapshot_download(repo_id, repo_type=kind, revision=revision, allow_patterns=list(patterns))
-        )
-    except errors.GatedRepoError as error:
-        raise HubError(
-            f"{what}: its owner gives access on request; accept the terms on its page and log in with "
-            "`hf auth login`"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise HubError(f"{what}: the repository is there, the revision is not") from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise HubError(
-            f"{what}: the hub has none of that name, or it is private (then log in with `hf auth login`)"
-        ) from error
+        folder = Path(snapshot_download(repo_id, **wanted))
     # the types of its network errors change from version to version
     except Exception as error:
-        raised = type(error.__cause__ or error).__name__
-        raise HubError(
-            f"{what}: the hub is out of reach and the cache does not hold it ({raised}); download it where "
-            "there is a network, or give a local path"
-        ) from error
+        if isinstance(error, errors.GatedRepoError):
+            said = "its owner gives access on request; accept the terms on its page and log in with "
+            said += "`hf auth login`"
+        elif isinstance(error, errors.RevisionNotFoundError):
+            said = "the repository is there, the revision is not"
+        elif isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+            said = "the hub has none of that name, or it is private (then log in with `hf auth login`)"
+        else:
+            raised = type(error.__cause__ or error).__name__
+            said = f"the hub is out of reach and the cache does not hold it ({raised}); "
+            said += "download it where there is a network, or give a local path"
+        raise HubError(f"{what}: {said}") from error
     if not matching(folder, patterns):
         raise NoMatch(f"{what}: no file matches {' '.join(patterns)}; in {folder} there are {some(folder)}")
     return folder

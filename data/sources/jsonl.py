@@ -33,14 +33,8 @@ from data.types import LETTERS, BadRow, BadSource, Example
 FIELDS = ("uid", "question", "choices", "answer", "picture", "pictures", "task", "kind", "wording", "extra")
 KINDS = ("text", "number")
 # others' names of the fields
-ALIASES = {
-    "problem": "question",
-    "options": "choices",
-    "solution": "answer",
-    "image": "picture",
-    "images": "pictures",
-}
-_TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
+ALIASES = dict(problem="question", options="choices", solution="answer", image="picture", images="pictures")
+TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
 _LETTERED = re.compile(r"\(?([A-Z])[).:、]\s*(.+)", re.DOTALL)
 
 
@@ -152,7 +146,7 @@ def own_example(row: Row) -> Example:
         raise row.bad(unknown[0], "is no field", f'{meant}the source\'s own facts go into "extra"')
     choices = _unlettered(row.texts("choices", missing=()))
     answer = row.answer()
-    if "solution" in names and (tagged := _TAGGED.fullmatch(answer)):
+    if "solution" in names and (tagged := TAGGED.fullmatch(answer)):
         answer = tagged[1].strip()
     answer = _choice(row, choices, answer) if choices else answer
     pictures = _pictures(row)
@@ -165,16 +159,9 @@ def own_example(row: Row) -> Example:
     extra = row.values.get("extra", {})
     if not isinstance(extra, dict):
         raise row.bad("extra", f"holds {type(extra).__name__}, not an object", 'write {"key": value}')
-    return Example(
-        uid=row.text("uid", missing=row.uid),
-        question=row.placed("question", pictures),
-        choices=choices,
-        answer=answer,
-        task=row.text("task", missing=""),
-        pictures=pictures,
-        extra=extra | {"kind": kind},
-        wording=row.text("wording", missing=""),
-    )
+    uid, question = row.text("uid", missing=row.uid), row.placed("question", pictures)
+    task, wording = row.text("task", missing=""), row.text("wording", missing="")
+    return Example(uid, question, choices, answer, task, pictures, extra | {"kind": kind}, wording)
 
 
 def _renamed(row: Row) -> dict[str, Any]:

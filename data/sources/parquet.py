@@ -127,11 +127,8 @@ class ParquetShard:
     def counts(self) -> Iterator[int]:
         """The number of pictures in each row. Of a struct only the small field `path` is read."""
         names = [self._file.schema.column(number).path for number in range(len(self._file.schema))]
-        light = [
-            next((name for name in names if name.startswith(f"{column}.") and name.endswith(".path")), column)
-            for column in self.pictures
-        ]
-        for values in self._scan(light):
+        paths = lambda column: (x for x in names if x.startswith(f"{column}.") and x.endswith(".path"))
+        for values in self._scan([next(paths(column), column) for column in self.pictures]):
             yield sum(len(_several(values[column])) for column in self.pictures)
 
     def _scan(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -148,10 +145,8 @@ class ParquetShard:
         if self._file.metadata.row_group(group).total_byte_size > LARGE:
             self._unpacked[group] = _Unpacked(self._file, group, self._columns)
             return self._unpacked[group]
-        return _held.get(
-            (self._number, group),
-            lambda: self._file.read_row_group(group, columns=self._columns, use_threads=False),
-        )
+        read = lambda: self._file.read_row_group(group, columns=self._columns, use_threads=False)
+        return _held.get((self._number, group), read)
 
 
 class _Unpacked:
@@ -194,6 +189,6 @@ def _pyarrow(path: Path) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        said = "reading parquet needs pyarrow, an optional extra: pip install pyarrow"
-        raise BadSource(f"{path}: {said}") from error
+        need = "needs pyarrow, an optional extra: pip install pyarrow"
+        raise BadSource(f"{path}: reading parquet {need}") from error
     return pyarrow

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import yaml
 from tqdm import tqdm
 
 from data.sources import hub
@@ -133,6 +134,19 @@ class Layout:
     beside: bool = False
 
 
+_LAYOUTS = yaml.safe_load(Path(__file__).with_name("layouts.yaml").read_text("utf-8"))
+
+
+def layout(name: str, shard: Callable[..., Any], example: Callable[[Row], Example]) -> Layout:
+    """The layout of that name in layouts.yaml."""
+    fields = dict(_LAYOUTS[name])
+    files = {split: tuple(patterns) for split, patterns in fields.pop("files").items()}
+    columns = tuple(fields.pop("columns").split())
+    fields["pictures"] = tuple(tuple(names.split()) for names in fields["pictures"])
+    fields["also"] = tuple(fields.get("also", ()))
+    return Layout(shard, example, {"train": files["all"]} | files, columns, **fields)
+
+
 @dataclass(frozen=True)
 class Rows(Sequence[Example]):
     """Examples, made on demand. `examples[i]` raises BadExample (BadRow, BadPicture) that names file and
@@ -161,10 +175,10 @@ class Rows(Sequence[Example]):
         values = shard.row(row)
         uid = f"{self.names[number]}/{row}"
         try:
-            pictures = shard.shown(values, where)
-            return self.layout.example(
-                Row(values, where, uid, shard.path.parent, pictures, self.seed, self.beside)
+            found = Row(
+                values, where, uid, shard.path.parent, shard.shown(values, where), self.seed, self.beside
             )
+            return self.layout.example(found)
         except BadRow:
             raise
         except BadExample as error:

@@ -9,13 +9,12 @@ not cut at commas.
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import replace
 
 from data.answers import numbers
-from data.sources.jsonl import JsonlShard, own_example
+from data.sources.jsonl import TAGGED, JsonlShard, own_example
 from data.sources.parquet import ParquetShard
-from data.sources.rows import Layout, Row
+from data.sources.rows import Row, layout
 from data.types import Example
 
 # the first rows of SAT_train.parquet; those with one picture are trained on
@@ -23,42 +22,26 @@ PAPER_ROWS = 15_000
 # a mistake of SAT's generator, in options about a single picture; SAT's own loader removes it, too
 SLIP = " in the first frame"
 
-_TAGGED = re.compile(r"\s*<answer>(.*?)</answer>\s*", re.DOTALL)
-
 
 # ---- SAT
 
 
 def sat_example(row: Row) -> Example:
     """Lettered choices, in an order drawn from the seed."""
-    question, options, answer = _sat(row, clean=True)
-    return Example(
-        uid=row.uid,
-        question=question,
-        choices=options,
-        answer=answer,
-        task=sat_task(question, row.text("question_type")),
-        pictures=row.pictures,
-    )
+    question, options, answer, task = _sat(row, clean=True)
+    return Example(row.uid, question, options, answer, task, row.pictures)
 
 
 def sat_paper_example(row: Row) -> Example:
     """A free answer. The space before the question is the paper's, which removed "<image>" before it."""
-    question, options, answer = _sat(row, clean=False)
+    question, options, answer, task = _sat(row, clean=False)
     last = f"{', '.join(options[:-1])} or {options[-1]}"
-    return Example(
-        uid=row.uid,
-        question=f" Answer in natural language. {question} Choose between the following options: {last}",
-        choices=(),
-        answer=answer,
-        task=sat_task(question, row.text("question_type")),
-        pictures=row.pictures,
-        extra={"options": options, "kind": "text"},
-    )
+    asked = f" Answer in natural language. {question} Choose between the following options: {last}"
+    return Example(row.uid, asked, (), answer, task, row.pictures, {"options": options, "kind": "text"})
 
 
-def _sat(row: Row, clean: bool) -> tuple[str, tuple[str, ...], str]:
-    """(question, shuffled options, answer). In the file the right option is often the first."""
+def _sat(row: Row, clean: bool) -> tuple[str, tuple[str, ...], str, str]:
+    """(question, shuffled options, answer, task). In the file the right option is often the first."""
     options, answer = row.texts("answers"), row.text("correct_answer")
     if clean:
         options, answer = tuple(option.replace(SLIP, "") for option in options), answer.replace(SLIP, "")
@@ -66,7 +49,9 @@ def _sat(row: Row, clean: bool) -> tuple[str, tuple[str, ...], str]:
         raise row.bad("answers", f"{list(options)} are not two or more different options")
     if answer not in options:
         raise row.bad("correct_answer", f"{answer!r} is not one of the answers {list(options)}")
-    return row.text("question"), shuffled(options, row.uid, row.seed), answer
+    question = row.text("question")
+    task = sat_task(question, row.text("question_type"))
+    return question, shuffled(options, row.uid, row.seed), answer, task
 
 
 def shuffled(options: tuple[str, ...], uid: str, seed: int) -> tuple[str, ...]:
@@ -93,14 +78,8 @@ def sat_task(question: str, kind: str) -> str:
 
 def open_question(row: Row, question: str, answer: str) -> Example:
     """A question with a free answer: a number if it can be read as one."""
-    return Example(
-        uid=row.uid,
-        question=question.strip(),
-        choices=(),
-        answer=answer,
-        pictures=row.pictures,
-        extra={"kind": "number" if numbers.parse(answer) else "text"},
-    )
+    extra = {"kind": "number" if numbers.parse(answer) else "text"}
+    return Example(row.uid, question.strip(), (), answer, pictures=row.pictures, extra=extra)
 
 
 def problem_example(row: Row) -> Example:
@@ -111,47 +90,15 @@ def problem_example(row: Row) -> Example:
 def solution_example(row: Row) -> Example:
     """R1-V's layout: the answer is in `solution`, as <answer> … </answer>."""
     solution = row.text("solution")
-    found = _TAGGED.fullmatch(solution)
+    found = TAGGED.fullmatch(solution)
     if not found:
         raise row.bad("solution", f"{solution[:60]!r} is not <answer> … </answer>")
     return open_question(row, row.placed("problem", row.pictures), found[1].strip())
 
 
-SAT = Layout(
-    shard=ParquetShard,
-    example=sat_example,
-    columns=("question", "answers", "question_type", "correct_answer"),
-    pictures=(("image_bytes",), ("images",)),
-    files=dict.fromkeys(("all", "train"), ("*SAT_train.parquet", "*train-*.parquet", "*.parquet")),
-    single=True,
-)
+SAT = layout("sat", ParquetShard, sat_example)
 SAT_PAPER = replace(SAT, example=sat_paper_example, first=PAPER_ROWS)
-_TRAIN = dict.fromkeys(("all", "train"), ("*train*.parquet", "*.parquet"))
-GEOMETRY3K = Layout(
-    shard=ParquetShard,
-    example=problem_example,
-    columns=("problem", "answer"),
-    pictures=(("images",), ("image",)),
-    files=_TRAIN | {"heldout": ("*validation*.parquet",)},
-)
-VISION_R1 = replace(GEOMETRY3K, files=_TRAIN | {"heldout": ("*test*.parquet",)})
-GEOQA = CLEVR = Layout(
-    shard=ParquetShard,
-    example=solution_example,
-    columns=("problem", "solution"),
-    pictures=(("image",), ("images",)),
-    files=dict.fromkeys(("all", "train"), ("*train-*.parquet", "*.parquet")),
-)
-_OTHER_JSON = ("*.jsonl.gz", "*.json", "*.json.gz")
-JSONL = Layout(
-    shard=JsonlShard,
-    example=own_example,
-    columns=("question", "answer"),
-    pictures=(("pictures", "picture", "images", "image"),),
-    also=("*",),
-    files={
-        "all": ("*.jsonl", *_OTHER_JSON),
-        "train": ("*train.jsonl", "*.jsonl", *_OTHER_JSON),
-        "heldout": ("*heldout.jsonl",),
-    },
-)
+GEOMETRY3K = layout("geometry3k", ParquetShard, problem_example)
+VISION_R1 = layout("vision_r1", ParquetShard, problem_example)
+GEOQA = CLEVR = layout("geoqa", ParquetShard, solution_example)
+JSONL = layout("jsonl", JsonlShard, own_example)
