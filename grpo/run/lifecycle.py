@@ -149,6 +149,7 @@ class Lifecycle:
         """Write a checkpoint, or start to write it in the background."""
         run = self.run
         how = {"base": run.base, "keep": self.cfg.save.keep, "background": self.background}
+        how |= {"pixels": (run.chat.pictures.min_pixels, run.chat.pictures.max_pixels)}
         checkpoint.save(run.folder, step, run.policy, run.optimizer, **how)
         self.last_saved = step
 
