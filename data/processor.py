@@ -19,6 +19,7 @@ NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
 _FIXED = dict(do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=1 / 255, resample=3)
 # Qwen2.5-VL's and Qwen3-VL's folders name Qwen2-VL's class; a suffix is transformers' backend
 _CLASS = re.compile(r"Qwen(2|2_5_|3)VLImageProcessor(Fast|Pil)?")
+_CHANNELS = {"image_mean": MEAN, "image_std": STD}
 _PIXELS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
@@ -36,7 +37,7 @@ class PictureSettings:
 
 
 def picture_settings(folder: Path, **pixels: int | None) -> PictureSettings:
-    """The picture settings of a folder. As in transformers, an absent key and null mean the default.
+    """The picture settings of a folder. As in transformers, an absent key means the default.
 
     pixels: min_pixels and max_pixels, which replace the folder's. Raises ValueError with file and key.
     """
@@ -45,8 +46,8 @@ def picture_settings(folder: Path, **pixels: int | None) -> PictureSettings:
     if kind is not None and not (isinstance(kind, str) and _CLASS.fullmatch(kind)):
         raise ValueError(f"{file}: image_processor_type is {shown(kind)}; only Qwen-VL's is supported")
     for key, only in _FIXED.items():
-        value = found.get(key)
-        if value is not None and (value != only or isinstance(value, bool) != isinstance(only, bool)):
+        value = found.get(key, only)
+        if value != only or isinstance(value, bool) != isinstance(only, bool):
             raise ValueError(f"{file}: {key} is {shown(value)}, only {only} is supported")
     limits = []
     for key, edge in _PIXELS.items():
@@ -64,13 +65,9 @@ def picture_settings(folder: Path, **pixels: int | None) -> PictureSettings:
         said = f"min_pixels is {low} and max_pixels is {high}; both are needed, the smaller first"
         raise ValueError(f"{file}: {said}")
     usual = dict(patch_size=14, merge_size=2, temporal_patch_size=2)
-    sizes = [
-        default if found.get(key) is None else _count(file, found, key, 1000)
-        for key, default in usual.items()
-    ]
-    return PictureSettings(
-        *sizes, low, high, *(_channels(file, found, key) for key in ("image_mean", "image_std"))
-    )
+    sizes = [_count(file, usual | found, key, 1000) for key in usual]
+    channels = [_channels(file, {key: usual, **found}, key) for key, usual in _CHANNELS.items()]
+    return PictureSettings(*sizes, low, high, *channels)
 
 
 def with_pixels(folder: Path, min_pixels: int, max_pixels: int) -> dict[str, str]:
@@ -128,10 +125,8 @@ def _count(file: Path, found: dict[str, Any], key: str, most: int) -> int:
 
 def _channels(file: Path, found: dict[str, Any], key: str) -> tuple[float, ...]:
     """image_mean or image_std: three numbers, or one for all channels."""
-    value = found.get(key)
-    if value is None:
-        return MEAN if key == "image_mean" else STD
-    numbers = value if type(value) is list else [value] * 3
+    value = found[key]
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
     least = 0 if key == "image_mean" else 1e-6
     if len(numbers) != 3 or not all(type(each) in (int, float) and least <= each <= 1e6 for each in numbers):
         said = "it must be three numbers" + (" above 0" if least else " from 0 up")

@@ -28,8 +28,8 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     f"a whole number from 1 to {MOST}": (
         _count,
         "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads "
-        "max_position_embeddings num_heads embed_dim out_hidden_size patch_size spatial_merge_size "
-        "temporal_patch_size window_size",
+        "max_position_embeddings num_heads in_channels embed_dim out_hidden_size patch_size "
+        "spatial_merge_size temporal_patch_size window_size",
     ),
     f"a whole number from 1 to {MOST_LAYERS}": (
         lambda value: _count(value, MOST_LAYERS),

@@ -53,13 +53,7 @@ VARIATIONS = {
     "both, and the older keys count": {**HUB, "size": EDGES},
     "one of the older keys": {"size": EDGES, "max_pixels": 6272},
     "limits alone": {"min_pixels": 3136, "max_pixels": 6272},
-    "null means the default": {
-        **HUB,
-        "patch_size": None,
-        "image_mean": None,
-        "do_resize": None,
-        "size": None,
-    },
+    "no size": {**HUB, "size": None},
     "mean and deviation of all channels": {**HUB, "image_mean": 0.5, "image_std": 0.5},
     "whole numbers": {**HUB, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]},
     "Qwen3-VL's": {**HUB, "patch_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": EDGES},
@@ -94,24 +88,25 @@ def test_of_two_files_the_one_that_transformers_reads(tmp_path):
     assert picture_settings(tmp_path).max_pixels == 50176
 
 
-WHOLE = ["14", 14.0, True, [14], {}, 0, -14, 10**12, float("nan")]
-CHANNELS = [[], [0.5], [0.5] * 2, [0.5] * 4, "0.5", ["a"] * 3, [None] * 3, True, {}]
+WHOLE = [None, "14", 14.0, True, [14], {}, 0, -14, 10**12, float("nan")]
+CHANNELS = [None, [], [0.5], [0.5] * 2, [0.5] * 4, "0.5", ["a"] * 3, [None] * 3, True, {}]
 CHANNELS += [[0.5, 0.5, float("nan")], [float("inf")] * 3]
-FLAGS = [False, 0, 1, "true", []]
+FLAGS = [None, False, 0, 1, "true", []]
 WRONG = {
     "patch_size": WHOLE,
     "merge_size": WHOLE,
     "temporal_patch_size": WHOLE,
-    "min_pixels": WHOLE,
-    "max_pixels": ["50176", *WHOLE[1:]],
+    # null: `size` counts
+    "min_pixels": WHOLE[1:],
+    "max_pixels": WHOLE[1:],
     "size": [[1, 2], 5, "x", True, {"shortest_edge": "1"}, {"longest_edge": 1.5}, {"min_pixels": -1}],
     "image_mean": [*CHANNELS, [-1, 0, 0], [10**400] * 3],
     "image_std": [*CHANNELS, 0, [0.5, 0, 0.5], [0.5, 0.5, -0.5]],
     "do_resize": FLAGS,
     "do_rescale": FLAGS,
     "do_normalize": FLAGS,
-    "rescale_factor": [1, 0, "1/255", 0.5, True, []],
-    "resample": [2, "bicubic", True, [], 3.5],
+    "rescale_factor": [None, 1, 0, "1/255", 0.5, True, []],
+    "resample": [None, 2, "bicubic", True, [], 3.5],
     "image_processor_type": ["CLIPImageProcessor", 3, [], {}],
 }
 

@@ -303,7 +303,7 @@ def test_values_that_are_not_finite_are_refused(folder, name, value):
 
 def test_sizes_of_no_model(folder):
     values = json.loads((folder / "config.json").read_text())
-    values["vision_config"]["patch_size"] = 10**7
+    values["vision_config"]["spatial_merge_size"] = 10**6
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"config\.json: no model has these sizes"):
         weights.load(folder)
