@@ -150,7 +150,7 @@ def test_a_file_that_is_no_json_object(tmp_path, name, text):
         picture_settings(tmp_path)
 
 
-# ---- the run's limits, for whoever reads the folder next
+# ---- the run's limits, for the next reader of the folder
 
 
 @pytest.mark.parametrize("name", VARIATIONS)
