@@ -1,5 +1,7 @@
 """Fixtures of the tests that call train.main in this process."""
 
+import grpo.parallel.openmp
+
 import pytest
 import torch
 from small import small_folder
