@@ -19,7 +19,7 @@ NESTED, PLAIN = "processor_config.json", "preprocessor_config.json"
 _FIXED = dict(do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=1 / 255, resample=3)
 # Qwen2.5-VL's and Qwen3-VL's folders name Qwen2-VL's class; a suffix is transformers' backend
 _CLASS = re.compile(r"Qwen(2|2_5_|3)VLImageProcessor(Fast|Pil)?")
-_CHANNELS = {"image_mean": MEAN, "image_std": STD}
+_ABSENT = dict(patch_size=14, merge_size=2, temporal_patch_size=2, image_mean=MEAN, image_std=STD)
 _PIXELS = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
@@ -64,10 +64,16 @@ def picture_settings(folder: Path, **pixels: int | None) -> PictureSettings:
     if not low or not high or low > high:
         said = f"min_pixels is {low} and max_pixels is {high}; both are needed, the smaller first"
         raise ValueError(f"{file}: {said}")
-    usual = dict(patch_size=14, merge_size=2, temporal_patch_size=2)
-    sizes = [_count(file, usual | found, key, 1000) for key in usual]
-    channels = [_channels(file, {key: usual, **found}, key) for key, usual in _CHANNELS.items()]
-    return PictureSettings(*sizes, low, high, *channels)
+    found = _ABSENT | found
+    return PictureSettings(
+        patch=_count(file, found, "patch_size", 1000),
+        merge=_count(file, found, "merge_size", 1000),
+        temporal=_count(file, found, "temporal_patch_size", 1000),
+        min_pixels=low,
+        max_pixels=high,
+        mean=_channels(file, found, "image_mean"),
+        std=_channels(file, found, "image_std"),
+    )
 
 
 def with_pixels(folder: Path, min_pixels: int, max_pixels: int) -> dict[str, str]:
