@@ -1,7 +1,8 @@
 """Imports go one way, between folders and between files: read from the source.
 
 train.py, evaluate.py -> run -> monitor -> evaluation -> config -> storage -> the algorithm (the files
-directly in grpo/, and rewards/) -> serving -> parallel -> models, data. models/ and data/ do not import each other.
+directly in grpo/, and rewards/) -> serving -> parallel -> models, data. models/ and data/ do not import
+each other.
 """
 
 import ast

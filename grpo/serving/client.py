@@ -206,32 +206,36 @@ class Client:
 
     async def _reply(self, request: Request) -> Reply:
         """One request, with all its tries."""
-        name = self.digest(request)
         body = request.body(self.server.model)
         async with self.limit.place():
-            for attempt in range(self.server.retries + 1):
-                begun = self.limit.halvings
-                start = time.monotonic()
-                try:
-                    call = self._api.chat.completions.create(**body)
-                    found = await asyncio.wait_for(call, self.server.timeout)
-                    reply = read_reply(name, found, time.monotonic() - start)
-                    self.limit.raise_again()
+            attempt = 0
+            while True:
+                reply, wait = await self._try(self.digest(request), body, attempt)
+                if wait is None or attempt == self.server.retries:
                     return reply
-                except (self._openai.OpenAIError, asyncio.TimeoutError, ValueError) as error:
-                    why = self._why(error)
-                    status = getattr(error, "status_code", 0)
-                    headers = getattr(getattr(error, "response", None), "headers", {})
-                seconds = time.monotonic() - start
-                if status in FATAL:
-                    raise ServerError(f"{self.server.url}: {FATAL[status]} ({why})")
-                if status == 429:
-                    self.limit.halve(begun)
-                if 400 <= status < 500 and status not in AGAIN:
-                    break
-                if attempt < self.server.retries:
-                    await asyncio.sleep(wait_before(attempt, headers))
-            return Reply(name, seconds=seconds, error=why)
+                attempt += 1
+                await asyncio.sleep(wait)
+
+    async def _try(self, name: str, body: dict, attempt: int) -> tuple[Reply, float | None]:
+        """One try. -> the reply, and the seconds before the next try (None: no further one helps)."""
+        begun = self.limit.halvings
+        start = time.monotonic()
+        try:
+            call = self._api.chat.completions.create(**body)
+            found = await asyncio.wait_for(call, self.server.timeout)
+            reply = read_reply(name, found, time.monotonic() - start)
+            self.limit.raise_again()
+            return reply, None
+        except (self._openai.OpenAIError, asyncio.TimeoutError, ValueError) as error:
+            reply = Reply(name, seconds=time.monotonic() - start, error=self._why(error))
+            status = getattr(error, "status_code", 0)
+            headers = getattr(getattr(error, "response", None), "headers", {})
+        if status in FATAL:
+            raise ServerError(f"{self.server.url}: {FATAL[status]} ({reply.error})")
+        if status == 429:
+            self.limit.halve(begun)
+        passes = status < 400 or status >= 500 or status in AGAIN
+        return reply, wait_before(attempt, headers) if passes else None
 
     def _why(self, error: BaseException) -> str:
         """An error in one line. A server may repeat the key in its message, so it is taken out."""

@@ -80,8 +80,8 @@ def data_url(picture: bytes) -> str:
 def read_reply(request: str, found: Any, seconds: float) -> Reply:
     """A completion of the library -> Reply. The thinking is the field `reasoning_content` (or `reasoning`),
     else what stands before `</think>`. Raises ValueError if it holds no message."""
-    choices = getattr(found, "choices", None)
-    message = getattr(choices[0], "message", None) if choices else None
+    first = (getattr(found, "choices", None) or [None])[0]
+    message = getattr(first, "message", None)
     if message is None:
         raise ValueError("the reply holds no message")
     text = message.content or getattr(message, "refusal", None) or ""
@@ -92,6 +92,7 @@ def read_reply(request: str, found: Any, seconds: float) -> Reply:
         # cut before it ended: there is no answer yet
         thinking, text = text, ""
     thinking = thinking.strip().removeprefix("<think>").strip()
-    usage = getattr(found, "usage", None)
-    tokens = [getattr(usage, f"{kind}_tokens", None) or 0 for kind in ("prompt", "completion")]
-    return Reply(request, text.strip(), thinking, choices[0].finish_reason or "", *tokens, seconds)
+    counts = getattr(found, "usage", None)
+    tokens_in, tokens_out = (getattr(counts, f"{kind}_tokens", None) or 0 for kind in ("prompt", "completion"))
+    finish = getattr(first, "finish_reason", None) or ""
+    return Reply(request, text.strip(), thinking, finish, tokens_in, tokens_out, seconds)
