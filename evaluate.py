@@ -18,7 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from data.chat import TEMPLATES, Chat
-from data.sources.table import SOURCES, hook_of
+from data.sources.table import SOURCES, columns_of, hook_of, open_split
 from grpo.evaluation.answers import Asking, answer_all, answers_as_text, ask
 from grpo.evaluation.evaluated_model import (
     BENCHMARKS,
@@ -43,7 +43,7 @@ DRAWN_ITEMS = 384
 # arguments that have a smallest value
 LEAST = {"items": 1, "samples": 0, "cap": 1, "max_prompt": 2, "max_pixels": 1, "wave": 1, "seed": 0}
 # arguments that an interrupted evaluation must have in common with the one that goes on
-KEPT = "task data split items seed samples temperature blind ban prefix protocol".split()
+KEPT = "task data columns heldout split items seed samples temperature blind ban prefix protocol".split()
 
 
 def wave(text: str) -> int | str:
@@ -58,6 +58,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--compare": dict(metavar="DIR_OR_ID"),
         "--task": dict(default="shapes", choices=SOURCES),
         "--data": dict(metavar="FILE_OR_ID"),
+        "--columns": dict(default="{}", metavar="{OURS: THEIRS}"),
+        "--heldout": dict(type=float, metavar="SHARE"),
         "--split": dict(),
         "--items": dict(type=int, metavar="N"),
         "--samples": dict(type=int, default=0, metavar="K"),
@@ -133,6 +135,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         made.error("argument --choice: goes with --ask")
     args.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     args.temperature = args.temperature or 1.0
+    args.columns = columns_of(args.columns)
     return args
 
 
@@ -160,7 +163,11 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     whole = args.task in BENCHMARKS and args.task not in trained_on
     args.split = args.split or ("all" if whole else "heldout")
     items = args.items or (None if args.data else DRAWN_ITEMS)
-    examples = SOURCES[args.task](args.data, args.split, items, args.seed)
+    examples = open_split(
+        args.task, args.data, args.split, items, args.seed, columns=args.columns, heldout=args.heldout
+    )
+    if not len(examples):
+        raise ValueError(f"split {args.split} of {args.data or args.task} has no questions; try --split all")
     rules = f"{protocol.name}: {protocol.checker()}, {protocol.total} total"
     print(f"{len(examples)} questions of {args.task}, split {args.split}, seed {args.seed}; protocol {rules}")
     asked = {key: getattr(args, key) for key in KEPT} | {"models": [dataclasses.asdict(m) for m in models]}
