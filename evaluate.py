@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from data.chat import TEMPLATES, Chat
 from data.sources.table import SOURCES, columns_of, hook_of, open_split
+from data.types import Example
 from grpo.evaluation.answers import Asking, answer_all, answers_as_text, ask
 from grpo.evaluation.evaluated_model import (
     BENCHMARKS,
@@ -149,6 +151,18 @@ def model_of(name: str, args: argparse.Namespace) -> EvaluatedModel:
     return evaluated_model(name, PROTOCOLS[args.protocol], overrides, args.device, built_in)
 
 
+def questions(args: argparse.Namespace, models: list[EvaluatedModel]) -> Sequence[Example]:
+    """What is asked. Fills in `args.split`. Raises ValueError."""
+    whole = args.task in BENCHMARKS and args.task not in {model.trained_on for model in models}
+    args.split = args.split or ("all" if whole else "heldout")
+    items = args.items or (None if args.data else DRAWN_ITEMS)
+    what = {"columns": args.columns, "heldout": args.heldout}
+    examples = open_split(args.task, args.data, args.split, items, args.seed, **what)
+    if not len(examples):
+        raise ValueError(f"split {args.split} of {args.data or args.task} has no questions; try --split all")
+    return examples
+
+
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Ask everything, print the tables as they come, and return what --json writes. Raises ValueError.
 
@@ -159,15 +173,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     protocol = PROTOCOLS[args.protocol]
     # a wrong name is found before minutes are spent
     models = [model_of(name, args) for name in (args.model, args.compare) if name]
-    trained_on = {model.trained_on for model in models}
-    whole = args.task in BENCHMARKS and args.task not in trained_on
-    args.split = args.split or ("all" if whole else "heldout")
-    items = args.items or (None if args.data else DRAWN_ITEMS)
-    examples = open_split(
-        args.task, args.data, args.split, items, args.seed, columns=args.columns, heldout=args.heldout
-    )
-    if not len(examples):
-        raise ValueError(f"split {args.split} of {args.data or args.task} has no questions; try --split all")
+    examples = questions(args, models)
     rules = f"{protocol.name}: {protocol.checker()}, {protocol.total} total"
     print(f"{len(examples)} questions of {args.task}, split {args.split}, seed {args.seed}; protocol {rules}")
     asked = {key: getattr(args, key) for key in KEPT} | {"models": [dataclasses.asdict(m) for m in models]}
