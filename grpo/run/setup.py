@@ -66,7 +66,8 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     base = base_of(cfg, ranks)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, **limits)
-    examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
+    what = {"limit": cfg.limit, "seed": cfg.seed, "columns": cfg.columns, "heldout": cfg.heldout}
+    examples, heldout = open_source(cfg.task, cfg.data, items=cfg.eval.items, **what)
     policy = load_policy(cfg, ranks, base, found)
     check_agreement(chat, policy.config)
     o = cfg.optim
