@@ -93,6 +93,8 @@ def read_reply(request: str, found: Any, seconds: float) -> Reply:
         thinking, text = text, ""
     thinking = thinking.strip().removeprefix("<think>").strip()
     counts = getattr(found, "usage", None)
-    tokens_in, tokens_out = (getattr(counts, f"{kind}_tokens", None) or 0 for kind in ("prompt", "completion"))
+    tokens_in, tokens_out = (
+        getattr(counts, f"{kind}_tokens", None) or 0 for kind in ("prompt", "completion")
+    )
     finish = getattr(first, "finish_reason", None) or ""
     return Reply(request, text.strip(), thinking, finish, tokens_in, tokens_out, seconds)
