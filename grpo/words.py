@@ -1,8 +1,8 @@
 """Words of reflection in files of chains:    python -m grpo.words FILE [FILE ...] [--words wait,hmm]
 
 Vision-R1's Table 4 (arXiv 2503.06749) counts five words in its cold-start data and in two other data sets.
-The paper does not say whether word forms count ("waiting"). So both counts are printed: of the exact word, and
-of all words that begin with it. Case is ignored. A document is what the model says in one row.
+The paper does not say whether word forms count ("waiting"). So both counts are printed: of the exact word,
+and of all words that begin with it. Case is ignored. A document is what the model says in one row.
 
 FILE is JSON lines or a JSON array, gzip or not. It has the rows of LLaMA-Factory (`conversations`), of chats
 (`messages`) or of this project (`documents`, `completions`, `text`). --field names any other field.
@@ -71,7 +71,7 @@ class Count:
         self.holding.update(set(exact))
 
     def table(self) -> list[list[str]]:
-        """A row for each word: occurrences of the exact word, in all and a document; the same of its forms; and
+        """A row for each word: occurrences of the exact word, in all and a document; the same of its forms;
         the share of documents that hold the exact word."""
         n = max(self.documents, 1)
         return [
