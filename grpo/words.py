@@ -92,7 +92,7 @@ def count(paths: list[Path], words: tuple[str, ...], field: str = "") -> Count:
     found = Count(words)
     for path in paths:
         shard = JsonlShard(path, (), (), (), {})
-        for number in tqdm(range(len(shard)), desc=path.name, unit="row", leave=False):
+        for number in tqdm(range(len(shard)), desc=path.name, unit="row", leave=False, disable=None):
             for text in model_texts(shard.row(number), field):
                 found.add(text)
     return found

@@ -14,11 +14,12 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from data.types import BadSource
+from data.types import BadSource, short
 
 # up to the next bracket that is in no string
 BRACKET = re.compile(rb'(?:[^"{}\[\]]*"[^"\\]*(?:\\.[^"\\]*)*")*[^"{}\[\]]*([{}\[\]])', re.DOTALL)
@@ -26,32 +27,40 @@ BRACKET = re.compile(rb'(?:[^"{}\[\]]*"[^"\\]*(?:\\.[^"\\]*)*")*[^"{}\[\]]*([{}\
 CACHED_BYTES = 100_000_000
 
 
-def is_array(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a JSON array of objects."""
-    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    return head.startswith(b"[") and head[1:].lstrip()[:1] in (b"", b"{")
+def is_array(file: BinaryIO) -> bool:
+    """Whether a file is a JSON array whose first value is an object."""
+    file.seek(0)
+    head = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    file.seek(0)
+    return head.startswith(b"[") and head[1:].lstrip()[:1] in (b"{", b"]")
 
 
-def object_spans(path: Path) -> np.ndarray:
-    """The first byte of each object of the array in a file, and the byte behind its last: (n, 2), int64.
+def object_spans(path: Path, file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
+    """The first byte of each object of an array and the byte behind its last, (n, 2); their numbers, from 1.
 
-    Large files are scanned with a progress bar, and the result is kept in the cache under path, size and
-    time of the file. Raises BadSource for a file that is no array of objects.
+    path: for messages and the cache. file: the same, or what was unpacked from it. A large file is scanned
+    with a progress bar, and the result is kept under path, size and time. Raises BadSource.
     """
-    size = path.stat().st_size
-    if size < CACHED_BYTES:
-        return _scan(path, size)
+    size = os.fstat(file.fileno()).st_size
     kept = _cache_file(path)
+    spans = None
     with contextlib.suppress(OSError, ValueError):
-        return np.load(kept, allow_pickle=False)
-    found = _scan(path, size)
-    # without a place to write, the next start scans again
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            np.save(file, found, allow_pickle=False)
-        os.replace(file.name, kept)
-    return found
+        spans = np.load(kept, allow_pickle=False) if size >= CACHED_BYTES else None
+    if spans is None:
+        spans = _scan(path, file, size)
+        # without a place to write, the next start scans again
+        with contextlib.suppress(OSError):
+            if size >= CACHED_BYTES:
+                _keep(kept, spans)
+    return spans, np.arange(1, len(spans) + 1)
+
+
+def _keep(kept: Path, spans: np.ndarray) -> None:
+    """Write an index into the cache, whole or not at all."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+        np.save(file, spans, allow_pickle=False)
+    os.replace(file.name, kept)
 
 
 def _cache_file(path: Path) -> Path:
@@ -62,20 +71,21 @@ def _cache_file(path: Path) -> Path:
     return root / "glimpse" / f"{name}.npy"
 
 
-def _scan(path: Path, size: int) -> np.ndarray:
-    """`object_spans` without the cache."""
-    if not size:
-        raise BadSource(f"{path}: is empty")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+def _scan(path: Path, file: BinaryIO, size: int) -> np.ndarray:
+    """The spans, from the file's bytes."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
         spans = np.array(list(_objects(path, text)), np.int64).reshape(-1, 2)
         # before the first object stands "[", between two one comma, behind the last "]"
         ends, starts = [0, *spans[:, 1].tolist()], [*spans[:, 0].tolist(), size]
         for number, (end, start) in enumerate(zip(ends, starts)):
             last = number == len(spans)
             expected = (b"[]" if last else b"[") if not number else (b"]" if last else b",")
-            if b"".join(text[end:start].removeprefix(b"\xef\xbb\xbf").split()) != expected:
-                where = f"{path}: is not a JSON array of objects"
-                raise BadSource(f"{where}: at byte {end}, behind item {number}, stands something else")
+            between = text[end:start].removeprefix(b"\xef\xbb\xbf")
+            if b"".join(between.split()) != expected:
+                line = 1 + text[:start].count(b"\n")
+                held = short(b" ".join(between.split()).decode("utf-8", "replace"))
+                said = f"line {line}: {held} stands behind item {number}"
+                raise BadSource(f"{path}: begins as a JSON array, and is none: {said}; correct it")
     return spans
 
 
@@ -100,4 +110,4 @@ def _objects(path: Path, text: mmap.mmap) -> Iterator[tuple[int, int]]:
                     bar.update(bracket.end(1) - shown)
                     shown = bracket.end(1)
     if depth:
-        raise BadSource(f"{path}: begins as a JSON array and ends within it; is the file complete?")
+        raise BadSource(f"{path}: begins as a JSON array, and ends within it; is the file complete?")
