@@ -121,7 +121,7 @@ BROKEN = {
         "array",
     ),
     "a comma too many": (b'[{"question": "Q?", "answer": 1},\n{"question": "Q?", "answer": 1},\n]', "line 3"),
-    "an indented array with a mistake": (json.dumps(TWO, indent=2).replace('",', '"').encode(), "array"),
+    "something between the items": (b'[{"question": "Q?"},\n"R?", {"question": "Q?"}]', "line 2"),
     "half a gzip file": (gzip.compress(LINES.encode() * 99)[:60], "cannot be read"),
     "half a UTF-16 file": (LINES.encode("utf-16")[:-1], "cannot be read"),
     "zip": (zipped, r"compressed \(zip\); unpack it"),
@@ -156,8 +156,15 @@ def test_rows_inside_another_object_and_tables_are_named(tmp_path):
             said = str(bad(read(tmp_path / "x.json"), 0))
             assert "this object holds others" in said and "write the rows alone, as one array" in said
     (tmp_path / "x.csv").write_text("question,answer\nQ?,1\n")
-    with pytest.raises(BadSource, match=r'is a table, .*pandas.read_csv\("x.csv"\).to_json\("x.jsonl"'):
+    with pytest.raises(BadSource, match=r'is a table; .*pandas.read_csv\("x.csv"\).to_json\("x.jsonl"'):
         read(tmp_path / "x.csv")
+
+
+def test_a_mistake_within_an_item_of_an_array_is_a_bad_row(tmp_path):
+    text = json.dumps([*TWO, *TWO], indent=2)
+    (tmp_path / "x.json").write_text(text.replace('",', '"', 1))
+    found = read(tmp_path / "x.json")
+    assert len(found) == 4 and "item 1: is not JSON" in str(bad(found, 0)) and found[3].question
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[]", "[\n]"])
