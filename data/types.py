@@ -51,7 +51,8 @@ class Example:
 
     `answer` is the text of the right choice, or free text if `choices` is empty. `extra` holds the source's
     own facts (a scene's geometry, a row's columns); no model sees it. `wording` replaces question and
-    choices, for sources that word them in their own way. `may_repeat`: choices may be equal. Raises BadExample.
+    choices, for sources that word them in their own way. `may_repeat`: choices may be equal. Raises
+    BadExample.
     """
 
     uid: str

@@ -32,82 +32,21 @@ def table(pairs: str) -> dict[str, str]:
 
 
 COMMANDS = table(TABLES["commands"])
-_STYLE = (
-    r"\\(?:(?:text|math)(?:bf|it|tt|rm|sf|normal|cal|bb|frak)?|emph|underline|num|bm|boldsymbol|operatorname|"
-    r"[mhf]box|rm|bf|boxed|framebox|ensuremath|tiny|small|[lL]arge|LARGE|[hH]uge)(?![A-Za-z])"
-)
-_TAGS = "[bipu]|s|em|strong|code|span|div|br|hr|mark|tt|center|font|h[1-6]|li|ul|ol|pre|big|small|final"
-# bold and italic; but ** between numbers is a power
-_BOLD = (
-    r"^\*{1,3}|\*{1,3}$|(?<![^\W_])(?<![*)}\]])\*{1,3}(?=[^\s*])|"
-    r"(?<=[^\s*])\*{1,3}(?=[\s.,:;!?)}\]\"'`_|$<]|\\[)\]])"
-)
-_in_braces = lambda found: "\\frac" + "".join(f"{{{part.strip('{} ')}}}" for part in found.groups())
-# a text without the first string is not searched for the pattern
+_FUNCTIONS = {
+    "COMMAND": lambda found: COMMANDS.get(found[1], found[0]),
+    "FRACTION": lambda found: "\\frac" + "".join(f"{{{part.strip('{} ')}}}" for part in found.groups()),
+}
 _SPELLINGS = tuple(
-    (sign, re.compile(pattern), plain)
-    for sign, pattern, plain in (
-        ("*", _BOLD, " "),
-        # 1{,}000, 1,\!000 and 1\,000 are 1,000
-        (",", r"(?<=[0-9])(?:\\,|,\\!|\{,\})(?=[0-9]{3}(?![0-9]))", ","),
-        # with the name of a language
-        ("```", r"```[a-z]*\n", " "),
-        ("<", rf"</?(?:{_TAGS})(?: [^<>]*)?/?>", " "),
-        ("<", r"<su[bp]>([^<>]*)</su[bp]>", r"^{\1}"),
-        ("\\", r"\\\$|\\text\{\$\}", "\x02"),
-        ("\\", r"\\([%#&_{}])", r"\1"),
-        ("\\", r"\\[()\[\],;:! ]", " "),
-        ("~", r"~{2,}|(?<=.)~(?=\S)", " "),
-        ("\\", r"\\([A-Za-z]+)", lambda found: COMMANDS.get(found[1], found[0])),
-        ("^", r"\^ ?(?:°|\{ ?° ?\})|(?<=[0-9}]) ?\^ ?(?:o(?![a-z])|\{ ?o ?\})", "°"),
-        # one form of powers of single signs
-        ("^{", r"\^\{ ?([-+]?[0-9]+|\w) ?\}(?!\w)", r"^\1"),
-        ("color", r"\\(?:text)?color(?:box)? ?\{[^{}]*\}", ""),
-        # a style's name goes, and its braces if they hold no others; twice, for a style within one
-        ("\\", rf"{_STYLE} ?\{{([^{{}}]*)\}}", r" \1 "),
-        ("\\", rf"{_STYLE} ?\{{([^{{}}]*)\}}", r" \1 "),
-        ("\\", _STYLE, ""),
-        ("_", r"(?<!\w)(_{1,2})([^_]+)\1(?!\w)", r" \2 "),
-        ("`", r"(?<=\w)`(?=\w)", "'"),
-        ("`", "`+", " "),
-        # heading, quotation, list; - 3 and 1. 3 may be numbers
-        (" ", r"^\s*(?:#{1,6}|[>•]|-(?= +\(?[A-Za-z])|[0-9]{1,2}[.)](?= +\(?[A-Za-z]\)?[.:)]?$)) ", ""),
-        ("**", r"\*\*", "^"),
-        ("=", "<=", "≤"),
-        ("=", ">=", "≥"),
-        ("=", "!=", "≠"),
-        ("=", "[:=]=", "="),
-        ("inf", r"\binf(?:ty|inity)?\b", "∞"),
-        ("U", r"(?<=[)\]]) ?U ?(?=[(\[])", "∪"),
-        ("}", r"(?<![A-Za-z}\]^_])\{(\w+)\}(?= ?\^)", r"\1"),
-        ("10", r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)", "×"),
-        # one form of fractions and roots of single signs
-        ("\\over", r"\{ ?([^{}\\]+?) ?\\over(?![a-z]) ?([^{}\\]+?) ?\}", r"\\frac{\1}{\2}"),
-        ("\\root", r"\\root ?\{?(\w)\}? ?\\of ?", r"\\sqrt[\1]"),
-        ("\\frac", r"\\frac ?(\w|\{[^{}]*\}) ?(\w|\{[^{}]*\})(?!\w)", _in_braces),
-        ("sqrt", r"(?:\\|(?<![A-Za-z\\]))sqrt(?: ?[({] ?(\w+) ?[)}](?! ?\w)|(?=[0-9]))", r"\\sqrt \1"),
+    (
+        sign,
+        re.compile(pattern.replace("STYLE", TABLES["style"]).replace("TAGS", TABLES["tags"])),
+        _FUNCTIONS.get(plain, plain),
     )
+    for sign, pattern, plain in TABLES["spellings"]
 )
 _PLAIN = re.compile(r"[A-Za-z0-9]*(?:[./][0-9]+)?")
-_IS = r"(?:is|would be|should be|must be)"
-_LABEL = re.compile(
-    # so, B; so 3
-    r"(?:so|thus|hence|therefore|then)(?:[,:] ?| (?=\(?[A-Z]\)?[.]?$|[a-z]{0,3} ?=|[-(\\0-9]|the |my ))"
-    r"|(\")?(?:(?:the|my|our) )?(?:(?:final|correct|right|best) ){0,2}"
-    r"(?:answer|ans|option|choice|letter|result|solution)\b(?(1)\")[.]?"
-    rf"(?: {_IS}(?: (?:option|choice|letter))?(?: ?[:=])? ?| ?[:=] ?| - (?=\(?[A-Z])|"
-    # "Solution A" may be the name of something
-    r"(?<!solution)(?<!result) (?=\(?[A-Z0-9]\)?[.:)]?(?:$| )))"
-    r"|(?:[∴→⇒➜:]|[-=]>) ?"
-    r"|(?:因此|所以|故)?(?:本题)?(?:正确|最终|最后)?的?(?:答案?|选项|结果)应?[是为选]? ?:? ?"
-    r"|(?:所以|因此|本题)?[应故我]?选择? ?(?=\(?[A-Z]\)?[.]?$)",
-    re.IGNORECASE,
-)
-# 3! is six, and what ends in dots goes on; "B is the answer"
-_STOP = re.compile(
-    r"(?<=[^.,;:!]) ?(?:[.,;:]|(?<![0-9])!{1,3})$|(?<=\b[A-Z])(?P<close>\)?)(?: ?选?项|"
-    r" is (?:the )?(?:(?:correct|right|best)(?: (?:answer|option|choice|one))?|answer))$"
-)
+_LABEL = re.compile("|".join(TABLES["labels"]), re.IGNORECASE | re.VERBOSE)
+_STOP = re.compile("|".join(TABLES["ends"]), re.VERBOSE)
 _PAIRS = {"(": ")", "[": "]", "{": "}", '"': '"', "'": "'", "<": ">"}
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 # how often a label, a full stop and a wrapper are removed
@@ -139,7 +78,7 @@ def bare(text: str) -> str:
     """Without label, final full stop, and quotes or brackets around the whole."""
     for _ in range(_NESTED):
         before = " ".join(text.split())
-        text = _STOP.sub(r"\g<close>", before)
+        text = _STOP.sub("", before)
         label = _LABEL.match(text)
         if label and label.end() < len(text):
             text = text[label.end() :]

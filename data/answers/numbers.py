@@ -28,14 +28,7 @@ TOLERANCE = 5e-6
 _FLOAT_DIGITS = 15
 
 _WORDS = set(TABLES["words"].split())
-# what is named before or behind "=": AB, x_1, S_{△ABC}, ∠ABC, f(2), |AB|, [ABC], sin A, S阴影
-_NAME = re.compile(
-    r"(?:(?:sin|cos|tan|cot|log|ln) ?)?(?:(?:m ?)?(?:∠|angle) ?[0-9]|\[[A-Z]{3,5}\]|"
-    r"(?P<sign>(?:m ?)?(?:∠|[aA]ngle ) ?|(?:△|⊙|segment |arc |[|(]) ?)?"
-    r"\{?(?P<name>(?!π|pi(?![A-Za-z])|sqrt)[A-Za-zα-ωΑ-Ω]{1,5}|[A-Z]?(?:(?![不非或没未约])[一-鿿]){1,6})\}?[0-9]?'*(?: ?△ ?[A-Z]{3,5}|"
-    r" ?_ ?(?:\{[^{}=]{1,12}\}|[A-Za-z0-9△∠]{1,6}))?"
-    r"(?:\([^()=]{1,8}\))?[|)]?) ?"
-)
+_NAME = re.compile(TABLES["name"], re.VERBOSE)
 _EQUALS = re.compile(r" ?([=≈]) ?| (?:is|equals) |等于|[为是]")
 # read without the grammar, because it is frequent
 _FRACTION = re.compile(r"([+-]?)(?:\\frac\{([0-9]{1,15})\}\{([0-9]{1,15})\}|([0-9]{1,15})/([0-9]{1,15}))")
@@ -53,12 +46,9 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 # what multiplies a number: letters right behind it (5 K is five kelvin), or words
-_FACTORS = {"k": 3, "K": 3, "M": 6, "B": 9, "mn": 6, "bn": 9, "百": 2, "千": 3, "万": 4, "亿": 8}
-_FACTORS |= {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_FACTOR = re.compile(
-    r"(?:[kKMB]|[bm]n)(?![^\W_]|[/^])| ?[百千万亿](?![米克瓦])|"
-    r" ?(?:hundred|thousand|million|billion|trillion)\b"
-)
+_FACTORS = TABLES["factors"]
+_LONG = "|".join(name for name in _FACTORS if len(name) > 2)
+_FACTOR = re.compile(rf"(?:[kKMB]|[bm]n)(?![^\W_]|[/^])| ?[百千万亿](?![米克瓦])| ?(?:{_LONG})\b")
 # capital letters right behind a number that are as likely part of a name: seat 5A, floor 3F, 2D
 _NAMES = set("ABCDEFGHKMT")
 
@@ -107,7 +97,8 @@ def parse_normal(text: str) -> Number | None:
     if not numbers or len(numbers) < len(found):
         return None
     for (sign, side), other in zip(sides, numbers):
-        if not same(numbers[0], other) and not (sign == "≈" and _rounded(numbers[0].value, other.value, side)):
+        rounded = sign == "≈" and _is_rounded(numbers[0].value, other.value, side)
+        if not (rounded or same(numbers[0], other)):
             return None
     return next((number for number in numbers if number.unit), numbers[0])
 
@@ -117,10 +108,10 @@ def _is_name(side: str) -> bool:
     return bool(name and (name["sign"] or (name["name"] or "").lower() not in _WORDS))
 
 
-def _rounded(value: Fraction | float, shown: Fraction | float, text: str) -> bool:
+def _is_rounded(value: Fraction | float, shown: Fraction | float, text: str) -> bool:
     """Whether a number was rounded to the decimals that are shown: √8 ≈ 2.83."""
-    places = len(text.partition(".")[2].rstrip("…"))
-    return bool(re.fullmatch(r"[-+]?[0-9]+\.?[0-9]*", text)) and abs(value - shown) * 10**places <= Fraction(1, 2)
+    places = len(text.partition(".")[2]) if re.fullmatch(r"-?[0-9]+\.?[0-9]*", text) else LONGEST
+    return abs(value - shown) <= Fraction(1, 2 * 10**places)
 
 
 def _number(text: str, working: bool) -> Number | None:
@@ -131,7 +122,8 @@ def _number(text: str, working: bool) -> Number | None:
     text = money[1] + text[money.end() :] if money else text
     try:
         tokens, rest = _tokens(_IN_BRACKETS.sub(r" \1", text) if ")" in text else text)
-        value = tokens[0].exact if len(tokens) == 1 and tokens[0].kind == "number" else _value(tokens, working)
+        alone = len(tokens) == 1 and tokens[0].kind == "number"
+        value = tokens[0].exact if alone else _Reader(tokens, working).value()
         factor = _FACTOR.match(rest)
         letter = bool(factor and factor[0][0] in "kKMB") and not money
         named = letter or rest in _NAMES
@@ -145,13 +137,6 @@ def _number(text: str, working: bool) -> Number | None:
         return Number(value, unit_named(money[2]) if money else unit, named)
     except (_Unreadable, ZeroDivisionError, OverflowError):
         return None
-
-
-def _value(tokens: list[Token], working: bool) -> Fraction | float:
-    reader = _Reader(tokens, working)
-    value = reader.all()
-    reader.need("end")
-    return value
 
 
 def same(a: Number, b: Number) -> bool:
@@ -249,6 +234,11 @@ class _Reader:
             return token
         raise _Unreadable
 
+    def value(self) -> Fraction | float:
+        value = self.all()
+        self.need("end")
+        return value
+
     def all(self) -> Fraction | float:
         start = self.at
         value = self.mixed()
@@ -262,7 +252,9 @@ class _Reader:
         sign = self.take("+", "-")
         whole = self.take("number")
         kinds = [token.kind for token in self.tokens[self.at : self.at + 3]]
-        fraction = kinds[0] in ("vulgar", "frac") or kinds[:2] == ["{", "frac"] or kinds == ["number", "/", "number"]
+        fraction = (
+            kinds[0] in ("vulgar", "frac") or kinds[:2] == ["{", "frac"] or kinds == ["number", "/", "number"]
+        )
         if not whole or not whole.text.isdigit() or not fraction:
             return None
         part = self.ratio()

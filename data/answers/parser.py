@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import NamedTuple
 
-from data.answers.normal import bare, normal, split_list
+from data.answers.normal import TABLES, bare, normal, split_list
 from data.answers.numbers import Number, parse_normal, same
 from data.types import LETTERS, Example
 
@@ -23,30 +23,12 @@ THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>"
 # characters of an answer; what stands in place of a choice's index
 LONGEST = 2_000
 NONE, SEVERAL = -1, -2
-# (B), B. or B, and what is said beside it: (B) no, B - no, no (B). sep is "" in B no, which may be running text
-_LABELLED = re.compile(
-    r"(?:(?:(?:\( ?(?=. ?\))|\[ ?(?=. ?\])|\{ ?(?=. ?\}))(?P<boxed>[A-Za-z]) ?[)\]}](?: ?[.):]{1,2}| ?(?:[-=]>|"
-    r"[,=/→-])(?= ?\S))?|(?P<bare>[A-Za-z])(?:(?P<sep> ?[.):]{1,2}| ?(?:[-=]>|[,=/→-])(?= ?\S)| ?(?=\()|$)|"
-    r"(?= ))) ?(?P<own>.*)|(?P<text>.+?) ?[(\[](?P<last>[A-Za-z])[)\]])",
-    re.DOTALL,
-)
+_LABELLED = re.compile(TABLES["labelled"], re.VERBOSE | re.DOTALL)
 _BRACKETED = re.compile(r"[(\[（【]\s*[A-Za-z]\s*[)\]）】]")
-# how a question lists its choices: (A) … (B) …, or A: … B: …
-_LISTED = tuple(
-    re.compile(form, re.MULTILINE)
-    for form in (
-        r"[(（\[【]([A-Za-z])[)）\]】]",
-        r"(?<![A-Za-z∠△(（\[【])([A-Z]) ?[:：.．、)]",
-        r"^[-* ]*(?:Option )?([A-Za-z])(?: ?[.:)-]| (?=\S)) ?",
-    )
-)
+_LISTED = tuple(re.compile(form, re.MULTILINE) for form in TABLES["listed"])
 # words and labels that make two answers of one, where the choices are not known
 _HEDGE = re.compile(r"\b(?:or|and|not|either|neither|maybe)\b|\b[A-Z]\b(?=[.):]|$)|\([A-Z]\)")
-# before what is compared: y = 2x, f(x) = 2x, (x, y) = (3, 4), P(3, 4)
-_NAMED = re.compile(
-    r"[^=∈]{1,12}[=∈] ?(?=[(\[{])|(?P<name>[A-Za-zα-ω](?:_\w|_?[0-9]|_\{\w{1,3}\})?'?(?:\([a-z]\))?) ?= ?(?=[^=]+$)|"
-    r"(?:(?i:the )?(?i:point) )?(?P<point>[A-Z]'?)? ?(?=\()"
-)
+_NAMED = re.compile(TABLES["named"], re.VERBOSE)
 _TURNED = str.maketrans("<≤", ">≥")
 _BRIDGE = re.compile(rf"{END_THINK}\s*{ANSWER}")
 _LETTER_PAPER = re.compile(r"(?:^|\s|\[|\()([A-H])(?:\s|\]|\)|$)")
@@ -103,7 +85,10 @@ def _is_right(answer: str, gold: str, number: bool, question: str) -> bool:
     said, wanted = normal(answer), normal(gold)
     if number and (value := parse_normal(wanted)):
         answered = parse_normal(said)
-        if same(answered, value) if answered else plain(said) == plain(wanted):
+        if answered and same(answered, value):
+            return True
+        # 300 K and 300K
+        if (not answered or value.named or answered.named) and plain(said) == plain(wanted):
             return True
     elif _same_text(said, wanted):
         return True
@@ -148,8 +133,8 @@ def well_formed_paper(text: str) -> bool:
 def answer_paper(text: str, margins: bool) -> str:
     """VisualThinker-R1-Zero's first answer on one line, or everything but the <think> that its prompt opens.
 
-    margins: as its evaluation has it, `<answer>\\s*(.*?)\\s*</answer>`, where an empty tag counts as none; else
-    as its training, `<answer>(.*?)</answer>`. No regular expression: they are quadratic in opened tags.
+    margins: as in its evaluation, `<answer>\\s*(.*?)\\s*</answer>`, where an empty tag counts as none; else as
+    in its training, `<answer>(.*?)</answer>`. Without these expressions, which are quadratic in opened tags.
     """
     for part in text.split(END_ANSWER)[:-1]:
         part = part.rstrip() if margins else part
@@ -252,7 +237,9 @@ def _same_text(a: str, b: str) -> bool:
         return plain(parts[0]) == plain(others[0])
     if form == "{}":
         parts, others = sorted(parts, key=_in_order), sorted(others, key=_in_order)
-    return all(_same_value(x, y) or plain(x).lstrip("+") == plain(y).lstrip("+") for x, y in zip(parts, others))
+    return all(
+        _same_value(x, y) or plain(x).lstrip("+") == plain(y).lstrip("+") for x, y in zip(parts, others)
+    )
 
 
 def _same_value(a: str, b: str) -> bool:

@@ -47,7 +47,9 @@ def unit_named(text: str) -> Unit | None:
 
     Terms stand side by side or with "*" between; all that follows "/" or "per" divides.
     """
-    text = _CHINESE.sub(lambda found: f" {CHINESE[found[0]]} ", re.sub(r"[{}().]|(?<=[a-z])-(?=[a-z])", " ", text))
+    text = _CHINESE.sub(
+        lambda found: f" {CHINESE[found[0]]} ", re.sub(r"[{}().]|(?<=[a-z])-(?=[a-z])", " ", text)
+    )
     text = " ".join(_JOINED.sub(lambda found: (found[1] + found[2]).lower(), text).split())
     if not text or len(text) > LONGEST:
         return None
@@ -103,7 +105,7 @@ def _defined(name: str) -> Unit:
     return Unit(scale * Fraction(number or 1) * unit.size, unit.of)
 
 
-# every spelling of a symbol -> power of ten and name. Mm, ML and MG are mm, mL and mg; pm is a time of the day
+# every spelling of a symbol -> power of ten and name. Mm, ML and MG are mm, mL and mg; pm is afternoon
 _UNUSED = {"M": "mgsLl", "p": "m"}
 _SYMBOLS = {name: name for name in [*BASE, *DEFINED]}
 for _mark, _tens in PREFIXES.items():

@@ -20,21 +20,27 @@ LONGEST = 50_000
 # characters of an answer that stands alone on its line
 LINE = 300
 # a base model goes on and asks the next question itself
-_NEXT_TURN = re.compile(r"(?<=\S)\s*\n\s*(?:User|Human|Question|Q|Assistant) ?:")
+_NEXT_TURN = re.compile(r"\n[ \t]*(?:User|Human|Question|Q|Assistant) ?:")
 _BOXED = re.compile(r"\\boxed ?\{((?:[^{}]|\{[^{}]*\})*)\}")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 # "the answer is", "I would choose"; what follows is the answer, if it is one
 _STATED = re.compile(
-    r"(?:\b(?:answer|choice|option)(?: (?:to|for) [^.:\n]{1,60}?)?(?: ?[:=]|,? (?:is|would be|should be|must be)"
-    r"(?: (?:most )?(?:likely|probably|clearly|therefore|thus|indeed|simply))?(?: ?:)?)"
-    r"|\bI(?: would|'d| will|'ll)? (?:choose|select|pick|go with|say)|(?:答案|选项)[是为]? ?:?|[故应]选)"
-    r"\s*(?:(?:the )?(?:option|choice|answer|letter)\b)?\s*:?\s*",
-    re.IGNORECASE,
+    r"""(?:
+    \b(?:answer|choice|option)(?:[ ](?:to|for)[ ][^.:\n]{1,60}?)?(?:[ ]?[:=]
+      |,?[ ](?:is|(?:would|should|must)[ ]be)(?:[ ](?:most[ ])?(?:likely|probably|clearly|therefore|thus))?[ ]?:?)
+  | \bI(?:[ ]would|'d|[ ]will|'ll)?[ ](?:choose|select|pick|go[ ]with|say)
+  | (?:答案|选项)[是为]?[ ]?:? | [故应]选
+    )\s*(?:(?:the[ ])?(?:option|choice|answer|letter)\b)?\s*:?\s*""",
+    re.IGNORECASE | re.VERBOSE,
 )
 # "(B) is correct", "option B is the best choice"
 _CORRECT = re.compile(
-    r"(?:\((?P<boxed>[A-Z])\)(?:[^().\n]{0,80}?)|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter) (?P<bare>[A-Z])\b)"
-    r" (?:is|would be|seems|appears)(?: to be)? (?:the |most )?(?:correct|right|best|answer|most (?:likely|accurate))\b"
+    r"""(?:
+    \((?P<boxed>[A-Z])\)(?:[^().\n]{0,80}?)
+  | \b(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ll]etter)[ ](?P<bare>[A-Z])\b
+    )[ ](?:is|would[ ]be|seems|appears)(?:[ ]to[ ]be)?[ ](?:the[ ]|most[ ])?
+    (?:correct|right|best|answer|most[ ](?:likely|accurate))\b""",
+    re.VERBOSE,
 )
 # a letter, in brackets or before what may follow a bare one; A and I are words, too
 _LETTER = re.compile(
@@ -46,13 +52,16 @@ _BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
 _OTHER = re.compile(r"\s*(?:,|/|&|\bor\b|\band\b|\bnor\b)\s*(?:\(([A-Z])\)|([A-Z])\b(?! [a-z]))")
 # what takes back or leaves open what follows it in the same clause
 _DENIED = re.compile(
-    r"\b(?:not|no|never|neither|nor|without|cannot|unlike|whether|if|rather than|instead of)\b|n't\b", re.IGNORECASE
+    r"\b(?:not|no|never|neither|nor|without|cannot|unlike|whether|if|rather than|instead of)\b|n't\b",
+    re.IGNORECASE,
 )
 _WRONG = re.compile(r"\W{0,4}(?:(?:is|are|was|would be) (?:not|incorrect|wrong|false)|isn't|aren't|wasn't)\b")
 _CLAUSE = re.compile(r"[.;:!?\n,]|\bbut\b")
 # these are also said of other things
 _POLAR = {"yes", "no"}
-_NUMBER = re.compile(r"(?<![\w.,])[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?(?![\w/]|[.,][0-9])")
+_NUMBER = re.compile(
+    r"(?<![\w.,])[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?(?![\w/]|[.,][0-9])"
+)
 _SECOND = re.compile(r" ?(?:or|to|and|[-~–,;]) ?[-+]?[0-9]")
 _SENTENCE = re.compile(r"[.!](?![0-9])(?=\s|$)|\n")
 
@@ -72,38 +81,29 @@ def find_answer(text: str, example: Example) -> tuple[str, str]:
     choices = example.choices or listed_choices(example.asked)
     if choices:
         index = _choice(said, choices)
-        if index >= 0 or example.choices:
-            return (LETTERS[index], "") if index >= 0 else ("", "not a choice" if index == NONE else "ambiguous")
+        if index >= 0:
+            # in brackets, because a choice may be a letter itself
+            return f"({LETTERS[index]})", ""
+        if example.choices:
+            return "", "not a choice" if index == NONE else "ambiguous"
     return _free(said, example.extra.get("kind") == "number")
 
 
-def _one(found: Sequence[int]) -> int:
-    """What all of them are, NONE if there are none, SEVERAL if they differ."""
-    return NONE if not found else found[0] if len(set(found)) == 1 else SEVERAL
-
-
 def _choice(text: str, choices: tuple[str, ...]) -> int:
-    """The index of the choice that a text means: by what it states, by a line of its own, by its first letter,
-    by its only letter, by the only choice that it names. NONE or SEVERAL. A list of all choices says nothing."""
+    """The index of the choice that a text means: by what it states or a line of its own says, by its first
+    letter, by its only letter, by the only choice that it names. NONE or SEVERAL."""
+    # a list of all choices says nothing
     listed = (rf"\(?{letter}[).:]*\s*{re.escape(choice)}" for letter, choice in zip(LETTERS, choices))
     said = re.sub(r"\W+(?:or\W+)?".join(listed), "\n", spelled(text), flags=re.IGNORECASE).strip()
     stated = [chosen(each, choices) for each in _BOXED.findall(text)]
-    stated += [_at(said, found.end(), choices) for found in _STATED.finditer(said) if not _denied(said, found)]
-    correct = (found for found in _CORRECT.finditer(said) if not _denied(said, found))
-    letters = [found["boxed"] or found["bare"] for found in correct]
-    stated += [_index(letter, choices) for letter in letters]
-    lines = [line for line in (said.partition("\n")[0], said.rpartition("\n")[2]) if len(line) <= LINE]
-    alone = [chosen(line, choices) for line in lines]
-    rules = [
-        [index for index in [*stated, *alone] if index != NONE],
-        [_front(said, choices)],
-        [_index(found[1], choices) for found in _BRACKETED.finditer(said) if not _denied(said, found)],
-        [*_named(said, choices)],
-    ]
-    for found in rules:
-        index = _one([each for each in found if each != NONE])
-        if index != NONE:
-            return index
+    stated += [_at(said, found.end(), choices) for found in _asserted(_STATED, said)]
+    stated += [_index(found["boxed"] or found["bare"], choices) for found in _asserted(_CORRECT, said)]
+    lines = (said.partition("\n")[0], said.rpartition("\n")[2])
+    stated += [chosen(line, choices) for line in lines if len(line) <= LINE]
+    letters = [_index(found[1], choices) for found in _asserted(_BRACKETED, said)]
+    for rule in (stated, [_front(said, choices)], letters, [*_named(said, choices)]):
+        if found := {index for index in rule if index != NONE}:
+            return found.pop() if len(found) == 1 else SEVERAL
     return NONE
 
 
@@ -120,7 +120,10 @@ def _at(said: str, at: int, choices: tuple[str, ...]) -> int:
         return _beside(said, letter.end(), index, choices)
     line = said[at : at + LINE].partition("\n")[0]
     ends = [found.start() for found in _SENTENCE.finditer(line)] + [len(line)]
-    for end in (ends[0], *(found.start() for found in re.finditer(r"[,;]| (?:because|since|as)\b", line[: ends[0]]))):
+    for end in (
+        ends[0],
+        *(found.start() for found in re.finditer(r"[,;]| (?:because|since|as)\b", line[: ends[0]])),
+    ):
         if (index := chosen(line[:end], choices)) != NONE:
             return index
     return NONE
@@ -139,6 +142,11 @@ def _beside(said: str, end: int, index: int, choices: tuple[str, ...]) -> int:
     line = said[end:].partition("\n")[0][:LINE]
     own = chosen(line.lstrip(" ,:-"), choices)
     return index if own == index or (own == NONE and not _OTHER.match(line)) else SEVERAL
+
+
+def _asserted(pattern: re.Pattern[str], said: str) -> Iterator[re.Match[str]]:
+    """What a pattern finds, without what is taken back or left open."""
+    return (found for found in pattern.finditer(said) if not _denied(said, found))
 
 
 def _denied(said: str, found: re.Match[str]) -> bool:

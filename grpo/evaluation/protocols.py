@@ -4,8 +4,8 @@
 repeat published evaluations, so that their numbers can be compared with ours: `paper`
 (VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval), `cambrian` and `blink` (the official scores of
 CV-Bench and BLINK), `mathvista` (MathVista's official comparison, with a rule where it asks GPT-4 to find
-the answer). `chat` reads models that talk and write no tags. A protocol has the templates that ask, the reader of a completion, the total and the cap. No
-protocol asks a question twice.
+the answer). `chat` reads models that talk and write no tags. A protocol has the templates that ask, the
+reader of a completion, the total and the cap. No protocol asks a question twice.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def paper(text: str, example: Example, direct: bool = False) -> Reading:
 
 
 def chat(text: str, example: Example, direct: bool = False) -> Reading:
-    """The answer that a model states in its own words (`grpo/evaluation/chat_answers.py`), compared as ever."""
+    """The answer that a model states in its own words (`grpo/evaluation/chat_answers.py`)."""
     said, why = find_answer(text, example)
     if why:
         return Reading(None, None, why, False)
@@ -108,8 +108,8 @@ def chat(text: str, example: Example, direct: bool = False) -> Reading:
 
 
 def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
-    """The answer as `strict` finds it, compared as MathVista's evaluation does: a letter in brackets, else what
-    `strict` reads, else the nearest choice; whole numbers; decimals, rounded as the question asks."""
+    """The answer as `strict` finds it, compared as MathVista's evaluation does: a letter in brackets, else
+    what `strict` reads, else the nearest choice; whole numbers; decimals, rounded as the question asks."""
     said = _with_tags(text) if direct else text
     found = extract(said, ())
     if found.answer is None:
@@ -304,7 +304,7 @@ ABOUT = {
     "cambrian": "strict reading; CV-Bench's official total, the mean of 2D (of its two sources) and 3D",
     "blink": "strict reading; BLINK's official total, the mean of its subtasks",
     "mathvista": "strict reading; MathVista's comparison: nearest choice, whole numbers, rounded decimals",
-    "chat": "for models that talk: the letter or choice that they state, every question alike; asked directly",
+    "chat": "for models that talk: the letter or choice that they state, every question alike; asked direct",
 }
 PROTOCOLS: dict[str, Protocol] = {
     "strict": Protocol("strict", ABOUT["strict"], as_trained=True),
