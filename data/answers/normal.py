@@ -102,7 +102,9 @@ def _wrapped(text: str) -> bool:
         depth += (sign == text[0]) - (sign == close)
         if depth < 0:
             return False
-    return depth == 0 and len(split_list(inside, brackets=True)) == 1
+    # (100,200) may be two numbers, (1,000 m) is one; the comma of (So, B) separates nothing
+    inside = inside[label.end() :] if (label := _LABEL.match(inside)) else inside
+    return depth == 0 and len(split_list(inside, brackets=inside.replace(",", "").isdigit())) == 1
 
 
 def split_list(text: str, brackets: bool) -> list[str]:

@@ -32,7 +32,8 @@ _NAME = re.compile(TABLES["name"], re.VERBOSE)
 _EQUALS = re.compile(r" ?([=≈]) ?| (?:is|equals) |等于|[为是]")
 # read without the grammar, because it is frequent
 _FRACTION = re.compile(r"([+-]?)(?:\\frac\{([0-9]{1,15})\}\{([0-9]{1,15})\}|([0-9]{1,15})/([0-9]{1,15}))")
-# 5 (cm)
+# [1,000], and 5 (cm)
+_GROUPS = re.compile(r"^[\[({]([0-9]{1,3}(?:,[0-9]{3})+)[)\]}]$")
 _IN_BRACKETS = re.compile(r" ?\(([^()0-9]+)\)$")
 _MONEY = re.compile(r"([+-]?) ?(?:US)?([$€£¥]) ?(?=[0-9.])")
 _PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:\.[0-9]{1,11})?")
@@ -121,7 +122,8 @@ def _number(text: str, working: bool) -> Number | None:
     money = _MONEY.match(text)
     text = money[1] + text[money.end() :] if money else text
     try:
-        tokens, rest = _tokens(_IN_BRACKETS.sub(r" \1", text) if ")" in text else text)
+        text = _IN_BRACKETS.sub(r" \1", _GROUPS.sub(r"\1", text)) if text[-1:] in ")]}" else text
+        tokens, rest = _tokens(text)
         alone = len(tokens) == 1 and tokens[0].kind == "number"
         value = tokens[0].exact if alone else _Reader(tokens, working).value()
         factor = _FACTOR.match(rest)

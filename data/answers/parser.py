@@ -97,10 +97,12 @@ def _is_right(answer: str, gold: str, number: bool, question: str) -> bool:
         return chosen(answer, listed) == index
     # the label of choices that are not known
     label = _LABELLED.fullmatch(said) if len(wanted) == 1 and wanted in LETTERS else None
-    letter = label and (label["boxed"] or (label["bare"] if label["sep"] is not None else ""))
+    if not label or label["last"] or (label["bare"] and label["sep"] is None):
+        return False
+    letter = label["boxed"] or label["bare"]
     # "a. cat" may be running text
-    alone = bool(label) and not label["own"]
-    return bool(letter) and wanted in (letter, letter.upper() * alone) and not _HEDGE.search(label["own"])
+    same_letter = letter == wanted if label["own"] else letter.upper() == wanted
+    return same_letter and not _HEDGE.search(label["own"])
 
 
 def gold_number(example: Example) -> Number | None:
@@ -131,10 +133,10 @@ def well_formed_paper(text: str) -> bool:
 
 
 def answer_paper(text: str, margins: bool) -> str:
-    """VisualThinker-R1-Zero's first answer on one line, or everything but the <think> that its prompt opens.
+    """VisualThinker-R1-Zero's first answer on one line, or all but the <think> that its prompt opens.
 
-    margins: as in its evaluation, `<answer>\\s*(.*?)\\s*</answer>`, where an empty tag counts as none; else as
-    in its training, `<answer>(.*?)</answer>`. Without these expressions, which are quadratic in opened tags.
+    margins: as in its evaluation, `<answer>\\s*(.*?)\\s*</answer>`, where an empty tag counts as none; else
+    as in its training, `<answer>(.*?)</answer>`. Without the expressions, which are quadratic in opened tags.
     """
     for part in text.split(END_ANSWER)[:-1]:
         part = part.rstrip() if margins else part

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 
 from data.answers.normal import normal, spelled
 from data.answers.numbers import parse_normal
-from data.answers.parser import ANSWER, END_ANSWER, END_THINK, NONE, SEVERAL, THINK, chosen, listed_choices
+from data.answers.parser import NONE, SEVERAL, TAGS, chosen, gold_number, listed_choices
 from data.types import LETTERS, Example
 
+THINK, END_THINK, ANSWER, END_ANSWER = TAGS
 # characters of a completion; a longer one is unread
 LONGEST = 50_000
 # characters of an answer that stands alone on its line
@@ -26,11 +27,11 @@ _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 # "the answer is", "I would choose"; what follows is the answer, if it is one
 _STATED = re.compile(
     r"""(?:
-    \b(?:answer|choice|option)(?:[ ](?:to|for)[ ][^.:\n]{1,60}?)?(?:[ ]?[:=]
-      |,?[ ](?:is|(?:would|should|must)[ ]be)(?:[ ](?:most[ ])?(?:likely|probably|clearly|therefore|thus))?[ ]?:?)
+    \b(?:answer|choice|option)(?:[ ](?:to|for)[ ][^.:\n]{1,60}?)?(?:[ ]?[:=]|,?[ ]
+      (?:is|(?:would|should|must)[ ]be)(?:[ ](?:most[ ])?(?:likely|probably|clearly|therefore|thus))?[ ]?:?)
   | \bI(?:[ ]would|'d|[ ]will|'ll)?[ ](?:choose|select|pick|go[ ]with|say)
   | (?:答案|选项)[是为]?[ ]?:? | [故应]选
-    )\s*(?:(?:the[ ])?(?:option|choice|answer|letter)\b)?\s*:?\s*""",
+    )\s*(?:(?:the[ ])?(?:option|choice|answer|letter)\b(?![ ]is))?\s*:?\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
 # "(B) is correct", "option B is the best choice"
@@ -86,7 +87,7 @@ def find_answer(text: str, example: Example) -> tuple[str, str]:
             return f"({LETTERS[index]})", ""
         if example.choices:
             return "", "not a choice" if index == NONE else "ambiguous"
-    return _free(said, example.extra.get("kind") == "number")
+    return _free(said, gold_number(example) is not None)
 
 
 def _choice(text: str, choices: tuple[str, ...]) -> int:
@@ -101,7 +102,8 @@ def _choice(text: str, choices: tuple[str, ...]) -> int:
     lines = (said.partition("\n")[0], said.rpartition("\n")[2])
     stated += [chosen(line, choices) for line in lines if len(line) <= LINE]
     letters = [_index(found[1], choices) for found in _asserted(_BRACKETED, said)]
-    for rule in (stated, [_front(said, choices)], letters, [*_named(said, choices)]):
+    fronts = [_front(part, choices) for part in (said, said.rpartition("\n\n")[2])]
+    for rule in (stated, fronts, letters, [*_named(said, choices)]):
         if found := {index for index in rule if index != NONE}:
             return found.pop() if len(found) == 1 else SEVERAL
     return NONE
@@ -130,7 +132,7 @@ def _at(said: str, at: int, choices: tuple[str, ...]) -> int:
 
 
 def _front(said: str, choices: tuple[str, ...]) -> int:
-    """The letter at the front."""
+    """The letter at the front of a text."""
     found = _FRONT.match(said)
     if not found or _denied(said, found):
         return NONE

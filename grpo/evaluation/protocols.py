@@ -115,7 +115,7 @@ def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
     if found.answer is None:
         return Reading(None, None, found.why, False)
     if example.choices:
-        letters = dict(zip(LETTERS, example.choices))
+        letters: dict[str, str] = dict(zip(LETTERS, example.choices))
         bracketed = re.search(r"\(([A-Za-z])\)", found.answer)
         letter = bracketed[1].upper() if bracketed else found.answer.strip()
         answer = letters.get(letter) or (not bracketed and extract(said, example.choices).answer)
@@ -130,7 +130,9 @@ def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
     # 7.9 is cut to 7, and 4/3 is no integer
     if number is None or (kind == "integer" and number.value % 1 and "." not in found.answer):
         return Reading(None, None, "not a number", False)
-    places = int(float(example.extra.get("precision") or 0))
+    precision = float(example.extra.get("precision") or 0)
+    # a table's empty field is NaN
+    places = int(precision) if precision == precision else 0
     shown = int if kind == "integer" else lambda value: round(float(value), places)
     right = shown(number.value) == shown(gold.value) or numbers.same(number, gold)
     return Reading(str(shown(number.value)), None, "", right)
