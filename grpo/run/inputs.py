@@ -218,6 +218,9 @@ class Record:
             said = "the next steps may differ in the last bits from those of an undisturbed run"
             tqdm.write(f"note: since the last start {', '.join(noted)}; {said}", file=sys.stderr)
         found = changes(known, self.values["files"]) if known else {}
+        for setting in {"model", "init"} & {*found}:
+            # a base that is a run: of its newest checkpoint
+            found[setting] += f" in {next(iter(files[setting].values())).path.parent}"
         if refused := [setting for setting in found if setting not in accepted]:
             what = f"{self.path.parent} holds a run that was made of other files"
             lines = "; ".join(found[setting] for setting in refused)

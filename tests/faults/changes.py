@@ -162,7 +162,9 @@ def start(arguments: list[str], stop: int = 0) -> tuple[int, str]:
 
 def left(out: Path) -> tuple:
     """What a run leaves: metrics without times, and all files of the checkpoint of step STEPS."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    # a reward's metrics have the name of its file
+    lines = (out / "metrics.jsonl").read_text().replace(f"{out.parent}/", "").splitlines()
+    rows = [json.loads(line) for line in lines]
     timed = lambda key: key == "step_time" or key.startswith("time/")
     rows = [{key: row[key] for key in row if not timed(key)} for row in rows if row["step"] <= STEPS]
     folder = out / "checkpoints" / f"step_{STEPS:06d}"
