@@ -98,7 +98,7 @@ def _accepted(keys: str, where: str) -> list[str]:
 
 
 def _repeated(overrides: list[str]) -> tuple[str, ...]:
-    """A line for each setting with two values on the command line, of which the last counts."""
+    """A line for each setting that the command line gives two values. The last one counts."""
     values: dict[str, list[str]] = {}
     for text in overrides:
         key, _, value = text.partition("=")

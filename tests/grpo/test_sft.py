@@ -193,7 +193,7 @@ def test_groups_of_unequal_size_get_empty_documents():
 
 @pytest.mark.parametrize("loss_on, weighting", [("answer", "completion"), ("prompt_and_answer", "token")])
 def test_an_empty_document_teaches_nothing(case, loss_on, weighting):
-    """A group of two documents of which one is left out learns as a group of the other alone."""
+    """A group of two documents, one of them left out, learns as a group of the other alone."""
     policy, prompts, tokens, length = case
     first = slice(0, 1)
     one = batch_of(prompts, tokens[:, first].clone(), length[:, first].clone())

@@ -44,7 +44,7 @@ def place(tmp_path, base):
         rows.append({"question": f"How many, {number}?", "answer": "1", "picture": f"images/{number}.png"})
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (data / "heldout.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    (data / "notes.md").write_text("nobody reads it")
+    (data / "notes.md").write_text("not read")
     files = {"pay.py": REWARD, "beside.py": "import deeper", "deeper.py": "", "late.py": "", "other.py": ""}
     files |= {"package/__init__.py": "", "package/inner.py": "from . import twin", "package/twin.py": ""}
     for name, text in files.items():
