@@ -23,18 +23,18 @@ from grpo.objective import LossStats
 
 
 def fit_documents(chat, example: Example, *, cap: int, too_long: str) -> tuple[Example, list[BadExample]]:
-    """Encode an example's documents (without any: its answer, as the template writes it), the stop token
-    included. -> (example with tokens in extra["documents"], an error for each document that is left out).
+    """Encode an example's documents (`Chat.documents`), the stop token included. -> (the example with tokens
+    in extra["documents"], an error for each document that is left out).
 
     too_long: what becomes of a document of more than `cap` tokens: skip, cut (the stop token goes, too) or
     error. Raises BadExample if no document is left, and ValueError for `error`.
     """
-    texts = example.extra.get("documents") or (chat.bare(example.answer),)
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+    given = example.extra.get("documents") or ()
+    if not isinstance(given, (list, tuple)) or not all(isinstance(text, str) for text in given):
         raise BadExample(f"example {example.uid!r}: extra.documents is not a list of texts")
     left_out = []
     kept = []
-    for number, text in enumerate(texts, start=1):
+    for number, text in enumerate(chat.documents(example), start=1):
         ids = [*chat.encode(text), chat.stop_ids[0]]
         if len(ids) > cap:
             what = (

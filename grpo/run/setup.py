@@ -30,7 +30,7 @@ from grpo.run.lock import claim
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import Metrics, read
-from grpo.storage.model_folder import model_folder
+from grpo.storage.model_folder import check_agreement, model_folder
 from models import weights
 from models.config import ModelConfig
 from models.qwen_vl import QwenVL
@@ -78,10 +78,12 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     base = base_of(cfg, ranks)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, **limits)
-    examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
+    what = {"limit": cfg.limit, "seed": cfg.seed, "columns": cfg.columns, "heldout": cfg.heldout}
+    examples, heldout = open_source(cfg.task, cfg.data, items=cfg.eval.items, **what)
     record = inputs.Record(folder, found, changed)
     on_main(ranks, lambda: record.compare(inputs.inputs_of(cfg, base, examples), ranks, flags.change))
     policy = load_policy(cfg, ranks, base, found)
+    check_agreement(chat, policy.config)
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0

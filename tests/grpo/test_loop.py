@@ -123,7 +123,7 @@ class World:
             chat=SimpleNamespace(
                 stop_ids=(1,),
                 texts=lambda tokens, length: [["text"] * tokens.shape[1] for _ in tokens],
-                bare=lambda answer: answer,
+                documents=lambda example: (example.answer,),
                 encode=lambda text: [2 + ord(letter) % 9 for letter in text],
             ),
         )

@@ -127,7 +127,9 @@ def test_the_log_probs_reported_are_those_of_the_answers(case):
 
 # one token a letter; 1 stops
 CHAT = SimpleNamespace(
-    encode=lambda text: [ord(letter) for letter in text], stop_ids=(1,), bare=lambda a: f"<{a}>"
+    encode=lambda text: [ord(letter) for letter in text],
+    stop_ids=(1,),
+    documents=lambda example: example.extra.get("documents") or (f"<{example.answer}>",),
 )
 
 
