@@ -9,7 +9,9 @@ import ast
 import hashlib
 import json
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from data.sources.hub import matching
 from data.sources.jsonl import JsonlShard
 from data.sources.table import LAYOUTS
 from data.types import BadRow
@@ -37,6 +40,8 @@ MODEL_FILES = (*SIDE_FILES, "config.json", "*.safetensors", "*.safetensors.index
 # reading OPENING bytes.
 PICTURES = 250_000_000
 OPENING = 25_000
+# nanoseconds
+RECENT = 2_000_000_000
 # changed files of one setting that a message names
 NAMED = 3
 
@@ -69,10 +74,15 @@ def inputs_of(cfg: Config, base: Path, examples: Sequence) -> dict[str, dict[str
 def question_files(cfg: Config, examples) -> dict[str, Input]:
     """The files that a source reads, and the pictures that their rows name."""
     files = [shard.path.absolute() for shard in examples.shards]
-    if not Path(cfg.data or "").is_file():
-        held = LAYOUTS[cfg.task].files.get("heldout", ())
-        files += [path for pattern in held for path in files[0].parent.glob(pattern)]
-    shards = [shard for shard in examples.shards if isinstance(shard, JsonlShard)]
+    data = Path(cfg.data or "")
+    if not data.is_file():
+        held = [
+            part for names in LAYOUTS[cfg.task].files.get("heldout", ()) for part in re.split("[ |]", names)
+        ]
+        files += matching(data.absolute() if data.is_dir() else files[0].parent, held)
+    # parquet holds its pictures
+    inner = lambda shard: shard if isinstance(shard, JsonlShard) else getattr(shard, "_file", None)
+    shards = [shard for shard in examples.shards if isinstance(inner(shard), JsonlShard)]
     sizes = {path: size for shard in shards for path, size in named_files(shard, examples.beside)}
     read = sum(sizes.values()) + OPENING * len(sizes) <= PICTURES
     root = commonpath([path.parent for path in files])
@@ -80,16 +90,23 @@ def question_files(cfg: Config, examples) -> dict[str, Input]:
     return {relpath(path, root): Input(Path(path), read) for path in sizes} | found
 
 
-def named_files(shard: JsonlShard, beside: Path | None) -> Iterator[tuple[str, int]]:
+def texts(value: Any) -> Iterator[str]:
+    """The texts in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from texts(each)
+
+
+def named_files(shard, beside: Path | None) -> Iterator[tuple[str, int]]:
     """(path, bytes) of each file in the folder of a file of questions (or in `beside`) that a row names, in
     any field."""
     names = set()
     for number in range(len(shard)):
         # a bad row is named when it is asked
         with suppress(BadRow):
-            for value in shard.row(number).values():
-                listed = value if isinstance(value, list) else [value]
-                names.update(name for name in listed if isinstance(name, str))
+            names.update(texts(shard.row(number)))
     folder = (beside or shard.path.parent).absolute()
     for name in sorted(names):
         path = name.replace("\\", "/")
@@ -142,6 +159,8 @@ def imported(file: Path, folder: Path) -> Iterator[Path]:
 def fingerprints(files: Mapping[str, Mapping[str, Input]], known: Files) -> dict[str, dict[str, list]]:
     """`Files` of these inputs. A file that has the size and the time of `known` is not read again."""
     found: dict[str, dict[str, list]] = {}
+    # a file may change twice within its file system's clock, so a time as new as this is not kept
+    recent = time.time_ns() - RECENT
     unread: list[tuple[list, Path]] = []
     for setting, named in files.items():
         found[setting] = {}
@@ -152,6 +171,7 @@ def fingerprints(files: Mapping[str, Mapping[str, Input]], known: Files) -> dict
             if before[:2] == mark[:2]:
                 mark = before
             elif file.read:
+                mark[1] = mark[1] if mark[1] < recent else 0
                 unread.append((mark, file.path))
             found[setting][name] = mark
     with ThreadPoolExecutor() as pool:

@@ -165,7 +165,12 @@ def test_pictures_of_a_large_set_are_known_by_size_and_time(place, monkeypatch):
     assert ".png" not in read and ".jsonl" in read
     read.clear()
     record(place)
-    # of the same size and time: not read again
+    # of the same size and time: not read again, but for those that were new at the first start
+    assert ".png" not in read
+    monkeypatch.setattr(inputs, "RECENT", 0)
+    record(place)
+    read.clear()
+    record(place)
     assert read == []
     copied(place / "data" / "images" / "1.png")
     with pytest.raises(ConfigError, match=r"images/1.png has another time"):
