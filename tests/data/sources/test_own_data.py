@@ -119,7 +119,7 @@ BROKEN = {
         "array",
     ),
     "a comma too many": (b'[{"question": "Q?", "answer": 1},\n{"question": "Q?", "answer": 1},\n]', "line 3"),
-    "an indented array with a mistake": (json.dumps(TWO, indent=2).replace('",', '"').encode(), "array"),
+    "something between the items": (b'[{"question": "Q?"},\n"R?", {"question": "Q?"}]', "line 2"),
     "half a gzip file": (gzip.compress(LINES.encode() * 99)[:60], "cannot be read"),
     "half a UTF-16 file": (LINES.encode("utf-16")[:-1], "cannot be read"),
     "zip": (zipped, r"compressed \(zip\); unpack it"),
@@ -145,6 +145,13 @@ def bad(examples, number):
     with pytest.raises(BadRow) as error:
         examples[number]
     return error.value
+
+
+def test_a_mistake_within_an_item_of_an_array_is_a_bad_row(tmp_path):
+    text = json.dumps([*TWO, *TWO], indent=2)
+    (tmp_path / "x.json").write_text(text.replace('",', '"', 1))
+    found = read(tmp_path / "x.json")
+    assert len(found) == 4 and "item 1: is not JSON" in str(bad(found, 0)) and found[3].question
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[]", "[\n]"])
