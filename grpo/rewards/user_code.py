@@ -203,7 +203,7 @@ def serve(pipe: Connection, source: str, name: str) -> None:
             number, question = pipe.recv()
         except EOFError:
             # the run has ended
-            _end_all()
+            return _end_all()
         try:
             if question is None:
                 function = load(source, name)

@@ -166,7 +166,7 @@ def fingerprints(files: Mapping[str, Mapping[str, Input]], known: Files) -> dict
         found[setting] = {}
         for name, file in named.items():
             stat = file.path.stat()
-            mark = [stat.st_size, stat.st_mtime_ns, ""]
+            mark: list[Any] = [stat.st_size, stat.st_mtime_ns, ""]
             before = list(known.get(setting, {}).get(name, ()))
             if before[:2] == mark[:2]:
                 mark = before
