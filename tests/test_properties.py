@@ -32,7 +32,7 @@ from models.mrope import mrope_positions
 from models.packing import Packing
 
 LAW = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -319,6 +319,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
         ),
         min_size=1,
         max_size=4,
+        unique_by=lambda row: row.get("uid", id(row)),
     ),
     choices=st.booleans(),
     ascii=st.booleans(),
