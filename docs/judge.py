@@ -1,7 +1,7 @@
 """A judge as a reward: another model says whether an answer means the same as the right one.
 
     export JUDGE_URL=http://localhost:8000/v1 JUDGE_MODEL=Qwen/Qwen3-8B
-    torchrun train.py own data=mine 'rewards={docs/judge.py:judge: 1, format: 0.5}'
+    torchrun train.py visualthinker_sat 'rewards={docs/judge.py:judge: 1, format: 0.5}'
 
 JUDGE_KEY is the name of the environment variable that holds the server's key, if it needs one.
 The judge reads the answer between the tags, not the reasoning, so a completion cannot argue with it.

@@ -1,5 +1,5 @@
-"""A file of JSON objects, read on demand: one on each line. An array, and objects over several lines, are
-rewritten as lines into a temporary file; so are gzip and UTF-16.
+"""A file of JSON objects, read on demand: one on each line, or one array of them. Objects over several lines
+are rewritten as lines into a temporary file; gzip and UTF-16 are unpacked into one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from data.images import LFS
+from data.sources.json_array import is_array, object_spans
 from data.types import BadRow, BadSource, short
 
 # how a file begins that this task cannot read, and what it is
@@ -29,12 +30,16 @@ FOREIGN = {
     b"\xfd7zXZ": "compressed (xz); unpack it",
     b"\x28\xb5\x2f\xfd": "compressed (zstd); unpack it",
 }
+# tables of other programs, by the end of their names
+TABLES = (".csv", ".tsv", ".xlsx", ".xls")
+# bytes of a file of objects over several lines
+MOST = 1 << 28
 # digits of an integer that Python reads; a longer one stays text
 DIGITS = 4000
 
 
 class JsonlShard:
-    """One file: `row(n)` is the n-th object. Of JSON lines memory holds line offsets only.
+    """One file: `row(n)` is the n-th object. Memory holds where each begins and ends.
 
     `columns` must exist. `pictures` are the fields that name pictures; `keys` is made from them. names: {our
     name of a field: the file's}. Raises BadSource naming the file.
@@ -50,20 +55,27 @@ class JsonlShard:
     ) -> None:
         self.path, self._columns, self._names = path, columns, names
         self._pictures = [name for names in pictures for name in names]
-        self._array = False
-        starts: list[int] = []
-        lines: list[int] = []
-        start = 0
         try:
             self._file = self._opened(path)
+            self._array = is_array(self._file)
+            spans = object_spans(path, self._file) if self._array else self._line_spans()
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise BadSource(f"{path}: cannot be read: {getattr(error, 'strerror', '') or error}") from error
+        self._spans, self._numbers = spans
+
+    def _line_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first byte of each line that is not empty and the byte behind its last, (n, 2); the numbers of
+        these lines, from 1."""
+        spans: list[tuple[int, int]] = []
+        numbers: list[int] = []
+        start = 0
+        self._file.seek(0)
         for number, line in enumerate(self._file, 1):
             if line.strip():
-                starts.append(start)
-                lines.append(number)
+                spans.append((start, start + len(line)))
+                numbers.append(number)
             start += len(line)
-        self._starts, self._lines = np.array(starts, np.int64), np.array(lines, np.int64)
+        return np.array(spans, np.int64).reshape(-1, 2), np.array(numbers, np.int64)
 
     def _opened(self, path: Path) -> BinaryIO:
         """The file as JSON lines in UTF-8. What is packed, in UTF-16 or no lines is rewritten."""
@@ -72,59 +84,63 @@ class JsonlShard:
         for beginning, what in FOREIGN.items():
             if head.startswith(beginning):
                 raise BadSource(f"{path}: is {what}")
+        if path.suffix.lower() in TABLES:
+            line = (
+                f'pandas.read_csv("{path.name}").to_json("{path.stem}.jsonl", orient="records", lines=True)'
+            )
+            raise BadSource(f"{path}: is a table; write it as JSON lines with the one line {line}")
         file.seek(0)
         if head.startswith(b"\x1f\x8b"):
             packed, file = file, _temporary()
             with packed, gzip.open(packed) as unpacked:
                 shutil.copyfileobj(unpacked, file)
             file.seek(0)
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = json.detect_encoding(file.read(4))
+        if not encoding.startswith("utf-8"):
             file.seek(0)
             packed, file = file, _temporary()
             with packed:
-                file.write(packed.read().decode("utf-16").encode("utf-8"))
+                file.write(packed.read().decode(encoding).encode("utf-8"))
         file.seek(0)
-        if (rows := self._objects(file)) is not None:
-            self._array = True
+        if not is_array(file) and (rows := self._objects(file)) is not None:
             file = _temporary()
             file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
         file.seek(0)
         return file
 
     def _objects(self, file: BinaryIO) -> list[Any] | None:
-        """The objects of a file that is not one object a line; None for lines. Raises BadSource for an array
-        with a mistake in it."""
+        """The objects of a file that holds one after the other, over several lines; None for lines."""
+        file.seek(0)
         texts = (line.decode("utf-8-sig", "replace").strip() for line in file)
         first = next(filter(None, texts), "")
+        if first == "[":
+            raise BadSource(f"{self.path}: is a JSON array, and its first item is no object")
         try:
             if not first or isinstance(decoded(first), dict):
                 return None
         except (ValueError, RecursionError):
             pass
+        if file.seek(0, 2) > MOST:
+            return None
         file.seek(0)
-        array = first.startswith("[") and first[1:].lstrip()[:1] in ("", "{")
         try:
             found = list(_values(file.read().decode("utf-8-sig")))
-        except (ValueError, RecursionError) as error:
-            if array:
-                said = f"begins as a JSON array, and is none: {short(str(error))[1:-1]}"
-                raise BadSource(f"{self.path}: {said}; correct it, or write one object a line") from error
+        except (ValueError, RecursionError):
             return None
-        found = found[0] if len(found) == 1 and isinstance(found[0], list) else found
-        # lines of something else; the first happens to be a list
-        return found if array or all(isinstance(value, dict) for value in found) else None
+        return found if all(isinstance(value, dict) for value in found) else None
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._spans)
 
     def where(self, number: int) -> str:
         """The name of a row in messages: lines and items of an array count from 1, as in an editor."""
-        return f"{self.path}, {'item' if self._array else 'line'} {self._lines[number]}"
+        return f"{self.path}, {'item' if self._array else 'line'} {self._numbers[number]}"
 
     def line(self, number: int) -> bytes:
-        """The line of a row."""
-        self._file.seek(self._starts[number])
-        return self._file.readline()
+        """The bytes of a row."""
+        start, end = self._spans[number].tolist()
+        self._file.seek(start)
+        return self._file.read(end - start)
 
     def row(self, number: int) -> dict[str, Any]:
         """The object on a line. Raises BadRow."""
@@ -133,7 +149,8 @@ class JsonlShard:
             # utf-8-sig: some editors write a byte order mark
             values = decoded(self.line(number).decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise BadRow(where, "", f"is not JSON: {error}", "write one object a line, in UTF-8") from error
+            remedy = "correct it" if self._array else "write one object a line, in UTF-8"
+            raise BadRow(where, "", f"is not JSON: {error}", remedy) from error
         if not isinstance(values, dict):
             kind = type(values).__name__
             raise BadRow(where, "", f"holds a {kind}, not an object", 'write {"question": …}')
