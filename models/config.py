@@ -154,6 +154,7 @@ class ModelConfig:
         text.only("layer_types", ["full_attention"] * text.need("num_hidden_layers"))
         qwen3 = architecture == "qwen3_vl"
         absent = QWEN3 if qwen3 else QWEN2
+        flags = (top,) if qwen3 else (top, text)
         if qwen3:
             text.only("attention_bias", False)
         config = cls(
@@ -162,7 +163,7 @@ class ModelConfig:
             **{key: text.get(key, absent.get(key)) for key in OPTIONAL},
             mrope_section=tuple(rope.get("mrope_section", absent["mrope_section"])),
             rope_theta=float(rope.get("rope_theta", text.get("rope_theta", absent["rope_theta"]))),
-            tie_word_embeddings=any(each.get("tie_word_embeddings", False) for each in (top, text)),
+            tie_word_embeddings=any(each.get("tie_word_embeddings", False) for each in flags),
             **{key: top.get(key, getattr(cls, key)) for key in PLACEHOLDERS},
             vision=_read_vision(architecture, top.need("vision_config"), text.need("hidden_size"), name),
             head_dim=text.get("head_dim", 128) if qwen3 else None,

@@ -265,6 +265,9 @@ def hub_file(name):
     return json.loads(file_text(name))
 
 
+TIED = "tie_word_embeddings"
+
+
 def objects_of(values, path=()):
     """The path of each object of a file that is read."""
     yield path
@@ -283,6 +286,8 @@ def places_of(values):
             shadowed = not path and "text_config" in values and key not in (*PLACEHOLDERS, "vision_config")
             # transformers' file has the decoder's keys in `text_config`, and a tower's own start
             unread = path == ("vision_config",) and key in ("initializer_range", "rope_parameters")
+            # Qwen3-VL's is at the top
+            unread |= path == ("text_config",) and key == TIED and values["model_type"] == "qwen3_vl"
             if key in KIND and not unread and (not shadowed or key.endswith(("config", "embeddings"))):
                 yield (*path, key)
 
