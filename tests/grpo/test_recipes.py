@@ -135,6 +135,7 @@ def test_two_steps(recipe, base_of, data, tmp_path, capsys):
     out = trained(recipe, base, data, tmp_path / "run")
     cfg, rows = parse.load(tmp_path / "run" / "config.yaml"), [row for row in metrics(out) if row["step"]]
     assert [row["step"] for row in rows] == [1, 2] and all(row["grad_norm"] > 0 for row in rows)
+    assert all(row.get("sampling/logp_gap_max", 0) <= 1e-5 for row in rows)
     named = {
         "group",
         "cap",
