@@ -103,7 +103,7 @@ class Chat:
             raise PromptTooLong(f"example {example.uid!r}: {said}")
         shown = VISION_START + IMAGE + VISION_END
         ahead = shown * (len(images) + 1 - len(parts))
-        template = self.template.text if images else self.template.text.replace("{pictures}" + MARK, "")
+        template = self.template.text if ahead else self.template.text.replace("{pictures}" + MARK, "")
         text = template.replace("{pictures}", ahead).replace("{asked}", shown.join(parts))
         none = np.empty((0, self._patch_dim), np.float32)
         patches = np.concatenate([none, *(patches for patches, _ in seen)])  # (N, patch_dim)
@@ -116,6 +116,12 @@ class Chat:
     def bare(self, answer: str) -> str:
         """A completion that is only an answer, in the template's form."""
         return self.template.bare.replace("{answer}", answer)
+
+    def documents(self, example: Example) -> tuple[str, ...]:
+        """What imitation learns behind the prompt: the example's documents, without the opening that the
+        prompt already holds; else its answer in the template's form."""
+        found = example.extra.get("documents") or (self.bare(example.answer),)
+        return tuple(text.removeprefix(self.template.opening) for text in found)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids of a completion -> the template's opening and the text before the first stop token."""
@@ -149,8 +155,8 @@ class Chat:
             elif piece in self._special:
                 pieces.append([piece])
             else:
-                # the paper's literal "<image>" goes with the pictures
-                pieces.append(piece if pictures else piece.removeprefix(MARK))
+                # the paper's literal "<image>" goes with the pictures ahead
+                pieces.append(piece if ahead else piece.removeprefix(MARK))
         tokens: list[int] = []
         text = ""
         for piece in pieces:
