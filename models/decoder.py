@@ -100,7 +100,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.size, config.rms_norm_eps) if config.qwen3 else nn.Identity()
         self.k_norm = RMSNorm(self.size, config.rms_norm_eps) if config.qwen3 else nn.Identity()
         self.o_proj = nn.Linear(self.heads * self.size, width, bias=False)
-        self.joined: tuple[Tensor, Tensor | None] | tuple[()] = ()
+        self.joined: tuple[Tensor, ...] = ()
 
     def query(self, x: Tensor, rope: Rope) -> Tensor:
         """(T, D) -> rotated (T, H, E)."""
@@ -135,8 +135,9 @@ class Attention(nn.Module):
     def join(self) -> None:
         """Join the weights of q, k and v, so that `decode` needs one product instead of three."""
         linears = self.q_proj, self.k_proj, self.v_proj
-        biases = [x.bias for x in linears if x.bias is not None]
-        self.joined = torch.cat([x.weight for x in linears]), torch.cat(biases) if biases else None
+        biases: list[Tensor] = [x.bias for x in linears if x.bias is not None]
+        joined = torch.cat([x.weight for x in linears])
+        self.joined = (joined, torch.cat(biases)) if biases else (joined,)
 
     def decode(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
         """One new token per slot: x (B, D) -> (B, D). Writes to the cache, at `KVCache.next_places`."""
