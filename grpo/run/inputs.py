@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data.sources.hub import matching
 from data.sources.jsonl import JsonlShard
 from data.sources.table import LAYOUTS
+from data.templates import is_file
 from data.types import BadRow
 from grpo.config import Config, ConfigError
 from grpo.rewards.user_code import names_a_file
@@ -58,13 +59,16 @@ Files = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 def inputs_of(cfg: Config, base: Path, examples: Sequence) -> dict[str, dict[str, Input]]:
-    """The files behind the settings `data`, `rewards` and `model` (or `init`), as {setting: {name: file}}."""
+    """The files behind the settings `data`, `template`, `rewards` and `model` (or `init`): {setting: {name:
+    file}}."""
     files = [path for pattern in MODEL_FILES for path in base.glob(pattern) if path.is_file()]
     # the optimizer of a checkpoint is not read
     model = {path.name: Input(path) for path in files if not path.name.startswith("optimizer")}
     found = {"init" if cfg.init else "model": model}
     if getattr(examples, "shards", ()):
         found["data"] = question_files(cfg, examples)
+    if is_file(cfg.template):
+        found["template"] = {cfg.template: Input(Path(cfg.template).absolute())}
     for name in cfg.rewards if cfg.method == "grpo" else ():
         if names_a_file(name):
             found.setdefault("rewards", {}).update(reward_files(name.rpartition(":")[0]))

@@ -3,7 +3,9 @@
 import json
 import time
 
+from data.processor import with_pixels
 from data.sources.table import hook_of
+from data.templates import OWN, RECORD, TEMPLATES, TRAINED, as_jinja, as_record
 from grpo.evaluation.tables import before_after
 from grpo.gradient import OutOfMemory
 from grpo.monitor import report
@@ -14,6 +16,9 @@ from grpo.run.signals import Interrupted, Interrupts
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
 from grpo.storage.background import Background
+
+# settings that decide how a policy was asked, and its recipe
+RECORDED = "recipe method task template system cap max_prompt min_pixels max_pixels dtype".split()
 
 
 class Lifecycle:
@@ -148,7 +153,6 @@ class Lifecycle:
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""
         run = self.run
-        pictures = run.chat.pictures
         checkpoint.save(
             run.folder,
             step,
@@ -157,7 +161,7 @@ class Lifecycle:
             base=run.base,
             keep=self.cfg.save.keep,
             background=self.background,
-            pixels=(pictures.min_pixels, pictures.max_pixels),
+            files=trained_with(self.cfg, run),
         )
         self.last_saved = step
 
@@ -165,3 +169,18 @@ class Lifecycle:
         """Wait until every checkpoint is written. Raises CheckpointError if one could not be."""
         if self.background:
             self.background.wait()
+
+
+def trained_with(cfg, run) -> dict[str, str]:
+    """The files that say how the policy was asked, {name: text}: for evaluate.py, for transformers and for
+    servers."""
+    chat = run.chat
+    files = with_pixels(run.base, chat.pictures.min_pixels, chat.pictures.max_pixels)
+    settings = {key: getattr(cfg, key) for key in RECORDED} | {"eval": {"cap": cfg.eval.cap}}
+    if cfg.template not in TEMPLATES:
+        settings["template"] = TRAINED
+    files[RECORD] = as_record(chat.template, settings=settings)
+    # the model's own chat template is better than one made of what training asked
+    if cfg.template != OWN or cfg.system is not None:
+        files["chat_template.jinja"] = as_jinja(chat.template)
+    return files

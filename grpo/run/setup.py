@@ -77,7 +77,7 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
         tqdm.write(line, file=sys.stderr)
     base = base_of(cfg, ranks)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
-    chat = Chat(base, template=cfg.template, **limits)
+    chat = Chat(base, template=cfg.template, system=cfg.system, **limits)
     what = {"limit": cfg.limit, "seed": cfg.seed, "columns": cfg.columns, "heldout": cfg.heldout}
     examples, heldout = open_source(cfg.task, cfg.data, items=cfg.eval.items, **what)
     record = inputs.Record(folder, found, changed)
