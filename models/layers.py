@@ -179,15 +179,23 @@ def decode_attention(
     B, K, R, E = q.shape
     dtype, S = q.dtype, prompt_k.shape[2]
     q, k, v = (to_attention_dtype(x).flatten(0, 1) for x in (q, k, v))
-    q = q * E**-0.5
     prompt_k, prompt_v = prompt_k.flatten(0, 1), prompt_v.flatten(0, 1)
+    is_low = v.dtype not in (torch.float32, torch.float64)
+    q = q if is_low else q * E**-0.5
     prompt_score = groups.ungroup(product_in_float32(groups.group_by_prompt(q), prompt_k.mT), R)
-    score = torch.cat((prompt_score, product_in_float32(q, k.mT)), -1)  # (B·K, R, S + n)
-    weight = to_float32(score.view(B, K, R, -1).add_(bias)).softmax(-1).to(v.dtype).flatten(0, 1)
-    out = groups.ungroup(product_in_float32(groups.group_by_prompt(weight)[..., :S], prompt_v), R)
-    of_completion = weight[..., S:]
-    if out.dtype == v.dtype:
-        out.baddbmm_(of_completion, v)
+    score = torch.cat((prompt_score, product_in_float32(q, k.mT)), -1).view(B, K, R, -1)  # (B, K, R, S + n)
+    most: Tensor | float = 1.0
+    if is_low:
+        # As the fused kernels of training: scores are scaled in float32, and the largest weight is 1, so that
+        # only the others are rounded.
+        weight = torch.add(bias, score, alpha=E**-0.5).softmax(-1)
+        most = weight.amax(-1, keepdim=True)
+        weight = (weight / most).to(v.dtype).flatten(0, 1)
     else:
-        out += product_in_float32(of_completion, v)
+        weight = score.add_(bias).softmax(-1).flatten(0, 1)
+    out = groups.ungroup(product_in_float32(groups.group_by_prompt(weight)[..., :S], prompt_v), R)
+    if is_low:
+        out = (out + product_in_float32(weight[..., S:], v)).view(B, K, R, E) * most
+    else:
+        out.baddbmm_(weight[..., S:], v)
     return out.to(dtype).view(B, K, R, E)

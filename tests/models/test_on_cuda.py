@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ARCHITECTURES, completions_for, prompt_batch, tiny_policy
 
 from models import layers
+from models.packing import PromptGroups
 
 PICTURES = [[(1, 4, 6)], [], [(1, 12, 20)]]
 
@@ -111,6 +112,33 @@ def test_decoding_rounds_no_attention_score(prompts):
     dtypes = [dtype for name, dtype, _ in noted.calls if "bmm" in name]
     # two products of scores and two of values in each of three blocks
     assert dtypes == [torch.float32] * 12
+
+
+@pytest.mark.parametrize("head", [32, 128])
+@torch.no_grad()
+def test_decoding_attends_as_training_does_in_bfloat16(head):
+    """Number for number, the fused kernel's roundings: a query is not scaled in bfloat16, and the largest
+    weight is not rounded. Sums in another order flip the last bit of few numbers; either rounding flips that
+    of most."""
+    P, G, C, S, K, R = 3, 4, 7, 20, 2, 3
+    random = torch.Generator().manual_seed(0)
+    draw = lambda *shape: (2 * torch.randn(*shape, head, generator=random)).bfloat16()
+    q, k, v = draw(P, G, C, K * R), draw(P, G, C, K), draw(P, G, C, K)
+    prompt_k, prompt_v, length = draw(P, S, K), draw(P, S, K), torch.tensor([20, 5, 11])
+    mask = layers.group_mask(length, S, C, R, torch.bfloat16)
+    wanted = layers.group_attention(q, k, v, prompt_k, prompt_v, mask)[:, :, -1]  # (P, G, H, E)
+    prompt = torch.arange(P).repeat_interleave(G)
+    padding = torch.arange(S) >= length[prompt, None]
+    bias = F.pad(torch.zeros(P * G, S).masked_fill(padding, torch.finfo(torch.bfloat16).min), (0, C))
+    found = layers.decode_attention(
+        q[:, :, -1].reshape(P * G, K, R, head),
+        *(x.flatten(0, 1).transpose(1, 2) for x in (k, v)),
+        *(x.transpose(1, 2).contiguous() for x in (prompt_k, prompt_v)),
+        PromptGroups.of(prompt, P, K),
+        bias[:, None, None].bfloat16(),
+    )
+    flipped = (found.reshape(wanted.shape) != wanted).float().mean()
+    assert found.dtype == torch.bfloat16 and flipped < 0.02
 
 
 # ---- the backward pass
