@@ -44,5 +44,5 @@ def test_on_gpus_the_process_group_knows_its_device(joined):
 @pytest.mark.parametrize("gpu, device", [(False, "auto"), (True, "cpu")])
 def test_on_cpus_it_needs_none(joined, gpu, device):
     found = joined(gpu, device)
-    assert found["backend"] == "gloo" and "device_id" not in found and "set_device" not in found
+    assert found["backend"] == "gloo" and found["device_id"] is None and "set_device" not in found
     assert found["ranks"].device == torch.device("cpu")
