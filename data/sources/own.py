@@ -45,6 +45,8 @@ ALIASES = {
     "images": "pictures",
     "conversations": "messages",
 }
+# known, and not read: others' ids may repeat. To name rows by one, say columns={uid: id}
+UNREAD = ("id",)
 # two fields that say the same; the setting columns chooses one
 RIVALS = {"question": "messages", "messages": "question", "picture": "pictures", "pictures": "picture"}
 TAGGED = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
@@ -184,6 +186,8 @@ def unknown(
     columns are not read; then only a misspelt field is refused, if there is none of the right name."""
     lacking = [name for name in (*FIELDS, *ALIASES) if own_name(name) not in {*there, *names}]
     for name in others:
+        if name in UNREAD:
+            continue
         near = difflib.get_close_matches(name, lacking if names else FIELDS, 1, 0.84 if names else 0.6)
         if near or not names:
             meant = f"did you mean {near[0]!r}? " if near else ""
@@ -288,8 +292,8 @@ def _picture(row: Row, field: str, value: Any) -> Picture:
         raise row.bad(field, said, "name a file, or write the picture's bytes")
     head, _, data = value.partition("base64,")
     is_name = len(value) <= LONGEST_NAME and not head.startswith("data:")
-    if is_name and (not value.startswith(_BASE64) or os.path.isfile(row.folder / value)):
-        return inside(row, field, value)
+    if is_name and (not value.startswith(_BASE64) or os.path.isfile((row.beside or row.folder) / value)):
+        return inside(row, field, value, (row.beside,) if row.beside else ())
     try:
         return base64.b64decode("".join((data or value).split()), validate=True)
     except ValueError as error:
@@ -351,3 +355,4 @@ def _ground(folder: Path) -> Path:
 
 
 JSONL = replace(layout("jsonl", OwnShard, own_example), optional=FIELDS)
+VISION_R1_COLD = replace(layout("vision_r1_cold", OwnShard, own_example), optional=FIELDS)
