@@ -46,8 +46,8 @@ class Overrides:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model, and how it is asked. name: as on the command line. trained_on: the task of its run, or "".
-    digest: a hash of the weights."""
+    """A model, and how it is asked. name: as on the command line. trained_on, data, heldout: settings of its
+    run (task, data, heldout), "" and None without one. digest: a hash of the weights."""
 
     name: str
     folder: Path
@@ -59,6 +59,8 @@ class EvaluatedModel:
     dtype: str
     trained_on: str = ""
     digest: str = ""
+    data: str | None = None
+    heldout: float | None = None
     system: str | None = None
 
     @property
@@ -111,9 +113,8 @@ def evaluated_model(
     system = cfg.system if overrides.system is None and template == cfg.template else overrides.system
     cap, max_prompt = overrides.cap or cap, overrides.max_prompt or max_prompt
     pixels = (cfg.min_pixels if as_run else None, overrides.max_pixels or max_pixels)
-    task = cfg.task if own or record else ""
-    digest = weights_digest(folder)
-    return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, task, digest, system)
+    trained = (cfg.task if own or record else "", weights_digest(folder), cfg.data, cfg.heldout, system)
+    return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, *trained)
 
 
 def recorded(record: dict[str, Any], folder: Path) -> parse.Config:
