@@ -27,7 +27,7 @@ HELP = Path(__file__).with_name("help.txt")
 # of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
 FORMAT = 2
 # settings that may change when a run is continued: they do not change what is computed
-FREE = ("out", "recompute", "device", "timeout", "max_rows", "cuda_graphs", "loss.reference_on")
+FREE = ("out", "recompute", "device", "timeout", "max_rows", "cuda_graphs", "loss.reference_on", "log")
 
 
 @dataclass(frozen=True)

@@ -229,6 +229,8 @@ class Config:
     eval: Evaluate = field(default_factory=Evaluate)
     save: Save = field(default_factory=Save)
     report: Report = field(default_factory=Report)
+    log: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    """Also log the metrics and some pictures there. Each is an extra: pip install -e ".[wandb]"."""
 
     def __post_init__(self) -> None:
         check(self)

@@ -17,6 +17,7 @@ from data.sources.table import open_source
 from grpo.config import Config, check_same_run, contradictions, save
 from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
+from grpo.monitor import loggers
 from grpo.optim import Optimizer
 from grpo.parallel.fsdp import shard
 from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all, wait_for_main
@@ -54,6 +55,7 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     Raises ValueError and CheckpointError with one clear line."""
     folder = cfg.folder
     check_same_run(cfg, folder)
+    loggers.check(cfg.log)
     for name in cfg.rewards if cfg.method == "grpo" else ():
         # a wrong name is found before anything is written
         rule(name, cfg.cap)
