@@ -47,7 +47,8 @@ class Recorder:
         self.bar: tqdm | None = None
         self.loggers: Loggers | None = None
         self.tokens = 0
-        # the last rows of metrics, for the warnings
+        # the first and the last rows of metrics, for the warnings
+        self.first: list[dict] = []
         self.recent: deque[dict] = deque(maxlen=warnings.LONGEST)
         # warnings that have been printed
         self.warned: set[str] = set()
@@ -61,7 +62,9 @@ class Recorder:
         ranks call it together. Raises ValueError if a logger cannot start."""
         rows = report.read_metrics(self.run.folder) if self.ranks.main else []
         self.tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0)
-        self.recent.extend(row for row in rows if "reward" in row)
+        rewarded = [row for row in rows if "reward" in row]
+        self.first = rewarded[: warnings.FIRST]
+        self.recent.extend(rewarded)
         self.warned = {warning["name"] for warning in warnings.warnings(rows)}
         # only rank 0 has read them
         self.nonfinite = gather_objects([uid for row in rows for uid in row.get("guard/nonfinite_uids", ())])
@@ -161,11 +164,14 @@ class Recorder:
     def guard_metrics(self, step: int, row: dict) -> dict:
         """Which warnings hold in the last steps, this one included, as metrics. Each is printed once."""
         self.recent.append(row)
-        found = warnings.check(list(self.recent))
+        self.first = [*self.first, row][: warnings.FIRST]
+        found = warnings.check(list(self.recent), self.first)
         for name, holds in found.items():
             if holds and name not in self.warned:
                 self.warned.add(name)
-                self.warn(f"step {step}: {warnings.GUARDS[name].says}")
+                self.warn(
+                    f"step {step}: {warnings.GUARDS[name].says} (docs/troubleshooting.md, guard/{name})"
+                )
         return {f"guard/{name}": int(holds) for name, holds in found.items()}
 
     def write_samples(self, step: int, batch: Batch) -> None:
