@@ -102,7 +102,7 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
         if tensors[keys[0]].is_meta:
             continue
         content = {key: tensors[key].detach().cpu().contiguous() for key in keys}
-        save_file(content, folder / name, metadata={"format": "pt"})
+        write_file(content, folder / name, {"format": "pt"})
         written.append(folder / name)
         if name != next(iter(layout)):
             continue
@@ -116,6 +116,15 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
             (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             written.append(folder / file)
     return written
+
+
+def write_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    """Write a safetensors file with the mode of any new file. `save_file` alone makes it 0600, and a server
+    of another user could not read it."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def file_layout(policy: QwenVL, max_shard_bytes: float = SHARD_BYTES) -> dict[str, list[str]]:

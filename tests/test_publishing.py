@@ -1,4 +1,4 @@
-"""What a person meets before the code: extras, citation, changelog, issue templates, the workflow, a report."""
+"""What a person meets before the code: extras, citation, changelog, issue templates, workflow, a report."""
 
 import re
 from pathlib import Path

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grpo.optim import Optimizer
@@ -125,7 +124,7 @@ class CheckpointWriter:
             paths += [Path(shutil.copyfile(path, self.aside / path.name)) for path in self.side]
         shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"
         paths.append(self.aside / f"optimizer{shard}.safetensors")
-        save_file(optimizer, paths[-1], header)
+        weights.write_file(optimizer, paths[-1], header)
         files = {path.name: {"bytes": path.stat().st_size, "blake2b": checksum(path)} for path in paths}
         for path in paths:
             flush(path)
