@@ -25,9 +25,9 @@ from grpo.storage.jsonl import read
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run that a checkpoint is of, None for another folder."""
+    """The run that a checkpoint or a folder of its weights is of, None for another folder."""
     run = folder.resolve().parent.parent
-    own = (run / "config.yaml").is_file() and folder.resolve().parent.name == "checkpoints"
+    own = (run / "config.yaml").is_file() and folder.resolve().parent.name in ("checkpoints", "weights")
     return run if own else None
 
 

@@ -4,12 +4,14 @@ import json
 import time
 from pathlib import Path
 
+import torch
+
 from data.sources.table import hook_of
 from grpo.evaluation.tables import before_after
 from grpo.gradient import OutOfMemory
 from grpo.monitor import report
 from grpo.monitor.recorder import Recorder
-from grpo.parallel.ranks import wait_for_all
+from grpo.parallel.ranks import use_bfloat16, wait_for_all
 from grpo.run import held_out
 from grpo.run.signals import Interrupted, Interrupts
 from grpo.storage import checkpoint
@@ -101,7 +103,7 @@ class Lifecycle:
             pick = lambda row: {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")}
             base, final = (pick(evaluated[at]) for at in (0, -1))
             self.write_summary(base, final, time.perf_counter() - self.started)
-            print("\n" + before_after(base, final, hook_of(self.cfg.task)) + "\n")
+            print("\n" + before_after(base, final, hook_of(self.cfg.eval.task or self.cfg.task)) + "\n")
         written = (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl")
         for path in (*written, checkpoint.complete(folder)[-1]):
             print(f"  {path}")
@@ -137,6 +139,10 @@ class Lifecycle:
         self.recorder.write(step, row)
         if saves:
             self.save(step)
+        if cfg.save.weights_every and step % cfg.save.weights_every == 0:
+            low = use_bfloat16(self.ranks, cfg.dtype)
+            how = {"base": self.run.base, "dtype": torch.bfloat16 if low else torch.float32}
+            checkpoint.save_weights(self.run.folder, step, self.run.policy, **how)
         self.recorder.show_progress(row)
         if not last:
             if evaluates or (saves and not cfg.eval.items):

@@ -13,7 +13,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.chat import Chat
-from data.sources.table import open_source
 from grpo.config import Config, check_same_run, contradictions, save
 from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
@@ -22,6 +21,7 @@ from grpo.optim import Optimizer
 from grpo.parallel.fsdp import shard
 from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all, wait_for_main
 from grpo.rewards.rules import rule
+from grpo.run.held_out import open_questions
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import Metrics, read
@@ -68,7 +68,7 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     base = base_of(cfg, ranks)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, **limits)
-    examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
+    examples, heldout = open_questions(cfg)
     policy = load_policy(cfg, ranks, base, found)
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)

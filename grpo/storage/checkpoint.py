@@ -19,10 +19,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from grpo.optim import Optimizer
+from grpo.parallel.ranks import wait_for_all
 from grpo.storage import sharded
 from grpo.storage.background import Background
 from grpo.storage.snapshot import Snapshot, take
@@ -89,6 +91,37 @@ def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group
     if state.rank == 0:
         prune(writer.folder, keep)
     return writer.folder
+
+
+def save_weights(run: Path, step: int, policy: QwenVL, *, base: Path, dtype: torch.dtype) -> Path:
+    """Write run/weights/step_NNNNNN: the policy in `dtype` and the tokenizer's files, nothing to go on from.
+    Every rank calls it, and each writes its share of the files. -> the folder. Raises CheckpointError."""
+    rank, ranks = sharded.ranks()
+    folder = run / "weights" / f"step_{step:06d}"
+    aside = folder.with_suffix(".tmp")
+    # a file of the saved type has as many tensors as one of twice its bytes in float32
+    size = weights.SHARD_BYTES * torch.float32.itemsize / dtype.itemsize
+    onto_cpu = lambda name, tensor: tensor.detach().to("cpu", dtype, copy=True)
+    copy = weights.rank_copy(policy, rank, ranks, onto_cpu, max_shard_bytes=size).to(dtype)
+    try:
+        if rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        wait_for_all()
+        paths = weights.save(copy, aside)
+        if rank == 0:
+            side = [base / name for name in SIDE_FILES if (base / name).exists()]
+            paths += [Path(shutil.copyfile(path, aside / path.name)) for path in side]
+        for path in paths:
+            flush(path)
+        wait_for_all()
+        if rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(aside, folder)
+            flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not save the weights of step {step} to {folder}: {error}") from error
+    return folder
 
 
 class CheckpointWriter:
