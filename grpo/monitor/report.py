@@ -91,7 +91,10 @@ def collect(folder: Path, ended: str = "") -> dict[str, Any]:
     settings = {key: known[key] for key in SETTINGS if key in known}
     settings = {key: _cut(value, 200) if isinstance(value, str) else value for key, value in settings.items()}
     hook = hook_of_run(folder)
-    summary = _summary(folder, rows, known.get("steps"))
+    done = max((row["step"] for row in rows), default=0)
+    # a run that was made longer has a summary from before; without evaluations there is none
+    reached = done >= known["steps"] if rows and known.get("steps") else (folder / "summary.json").exists()
+    summary = _summary(folder, rows, reached and not ended)
     # one's own data is what a run is about, whatever recipe it borrowed
     data = Path(str(known["data"])).name if known.get("data") else ""
     name = known.get("name") or (data if known.get("task") == "jsonl" else known.get("recipe"))
@@ -104,7 +107,7 @@ def collect(folder: Path, ended: str = "") -> dict[str, Any]:
         "written": None if summary["finished"] else round(time.time()),
         "state": {"name": "finished"} if summary["finished"] else _state(folder, rows, known, ended),
         "compared": compared(summary["base"], summary["final"], hook),
-        "step": max((row["step"] for row in rows), default=0),
+        "step": done,
         "charts": _rounded(charts(rows, hook)),
         "warnings": warnings.warnings(rows),
         "reflection": _rounded(_reflection(rows)),
@@ -113,12 +116,10 @@ def collect(folder: Path, ended: str = "") -> dict[str, Any]:
     }
 
 
-def _summary(folder: Path, rows: Sequence[Mapping[str, Any]], steps: int | None) -> dict[str, Any]:
-    """{"base": {name: number}, "final": {...}, "seconds", "finished"}. Unfinished: first, last evaluation.
-    steps: of the settings; a run that was made longer has a summary from before."""
+def _summary(folder: Path, rows: Sequence[Mapping[str, Any]], finished: bool) -> dict[str, Any]:
+    """{"base": {name: number}, "final": {...}, "seconds", "finished"}. Unfinished: first, last evaluation."""
     path = folder / "summary.json"
-    done = max((row["step"] for row in rows), default=0)
-    if path.exists() and (steps is None or not rows or done >= steps):
+    if finished and path.exists():
         try:
             raw = json.loads(path.read_text("utf-8"))
         except ValueError as error:
@@ -127,7 +128,7 @@ def _summary(folder: Path, rows: Sequence[Mapping[str, Any]], steps: int | None)
         return scores | {"seconds": raw.get("seconds"), "finished": True}
     found = [{key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows]
     evaluations = [_numbers(scores) for scores in found if scores] or [{}]
-    return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": False}
+    return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": finished}
 
 
 def _state(
@@ -160,7 +161,8 @@ def compared(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHo
     known = {name: {"label": label} for name, label in own.items()} | NAMES["scores"]
     titles = {"": "", **NAMES["sets"], **hook.sets}
     parts: dict[str, dict[str, Any]] = {}
-    for key in dict.fromkeys([*base, *final]):
+    # each task's accuracy below the accuracy of all
+    for key in sorted(dict.fromkeys([*base, *final]), key=lambda key: "accuracy" not in key.split("/")):
         title, _, name = key.partition("/")
         if title not in titles and name.partition("/")[0] not in known:
             title, name = "", key
@@ -171,7 +173,8 @@ def compared(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHo
         about = known.get(kind if inner else name)
         before, after = base.get(key), final.get(key)
         part = parts.setdefault(title, {"title": titles.get(title, title), "rows": [], "same": []})
-        part["same" if before == after else "rows"].append(row := about_row(about, task if inner else name))
+        part["same" if before == after else "rows"].append(row := about_row(about, name))
+        row |= {"label": task, "says": ""} if inner else {}
         row |= {"inner": inner, "before": before, "after": after, "n": None}
         row["share"] &= all(0 <= value <= 1 for value in (before, after) if value is not None)
         if row["share"] and about:

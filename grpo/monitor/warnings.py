@@ -82,7 +82,7 @@ def no_progress(last: Sequence[Row], first: Sequence[Row]) -> bool:
     if not first or number(last[-1], "step") < 200 or not mean(last, "accuracy") < 0.95:
         return False
     noise = sum(pvariance(number(row, "reward") for row in rows) / len(rows) for rows in (last, first))
-    return mean(last, "reward") - mean(first, "reward") < 2 * noise**0.5
+    return mean(last, "reward") - mean(first, "reward") <= 2 * noise**0.5
 
 
 SAYS = yaml.safe_load((Path(__file__).parent / "page" / "warnings.yaml").read_text("utf-8"))

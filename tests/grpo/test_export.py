@@ -14,6 +14,7 @@ from small import small_folder, small_policy
 import train
 from data.chat import Chat
 from data.images import open_picture
+from data.shapes import tokenizer
 from data.shapes.world import Shapes
 from data.sources.table import SOURCES
 from grpo import export
@@ -113,9 +114,10 @@ def test_what_it_refuses(run, tmp_path, capsys, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(base, tmp_path_factory):
-    """A run of two steps on questions of one's own."""
+def trained(tmp_path_factory):
+    """A run of two steps on questions of one's own. Its stop token is no word, as in real models."""
     place = tmp_path_factory.mktemp("own")
+    base = small_folder(place / "base", stops=(tokenizer.build().token_to_id("<|endoftext|>"),))
     data = place / "my cups"
     data.mkdir()
     world = Shapes("train", 24, seed=3)
@@ -135,7 +137,7 @@ def trained(base, tmp_path_factory):
     return place
 
 
-def test_the_card_says_what_it_is_and_no_path_of_this_machine(trained, base, tmp_path):
+def test_the_card_says_what_it_is_and_no_path_of_this_machine(trained, tmp_path):
     out = export.export(str(trained / "run"), tmp_path / "cups-model")
     text = (out / "README.md").read_text()
     _, front, body = text.split("---\n", 2)
@@ -150,7 +152,7 @@ def test_the_card_says_what_it_is_and_no_path_of_this_machine(trained, base, tmp
         assert f"{100 * row['eval/accuracy']:.1f} % ({100 * low:.1f} … {100 * high:.1f})" in body
     assert "| accuracy | 8 |" in body and "for 2 steps on `my cups`" in body and "after step 2." in body
     assert "steps: 2" in body and "$" not in body
-    for path in (trained, base, tmp_path, Path.cwd()):
+    for path in (trained, tmp_path, Path.cwd()):
         assert str(path) not in text
     # the limit of the run, where transformers looks for it
     assert json.loads((out / "preprocessor_config.json").read_text())["max_pixels"] == 4000
@@ -171,7 +173,9 @@ def test_the_snippet_of_the_card_answers_as_the_policy_does(trained, tmp_path, m
     for example in (asked[i] for i in range(6)):
         ours = answer_all(policy, chat, [example], Asking(24))[0][0].text.removeprefix("<think>")
         theirs = names["ask"](example.pictures[0], example.asked)
-        assert " ".join(theirs.split()) == " ".join(ours.split())
+        # they leave out special tokens, which a random policy writes, and we show them
+        words = re.sub(r"<\|\w+\|>|<unk>", "", ours).split()
+        assert theirs.split() == words and len(words) > 10
 
 
 def test_a_pinned_model_of_the_hub_is_the_base_of_the_card(trained, tmp_path):

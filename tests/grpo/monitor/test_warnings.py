@@ -51,7 +51,9 @@ NEARLY = {
 @pytest.mark.parametrize("name", ILL)
 def test_a_guard_holds_after_so_many_steps_and_not_before(name):
     ill, steps = HEALTHY | ILL[name], GUARDS[name].steps
-    assert check([HEALTHY] * LONGEST + [ill] * steps) == {guard: guard == name for guard in GUARDS}
+    found = check([HEALTHY] * LONGEST + [ill] * steps)
+    # a KL that is too large has grown, too
+    assert {guard for guard, holds in found.items() if holds} - {"kl_grows"} == {name}
     assert check([ill] * steps)[name] and not check([ill] * (steps - 1))[name]
     assert not check([HEALTHY] * LONGEST + [ill] * (steps - 1))[name]
     assert not check([ill] * (steps - 1) + [HEALTHY])[name], "it is over"
@@ -82,7 +84,7 @@ LONG = range(1, 301)
 # {guard: (runs in which it holds at the end, runs in which it does not)}
 TRENDS = {
     "kl_grows": (
-        [line(range(30), kl=(0, 1.2))],
+        [line(range(20), kl=(0, 1.2))],
         [
             line(range(30), kl=(0, 0.6)),
             line(range(300), kl=(0, 1.9)),

@@ -18,6 +18,7 @@ from models import weights
 
 pytestmark = pytest.mark.usefixtures("in_process")
 QUICK = "shapes steps=4 prompts=2 group=3 cap=8 limit=40 report.every=0 device=cpu".split()
+QUICK += ["rewards={length: 100}", "optim.lr=1e-3"]
 
 
 @pytest.fixture(scope="module")
