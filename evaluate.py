@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import grpo.parallel.openmp
+
 import torch
 import yaml
 from tqdm import tqdm

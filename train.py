@@ -14,6 +14,8 @@ import sys
 import time
 from functools import partial
 
+import grpo.parallel.openmp
+
 from grpo.batch import Batch, Groups, MicroBatch, collate_prompts
 from grpo.config import parse
 from grpo.gradient import OutOfMemory, accumulate_gradient, score_tokens

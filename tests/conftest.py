@@ -1,5 +1,12 @@
 """Fixtures of the tests that call train.main in this process."""
 
+import os
+
+import grpo.parallel.openmp
+
+# before torch is imported: the processes of pytest-xdist share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from small import small_folder

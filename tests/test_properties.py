@@ -32,7 +32,7 @@ from models.mrope import mrope_positions
 from models.packing import Packing
 
 LAW = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -479,17 +479,17 @@ def command(base, out, *settings, ranks=0):
     ]
 
 
-# train.py, that is killed where a checkpoint becomes visible: before or after the renaming.
+# everything that a checkpoint may hold
+ELABORATE = ("optim.name=muon", "loss.kl_coef=0.02", "loss.updates=2")
+# train.py, that is killed where a checkpoint becomes visible: before the renaming.
 KILLER = """
 import os, signal, sys
-when, name = sys.argv.pop(1).split()
+name = sys.argv.pop(1)
 rename = os.replace
 def replace(source, target):
-    if str(target).endswith(name) and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(source, target)
     if str(target).endswith(name):
         os.kill(os.getpid(), signal.SIGKILL)
+    rename(source, target)
 os.replace = replace
 import train
 train.main(sys.argv[1:])
@@ -508,25 +508,17 @@ def finished(process):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "settings, when",
-    [
-        (("save.every=3",), "after step_000003"),
-        (("save.every=1", "optim.name=muon", "loss.kl_coef=0.02", "loss.updates=2"), "before step_000004"),
-    ],
-    ids=["after a checkpoint", "within one, muon, two updates, a reference"],
-)
-def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path, settings, when):
-    """6 steps straight = 3 steps, SIGKILL, the same command again: weights, optimizer and logs, bit for
-    bit (times aside)."""
-    settings = ("steps=6", "eval.every=4", *settings)
+def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path):
+    """6 steps straight = 3 steps, SIGKILL within a checkpoint, the same command again: weights, optimizer
+    and logs, bit for bit (times aside). tests/faults/kills.py kills at random."""
+    settings = ("steps=6", "eval.every=4", "save.every=1", *ELABORATE)
     straight = called(command(base, tmp_path / "straight", *settings))
-    killed = called([sys.executable, "-c", KILLER, when, *command(base, tmp_path / "killed", *settings)[2:]])
+    killed = called(
+        [sys.executable, "-c", KILLER, "step_000004", *command(base, tmp_path / "killed", *settings)[2:]]
+    )
     assert killed.communicate(timeout=600) and killed.returncode == -signal.SIGKILL
     assert complete(tmp_path / "killed")[-1].name == "step_000003"
-    assert (
-        tmp_path / "killed" / "checkpoints" / "step_000004.tmp" / "state.json"
-    ).exists() == when.startswith("before")
+    assert (tmp_path / "killed" / "checkpoints" / "step_000004.tmp" / "state.json").exists()
     # What a kill may leave besides: a line of a step that is in no checkpoint, and half of another.
     with open(tmp_path / "killed" / "metrics.jsonl", "a") as file:
         file.write('{"step": 5, "reward": 0}\n{"step": 6, "rew')
@@ -572,18 +564,10 @@ def test_killed_before_the_first_checkpoint_starts_anew(base, trained, tmp_path)
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("prompts=3", "advantage=batch", "loss.weighting=token"),
-        ("method=sft", "task=documents", "cap=128", "prompts=5"),
-    ],
-    ids=["grpo", "sft"],
-)
-def test_two_ranks_do_what_one_does(base, tmp_path, settings):
+def test_two_ranks_do_what_one_does(base, tmp_path):
     """Odd numbers of prompts, so the ranks have different shares: the same completions, the same weights
-    to rounding."""
-    settings = ("steps=2", "report.every=0", "save.every=1", *settings)
+    to rounding. tests/faults/ranks.py has the other kinds of runs."""
+    settings = ("steps=2", "report.every=0", "save.every=1", "prompts=3", "advantage=batch")
     both = [
         called(command(base, tmp_path / name, *settings, ranks=ranks))
         for name, ranks in (("one", 1), ("two", 2))

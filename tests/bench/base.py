@@ -17,9 +17,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import grpo.parallel.openmp
+
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat
 from data.shapes import looking
 from data.shapes.documents import described, gaps

@@ -40,6 +40,7 @@ def test_killed_runs_are_the_runs_they_would_have_been():
 
 
 @needs_fork
+@pytest.mark.slow
 def test_kills_notices_what_a_resumed_run_does_not_restore():
     """An optimizer that begins anew. The kills come late enough for a checkpoint to be there."""
     status, said, last = called(
@@ -89,6 +90,7 @@ def test_answers_and_pictures_of_every_kind_are_read_or_refused():
 
 
 @needs_fork
+@pytest.mark.slow
 def test_fuzz_notices_another_error_a_long_wait_a_wrong_value_and_a_death():
     """In that order, each once, in the processes that it forks."""
     broken = (

@@ -356,14 +356,14 @@ def test_a_browser_draws_it_and_hostile_text_does_nothing(tmp_path):
 
 # ---- everything at once
 
-# 1.6 million characters
+# 300,000 characters
 HUGE = (
     HOSTILE
     + "\udfff \ud800 \x7f\x85\u200b\u2066\u2029\ufffe"
     + "e"
     + "\u0301" * 50
     + "]]>*/-->${alert(1)}`'\"\\"
-) * 10_000
+) * 2_000
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +416,7 @@ def besieged(tmp_path_factory):
     ]
     Metrics(folder / "samples.jsonl").write(line)
     Metrics(folder / "samples.jsonl").write(line | {"kind": "heldout"})
-    assert max(map(len, (folder / "samples.jsonl").read_bytes().splitlines())) > 1_000_000
+    assert max(map(len, (folder / "samples.jsonl").read_bytes().splitlines())) > 300_000
     report.write_report(folder)
     return folder
 

@@ -16,7 +16,7 @@ from grpo.parallel.lost_ranks import LOST, SECONDS_FOR_WORDS
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "faults"))
-from restarts import left_behind, torchrun
+from restarts import QUICK, left_behind, torchrun
 
 TIMEOUT = 5.0
 # Ranks that add numbers four times; something happens to one of them before the third time.
@@ -56,21 +56,24 @@ if __name__ == "__main__":
 """
 
 
-def run_ranks(tmp_path, size, what, which):
-    """The script on `size` ranks. -> per rank: exit status (None for one that had to be killed here), what
+def run_ranks(tmp_path, size, what, which, agent=True):
+    """The script on `size` ranks. agent: the store outlives the ranks, as with torchrun's agent; else rank 0
+    holds it. -> per rank: exit status (None for one that had to be killed here), what
     it printed, seconds from the event to its end."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    # as torchrun's agent does: the store outlives the ranks
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_USE_AGENT_STORE": str(agent),
         "WORLD_SIZE": str(size),
     }
+    if not agent:
+        # its port is free again
+        del store
     logs = [tmp_path / f"{rank}.log" for rank in range(size)]
     processes = [
         subprocess.Popen(
@@ -110,12 +113,22 @@ def named(found, rank, words, seconds, *, by):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("which", [2, 0])
+@pytest.mark.parametrize("which", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_rank_is_named_by_the_two_others(tmp_path, which):
     found = run_ranks(tmp_path, 3, "kill", which)
     assert found[which][0] == -signal.SIGKILL
     words = "has died: its process ended without a word, before the end of 'a sum over all ranks'"
     named(found, which, words, SECONDS_FOR_WORDS + 5, by=[r for r in range(3) if r != which])
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_rank_that_holds_the_store_is_named(tmp_path):
+    """Ranks that were started without torchrun."""
+    found = run_ranks(tmp_path, 2, "kill", 0, agent=False)
+    status, printed, took = found[1]
+    assert found[0][0] == -signal.SIGKILL and status == LOST and took < SECONDS_FOR_WORDS + 5, found
+    assert printed.count("train.py: ") == 1 and "Traceback" not in printed, printed
+    assert "rank 0, which holds the store of the process group, has died" in printed, printed
 
 
 @pytest.mark.timeout(200)
@@ -160,11 +173,15 @@ def test_a_slow_rank_is_waited_for_and_ranks_that_end_together_print_nothing(tmp
 
 
 @pytest.fixture(scope="module")
-def straight(base, tmp_path_factory):
-    """The undisturbed run."""
-    out, said, _ = torchrun(base, tmp_path_factory.mktemp("straight"), "nothing", 0, 0)
-    assert said.endswith("exit status 0\n") and "going on" not in said, said
-    return left_behind(out)
+def straight(base, run_once):
+    """What the undisturbed run learned, on one rank."""
+    return learned(run_once(*QUICK, f"model={base}"))
+
+
+def learned(out):
+    """The samples, and the weights of every checkpoint."""
+    _, samples, files = left_behind(out)
+    return samples, {name: file for name, file in files.items() if name.endswith("model.safetensors")}
 
 
 @pytest.mark.timeout(500)
@@ -178,11 +195,11 @@ def test_torchrun_goes_on_by_itself_after_a_rank_died(base, tmp_path, straight):
         and said.count("going on after step 2") == 1
         and "connectFullMesh" not in said
     ), said
-    assert left_behind(out) == straight
+    assert learned(out) == straight
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_a_rank_that_hardly_gets_a_processor_changes_nothing(base, tmp_path, straight):
     out, said, _ = torchrun(base, tmp_path, "starve", 2, 1)
-    assert said.endswith("exit status 0\n") and "going on" not in said and left_behind(out) == straight, said
+    assert said.endswith("exit status 0\n") and "going on" not in said and learned(out) == straight, said
