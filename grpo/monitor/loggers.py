@@ -15,7 +15,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -26,15 +26,20 @@ MOST_COMPLETIONS = 4
 MOST_TEXT = 600
 
 
-class Logger(Protocol):
+class Logger:
     """What a library is asked to do. Steps grow."""
 
-    def numbers(self, step: int, row: dict[str, float]) -> None: ...
-    def picture(self, step: int, name: str, picture: Image.Image, text: str) -> None: ...
-    def close(self, failed: bool) -> None: ...
+    def numbers(self, step: int, row: dict[str, float]) -> None:
+        """Log the metrics of a step."""
+
+    def picture(self, step: int, name: str, picture: Image.Image, text: str) -> None:
+        """Log a picture with a text below it."""
+
+    def close(self, failed: bool) -> None:
+        """Write what is waiting. failed: the run ends before its last step."""
 
 
-class TensorBoard:
+class TensorBoard(Logger):
     """Event files in RUN/tensorboard. What an earlier start logged after the checkpoint is hidden."""
 
     def __init__(self, folder: Path, step: int):
@@ -58,7 +63,7 @@ class TensorBoard:
         self.writer.close()
 
 
-class Wandb:
+class Wandb(Logger):
     """Weights & Biases. WANDB_PROJECT names the project, WANDB_MODE=offline sends nothing."""
 
     library = "wandb"
@@ -152,7 +157,7 @@ class Loggers:
                 self.warn(f"log: {name} failed, and gets nothing more: {error}")
 
     def close(self, failed: bool) -> None:
-        """Write what is waiting, and end. failed: the run ends before its last step."""
+        """Close each logger."""
         self.each(self.had + 1, lambda logger: logger.close(failed))
 
 

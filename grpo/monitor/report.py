@@ -163,9 +163,10 @@ def compared(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHo
     parts: dict[str, dict[str, Any]] = {}
     # each task's accuracy below the accuracy of all
     for key in sorted(dict.fromkeys([*base, *final]), key=lambda key: "accuracy" not in key.split("/")):
-        title, _, name = key.partition("/")
-        if title not in titles and name.partition("/")[0] not in known:
-            title, name = "", key
+        title = key.partition("/")[0]
+        if title not in titles and key.removeprefix(f"{title}/").partition("/")[0] not in known:
+            title = ""
+        name = key.removeprefix(f"{title}/") if title else key
         kind, _, task = name.partition("/")
         if kind in NAMES["hidden"] or (kind == "aha" and "/" in task):
             continue

@@ -1,5 +1,7 @@
 """Evaluation during training: greedy answers to held-out questions, as metrics and lines of the report."""
 
+from collections.abc import Sequence
+
 from data.sources.table import SOURCES, hook_of, open_source, usable
 from data.types import Example
 from grpo.config import ConfigError
@@ -13,7 +15,7 @@ from grpo.parallel.fsdp import whole_weights
 SHOWN = 6
 
 
-def open_questions(cfg) -> tuple[list, dict[str, list[Example]]]:
+def open_questions(cfg) -> tuple[Sequence[Example], dict[str, list[Example]]]:
     """The training examples, and the held-out sets by name: the task's own, or one set of `eval.task` and
     `eval.data`. Raises ConfigError and BadSource."""
     name, items = cfg.eval.task or cfg.task, cfg.eval.items

@@ -31,7 +31,7 @@ save.every=5 report.every=2 report.prompts=1""".split()
 
 
 def interrupted(base: Path, place: Path, wait: float, step: int, ranks: int) -> list[str]:
-    """A run that is told to stop `wait` seconds after this step. -> what is missing."""
+    """A run that gets SIGINT `wait` seconds after this step. -> what is missing."""
     out = place / "run"
     place.mkdir()
     program = [sys.executable, "train.py"]
