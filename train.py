@@ -155,7 +155,7 @@ def train_sft(cfg, run, ranks, log) -> None:
     for step in range(run.step, cfg.steps):
         run.optimizer.set_lr(learning_rate(cfg, step))
         questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step)
-        documents = [q.extra.get("documents") or (run.chat.bare(q.answer),) for q in questions]
+        documents = [run.chat.documents(question) for question in questions]
         tokens, length = encode_documents(run.chat, documents, cfg.cap)  # (P, G, C), (P, G)
         batch = Batch.of_documents(questions, prompts, tokens, length, skipped)
         total = ranks.sum(count_tokens(batch, cfg.sft.loss_on, policy.config.placeholder_ids))

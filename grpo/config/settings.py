@@ -191,6 +191,10 @@ class Config:
     """Source of the questions: a name in data/sources/table.py."""
     data: str | None = None
     """File, folder or hub dataset (array/SAT) of the task (docs/data.md). null: the task needs no data."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The file's own names of columns: {question: problem, answer: label}, our name first."""
+    heldout: float | None = None
+    """Share of the rows to hold out, if the data has no file of its own for that. null: a sixteenth."""
     limit: int | None = None
     """Use only this many examples, the first ones. null: all."""
     template: str = "shapes"
@@ -280,6 +284,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"enough: must be above 0 and at most 1 (a share of groups), got {config.enough}")
     if not 0 <= config.optim.lr_min <= 1:
         raise ConfigError(f"optim.lr_min: must be in [0, 1] (a fraction of lr), got {config.optim.lr_min}")
+    if config.heldout is not None and not 0 <= config.heldout < 1:
+        raise ConfigError(f"heldout: must be in [0, 1) (a share of the rows), got {config.heldout}")
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
     if config.init and config.method != "sft":

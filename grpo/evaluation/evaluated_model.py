@@ -16,8 +16,9 @@ from data.chat import Chat
 from grpo.config import parse
 from grpo.evaluation.protocols import Protocol, family
 from grpo.evaluation.resume import weights_digest
-from grpo.storage.model_folder import model_folder
+from grpo.storage.model_folder import check_agreement, model_folder
 from models import weights
+from models.config import ModelConfig
 
 # tokens; a picture as large as Qwen's processors leave it has 16,384
 MAX_PROMPT = 20_000
@@ -62,6 +63,7 @@ class EvaluatedModel:
         """Load policy and chat. Raises ValueError naming the file."""
         pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         chat = Chat(self.folder, template=self.template, max_prompt=self.max_prompt, **pixels)
+        check_agreement(chat, ModelConfig.from_folder(self.folder))
         policy = weights.load(self.folder, dtype=getattr(torch, self.dtype), device=device)
         return policy.requires_grad_(False), chat
 

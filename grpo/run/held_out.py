@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from data.sources.table import SOURCES, hook_of, open_source, usable
-from data.types import Example
-from grpo.config import ConfigError
+from data.sources.table import hook_of, open_source, open_split, usable
+from data.types import BadSource, Example
 from grpo.evaluation.answers import Asking, answer_all
 from grpo.evaluation.evaluated_model import BENCHMARKS
 from grpo.evaluation.scores import flat_scores, scores
@@ -17,18 +16,22 @@ SHOWN = 6
 
 def open_questions(cfg) -> tuple[Sequence[Example], dict[str, list[Example]]]:
     """The training examples, and the held-out sets by name: the task's own, or one set of `eval.task` and
-    `eval.data`. Raises ConfigError and BadSource."""
+    `eval.data`. Raises BadSource."""
     name, items = cfg.eval.task or cfg.task, cfg.eval.items
-    other = cfg.eval.task is not None or cfg.eval.data is not None
-    own = {"limit": cfg.limit, "seed": cfg.seed, "items": 0 if other else items}
+    other = items > 0 and (cfg.eval.task is not None or cfg.eval.data is not None)
+    own = {"limit": cfg.limit, "seed": cfg.seed, "columns": cfg.columns}
+    own |= {"items": 0 if other else items, "heldout": cfg.heldout}
     examples, heldout = open_source(cfg.task, cfg.data, **own)
-    if not other or not items:
+    if not other:
         return examples, heldout
-    if name not in SOURCES:
-        raise ConfigError(f"eval.task: no task {name!r}; there are {', '.join(SOURCES)}")
-    found = usable(SOURCES[name](cfg.eval.data, "all" if name in BENCHMARKS else "heldout", items, 0))
+    split = "all" if name in BENCHMARKS else "heldout"
+    columns = cfg.columns if name == cfg.task else None
+    try:
+        found = usable(open_split(name, cfg.eval.data, split, items, 0, columns=columns))
+    except BadSource as error:
+        raise BadSource(f"held-out questions (eval.task, eval.data): {error}") from None
     if not found:
-        raise ConfigError(f"eval.task={name} with eval.data={cfg.eval.data} gives no question")
+        raise BadSource(f"eval.task={name} with eval.data={cfg.eval.data} gives no question")
     return examples, {"heldout": found}
 
 

@@ -25,7 +25,7 @@ from grpo.run.held_out import open_questions
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import Metrics, read
-from grpo.storage.model_folder import model_folder
+from grpo.storage.model_folder import check_agreement, model_folder
 from models import weights
 from models.config import ModelConfig
 from models.qwen_vl import QwenVL
@@ -70,6 +70,7 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     chat = Chat(base, template=cfg.template, **limits)
     examples, heldout = open_questions(cfg)
     policy = load_policy(cfg, ranks, base, found)
+    check_agreement(chat, policy.config)
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0

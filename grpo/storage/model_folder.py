@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.chat import IMAGE, VIDEO, VISION_END, VISION_START, Chat
 from data.sources import hub
 from grpo.storage import checkpoint
+from models.config import ModelConfig
 
 BUILT_IN = Path(__file__).parent.parent.parent / "models" / "tiny"
 # of a hub model: no pickles, no code
@@ -47,3 +49,33 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
         advice = "take another checkpoint, or remove state.json if the change is yours"
         raise ValueError(f"damaged: {folder / wrong}; {advice}")
     return folder
+
+
+def check_agreement(chat: Chat, model: ModelConfig) -> None:
+    """Raise ValueError if the processor's or the tokenizer's file is of another model than config.json."""
+    pictures, vision, token = chat.pictures, model.vision, chat.tokenizer.token_to_id
+    table = (
+        ("the processor's patch_size", pictures.patch, "patch_size", vision.patch_size),
+        ("the processor's merge_size", pictures.merge, "spatial_merge_size", vision.spatial_merge_size),
+        (
+            "the processor's temporal_patch_size",
+            pictures.temporal,
+            "temporal_patch_size",
+            vision.temporal_patch_size,
+        ),
+        (IMAGE, token(IMAGE), "image_token_id", model.image_token_id),
+        (VIDEO, token(VIDEO), "video_token_id", model.video_token_id),
+        (VISION_START, token(VISION_START), "vision_start_token_id", model.vision_start_token_id),
+        (VISION_END, token(VISION_END), "vision_end_token_id", model.vision_end_token_id),
+    )
+    wrong = [
+        f"{what} is {theirs}, and {key} in config.json is {ours}"
+        for what, theirs, key, ours in table
+        # a tokenizer without videos
+        if theirs not in (ours, None)
+    ]
+    highest = max(*chat.tokenizer.get_vocab().values(), *chat.stop_ids)
+    if highest >= model.vocab_size:
+        wrong.append(f"the tokenizer or eos_token_id has token {highest}, vocab_size is {model.vocab_size}")
+    if wrong:
+        raise ValueError(f"{chat.folder}: {'; '.join(wrong)}; take all files from one model")

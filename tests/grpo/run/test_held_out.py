@@ -57,7 +57,7 @@ def test_one_s_own_task_with_other_data(base, cups, tmp_path):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        (["eval.task=cvbanch"], "eval.task: no task 'cvbanch'"),
+        (["eval.task=cvbanch"], "(eval.task, eval.data): no task 'cvbanch'"),
         (["eval.task=cvbench"], "cvbench"),
         (["eval.data=nowhere"], "nowhere"),
     ],
