@@ -7,14 +7,12 @@ checksums first, and OUT is complete or absent. --push sends it to the hub.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
 
 import torch
 
-from grpo.config import load_run
 from grpo.monitor.card import card, run_of
 from grpo.storage.checkpoint import SIDE_FILES, flush
 from grpo.storage.model_folder import model_folder
@@ -43,8 +41,7 @@ def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
         for name in SIDE_FILES:
             if (folder / name).exists():
                 shutil.copyfile(folder / name, aside / name)
-        if run := run_of(folder):
-            keep_pixels(aside, load_run(run))
+        if run_of(folder):
             (aside / "README.md").write_text(card(folder, out.name), encoding="utf-8")
         for path in (*aside.iterdir(), aside):
             flush(path)
@@ -54,21 +51,6 @@ def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return out
-
-
-def keep_pixels(folder: Path, cfg) -> None:
-    """Write the run's limits of a picture's size into preprocessor_config.json, which transformers reads."""
-    path = folder / "preprocessor_config.json"
-    limits = {"min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
-    if not path.is_file() or not any(limits.values()):
-        return
-    found = json.loads(path.read_text("utf-8"))
-    for (key, value), edge in zip(limits.items(), ("shortest_edge", "longest_edge")):
-        if value:
-            found[key] = value
-            if found.get("size"):
-                found["size"][edge] = value
-    path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def push(folder: Path, name: str) -> str:

@@ -40,6 +40,7 @@ class Lifecycle:
         self.background = Background() if cfg.save.background else None
         # whether metrics.jsonl has been read, so that a report can be written
         self.begun = False
+        self.pixels = (run.chat.pictures.min_pixels, run.chat.pictures.max_pixels)
         self.shown = started
 
     def __enter__(self) -> "Lifecycle":
@@ -141,7 +142,8 @@ class Lifecycle:
             self.save(step)
         if cfg.save.weights_every and step % cfg.save.weights_every == 0:
             low = use_bfloat16(self.ranks, cfg.dtype)
-            how = {"base": self.run.base, "dtype": torch.bfloat16 if low else torch.float32}
+            how = {"base": self.run.base, "pixels": self.pixels}
+            how["dtype"] = torch.bfloat16 if low else torch.float32
             checkpoint.save_weights(self.run.folder, step, self.run.policy, **how)
         self.recorder.show_progress(row)
         if not last:
@@ -191,17 +193,9 @@ class Lifecycle:
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""
         run = self.run
-        pictures = run.chat.pictures
-        checkpoint.save(
-            run.folder,
-            step,
-            run.policy,
-            run.optimizer,
-            base=run.base,
-            keep=self.cfg.save.keep,
-            background=self.background,
-            pixels=(pictures.min_pixels, pictures.max_pixels),
-        )
+        how = {"base": run.base, "pixels": self.pixels}
+        how |= {"keep": self.cfg.save.keep, "background": self.background}
+        checkpoint.save(run.folder, step, run.policy, run.optimizer, **how)
         self.last_saved = step
 
     def wait(self) -> None:

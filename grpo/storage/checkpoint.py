@@ -97,9 +97,27 @@ def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group
     return writer.folder
 
 
-def save_weights(run: Path, step: int, policy: QwenVL, *, base: Path, dtype: torch.dtype) -> Path:
-    """Write run/weights/step_NNNNNN: the policy in `dtype` and the tokenizer's files, nothing to go on from.
-    Every rank calls it, and each writes its share of the files. -> the folder. Raises CheckpointError."""
+def write_side_files(base: Path, folder: Path, pixels: tuple[int, int] | None) -> list[Path]:
+    """Write the files of tokenizer and processor into a folder. pixels: limits of a picture's size, in place
+    of the base's. -> the files."""
+    files = {name: (base / name).read_bytes() for name in SIDE_FILES if (base / name).exists()}
+    files |= {name: text.encode() for name, text in (with_pixels(base, *pixels) if pixels else {}).items()}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
+
+
+def save_weights(
+    run: Path,
+    step: int,
+    policy: QwenVL,
+    *,
+    base: Path,
+    dtype: torch.dtype,
+    pixels: tuple[int, int] | None = None,
+) -> Path:
+    """Write run/weights/step_NNNNNN: the policy in `dtype` and the side files, nothing to go on from. Every
+    rank calls it, and each writes its share of the files. -> the folder. Raises CheckpointError."""
     rank, ranks = sharded.ranks()
     folder = run / "weights" / f"step_{step:06d}"
     aside = folder.with_suffix(".tmp")
@@ -114,8 +132,7 @@ def save_weights(run: Path, step: int, policy: QwenVL, *, base: Path, dtype: tor
         wait_for_all()
         paths = weights.save(copy, aside)
         if rank == 0:
-            side = [base / name for name in SIDE_FILES if (base / name).exists()]
-            paths += [Path(shutil.copyfile(path, aside / path.name)) for path in side]
+            paths += write_side_files(base, aside, pixels)
         for path in paths:
             flush(path)
         wait_for_all()
@@ -141,7 +158,8 @@ class CheckpointWriter:
         self.folder = run / "checkpoints" / f"step_{step:06d}"
         self.aside = self.folder.with_suffix(".tmp")
         self.side = [base / name for name in SIDE_FILES if (base / name).exists()]
-        self.processor = with_pixels(base, *pixels) if pixels else {}
+        self.base = base
+        self.pixels = pixels
 
     def begin(self) -> None:
         """Make the folder if the disk has room."""
@@ -161,9 +179,7 @@ class CheckpointWriter:
             raise OSError(f"{self.aside}, made by rank 0, is not there; {why}")
         paths = weights.save(self.state.policy, self.aside)
         if rank == 0:
-            paths += [Path(shutil.copyfile(path, self.aside / path.name)) for path in self.side]
-            for name, text in self.processor.items():
-                (self.aside / name).write_text(text, encoding="utf-8")
+            paths += write_side_files(self.base, self.aside, self.pixels)
         shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"
         paths.append(self.aside / f"optimizer{shard}.safetensors")
         weights.write_file(optimizer, paths[-1], header)
