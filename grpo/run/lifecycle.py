@@ -141,10 +141,7 @@ class Lifecycle:
         if saves:
             self.save(step)
         if cfg.save.weights_every and step % cfg.save.weights_every == 0:
-            low = use_bfloat16(self.ranks, cfg.dtype)
-            how = {"base": self.run.base, "pixels": self.pixels}
-            how["dtype"] = torch.bfloat16 if low else torch.float32
-            checkpoint.save_weights(self.run.folder, step, self.run.policy, **how)
+            self.save_weights(step)
         self.recorder.show_progress(row)
         if not last:
             if evaluates or (saves and not cfg.eval.items):
@@ -193,10 +190,23 @@ class Lifecycle:
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""
         run = self.run
-        how = {"base": run.base, "pixels": self.pixels}
-        how |= {"keep": self.cfg.save.keep, "background": self.background}
-        checkpoint.save(run.folder, step, run.policy, run.optimizer, **how)
+        checkpoint.save(
+            run.folder,
+            step,
+            run.policy,
+            run.optimizer,
+            base=run.base,
+            keep=self.cfg.save.keep,
+            background=self.background,
+            pixels=self.pixels,
+        )
         self.last_saved = step
+
+    def save_weights(self, step: int) -> None:
+        """Write the weights alone, in the type of the matrix products."""
+        run = self.run
+        dtype = torch.bfloat16 if use_bfloat16(self.ranks, self.cfg.dtype) else torch.float32
+        checkpoint.save_weights(run.folder, step, run.policy, base=run.base, dtype=dtype, pixels=self.pixels)
 
     def wait(self) -> None:
         """Wait until every checkpoint is written. Raises CheckpointError if one could not be."""

@@ -100,11 +100,13 @@ def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group
 def write_side_files(base: Path, folder: Path, pixels: tuple[int, int] | None) -> list[Path]:
     """Write the files of tokenizer and processor into a folder. pixels: limits of a picture's size, in place
     of the base's. -> the files."""
-    files = {name: (base / name).read_bytes() for name in SIDE_FILES if (base / name).exists()}
-    files |= {name: text.encode() for name, text in (with_pixels(base, *pixels) if pixels else {}).items()}
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    return [folder / name for name in files]
+    names = [name for name in SIDE_FILES if (base / name).exists()]
+    for name in names:
+        shutil.copyfile(base / name, folder / name)
+    texts = with_pixels(base, *pixels) if pixels else {}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in dict.fromkeys([*names, *texts])]
 
 
 def save_weights(
