@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -125,7 +125,7 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
         if tensors[keys[0]].is_meta:
             continue
         content = {key: tensors[key].detach().cpu().contiguous() for key in keys}
-        write_file(content, folder / name, {"format": "pt"})
+        save_file(content, folder / name, {"format": "pt"})
         written.append(folder / name)
         if name != next(iter(layout)):
             continue
@@ -141,12 +141,12 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
     return written
 
 
-def write_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
-    """Write a safetensors file with the mode of any new file. `save_file` alone makes it 0600, and a server
+def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    """Write a safetensors file with the mode of any new file. safetensors alone makes it 0600, and a server
     of another user could not read it."""
     path.touch()
     mode = path.stat().st_mode
-    save_file(tensors, path, metadata)
+    safetensors.torch.save_file(tensors, path, metadata)
     path.chmod(mode)
 
 

@@ -31,6 +31,7 @@ from grpo.storage.background import Background
 from grpo.storage.snapshot import Snapshot, take
 from models import weights
 from models.qwen_vl import QwenVL
+from models.weights import save_file
 
 SIDE_FILES = """tokenizer.json tokenizer_config.json generation_config.json preprocessor_config.json
 processor_config.json video_preprocessor_config.json chat_template.json chat_template.jinja
@@ -184,7 +185,7 @@ class CheckpointWriter:
             paths += write_side_files(self.base, self.aside, self.pixels)
         shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"
         paths.append(self.aside / f"optimizer{shard}.safetensors")
-        weights.write_file(optimizer, paths[-1], header)
+        save_file(optimizer, paths[-1], header)
         files = {path.name: {"bytes": path.stat().st_size, "blake2b": checksum(path)} for path in paths}
         for path in paths:
             flush(path)
