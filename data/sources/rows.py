@@ -247,8 +247,10 @@ def open_rows(
             raise BadSource(f"{folder}: no such folder; it should hold the pictures")
     if heldout is not None and not 0 <= heldout < 1:
         raise BadSource(f"heldout: must be a share, at least 0 and below 1, got {heldout}")
+    if heldout is not None and split == "all":
+        raise BadSource("heldout: the split all holds nothing out; leave the setting out")
     files, cut = _files(layout, data, split)
-    if heldout is not None and (layout.first is not None or (split != "all" and not cut)):
+    if heldout is not None and (layout.first is not None or not cut):
         why = "this source has its own rows for that" if cut else f"{data} has its own files for that"
         raise BadSource(f"heldout: {why}; leave the setting out")
     names = _checked_columns(layout, columns or {})

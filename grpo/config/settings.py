@@ -86,6 +86,8 @@ class Imitation:
 
     loss_on: Literal["answer", "prompt_and_answer"] = "answer"
     """Tokens in the loss. prompt_and_answer: the prompt's words too, not its pictures (the paper's SFT)."""
+    too_long: Literal["skip", "cut", "error"] = "skip"
+    """A document of more than `cap` tokens is named and skipped, or cut to `cap`, or ends the run."""
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,8 @@ def _check_rollouts(config: Config) -> None:
 def contradictions(config: Config, questions: int) -> list[str]:
     """A line for each setting that has not the effect that it seems to have.  questions: number of them."""
     lines = []
+    if config.revision and (config.model == "tiny" or Path(config.model).exists()):
+        lines.append(f"revision: {config.revision!r} has no effect on {config.model}, which is no hub model")
     if 0 < config.steps <= config.optim.warmup:
         warmup = f"optim.warmup: {config.optim.warmup} steps of warm-up in a run of {config.steps}"
         lines.append(f"{warmup}: the learning rate only reaches optim.lr at the end, or never")
