@@ -309,8 +309,9 @@ def _of_split(
 ) -> Iterator[tuple[int, int]]:
     """The places (shard, row) of a split, in the order of the files. Reads pictures only if it must."""
     before = 0
-    by_picture = split != "all" and layout.first is None
     share = 1 / layout.aside if heldout is None else heldout
+    # nothing to hold out: no row need be read
+    by_picture = split != "all" and layout.first is None and share > 0
     few = _few(layout, shards, share) if by_picture else None
     for number, shard in enumerate(shards):
         counts = shard.counts() if layout.single else repeat(1)
@@ -339,7 +340,7 @@ def _few(layout: Layout, shards: list[Any], share: float) -> set[bytes] | None:
             if len(keys) > FEW:
                 return None
     wanted = round(share * keys.total())
-    least = max(LEAST, wanted) if share else 0
+    least = max(LEAST, wanted)
     most = min(max(keys.total() // 2, wanted), keys.total() - 1)
     held: set[bytes] = set()
     rows = 0
