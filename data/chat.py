@@ -243,7 +243,7 @@ def _added_tokens(folder: Path) -> list[tuple[Path, str, int | None]]:
     found, numbered = json_object(file), json_object(old)
     key = ""
     try:
-        added = []
+        added: list[tuple[Path, str, int | None]] = []
         for key in ("additional_special_tokens", "extra_special_tokens"):
             more = found.get(key) or []
             for token in more.values() if isinstance(more, dict) else list(more):
