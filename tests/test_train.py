@@ -385,7 +385,7 @@ def test_dry_run_and_words(base, tmp_path, capsys):
     assert (
         "3 prompts x 4" in out
         and "held out: heldout: 4, pairs: 4" in out
-        and not (tmp_path / "run" / "metrics.jsonl").exists()
+        and not (tmp_path / "run").exists()
     )
     for flags, words in (
         (["--help"], "loss.kl_coef"),
