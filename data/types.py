@@ -59,7 +59,8 @@ class Example:
 
     `answer` is the text of the right choice, or free text if `choices` is empty. `extra` holds the source's
     own facts (a scene's geometry, a row's columns); no model sees it. `wording` replaces question and
-    choices, for sources that word them in their own way. Raises BadExample.
+    choices, for sources that word them in their own way. `may_repeat`: choices may be equal. Raises
+    BadExample.
     """
 
     uid: str
@@ -70,6 +71,7 @@ class Example:
     pictures: tuple[Picture, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     wording: str = ""
+    may_repeat: bool = False
 
     def __post_init__(self) -> None:
         bad = lambda reason: BadExample(f"example {short(self.uid)}: {reason}")
@@ -81,7 +83,7 @@ class Example:
             raise bad("choices and pictures are tuples, got a single one")
         if len(self.choices) == 1 or len(self.choices) > len(LETTERS):
             raise bad(f"{len(self.choices)} choices; give 2 to {len(LETTERS)}, or none for a free answer")
-        if len(set(self.choices)) < len(self.choices):
+        if len(set(self.choices)) < len(self.choices) and not self.may_repeat:
             raise bad(f"two choices are the same: {short(list(self.choices))}")
         if not all(choice.strip() for choice in self.choices):
             raise bad(f"a choice is empty: {short(list(self.choices))}")

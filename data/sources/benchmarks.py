@@ -80,7 +80,8 @@ def mathvista_example(row: Row) -> Example:
     about = row.values["metadata"]
     task = (about.get("task") or "") if isinstance(about, dict) else ""
     question = f"{question} (Unit: {unit})" if unit else question
-    return Example(row.text("pid"), question, choices, answer, task, row.pictures, extra)
+    # three rows of testmini have equal choices; either letter is right
+    return Example(row.text("pid"), question, choices, answer, task, row.pictures, extra, may_repeat=True)
 
 
 def vsr_example(row: Row) -> Example:

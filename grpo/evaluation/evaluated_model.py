@@ -1,11 +1,13 @@
 """The model that is evaluated, and how it is asked: everything about its prompts that changes its scores.
 
 A checkpoint of a run is asked as its run asked it. Any other model is asked as the protocol says: an instruct
-model ("instruct" in its name) in turns, a base model without. The command line overrides both.
+model, whose chat template writes turns, in turns; a base model without. The command line overrides both.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from data.chat import Chat
 from grpo.config import parse
-from grpo.evaluation.protocols import Protocol, family
+from grpo.evaluation.protocols import TURN_START, Protocol, family
 from grpo.evaluation.resume import weights_digest
 from grpo.storage.model_folder import check_agreement, model_folder
 from models import weights
@@ -40,8 +42,8 @@ class Overrides:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model, and how it is asked. name: as on the command line. trained_on: the task of its run, or "".
-    digest: a hash of the weights."""
+    """A model, and how it is asked. name: as on the command line. trained_on, data, heldout: settings of its
+    run (task, data, heldout), "" and None without one. digest: a hash of the weights."""
 
     name: str
     folder: Path
@@ -53,6 +55,8 @@ class EvaluatedModel:
     dtype: str
     trained_on: str = ""
     digest: str = ""
+    data: str | None = None
+    heldout: float | None = None
 
     @property
     def direct(self) -> bool:
@@ -76,15 +80,16 @@ def evaluated_model(
     folder = model_folder(name)
     # `name` is a run folder, or one of its checkpoints
     run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent
-    own = (run / "checkpoints").is_dir() and (run / "config.yaml").is_file()
+    own = (run / "config.yaml").is_file() and any(
+        (run / name).is_dir() for name in ("checkpoints", "weights")
+    )
     cap, max_prompt, max_pixels = protocol.cap, MAX_PROMPT, protocol.max_pixels
     if own:
         cfg = parse.load(run / "config.yaml")
     elif name == "tiny" or built_in:
         cfg = parse.load("shapes", ["max_prompt=1024"])
     else:
-        kind = "instruct" if "instruct" in Path(name).name.lower() else "base"
-        template = protocol.templates[kind]["reasoning"]
+        template = protocol.templates["instruct" if renders_turns(folder) else "base"][protocol.form]
         cfg = parse.Config(template=template, cap=cap, max_prompt=max_prompt, max_pixels=max_pixels)
     as_run = protocol.as_trained or family(cfg.template) is None
     if as_run:
@@ -96,9 +101,25 @@ def evaluated_model(
     template = template_for(overrides.template or cfg.template, protocol, overrides.prompt, keep)
     cap, max_prompt = overrides.cap or cap, overrides.max_prompt or max_prompt
     pixels = (cfg.min_pixels if as_run else None, overrides.max_pixels or max_pixels)
-    task = cfg.task if own else ""
-    digest = weights_digest(folder)
-    return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, task, digest)
+    trained = (cfg.task if own else "", weights_digest(folder), cfg.data, cfg.heldout)
+    return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, *trained)
+
+
+def renders_turns(folder: Path) -> bool:
+    """Whether the model's chat template writes turns, as an instruct model's does; a base model's writes the
+    question alone. The template is searched, never run. Raises ValueError naming a file that is no JSON."""
+    template: object = None
+    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
+        if template or not (folder / name).is_file():
+            continue
+        text = (folder / name).read_text("utf-8", "replace")
+        try:
+            found = json.loads(text) if name.endswith("json") else {"chat_template": text}
+        except ValueError as error:
+            raise ValueError(f"{folder / name}: not JSON: {error}") from error
+        template = found.get("chat_template") if isinstance(found, dict) else None
+    # several have names; what stands in {# #} and {% %} is not written
+    return TURN_START in re.sub(r"\{#.*?#\}|\{%.*?%\}", "", str(template or ""), flags=re.DOTALL)
 
 
 def template_for(template: str, protocol: Protocol, prompt: str | None, keep: bool) -> str:
