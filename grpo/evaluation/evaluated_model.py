@@ -16,8 +16,7 @@ from data.chat import Chat
 from grpo.config import parse
 from grpo.evaluation.protocols import Protocol, family
 from grpo.evaluation.resume import weights_digest
-from grpo.storage.model_folder import model_folder
-from models import weights
+from grpo.storage.model_folder import base_folder, load_model, model_folder
 
 # tokens; a picture as large as Qwen's processors leave it has 16,384
 MAX_PROMPT = 20_000
@@ -61,8 +60,8 @@ class EvaluatedModel:
     def open(self, device: str) -> tuple[torch.nn.Module, Chat]:
         """Load policy and chat. Raises ValueError naming the file."""
         pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        chat = Chat(self.folder, template=self.template, max_prompt=self.max_prompt, **pixels)
-        policy = weights.load(self.folder, dtype=getattr(torch, self.dtype), device=device)
+        chat = Chat(base_folder(self.folder), template=self.template, max_prompt=self.max_prompt, **pixels)
+        policy = load_model(self.folder, dtype=getattr(torch, self.dtype), device=device)
         return policy.requires_grad_(False), chat
 
 

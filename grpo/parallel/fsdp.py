@@ -23,11 +23,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from grpo.parallel.ranks import Ranks
 from models.layers import to_attention_dtype
+from models.lora import adapted, merged_weights
 from models.qwen_vl import QwenVL
+from models.weights import EMBEDDING, HEAD
 
 # views that nothing here writes into
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-EMBEDDING = "model.embed_tokens.weight"
 
 
 def shard(policy: QwenVL, ranks: Ranks, use_bfloat16: bool) -> None:
@@ -49,12 +50,12 @@ def whole_weights(policy: QwenVL) -> Iterator[QwenVL]:
     """A plain policy with all weights, in the dtypes of their use, while the context lasts. Inside, no rank
     waits for another.
 
-    In bfloat16 the matrices are cast once, not for every token. The embedding stays float32; a tied head
-    becomes a bfloat16 copy of it.
+    In bfloat16 the matrices are cast once, not for every token. The embedding stays as it is; a tied head
+    becomes a bfloat16 copy of it. Adapters are merged (models/lora.py).
     """
     cast = [device for device in ("cuda", "cpu") if torch.is_autocast_enabled(device)]
     products = torch.get_autocast_dtype(cast[0]) if cast else None
-    if not isinstance(policy, FSDPModule) and products is None:
+    if not isinstance(policy, FSDPModule) and products is None and not adapted(policy):
         yield policy
         return
     # the blocks and the root; none if the policy is not sharded
@@ -64,14 +65,13 @@ def whole_weights(policy: QwenVL) -> Iterator[QwenVL]:
     try:
         with torch.device("meta"):
             plain = QwenVL(replace(policy.config, tie_word_embeddings=False))
-        named = dict(policy.named_parameters())
-        for name, parameter in {"lm_head.weight": named[EMBEDDING], **named}.items():
-            module, _, leaf = name.rpartition(".")
-            # the gathered tensor, not a copy
-            used = parameter.detach()
-            if products and parameter.dim() > 1 and name != EMBEDDING:
-                used = used.to(products)
-            setattr(plain.get_submodule(module), leaf, nn.Parameter(used, requires_grad=False))
+        # of one without adapters: the gathered tensor, not a copy
+        for name, weight in merged_weights(policy):
+            # an untied head comes after the embedding
+            for used_as in (name, HEAD) if name == EMBEDDING else (name,):
+                module, _, leaf = used_as.rpartition(".")
+                used = weight.to(products) if products and weight.dim() > 1 and used_as != EMBEDDING else weight
+                setattr(plain.get_submodule(module), leaf, nn.Parameter(used, requires_grad=False))
         yield plain
     finally:
         for part in parts:

@@ -1,7 +1,8 @@
 """Checkpoints: complete or invisible. From a complete one the run continues bit for bit.
 
 runs/<name>/checkpoints/step_000050/ is a Hugging Face folder (config, tokenizer, safetensors), with
-optimizer.safetensors and state.json beside it. `transformers` and evaluate.py load it. It is written to
+optimizer.safetensors and state.json beside it; of a LoRA run, an adapter instead of the weights
+(grpo/storage/adapter.py). `transformers` and evaluate.py load it. It is written to
 step_000050.tmp, flushed to disk, read back, and renamed. state.json holds the size and a checksum of each
 file, so that a damaged checkpoint is named and the one before it is used. The randomness of step n is a
 function of (seed, n), so {weights, optimizer, step} is the whole state.
@@ -24,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from grpo.optim import Optimizer
-from grpo.storage import sharded
+from grpo.storage import adapter, sharded
 from grpo.storage.background import Background
 from grpo.storage.snapshot import Snapshot, take
 from models import weights
@@ -100,6 +101,7 @@ class CheckpointWriter:
         self.run = run
         self.step = step
         self.state = state
+        self.base = base
         self.folder = run / "checkpoints" / f"step_{step:06d}"
         self.aside = self.folder.with_suffix(".tmp")
         self.side = [base / name for name in SIDE_FILES if (base / name).exists()]
@@ -120,7 +122,9 @@ class CheckpointWriter:
         if not self.aside.is_dir():
             why = "out=DIR has to be on a file system that all ranks share"
             raise OSError(f"{self.aside}, made by rank 0, is not there; {why}")
-        paths = weights.save(self.state.policy, self.aside)
+        policy = self.state.policy
+        is_lora = isinstance(policy, adapter.Adapter)
+        paths = adapter.write(policy, self.aside, self.base) if is_lora else weights.save(policy, self.aside)
         if rank == 0:
             paths += [Path(shutil.copyfile(path, self.aside / path.name)) for path in self.side]
         shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"
