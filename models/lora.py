@@ -1,10 +1,13 @@
 """LoRA (Hu et al. 2021): train two thin matrices beside a weight, and leave the weight as it is.
 
-    y = W x + (alpha / r) B A x        A (r, in) random, B (out, r) zero at first        [Eq. 9]
+    y = (W + (alpha / r) B A) x        A (r, in) random, B (out, r) zero at first        [Eq. 9]
 
 Only A and B have gradients and optimizer states. So W can be in bfloat16, and the policy without its adapters
-is the frozen reference: no second model is loaded. A rollout decodes with W + (alpha / r) B A, added up once
-(`merged`), so a token costs what it costs without adapters.
+is the frozen reference: no second model is loaded.
+
+How this departs from the paper: it computes W x + (alpha / r) B (A x). Here training multiplies by the sum,
+rounded to the dtype of the products, and so does a rollout, which makes it once. So a sampled token costs
+what it costs without adapters, and the policy that samples is the policy in the loss, to the last bit.
 
 On disk an adapter is a folder in the layout of PEFT (grpo/storage/adapter.py).
 """
@@ -16,9 +19,38 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.layers import to_float32
 from models.qwen_vl import QwenVL
+
+
+@torch.no_grad()
+def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """W + scale · B A, (out, in), added up in float32 and rounded once to `dtype`."""
+    with torch.autocast(weight.device.type, enabled=False):
+        return torch.addmm(to_float32(weight), to_float32(b), to_float32(a), alpha=scale).to(dtype)
+
+
+class _Adapted(torch.autograd.Function):
+    """x (T, in) -> (T, out) by the merged weight, which is made again in the backward pass and not kept. A
+    gradient of the whole weight is never made: those of A and B come from x and the output's gradient."""
+
+    @staticmethod
+    def forward(ctx, *args):  # pyrefly: ignore[bad-override]
+        x, weight, bias, a, b, ctx.scale = args
+        ctx.save_for_backward(x, weight, a, b)
+        return F.linear(x, merged(weight, a, b, ctx.scale, x.dtype), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grad_outputs):  # pyrefly: ignore[bad-override]
+        (g,), (x, weight, a, b), scale = grad_outputs, ctx.saved_tensors, ctx.scale
+        with torch.autocast(x.device.type, enabled=False):
+            of_x = g @ merged(weight, a, b, scale, x.dtype) if ctx.needs_input_grad[0] else None
+            of_a = scale * ((g @ b.to(x.dtype)).T @ x)  # (r, in)
+            of_b = scale * (g.T @ (x @ a.to(x.dtype).T))  # (out, r)
+        return of_x, None, None, of_a.to(a.dtype), of_b.to(b.dtype), None
 
 
 class LoRALinear(nn.Linear):
@@ -37,15 +69,17 @@ class LoRALinear(nn.Linear):
         self.active = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        y = F.linear(x, self.weight, self.bias)
-        return y + self.scale * self.lora_B(self.lora_A(x)) if self.active else y
+        """x (T, in) -> (T, out)."""
+        if not self.active:
+            return F.linear(x, self.weight, self.bias)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return _Adapted.apply(x.to(dtype), self.weight, bias, self.lora_A.weight, self.lora_B.weight, self.scale)
 
-    @torch.no_grad()
-    def merged(self) -> Tensor:
-        """W + (alpha / r) B A, (out, in), in float32."""
-        b, a = to_float32(self.lora_B.weight), to_float32(self.lora_A.weight)
-        return torch.addmm(to_float32(self.weight), b, a, alpha=self.scale)
+    def merged(self, dtype: torch.dtype) -> Tensor:
+        """W + scale · B A in `dtype`, (out, in)."""
+        return merged(self.weight, self.lora_A.weight, self.lora_B.weight, self.scale, dtype)
 
 
 def adapted(policy: nn.Module) -> dict[str, LoRALinear]:
@@ -107,15 +141,16 @@ def adapters_off(policy: nn.Module) -> Iterator[None]:
             layer.active = True
 
 
-def merged_weights(policy: QwenVL) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(policy: QwenVL, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """(name, weight) of the policy without adapters that computes the same. Merged ones are new tensors in
-    float32, one at a time; all others are the policy's own. None has a gradient."""
+    `dtype` (None: their own), one at a time; all others are the policy's own. None has a gradient."""
     layers = adapted(policy)
     for name, parameter in policy.named_parameters():
         owner, _, leaf = name.rpartition(".")
         if owner.endswith((".lora_A", ".lora_B")):
             continue
-        yield name, layers[owner].merged() if leaf == "weight" and owner in layers else parameter.detach()
+        is_merged = leaf == "weight" and owner in layers
+        yield name, layers[owner].merged(dtype or parameter.dtype) if is_merged else parameter.detach()
 
 
 def merge(policy: QwenVL) -> None:
@@ -123,6 +158,6 @@ def merge(policy: QwenVL) -> None:
     for name, layer in adapted(policy).items():
         parent, _, leaf = name.rpartition(".")
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-        plain.weight = nn.Parameter(layer.merged().to(layer.weight.dtype))
+        plain.weight = nn.Parameter(layer.merged(layer.weight.dtype))
         plain.bias = layer.bias
         setattr(policy.get_submodule(parent), leaf, plain)
