@@ -9,16 +9,20 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
+
+import grpo.parallel.openmp
 
 import torch
 import yaml
 from tqdm import tqdm
 
 from data.chat import TEMPLATES, Chat
-from data.sources.table import SOURCES, hook_of
+from data.sources.table import SOURCES, columns_of, hook_of, open_split
+from data.types import Example
 from grpo.evaluation.answers import Asking, answer_all, answers_as_text, ask
 from grpo.evaluation.evaluated_model import (
     BENCHMARKS,
@@ -43,7 +47,7 @@ DRAWN_ITEMS = 384
 # arguments that have a smallest value
 LEAST = {"items": 1, "samples": 0, "cap": 1, "max_prompt": 2, "max_pixels": 1, "wave": 1, "seed": 0}
 # arguments that an interrupted evaluation must have in common with the one that goes on
-KEPT = "task data split items seed samples temperature blind ban prefix protocol".split()
+KEPT = "task data columns heldout split items seed samples temperature blind ban prefix protocol".split()
 
 
 def wave(text: str) -> int | str:
@@ -58,6 +62,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--compare": dict(metavar="DIR_OR_ID"),
         "--task": dict(default="shapes", choices=SOURCES),
         "--data": dict(metavar="FILE_OR_ID"),
+        "--columns": dict(default="{}", metavar="{OURS: THEIRS}"),
+        "--heldout": dict(type=float, metavar="SHARE"),
         "--split": dict(),
         "--items": dict(type=int, metavar="N"),
         "--samples": dict(type=int, default=0, metavar="K"),
@@ -133,6 +139,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         made.error("argument --choice: goes with --ask")
     args.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     args.temperature = args.temperature or 1.0
+    args.columns = columns_of(args.columns)
     return args
 
 
@@ -146,6 +153,18 @@ def model_of(name: str, args: argparse.Namespace) -> EvaluatedModel:
     return evaluated_model(name, PROTOCOLS[args.protocol], overrides, args.device, built_in)
 
 
+def questions(args: argparse.Namespace, models: list[EvaluatedModel]) -> Sequence[Example]:
+    """What is asked. Fills in `args.split`. Raises ValueError."""
+    whole = args.task in BENCHMARKS and args.task not in {model.trained_on for model in models}
+    args.split = args.split or ("all" if whole else "heldout")
+    items = args.items or (None if args.data else DRAWN_ITEMS)
+    what = {"columns": args.columns, "heldout": args.heldout}
+    examples = open_split(args.task, args.data, args.split, items, args.seed, **what)
+    if not len(examples):
+        raise ValueError(f"split {args.split} of {args.data or args.task} has no questions; try --split all")
+    return examples
+
+
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Ask everything, print the tables as they come, and return what --json writes. Raises ValueError.
 
@@ -156,11 +175,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     protocol = PROTOCOLS[args.protocol]
     # a wrong name is found before minutes are spent
     models = [model_of(name, args) for name in (args.model, args.compare) if name]
-    trained_on = {model.trained_on for model in models}
-    whole = args.task in BENCHMARKS and args.task not in trained_on
-    args.split = args.split or ("all" if whole else "heldout")
-    items = args.items or (None if args.data else DRAWN_ITEMS)
-    examples = SOURCES[args.task](args.data, args.split, items, args.seed)
+    examples = questions(args, models)
     rules = f"{protocol.name}: {protocol.checker()}, {protocol.total} total"
     print(f"{len(examples)} questions of {args.task}, split {args.split}, seed {args.seed}; protocol {rules}")
     asked = {key: getattr(args, key) for key in KEPT} | {"models": [dataclasses.asdict(m) for m in models]}

@@ -14,6 +14,8 @@ import sys
 import time
 from functools import partial
 
+import grpo.parallel.openmp
+
 from grpo.batch import Batch, Groups, MicroBatch, collate_prompts
 from grpo.config import parse
 from grpo.gradient import OutOfMemory, accumulate_gradient, score_reference, score_tokens
@@ -26,13 +28,14 @@ from grpo.parallel.ranks import end_with, join_ranks, leave_ranks, precision
 from grpo.plan import plan
 from grpo.rewards.rules import score
 from grpo.rollout import DecodeOptions, Rollout, generate
+from grpo.run import lock
 from grpo.run.lifecycle import Lifecycle
 from grpo.run.questions import chosen_prompts
 from grpo.run.setup import open_run
 from grpo.run.signals import Interrupted
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
-from grpo.sft import LOSS_ON, count_tokens, encode_documents
+from grpo.sft import LOSS_ON, count_tokens, fit_documents, pad_documents
 from grpo.storage import checkpoint
 from grpo.timing import timed
 from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
@@ -150,11 +153,11 @@ def train_sft(cfg, run, ranks, log) -> None:
     writes it."""
     policy = run.policy
     weighting = WEIGHTINGS[cfg.loss.weighting]
+    fit = partial(fit_documents, run.chat, cap=cfg.cap, too_long=cfg.sft.too_long)
     for step in range(run.step, cfg.steps):
         run.optimizer.set_lr(learning_rate(cfg, step))
-        questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step)
-        documents = [q.extra.get("documents") or (run.chat.bare(q.answer),) for q in questions]
-        tokens, length = encode_documents(run.chat, documents, cfg.cap)  # (P, G, C), (P, G)
+        questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step, fit=fit)
+        tokens, length = pad_documents([q.extra["documents"] for q in questions])  # (P, G, C), (P, G)
         batch = Batch.of_documents(questions, prompts, tokens, length, skipped)
         total = ranks.sum(count_tokens(batch, cfg.sft.loss_on, policy.config.placeholder_ids))
         weigh = partial(
@@ -178,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             print(plan.text(cfg, flags.plan))
             return 0
         ranks = join_ranks(cfg.device, cfg.timeout)
-        run = open_run(cfg, ranks)
+        run = open_run(cfg, ranks, flags)
         log = Lifecycle(cfg, run, ranks, started)
         if flags.dry_run:
             print(log.describe())
@@ -195,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     except BaseException as error:
         return end_with(error, None)
     finally:
+        lock.leave()
         leave_ranks()
 
 

@@ -7,11 +7,9 @@ encoded back.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,12 @@ import yaml
 from PIL import Image
 from tokenizers import Tokenizer
 
-from data.images import MEAN, STD, open_picture, preprocess
+from data.images import open_picture, preprocess
+from data.processor import PictureSettings, json_object, picture_settings, shown
 from data.types import MARK, Example, Prompt, PromptTooLong
 
 VISION_START, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
+VIDEO = "<|video_pad|>"
 TURN_END = "<|im_end|>"
 MID_GREY = (128, 128, 128)
 
@@ -50,9 +50,9 @@ _PIECE = re.compile(r"(<\|[a-z_]+\|>|\{pictures\}|\{asked\})")
 class Chat:
     """Prompts and completions of one model folder under one template.
 
-    Reads tokenizer.json and preprocessor_config.json; tokenizer_config.json and generation_config.json only
-    for the stop tokens. `max_prompt` is in tokens. `min_pixels` and `max_pixels` override the folder's.
-    Raises ValueError that names the file.
+    Reads tokenizer.json and the processor's file; tokenizer_config.json, generation_config.json and
+    config.json only for the stop tokens. `max_prompt` is in tokens. `min_pixels` and `max_pixels` override
+    the folder's. Raises ValueError that names the file.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Chat:
         self._special = {name: self._special_id(name) for name in (VISION_START, IMAGE, VISION_END, *named)}
         self.image_token: int = self._special[IMAGE]
         self.stop_ids: tuple[int, ...] = self._stop_ids()
-        pictures = _picture_settings(self.folder, min_pixels, max_pixels)
-        self._merged = pictures["merge"] ** 2
-        self._patch_dim = 3 * pictures["temporal"] * pictures["patch"] ** 2
-        self._preprocess = partial(preprocess, **pictures)
+        self.pictures: PictureSettings = picture_settings(
+            self.folder, min_pixels=min_pixels, max_pixels=max_pixels
+        )
+        self._patch_dim = 3 * self.pictures.temporal * self.pictures.patch**2
 
     def prompt(self, example: Example, *, blind: bool = False) -> Prompt:
         """The example as tokens and patches. blind: grey pictures of the same size in place of its own.
@@ -89,9 +89,9 @@ class Chat:
         images = [open_picture(each, name=f"{name}{n}") for n, each in enumerate(example.pictures, 1)]
         if blind:
             images = [Image.new("RGB", image.size, MID_GREY) for image in images]
-        seen = [self._preprocess(image) for image in images]
+        seen = [preprocess(image, **asdict(self.pictures)) for image in images]
         grid = np.array([grid for _, grid in seen], np.int64).reshape(-1, 3)
-        placeholders = grid.prod(axis=1) // self._merged
+        placeholders = grid.prod(axis=1) // self.pictures.merge**2
         pictures = [[VISION_START, *[IMAGE] * count, VISION_END] for count in placeholders]
         parts = example.asked.split(MARK)
         # as many marks as pictures: each picture goes to its mark
@@ -103,7 +103,7 @@ class Chat:
             raise PromptTooLong(f"example {example.uid!r}: {said}")
         shown = VISION_START + IMAGE + VISION_END
         ahead = shown * (len(images) + 1 - len(parts))
-        template = self.template.text if images else self.template.text.replace("{pictures}" + MARK, "")
+        template = self.template.text if ahead else self.template.text.replace("{pictures}" + MARK, "")
         text = template.replace("{pictures}", ahead).replace("{asked}", shown.join(parts))
         none = np.empty((0, self._patch_dim), np.float32)
         patches = np.concatenate([none, *(patches for patches, _ in seen)])  # (N, patch_dim)
@@ -116,6 +116,12 @@ class Chat:
     def bare(self, answer: str) -> str:
         """A completion that is only an answer, in the template's form."""
         return self.template.bare.replace("{answer}", answer)
+
+    def documents(self, example: Example) -> tuple[str, ...]:
+        """What imitation learns behind the prompt: the example's documents, without the opening that the
+        prompt already holds; else its answer in the template's form."""
+        found = example.extra.get("documents") or (self.bare(example.answer),)
+        return tuple(text.removeprefix(self.template.opening) for text in found)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids of a completion -> the template's opening and the text before the first stop token."""
@@ -149,8 +155,8 @@ class Chat:
             elif piece in self._special:
                 pieces.append([piece])
             else:
-                # the paper's literal "<image>" goes with the pictures
-                pieces.append(piece if pictures else piece.removeprefix(MARK))
+                # the paper's literal "<image>" goes with the pictures ahead
+                pieces.append(piece if ahead else piece.removeprefix(MARK))
         tokens: list[int] = []
         text = ""
         for piece in pieces:
@@ -179,20 +185,33 @@ class Chat:
         return number
 
     def _stop_ids(self) -> tuple[int, ...]:
-        """Every token that ends a turn. The sampling settings in generation_config.json are not read."""
-        file = self.folder / "generation_config.json"
-        numbers = _json(file).get("eos_token_id")
-        numbers = numbers if isinstance(numbers, list) else [] if numbers is None else [numbers]
-        if not all(type(number) is int for number in numbers):
-            raise ValueError(f"{file}: eos_token_id is {numbers}, not token ids")
-        name = _json(self.folder / "tokenizer_config.json").get("eos_token")
-        names = [name["content"] if isinstance(name, dict) else name, TURN_END]
-        named = [self.tokenizer.token_to_id(name) for name in names if name]
-        found = tuple(dict.fromkeys(number for number in [*numbers, *named] if number is not None))
-        if not found:
+        """Every token that ends a turn: those of generation_config.json (of config.json, where it names
+        none), the tokenizer's own, and <|im_end|>. Sampling settings are not read."""
+        values = json_object(self.folder / "config.json")
+        text = values.get("text_config")
+        places = {
+            "generation_config.json": json_object(self.folder / "generation_config.json"),
+            "config.json": {**values, **text} if isinstance(text, dict) else values,
+        }
+        numbers: list[int] = []
+        for name, found in places.items():
+            given = found.get("eos_token_id")
+            each = given if isinstance(given, list) else [] if given is None else [given]
+            if not all(type(number) is int and number >= 0 for number in each):
+                raise ValueError(f"{self.folder / name}: eos_token_id is {shown(given)}, not token ids")
+            numbers = numbers or each
+        file = self.folder / "tokenizer_config.json"
+        given = json_object(file).get("eos_token")
+        name = given.get("content") if isinstance(given, dict) else given
+        known = self.tokenizer.token_to_id(name) if isinstance(name, str) else None
+        if given is not None and known is None:
+            raise ValueError(f"{file}: eos_token is {shown(given)}; it must be a token of tokenizer.json")
+        found = [*numbers, known, self.tokenizer.token_to_id(TURN_END)]
+        stops = tuple(dict.fromkeys(number for number in found if number is not None))
+        if not stops:
             said = "no token ends a completion; give eos_token_id in generation_config.json"
             raise ValueError(f"{self.folder}: {said}")
-        return found
+        return stops
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -209,50 +228,3 @@ def _tokenizer(folder: Path) -> Tokenizer:
     # as ordinary text
     tokenizer.encode_special_tokens = True
     return tokenizer
-
-
-# settings of a processor that only have this value here
-_FIXED = dict(do_resize=True, do_rescale=True, do_normalize=True, rescale_factor=1 / 255, resample=3)
-
-
-def _picture_settings(folder: Path, min_pixels: int | None, max_pixels: int | None) -> dict[str, Any]:
-    """Arguments of `preprocess`, from preprocessor_config.json or transformers 5's processor_config.json."""
-    file = folder / "preprocessor_config.json"
-    found = _json(file)
-    if not found:
-        file = folder / "processor_config.json"
-        found = _json(file).get("image_processor", {})
-    if not found:
-        said = "no preprocessor_config.json (nor processor_config.json with an image_processor)"
-        raise ValueError(f"{folder}: {said}; copy it from the model")
-    for key, only in _FIXED.items():
-        if found.get(key, only) != only:
-            raise ValueError(f"{file}: {key} is {found[key]}, only {only} is supported")
-    size = found.get("size") or {}
-    low = min_pixels if min_pixels is not None else found.get("min_pixels") or size.get("shortest_edge")
-    high = max_pixels if max_pixels is not None else found.get("max_pixels") or size.get("longest_edge")
-    if not low or not high or low > high:
-        said = f"min_pixels is {low} and max_pixels is {high}; both are needed, the smaller first"
-        raise ValueError(f"{file}: {said}")
-    return {
-        "patch": found.get("patch_size", 14),
-        "merge": found.get("merge_size", 2),
-        "temporal": found.get("temporal_patch_size", 2),
-        "min_pixels": low,
-        "max_pixels": high,
-        "mean": tuple(found.get("image_mean") or MEAN),
-        "std": tuple(found.get("image_std") or STD),
-    }
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file}: holds a {type(found).__name__}, not an object")
-    return found

@@ -21,6 +21,12 @@ MARK = "<image>"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
+def short(value: object) -> str:
+    """A value in a message: at most a line."""
+    text = repr(value)
+    return text if len(text) <= 90 else text[:80] + "…"
+
+
 class BadExample(ValueError):
     """One example cannot be used. The message names its uid and the reason."""
 
@@ -33,7 +39,9 @@ class BadRow(BadExample):
     """One row of a file is no example. where: its file and number. remedy: what to do ("" if nothing)."""
 
     def __init__(self, where: str, field: str, reason: str, remedy: str = "") -> None:
-        super().__init__(f"{where}: {f'{field}: ' if field else ''}{reason}{f'; {remedy}' if remedy else ''}")
+        # the name of a field comes from the file, too
+        name = field if len(field) <= 90 and field.isprintable() else short(field)
+        super().__init__(f"{where}: {f'{name}: ' if name else ''}{reason}{f'; {remedy}' if remedy else ''}")
         self.where, self.field, self.reason, self.remedy = where, field, reason, remedy
 
 
@@ -51,7 +59,8 @@ class Example:
 
     `answer` is the text of the right choice, or free text if `choices` is empty. `extra` holds the source's
     own facts (a scene's geometry, a row's columns); no model sees it. `wording` replaces question and
-    choices, for sources that word them in their own way. Raises BadExample.
+    choices, for sources that word them in their own way. `may_repeat`: choices may be equal. Raises
+    BadExample.
     """
 
     uid: str
@@ -62,23 +71,24 @@ class Example:
     pictures: tuple[Picture, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     wording: str = ""
+    may_repeat: bool = False
 
     def __post_init__(self) -> None:
-        bad = lambda reason: BadExample(f"example {self.uid!r}: {reason}")
+        bad = lambda reason: BadExample(f"example {short(self.uid)}: {reason}")
         if not self.uid:
-            raise BadExample(f"an example has no uid: {self.question!r}")
+            raise BadExample(f"an example has no uid: {short(self.question)}")
         if not self.question.strip():
             raise bad("the question is empty")
         if isinstance(self.choices, str) or isinstance(self.pictures, (str, bytes)):
             raise bad("choices and pictures are tuples, got a single one")
         if len(self.choices) == 1 or len(self.choices) > len(LETTERS):
             raise bad(f"{len(self.choices)} choices; give 2 to {len(LETTERS)}, or none for a free answer")
-        if len(set(self.choices)) < len(self.choices):
-            raise bad(f"two choices are the same: {list(self.choices)}")
+        if len(set(self.choices)) < len(self.choices) and not self.may_repeat:
+            raise bad(f"two choices are the same: {short(list(self.choices))}")
         if not all(choice.strip() for choice in self.choices):
-            raise bad(f"a choice is empty: {list(self.choices)}")
+            raise bad(f"a choice is empty: {short(list(self.choices))}")
         if self.choices and self.answer not in self.choices:
-            raise bad(f"the answer {self.answer!r} is not among the choices {list(self.choices)}")
+            raise bad(f"the answer {short(self.answer)} is not among the choices {short(list(self.choices))}")
         if not self.answer.strip():
             raise bad("the answer is empty")
 

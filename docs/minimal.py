@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 # so that the program runs without an installation
 sys.path.insert(0, str(ROOT))
+
+import grpo.parallel.openmp
+
+import torch
 
 from data.chat import Chat
 from data.order import indices_at

@@ -209,10 +209,10 @@ class Batch(Groups):
     def of_documents(
         cls, questions: list, prompts: list, tokens: Tensor, length: Tensor, skipped: int = 0
     ) -> Batch:
-        """Documents to imitate, tokens (P, G, C) and length (P, G): every advantage is 1."""
+        """Documents to imitate, tokens (P, G, C) and length (P, G; 0: none): every advantage is 1."""
         P = len(prompts)
         rollout = Rollout(tokens, length, stopped=length > 0, logp=torch.zeros(tokens.shape))
-        counts = torch.tensor([length.sum(), length.numel()])
+        counts = torch.tensor([length.sum(), (length > 0).sum()])
         placed = {"counts": counts, "places": list(range(P)), "own": slice(0, P), "section": [0] * P}
         reward = torch.ones(length.shape)
         batch = cls(questions, prompts, rollout, [], reward, {}, skipped, attempt=[0] * P, **placed)

@@ -6,6 +6,7 @@ of one prompt are a group, so the prompt and its picture are computed once for a
 was made this way (`torchrun train.py tiny_base`), as is Vision-R1's cold start.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,24 +14,56 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from data.types import BadExample, Example
 from grpo.batch import Batch, MicroBatch
 from grpo.logprobs import completion_logprobs, masked_logprobs
 from grpo.objective import LossStats
 
 
-def encode_documents(chat, documents: list[tuple[str, ...]], cap: int) -> tuple[Tensor, Tensor]:
-    """P tuples of G texts -> tokens (P, G, C) and length (P, G), the stop token included. P may be 0. Raises
-    ValueError for a document of more than `cap` tokens."""
-    if not documents:
-        return torch.zeros(0, 1, 1, dtype=torch.long), torch.zeros(0, 1, dtype=torch.long)
-    ids = [[[*chat.encode(text), chat.stop_ids[0]] for text in group] for group in documents]
-    length = torch.tensor([[len(x) for x in group] for group in ids])
-    longest = int(length.max())
-    if longest > cap:
-        text = next(text for group in documents for text in group if len(chat.encode(text)) + 1 == longest)
-        raise ValueError(f"a document has {longest} tokens, but cap is {cap}: {text[:80]!r}")
-    return torch.tensor([[x + [0] * (longest - len(x)) for x in group] for group in ids]), length
+def fit_documents(chat, example: Example, *, cap: int, too_long: str) -> tuple[Example, list[BadExample]]:
+    """Encode an example's documents (`Chat.documents`), the stop token included. -> (the example with tokens
+    in extra["documents"], an error for each document that is left out).
+
+    too_long: what becomes of a document of more than `cap` tokens: skip, cut (the stop token goes, too) or
+    error. Raises BadExample if no document is left, and ValueError for `error`.
+    """
+    given = example.extra.get("documents") or ()
+    if not isinstance(given, (list, tuple)) or not all(isinstance(text, str) for text in given):
+        raise BadExample(f"example {example.uid!r}: extra.documents is not a list of texts")
+    left_out = []
+    kept = []
+    for number, text in enumerate(chat.documents(example), start=1):
+        ids = [*chat.encode(text), chat.stop_ids[0]]
+        if len(ids) > cap:
+            what = (
+                f"document {number} of {example.uid!r} has {len(ids)} tokens and cap is {cap} ({text[:80]!r})"
+            )
+            if too_long == "error":
+                raise ValueError(f"{what}; raise cap, or set sft.too_long to skip or cut")
+            if too_long == "skip":
+                left_out.append(BadExample(what))
+                continue
+            tqdm.write(f"cut: {what}", file=sys.stderr)
+        kept.append(ids[:cap])
+    if not kept:
+        raise left_out[0]
+    return replace(example, extra={**example.extra, "documents": kept}), left_out
+
+
+def pad_documents(documents: list[list[list[int]]]) -> tuple[Tensor, Tensor]:
+    """The tokens of P examples' documents -> tokens (P, G, C) and length (P, G). P may be 0. An example with
+    less than G documents gets empty ones."""
+    G = max(map(len, documents), default=1)
+    length = torch.zeros(len(documents), G, dtype=torch.long)
+    for p, group in enumerate(documents):
+        length[p, : len(group)] = torch.tensor([len(ids) for ids in group])
+    tokens = torch.zeros(len(documents), G, max(1, *length.flatten().tolist(), 1), dtype=torch.long)
+    for p, group in enumerate(documents):
+        for g, ids in enumerate(group):
+            tokens[p, g, : len(ids)] = torch.tensor(ids)
+    return tokens, length
 
 
 def count_tokens(batch: Batch, loss_on: str, placeholders: Sequence[int]) -> Tensor:
@@ -38,8 +71,9 @@ def count_tokens(batch: Batch, loss_on: str, placeholders: Sequence[int]) -> Ten
     the prompt's words count as tokens of each document too."""
     if loss_on == "answer":
         return batch.counts
-    words = sum(int((~np.isin(prompt.tokens[1:], placeholders)).sum()) for prompt in batch.prompts)
-    return batch.counts + torch.tensor([batch.length.shape[1] * words, 0])
+    words = [int((~np.isin(prompt.tokens[1:], placeholders)).sum()) for prompt in batch.prompts]
+    documents = (batch.length > 0).sum(1).tolist()
+    return batch.counts + torch.tensor([sum(w * n for w, n in zip(words, documents)), 0])
 
 
 # What is imitated: (policy, micro-batch, weights of a mask, head chunk) -> what `LossOf` returns.
@@ -63,7 +97,9 @@ def prompt_and_answer(policy, part: MicroBatch, weigh, chunk: int):
     words = (place < prompts.length[:, None]) & ~torch.isin(
         prompts.tokens[:, 1:], torch.tensor(policy.config.placeholder_ids, device=of_answer.device)
     )
-    weight = weigh(torch.cat([words.repeat_interleave(G, 0), part.mask], 1))  # (b, S - 1 + C)
+    # an empty document has no copy of the prompt
+    words_of = words.repeat_interleave(G, 0) & (part.length.flatten() > 0).unsqueeze(-1)  # (b, S - 1)
+    weight = weigh(torch.cat([words_of, part.mask], 1))  # (b, S - 1 + C)
     logprobs = partial(masked_logprobs, policy, temperature=1.0, chunk=chunk)
     logp, entropy = logprobs(of_answer.flatten(0, 1), part.tokens.flatten(0, 1), part.mask)
     logp_words, _ = logprobs(of_prompt, prompts.tokens[:, 1:], words)

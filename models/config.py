@@ -7,8 +7,9 @@ Field names are the hub's. Only what changes the computation is kept. A value th
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+
+from models.config_values import Values, shown
 
 ARCHITECTURES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size")
@@ -19,6 +20,10 @@ VISION = ("depth", "num_heads", "in_channels", "patch_size", "spatial_merge_size
 # Qwen2.5-VL's vision tower: {our name: the hub's}.
 GATED = dict(width="hidden_size", intermediate_size="intermediate_size", hidden_size="out_hidden_size")
 PLACEHOLDERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+# The only keys of a rotary setting that is computed here.
+ROPE = ("type", "rope_type", "mrope_section", "rope_theta")
+# What transformers takes for a key that the file does not have.
+ABSENT = dict(rms_norm_eps=1e-5, max_position_embeddings=32768, initializer_range=0.02)
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class ModelConfig:
             raise ValueError(f"{path}: no such file; a model folder has config.json and safetensors weights")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not valid JSON: {error}") from error
         return cls.from_dict(values, name=str(path))
 
@@ -110,33 +115,39 @@ class ModelConfig:
     def from_dict(cls, values: dict, *, name: str = "config") -> "ModelConfig":
         """From a parsed `config.json`, in the hub's flat layout or with the `text_config` of transformers 5.
 
-        name: stands in error messages. Raises ValueError for another architecture, a missing key, sizes that
-        don't fit together, or a value that this code does not compute.
+        name: stands in error messages. Raises ValueError for another architecture, a missing key, a value of
+        a wrong type or out of range, sizes that don't fit together, or one that this code does not compute.
         """
-        architecture = values.get("model_type")
-        if architecture not in ARCHITECTURES:
+        top = Values(values, name)
+        architecture = top.values.get("model_type")
+        if architecture not in tuple(ARCHITECTURES):
             known = " and ".join(ARCHITECTURES)
-            raise ValueError(f"{name}: model_type is {architecture!r}; this repository has {known}")
-        # The decoder's keys are at the top, or in `text_config`, which then wins.
-        text = {**values, **(values.get("text_config") or {})}
-        rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-        if rope.get("rope_type", rope.get("type", "default")) not in ("default", "mrope"):
-            raise ValueError(f"{name}: rotary type {rope!r} is not supported; only plain M-RoPE is")
-        _must(text, name, "hidden_act", "silu")
-        _must(text, name, "use_sliding_window", False)
-        need = partial(_need, text, name)
-        section = tuple(rope.get("mrope_section") or cls.mrope_section)
-        tied = values.get("tie_word_embeddings") or text.get("tie_word_embeddings")
+            raise ValueError(f"{name}: model_type is {shown(architecture)}; this repository has {known}")
+        top.only("quantization_config", None)
+        # Where there is a `text_config`, transformers reads the decoder's keys from it alone.
+        nested = top.get("text_config")
+        text = top if nested is None else Values(nested, f"{name}: text_config")
+        rope = Values(
+            text.get("rope_scaling") or text.get("rope_parameters") or {}, f"{name}: rotary setting"
+        )
+        for key, value in rope.values.items():
+            if key not in ROPE or (key.endswith("type") and value not in ("default", "mrope")):
+                wrong = f"rotary type {shown(rope.values)} is not supported; only plain M-RoPE is"
+                raise ValueError(f"{name}: {wrong}")
+        text.only("hidden_act", "silu")
+        text.only("use_sliding_window", False)
+        text.only("layer_types", ["full_attention"] * text.need("num_hidden_layers"))
         config = cls(
             architecture=architecture,
-            **{key: need(key) for key in NEEDED},
-            **{key: text.get(key, getattr(cls, key)) for key in OPTIONAL},
-            mrope_section=section,  # pyrefly: ignore[bad-argument-type]
-            rope_theta=float(rope.get("rope_theta") or text.get("rope_theta") or cls.rope_theta),
-            tie_word_embeddings=bool(tied),
-            **{key: values.get(key, getattr(cls, key)) for key in PLACEHOLDERS},
-            vision=_read_vision(architecture, need("vision_config"), need("hidden_size"), name),
+            **{key: text.need(key) for key in NEEDED},
+            **{key: text.get(key, ABSENT.get(key)) for key in OPTIONAL},
+            mrope_section=tuple(rope.get("mrope_section", cls.mrope_section)),
+            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", cls.rope_theta))),
+            tie_word_embeddings=any(each.get("tie_word_embeddings", False) for each in (top, text)),
+            **{key: top.get(key, getattr(cls, key)) for key in PLACEHOLDERS},
+            vision=_read_vision(architecture, top.need("vision_config"), text.need("hidden_size"), name),
         )
+        text.only("head_dim", config.head_size)
         if wrong := list(config._faults()):
             raise ValueError(f"{name}: " + "; ".join(wrong))
         return config
@@ -174,37 +185,35 @@ class ModelConfig:
             yield f"the vision tower gives width {v.hidden_size}, the decoder takes {self.hidden_size}"
         if not v.gated and v.intermediate_size % v.width:
             yield "Qwen2-VL's mlp_ratio must be a whole number"
-        for key in PLACEHOLDERS:
-            if not 0 <= (number := getattr(self, key)) < self.vocab_size:
-                yield f"{key} {number} is not below vocab_size {self.vocab_size}"
-
-
-def _need(values: dict, name: str, key: str):
-    """The value of a key that must be there."""
-    if values.get(key) is None:
-        raise ValueError(f"{name}: key {key!r} is missing")
-    return values[key]
-
-
-def _must(values: dict, name: str, key: str, only) -> None:
-    """Raise for any value but `only`. An absent key means `only`."""
-    if values.get(key, only) not in (only, None):
-        raise ValueError(f"{name}: {key} is {values[key]!r}; only {only!r} is supported")
+        if v.gated and v.window_size < (side := v.spatial_merge_size * v.patch_size):
+            yield f"window_size {v.window_size} is below {side}, the side of a merged patch"
+        if any(number >= v.depth for number in v.fullatt_block_indexes):
+            yield f"fullatt_block_indexes {list(v.fullatt_block_indexes)} are not all below depth {v.depth}"
+        for key in (*PLACEHOLDERS, "bos_token_id", "eos_token_id"):
+            number = getattr(self, key)
+            for each in number if isinstance(number, list) else [] if number is None else [number]:
+                if each >= self.vocab_size:
+                    yield f"{key} {each} is not below vocab_size {self.vocab_size}"
+        if len(set(self.placeholder_ids)) < len(PLACEHOLDERS):
+            yield f"{', '.join(PLACEHOLDERS)} are not four different tokens: {self.placeholder_ids}"
 
 
 def _read_vision(architecture: str, values: dict, hidden_size: int, name: str) -> VisionConfig:
-    """`vision_config` of either architecture. The hub's files say `in_chans`, transformers' `in_channels`."""
-    name, gated = f"{name}: vision_config", architecture == "qwen2_5_vl"
-    need = partial(_need, values, name)
-    _must(values, name, "hidden_act", "silu" if gated else "quick_gelu")
-    found = {key: values.get(key, getattr(VisionConfig, key, None)) for key in VISION}
-    found |= {key: need(key) for key in ("depth", "num_heads")}
-    found["in_channels"] = values.get("in_channels", values.get("in_chans", 3))
+    """`vision_config` of either architecture. hidden_size: the decoder's, Qwen2-VL's default."""
+    vision, gated = Values(values, f"{name}: vision_config"), architecture == "qwen2_5_vl"
+    vision.only("hidden_act", "silu" if gated else "quick_gelu")
+    vision.only("in_chans", 3)
+    vision.only("in_channels", 3)
+    rope = Values(vision.get("rope_parameters") or {}, f"{vision.name}: rope_parameters")
+    rope.only("rope_theta", 10000.0)
+    found = {key: vision.need(key) for key in ("depth", "num_heads")}
+    found |= {key: vision.get(key, getattr(VisionConfig, key)) for key in VISION if key not in found}
     if gated:
-        found |= {ours: need(theirs) for ours, theirs in GATED.items()}
-        window, full = need("window_size"), tuple(need("fullatt_block_indexes"))
+        found |= {ours: vision.need(theirs) for ours, theirs in GATED.items()}
+        full = tuple(vision.need("fullatt_block_indexes"))
+        window = vision.need("window_size")
         return VisionConfig(**found, gated=True, window_size=window, fullatt_block_indexes=full)
-    width = need("embed_dim")
-    hidden = int(width * values.get("mlp_ratio", 4))
-    out = values.get("hidden_size", hidden_size)
+    width = vision.need("embed_dim")
+    hidden = int(width * vision.get("mlp_ratio", 4))
+    out = vision.get("hidden_size", hidden_size)
     return VisionConfig(**found, width=width, intermediate_size=hidden, hidden_size=out)

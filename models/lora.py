@@ -68,14 +68,15 @@ class LoRALinear(nn.Linear):
         self.scale = scale
         self.active = True
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (T, in) -> (T, out)."""
+    def forward(self, input: Tensor) -> Tensor:
+        """input (T, in) -> (T, out)."""
         if not self.active:
-            return F.linear(x, self.weight, self.bias)
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+            return F.linear(input, self.weight, self.bias)
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        return _Adapted.apply(x.to(dtype), self.weight, bias, self.lora_A.weight, self.lora_B.weight, self.scale)
+        pair = self.lora_A.weight, self.lora_B.weight
+        return _Adapted.apply(input.to(dtype), self.weight, bias, *pair, self.scale)
 
     def merged(self, dtype: torch.dtype) -> Tensor:
         """W + scale · B A in `dtype`, (out, in)."""

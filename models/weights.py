@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from models.config import ModelConfig
+from models.config_values import shown
 from models.qwen_vl import QwenVL
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -24,6 +25,8 @@ OntoCPU = Callable[[str, Tensor], Tensor]
 # transformers nests the towers: always in memory, in some folders also on disk.
 RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Others need a scale, which is not read.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def hub_name(key: str) -> str:
@@ -38,20 +41,24 @@ def load(
     folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> QwenVL:
     """Read a policy from a Hugging Face folder (config.json and one or more safetensors files). Raises
-    ValueError with file and tensor: missing, unexpected, of a wrong shape, in a damaged or absent shard."""
+    ValueError with file and tensor: missing, unexpected, of a wrong shape or type, not finite, in a damaged
+    or absent shard."""
     folder = Path(folder)
     config = ModelConfig.from_folder(folder)
-    with torch.device("meta"):
-        policy = QwenVL(config)
+    try:
+        with torch.device("meta"):
+            policy = QwenVL(config)
+    except RuntimeError as error:
+        raise ValueError(f"{folder / 'config.json'}: no model has these sizes: {error}") from error
     expected = dict(policy.named_parameters())
     found: dict[str, Path] = {}
     tied_head = None
     files, index = _files(folder)
     for file in files:
-        for key, tensor in _tensors(file, index):
+        for key, tensor in _tensors(file, index, config.tie_word_embeddings):
             name = hub_name(key)
             if name == HEAD and config.tie_word_embeddings:
-                tied_head = (file, tensor.to(device=device, dtype=dtype))
+                tied_head = (file, _converted(file, key, tensor, dtype, device))
                 continue
             if name not in expected:
                 model = f"a {config.architecture} of {config.num_hidden_layers} layers"
@@ -61,8 +68,7 @@ def load(
                 raise ValueError(f"{file}: tensor {key!r} has shape {shapes}")
             if name in found:
                 raise ValueError(f"{file}: tensor {key!r} is also in {found[name]}")
-            # A copy, never the memory-mapped file: a checkpoint may replace that file during training.
-            _assign(policy, name, tensor.to(device=device, dtype=dtype, copy=True))
+            _assign(policy, name, _converted(file, key, tensor, dtype, device))
             found[name] = file
     if missing := [name for name in expected if name not in found]:
         read = ", ".join(file.name for file in files)
@@ -71,6 +77,23 @@ def load(
         differs = f"{HEAD!r} differs from {EMBEDDING!r}, but config.json says tie_word_embeddings"
         raise ValueError(f"{tied_head[0]}: {differs}")
     return policy
+
+
+def _converted(
+    file: Path, key: str, tensor: Tensor, dtype: torch.dtype, device: torch.device | str
+) -> Tensor:
+    """A copy of a tensor of a file in `dtype` on `device`. Raises ValueError if it is no weight, or not
+    finite in `dtype`."""
+    if tensor.dtype not in DTYPES:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        said = "weights are read in float32, bfloat16, float16 and float64; quantized ones are not supported"
+        raise ValueError(f"{file}: tensor {key!r} is {kind}; {said}")
+    # A copy, never the memory-mapped file: a checkpoint may replace that file during training.
+    found = tensor.to(device=device, dtype=dtype, copy=True)
+    # NaN and infinities reach the least or the largest value. `isfinite` would make tensors of its own.
+    if found.numel() and not torch.stack(found.aminmax()).isfinite().all():
+        raise ValueError(f"{file}: tensor {key!r} holds NaN or infinite values; the model is damaged")
+    return found
 
 
 def init(config: ModelConfig, seed: int) -> QwenVL:
@@ -152,24 +175,40 @@ def rank_copy(
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    """The safetensors files to read, and the index's {tensor: file} (empty without an index)."""
+    """The safetensors files to read, and the index's {tensor: file} (empty without an index).
+
+    transformers reads the single file and ignores an index beside it. That may not be what was saved last, so
+    a folder with a single file and shards is refused.
+    """
     single, index = folder / SINGLE, folder / INDEX
-    if index.is_file():
-        try:
-            where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{index}: not an index of safetensors shards: {error!r}") from error
-        for name in where.values():
-            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-                raise ValueError(f"{index}: {name!r} is no safetensors file of this folder")
-        return [folder / name for name in sorted(set(where.values()))], where
+    where = _index(index) if index.is_file() else {}
+    shards = [folder / name for name in sorted(set(where.values()))]
+    if single.is_file() and any(shard.is_file() for shard in shards if shard != single):
+        said = f"both {SINGLE} and the shards of {INDEX} are here; remove those that are not the model"
+        raise ValueError(f"{folder}: {said}")
     if single.is_file():
         return [single], {}
+    if shards:
+        return shards, where
     raise ValueError(f"{folder}: neither {SINGLE} nor {INDEX}; only safetensors weights are read")
 
 
-def _tensors(file: Path, index: dict[str, str]):
-    """Yield (key, tensor) of one file, checked against the index."""
+def _index(index: Path) -> dict[str, str]:
+    """The index's {tensor: file}."""
+    try:
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index}: not an index of safetensors shards: {error!r}") from error
+    if type(where) is not dict or not where:
+        raise ValueError(f"{index}: weight_map is {shown(where)}; it must be an object {{tensor: file}}")
+    for name in where.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: {shown(name)} is no safetensors file of this folder")
+    return where
+
+
+def _tensors(file: Path, index: dict[str, str], tied: bool):
+    """Yield (key, tensor) of one file, checked against the index. tied: the head is the embedding."""
     if not file.is_file():
         first = next(key for key, name in index.items() if name == file.name)
         raise ValueError(f"{file}: this shard is missing; it should hold {first!r}")
@@ -177,7 +216,8 @@ def _tensors(file: Path, index: dict[str, str]):
         with safe_open(file, framework="pt") as opened:
             keys = list(opened.keys())
         for key, name in index.items():
-            if name == file.name and key not in keys:
+            # transformers lists a tied head, and does not write it
+            if name == file.name and key not in keys and not (tied and hub_name(key) == HEAD):
                 raise ValueError(f"{file}: tensor {key!r} is missing, {INDEX} says it is here")
         for key in keys:
             # Open again for each tensor: what was read of an open memory-mapped file counts as used memory.

@@ -2,6 +2,8 @@
 
 import os
 
+import grpo.parallel.openmp
+
 # before torch is imported: the processes of pytest-xdist share the cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -267,10 +267,56 @@ def test_a_document_over_the_cap(base, tmp_path, capsys):
     refused(
         capsys,
         [*QUICK, f"model={base}", f"out={tmp_path / 'run'}", "method=sft", "cap=3"],
-        "cap",
-        "6 tokens",
+        "cap is 3",
+        "5 tokens",
         "<answer>",
     )
+    assert (
+        train.main(
+            [
+                *QUICK,
+                f"model={base}",
+                f"out={tmp_path / 'cut'}",
+                "method=sft",
+                "cap=3",
+                "steps=1",
+                "sft.too_long=cut",
+            ]
+        )
+        == 0
+    )
+    assert "cut: document 1 of 'shapes/train/" in capsys.readouterr().err
+    refused(
+        capsys,
+        [*QUICK, f"model={base}", f"out={tmp_path / 'error'}", "method=sft", "cap=5", "sft.too_long=error"],
+        "tokens and cap is 5",
+        "set sft.too_long",
+    )
+
+
+def test_documents_over_the_cap_are_skipped_counted_and_named(base, tmp_path, capsys, monkeypatch):
+    """Of an answer of 5 tokens, one of 40, and both: imitation goes on with those that fit."""
+    short, long = "look : it is red .", "look : it is red . " * 8
+    cases = [{"documents": [short, long]}, {"documents": [long]}, {"documents": [short]}, {}]
+    monkeypatch.setitem(
+        table.SOURCES,
+        "shapes",
+        lambda path, split, limit, seed: [
+            replace(example, extra=dict(example.extra) | cases[i % 4])
+            for i, example in enumerate(Shapes(split, 8, seed))
+        ],
+    )
+    out = tmp_path / "run"
+    settings = ["method=sft", "cap=12", "steps=2", "prompts=4"]
+    assert train.main([*QUICK, f"model={base}", f"out={out}", *settings]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "skipped document" in line]
+    assert len(said) == 4 == sum(row["skipped"] for row in rows_of(out))
+    assert all(line.startswith("step ") and "has 49 tokens and cap is 12" in line for line in said), said
+    # a larger cap takes them all
+    assert (
+        train.main([*QUICK, f"model={base}", f"out={out}", *settings, "cap=60", "change=cap", "steps=4"]) == 0
+    )
+    assert [row.get("skipped") for row in rows_of(out)[2:]] == [None, 0, 0]
 
 
 # ---- the command line

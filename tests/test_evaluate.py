@@ -248,9 +248,13 @@ def test_how_a_model_is_asked(run, tmp_path, monkeypatch):
         == ("visualthinker", 1024, 20_000, None, "float32")
     )
     assert asked(tmp_path, "--prompt", "direct")[0] == "visualthinker_direct"
-    instruct = tmp_path / "Qwen2-VL-2B-Instruct"
+    assert asked(tmp_path, "--protocol", "chat")[0] == "visualthinker_direct"
+    instruct = tmp_path / "renamed"
     instruct.mkdir()
     (instruct / "config.json").write_text("{}")
+    turns = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    (instruct / "chat_template.json").write_text(json.dumps({"chat_template": turns}))
+    assert asked(instruct, "--protocol", "chat")[0] == "chatml_direct"
     assert asked(instruct)[0] == "chatml_eval" and asked(instruct, "--prompt", "direct")[0] == "chatml_direct"
     assert asked(instruct, "--template", "visualthinker", "--prompt", "direct")[0] == "visualthinker_direct"
     assert asked(

@@ -1,7 +1,8 @@
 """Imports go one way, between folders and between files: read from the source.
 
 train.py, evaluate.py -> run -> monitor -> evaluation -> config -> storage -> the algorithm (the files
-directly in grpo/, and rewards/) -> parallel -> models, data. models/ and data/ do not import each other.
+directly in grpo/, and rewards/) -> serving -> parallel -> models, data. models/ and data/ do not import
+each other.
 """
 
 import ast
@@ -13,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {"grpo", "models", "data", "train", "evaluate", "tests"}
 STDLIB = set(sys.stdlib_module_names)
-FOLDERS = ["parallel", "", "rewards", "storage", "config", "plan", "evaluation", "monitor", "run"]
+FOLDERS = ["parallel", "serving", "", "rewards", "storage", "config", "plan", "evaluation", "monitor", "run"]
 """The folders of grpo/ from the lowest up; "" is grpo/ itself. A file imports from its own and lower ones."""
 
 ENTRIES = {"export", "report", "words"}

@@ -319,6 +319,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
         ),
         min_size=1,
         max_size=4,
+        unique_by=lambda row: row.get("uid", id(row)),
     ),
     choices=st.booleans(),
     ascii=st.booleans(),

@@ -79,6 +79,7 @@ def trained(base, tmp_path_factory):
 def test_a_run_leaves_everything_behind(trained):
     assert {path.name for path in trained.iterdir()} == {
         "config.yaml",
+        "inputs.json",
         "metrics.jsonl",
         "samples.jsonl",
         "summary.json",

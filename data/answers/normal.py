@@ -8,6 +8,7 @@ two answers stay two.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from functools import lru_cache
@@ -31,64 +32,23 @@ def table(pairs: str) -> dict[str, str]:
 
 
 COMMANDS = table(TABLES["commands"])
-_STYLE = (
-    r"\\(?:text|textbf|textit|texttt|textrm|textsf|textnormal|emph|underline|mathrm|mathbf|mathit|mathsf|"
-    r"mathtt|num|bm|boldsymbol|operatorname|mbox|hbox|rm|bf|boxed|fbox|framebox|ensuremath)(?![A-Za-z])"
-)
-_TAGS = "[bipu]|s|em|strong|code|span|div|br|hr|mark|tt|center|font|h[1-6]|li|ul|ol"
-# bold and italic; but ** between numbers is a power
-_BOLD = (
-    r"^\*{1,3}|\*{1,3}$|(?<![\w*)}\]])\*{1,3}(?=[^\s*])|"
-    r"(?<=[^\s*])\*{1,3}(?=[\s.,:;!?)}\]\"'`_|$<]|\\[)\]])"
-)
-_in_braces = lambda found: "\\frac" + "".join(f"{{{part.strip('{}')}}}" for part in found.groups())
-# a text without the first string is not searched for the pattern
+_FUNCTIONS = {
+    "COMMAND": lambda found: COMMANDS.get(found[1], found[0]),
+    "FRACTION": lambda found: "\\frac" + "".join(f"{{{part.strip('{} ')}}}" for part in found.groups()),
+}
 _SPELLINGS = tuple(
-    (sign, re.compile(pattern), plain)
-    for sign, pattern, plain in (
-        ("*", _BOLD, " "),
-        # 1{,}000 and 1\,000 are 1,000
-        ("", r"(?<=[0-9])(?:\\[,!]|\{,\})(?=[0-9]{3}(?![0-9]))", ","),
-        ("<", rf"</?(?:{_TAGS})(?: [^<>]*)?/?>", " "),
-        ("<", r"<su[bp]>([^<>]*)</su[bp]>", r"^{\1}"),
-        ("\\", r"\\\$|\\text\{\$\}", "\x02"),
-        ("\\", r"\\([%#&_{}])", r"\1"),
-        ("\\", r"\\[()\[\],;:! ]", " "),
-        ("~", r"~~|(?<=.)~(?=\S)", " "),
-        ("\\", r"\\([A-Za-z]+)", lambda found: COMMANDS.get(found[1], found[0])),
-        ("^", r"\^ ?(?:°|\{ ?° ?\})|(?<=[0-9}]) ?\^ ?(?:o(?![a-z])|\{ ?o ?\})", "°"),
-        # a style's name goes, and its braces if they hold no others; twice, for a style within one
-        ("\\", rf"{_STYLE} ?\{{([^{{}}]*)\}}", r" \1 "),
-        ("\\", rf"{_STYLE} ?\{{([^{{}}]*)\}}", r" \1 "),
-        ("\\", _STYLE, ""),
-        ("_", r"(?<!\w)(_{1,2})([^_]+)\1(?!\w)", r" \2 "),
-        ("`", r"(?<=\w)`(?=\w)", "'"),
-        ("`", "`+", " "),
-        # heading, quotation, list; - 3 is a number
-        ("", r"^(?:#{1,6}|[>•]|-(?= \(?[A-Za-z])) ", ""),
-        ("**", r"\*\*", "^"),
-        ("=", "<=", "≤"),
-        ("=", ">=", "≥"),
-        ("=", "!=", "≠"),
-        ("10", r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)", "×"),
-        # one form of powers, fractions and roots of single signs
-        ("^{", r"\^\{ ?(\w) ?\}(?!\w)", r"^\1"),
-        ("\\frac", r"\\frac ?(\w|\{[^{}]*\}) ?(\w|\{[^{}]*\})(?!\w)", _in_braces),
-        ("\\sqrt", r"\\sqrt(?: ?\{ ?(\w+) ?\}(?! ?\w)|(?=[0-9]))", r"\\sqrt \1"),
+    (
+        sign,
+        re.compile(pattern.replace("STYLE", TABLES["style"]).replace("TAGS", TABLES["tags"])),
+        _FUNCTIONS.get(plain, plain),
     )
+    for sign, pattern, plain in TABLES["spellings"]
 )
 _PLAIN = re.compile(r"[A-Za-z0-9]*(?:[./][0-9]+)?")
-_LABEL = re.compile(
-    r"(?:(?:so|thus|hence|therefore|then),? )?(?:(?:the|my|our) )?(?:(?:final|correct|right|best) ){0,2}"
-    r"(?:answer|ans|option|choice|result|solution)(?: (?:is|would be|should be)(?: option| choice)?)?"
-    r"(?: ?[:=] ?|(?<=is) |(?<=be) |(?<=option) |(?<=choice) |(?<=answer) (?=\(?[A-Za-z0-9]\)?[.:)]?$))"
-    r"|∴ ?|(?:因此|所以|故)?(?:正确|最终|最后)?的?(?:答案|选项|结果)应?[是为选]? ?:? ?|"
-    r"[应故]?选 ?(?=\(?[A-Z]\)?[.]?$)",
-    re.IGNORECASE,
-)
-# 3! is six, and what ends in dots goes on
-_STOP = re.compile(r"(?<=[^.,;:!]) ?(?:[.,;:]|(?<![0-9])!)$")
-_PAIRS = {"(": ")", "[": "]", "{": "}", '"': '"', "'": "'"}
+_LABEL = re.compile("|".join(TABLES["labels"]), re.IGNORECASE | re.VERBOSE)
+_STOP = re.compile("|".join(TABLES["ends"]), re.VERBOSE)
+_PAIRS = {"(": ")", "[": "]", "{": "}", '"': '"', "'": "'", "<": ">"}
+_THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 # how often a label, a full stop and a wrapper are removed
 _NESTED = 12
 
@@ -96,8 +56,13 @@ _NESTED = 12
 @lru_cache(maxsize=4096)
 def normal(text: str) -> str:
     """The normal form of an answer. Linear in the text."""
-    if _PLAIN.fullmatch(text):
-        return text
+    return text if _PLAIN.fullmatch(text) else bare(spelled(text))
+
+
+def spelled(text: str) -> str:
+    """The text in one spelling of signs, markup and LaTeX; its lines, labels, quotes and brackets stay."""
+    if "&" in text:
+        text = html.unescape(text)
     if not text.isascii():
         text = unicodedata.normalize("NFC", text).translate(_SIGNS)
         text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda run: f"^{{{run[0].translate(_RAISED)}}}", text)
@@ -106,7 +71,7 @@ def normal(text: str) -> str:
             text = pattern.sub(plain, text)
     # a single dollar is money, two delimit mathematics
     text = text.replace("$", " ") if text.count("$") % 2 == 0 else text
-    return bare(text.replace("\x02", "$"))
+    return text.replace("\x02", "$")
 
 
 def bare(text: str) -> str:
@@ -132,12 +97,29 @@ def _wrapped(text: str) -> bool:
         return False
     if close in "\"'":
         return close not in re.sub(r"\b'\b", "", inside).strip(close)
-    # 1,000 is one number
-    if re.search(r"[,;](?![0-9]{3}(?![0-9]))", inside):
-        return False
     depth = 0
     for sign in inside:
         depth += (sign == text[0]) - (sign == close)
         if depth < 0:
             return False
-    return depth == 0
+    # (100,200) may be two numbers, (1,000 m) is one; the comma of (So, B) separates nothing
+    inside = inside[label.end() :] if (label := _LABEL.match(inside)) else inside
+    return depth == 0 and len(split_list(inside, brackets=inside.replace(",", "").isdigit())) == 1
+
+
+def split_list(text: str, brackets: bool) -> list[str]:
+    """The parts between commas and semicolons outside of brackets.
+
+    1,000 is one number where the other separators have a space behind them: (1,000, 2). brackets: around the
+    text; then alone it is two parts, as in (100,200).
+    """
+    depth = 0
+    cuts = []
+    for at, sign in enumerate(text):
+        depth += (sign in "([{") - (sign in ")]}")
+        if sign in ",;" and depth == 0:
+            cuts.append(at)
+    others = [at for at in cuts if not _THOUSANDS.match(text, at)]
+    if (others or not brackets) and all(text[at] == ";" or text[at + 1 : at + 2] == " " for at in others):
+        cuts = others
+    return [text[start + 1 : end] for start, end in zip([-1, *cuts], [*cuts, len(text)])]

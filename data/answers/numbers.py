@@ -28,13 +28,13 @@ TOLERANCE = 5e-6
 _FLOAT_DIGITS = 15
 
 _WORDS = set(TABLES["words"].split())
-_NAME = re.compile(
-    r"(?:(?:sin|cos|tan|cot|log|ln) ?)?(?:(?:m ?)?(?:∠|angle) ?[0-9]|"
-    r"(?P<sign>(?:m ?)?(?:∠|angle ) ?|(?:△|⊙|segment |arc |[|]) ?)?"
-    r"\{?(?P<name>[A-Za-zα-ωΑ-Ω]{1,5})\}?[0-9]?'*(?: ?△ ?[A-Z]{3,5}|"
-    r" ?_ ?(?:\{[^{}=]{1,12}\}|[A-Za-z0-9△∠]{1,6}))?"
-    r"(?:\([A-Za-z0-9]{1,3}\))?\|?) ?[=≈] ?|≈ ?"
-)
+_NAME = re.compile(TABLES["name"], re.VERBOSE)
+_EQUALS = re.compile(r" ?([=≈]) ?| (?:is|equals) |等于|[为是]")
+# read without the grammar, because it is frequent
+_FRACTION = re.compile(r"([+-]?)(?:\\frac\{([0-9]{1,15})\}\{([0-9]{1,15})\}|([0-9]{1,15})/([0-9]{1,15}))")
+# [1,000], and 5 (cm)
+_GROUPS = re.compile(r"^[\[({]([0-9]{1,3}(?:,[0-9]{3})+)[)\]}]$")
+_IN_BRACKETS = re.compile(r" ?\(([^()0-9]+)\)$")
 _MONEY = re.compile(r"([+-]?) ?(?:US)?([$€£¥]) ?(?=[0-9.])")
 _PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:\.[0-9]{1,11})?")
 _TOKEN = re.compile(
@@ -47,12 +47,9 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 # what multiplies a number: letters right behind it (5 K is five kelvin), or words
-_FACTORS = {"k": 3, "K": 3, "M": 6, "B": 9, "mn": 6, "bn": 9, "百": 2, "千": 3, "万": 4, "亿": 8}
-_FACTORS |= {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_FACTOR = re.compile(
-    r"(?:[kKMB]|[bm]n)(?![A-Za-z0-9/^])| ?[百千万亿](?![米克瓦])|"
-    r" ?(?:hundred|thousand|million|billion|trillion)\b"
-)
+_FACTORS = TABLES["factors"]
+_LONG = "|".join(name for name in _FACTORS if len(name) > 2)
+_FACTOR = re.compile(rf"(?:[kKMB]|[bm]n)(?![^\W_]|[/^])| ?[百千万亿](?![米克瓦])| ?(?:{_LONG})\b")
 # capital letters right behind a number that are as likely part of a name: seat 5A, floor 3F, 2D
 _NAMES = set("ABCDEFGHKMT")
 
@@ -89,27 +86,46 @@ def parse_normal(text: str) -> Number | None:
     """The number in a text in normal form: 3 cm, x = 3 cm, and 3/2 = 1.5, whose sides are equal."""
     if len(text) > LONGEST:
         return None
-    text = text.replace("×", "*")
-    name = _NAME.match(text)
-    if name and (name["sign"] or (name["name"] or "").lower() not in _WORDS):
-        text = text[name.end() :]
-    sides = re.split(" ?[=≈] ?", text, maxsplit=4)
-    found = [_number(side, working=len(sides) > 1) for side in sides]
+    pieces = _EQUALS.split(text.replace("×", "*"), maxsplit=4)
+    if len(pieces) == 1:
+        return _number(pieces[0], working=False)
+    sides = list(zip(["", *pieces[1::2]], pieces[::2]))
+    sides = [(sign, side) for sign, side in sides if not _is_name(side)]
+    # ≈ 3
+    sides = sides[1:] if len(sides) == 2 and sides[0][1] == "" and sides[1][0] == "≈" else sides
+    found = [_number(side, working=len(sides) > 1) for _, side in sides]
     numbers = [number for number in found if number]
-    if len(numbers) < len(found) or not all(same(numbers[0], other) for other in numbers[1:]):
+    if not numbers or len(numbers) < len(found):
         return None
+    for (sign, side), other in zip(sides, numbers):
+        rounded = sign == "≈" and _is_rounded(numbers[0].value, other.value, side)
+        if not (rounded or same(numbers[0], other)):
+            return None
     return next((number for number in numbers if number.unit), numbers[0])
 
 
+def _is_name(side: str) -> bool:
+    name = _NAME.fullmatch(side)
+    return bool(name and (name["sign"] or (name["name"] or "").lower() not in _WORDS))
+
+
+def _is_rounded(value: Fraction | float, shown: Fraction | float, text: str) -> bool:
+    """Whether a number was rounded to the decimals that are shown: √8 ≈ 2.83."""
+    places = len(text.partition(".")[2]) if re.fullmatch(r"-?[0-9]+\.?[0-9]*", text) else LONGEST
+    return abs(value - shown) <= Fraction(1, 2 * 10**places)
+
+
 def _number(text: str, working: bool) -> Number | None:
+    if found := _FRACTION.fullmatch(text):
+        below = int(found[3] or found[5])
+        return Number(Fraction(int(found[1] + (found[2] or found[4])), below)) if below else None
     money = _MONEY.match(text)
     text = money[1] + text[money.end() :] if money else text
     try:
-        # 5 (cm)
-        tokens, rest = _tokens(re.sub(r" ?\(([^()0-9]+)\)$", r" \1", text))
-        reader = _Reader(tokens, working)
-        value = reader.all()
-        reader.need("end")
+        text = _IN_BRACKETS.sub(r" \1", _GROUPS.sub(r"\1", text)) if text[-1:] in ")]}" else text
+        tokens, rest = _tokens(text)
+        alone = len(tokens) == 1 and tokens[0].kind == "number"
+        value = tokens[0].exact if alone else _Reader(tokens, working).value()
         factor = _FACTOR.match(rest)
         letter = bool(factor and factor[0][0] in "kKMB") and not money
         named = letter or rest in _NAMES
@@ -147,7 +163,7 @@ def _in_base_units(number: Number) -> Fraction | float:
 
 
 def _equal(a: Fraction | float, b: Fraction | float) -> bool:
-    if _finite_decimal(a) and _finite_decimal(b):
+    if a == b or (_finite_decimal(a) and _finite_decimal(b)):
         return a == b
     x, y = Fraction(a), Fraction(b)
     return abs(x - y) <= Fraction(TOLERANCE) * max(abs(x), abs(y))
@@ -155,7 +171,10 @@ def _equal(a: Fraction | float, b: Fraction | float) -> bool:
 
 def _finite_decimal(value: Fraction | float) -> bool:
     """Whether it is a fraction (no root, no π) whose denominator divides a power of ten."""
-    return isinstance(value, Fraction) and 10 ** value.denominator.bit_length() % value.denominator == 0
+    if not isinstance(value, Fraction):
+        return False
+    below = value.denominator
+    return below == 1 or 10 ** below.bit_length() % below == 0
 
 
 def _tokens(text: str) -> tuple[list[Token], str]:
@@ -217,6 +236,11 @@ class _Reader:
             return token
         raise _Unreadable
 
+    def value(self) -> Fraction | float:
+        value = self.all()
+        self.need("end")
+        return value
+
     def all(self) -> Fraction | float:
         start = self.at
         value = self.mixed()
@@ -230,7 +254,9 @@ class _Reader:
         sign = self.take("+", "-")
         whole = self.take("number")
         kinds = [token.kind for token in self.tokens[self.at : self.at + 3]]
-        fraction = kinds[0] in ("vulgar", "frac") or kinds == ["number", "/", "number"]
+        fraction = (
+            kinds[0] in ("vulgar", "frac") or kinds[:2] == ["{", "frac"] or kinds == ["number", "/", "number"]
+        )
         if not whole or not whole.text.isdigit() or not fraction:
             return None
         part = self.ratio()
@@ -262,7 +288,7 @@ class _Reader:
 
     def product(self) -> Fraction | float:
         value = self.power()
-        while self.take("*") or self.tokens[self.at].kind in ("sqrt", "pi", "("):
+        while self.take("*") or self.tokens[self.at].kind in ("sqrt", "pi", "(", "{"):
             scientific = self.tokens[self.at].text == "10" and self.tokens[self.at + 1].kind == "^"
             other = self.power()
             if not scientific:

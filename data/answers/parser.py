@@ -12,9 +12,10 @@ import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import NamedTuple
 
-from data.answers.normal import bare, normal
+from data.answers.normal import TABLES, bare, normal, split_list
 from data.answers.numbers import Number, parse_normal, same
 from data.types import LETTERS, Example
 
@@ -22,16 +23,13 @@ THINK, END_THINK, ANSWER, END_ANSWER = TAGS = ("<think>", "</think>", "<answer>"
 # characters of an answer; what stands in place of a choice's index
 LONGEST = 2_000
 NONE, SEVERAL = -1, -2
-_LABELLED = re.compile(
-    r"(?:(?:\( ?(?=. ?\))|\[ ?(?=. ?\])|\{ ?(?=. ?\}))([A-Za-z]) ?[)\]}]|([A-Za-z])(?: ?[.):,\-]| ?(?=\()|$))"
-    r" ?[.:]? ?(.*)|(.+?) ?[(\[]([A-Za-z])[)\]]",
-    re.DOTALL,
-)
+_LABELLED = re.compile(TABLES["labelled"], re.VERBOSE | re.DOTALL)
 _BRACKETED = re.compile(r"[(\[（【]\s*[A-Za-z]\s*[)\]）】]")
-# how a question lists its choices: (A) … (B) …, or A: … B: …
-_LISTED = (re.compile(r"[(（]([A-Z])[)）]"), re.compile(r"(?<![A-Za-z∠△])([A-Z]) ?[:：.．、)]"))
+_LISTED = tuple(re.compile(form, re.MULTILINE) for form in TABLES["listed"])
 # words and labels that make two answers of one, where the choices are not known
 _HEDGE = re.compile(r"\b(?:or|and|not|either|neither|maybe)\b|\b[A-Z]\b(?=[.):]|$)|\([A-Z]\)")
+_NAMED = re.compile(TABLES["named"], re.VERBOSE)
+_TURNED = str.maketrans("<≤", ">≥")
 _BRIDGE = re.compile(rf"{END_THINK}\s*{ANSWER}")
 _LETTER_PAPER = re.compile(r"(?:^|\s|\[|\()([A-H])(?:\s|\]|\)|$)")
 
@@ -85,8 +83,12 @@ def is_right(text: str, example: Example) -> bool:
 @lru_cache(maxsize=4096)
 def _is_right(answer: str, gold: str, number: bool, question: str) -> bool:
     said, wanted = normal(answer), normal(gold)
-    if number and parse_normal(wanted):
-        if _same_value(said, wanted) or plain(said) == plain(wanted):
+    if number and (value := parse_normal(wanted)):
+        answered = parse_normal(said)
+        if answered and same(answered, value):
+            return True
+        # 300 K and 300K
+        if (not answered or value.named or answered.named) and plain(said) == plain(wanted):
             return True
     elif _same_text(said, wanted):
         return True
@@ -95,7 +97,12 @@ def _is_right(answer: str, gold: str, number: bool, question: str) -> bool:
         return chosen(answer, listed) == index
     # the label of choices that are not known
     label = _LABELLED.fullmatch(said) if len(wanted) == 1 and wanted in LETTERS else None
-    return bool(label and (label[1] or label[2]) == wanted and not _HEDGE.search(label[3]))
+    if not label or label["last"] or (label["bare"] and label["sep"] is None):
+        return False
+    letter = label["boxed"] or label["bare"]
+    # "a. cat" may be running text
+    same_letter = letter == wanted if label["own"] else letter.upper() == wanted
+    return same_letter and not _HEDGE.search(label["own"])
 
 
 def gold_number(example: Example) -> Number | None:
@@ -107,7 +114,7 @@ def gold_number(example: Example) -> Number | None:
 def is_right_paper(text: str, example: Example) -> bool:
     """VisualThinker-R1-Zero's accuracy without its computer algebra (docs/04): the first <answer>…</answer>
     on one line, else the whole text, equals the answer, or the last A-H between spaces or brackets does."""
-    said = _answer_paper(text)
+    said = answer_paper(text, margins=False)
     if said == example.answer.strip():
         return True
     letters = _LETTER_PAPER.findall(said)
@@ -125,14 +132,22 @@ def well_formed_paper(text: str) -> bool:
     return text.startswith(THINK) and text.endswith(END_ANSWER) and bool(_BRIDGE.search(text))
 
 
-def _answer_paper(text: str) -> str:
-    """`<answer>(.*?)</answer>` or everything but the <think> that the paper's prompt opens. Line by line,
-    because the regular expression is quadratic where tags don't close."""
-    for line in text.split("\n") if ANSWER in text else ():
-        start = line.find(ANSWER)
-        end = line.find(END_ANSWER, start + len(ANSWER)) if start >= 0 else -1
-        if end >= 0:
-            return line[start + len(ANSWER) : end].strip()
+def answer_paper(text: str, margins: bool) -> str:
+    """VisualThinker-R1-Zero's first answer on one line, or all but the <think> that its prompt opens.
+
+    margins: as in its evaluation, `<answer>\\s*(.*?)\\s*</answer>`, where an empty tag counts as none; else
+    as in its training, `<answer>(.*?)</answer>`. Without the expressions, which are quadratic in opened tags.
+    """
+    for part in text.split(END_ANSWER)[:-1]:
+        part = part.rstrip() if margins else part
+        before, _, line = part.rpartition("\n")
+        if margins and before.rstrip().endswith(ANSWER):
+            return line.strip()
+        _, tag, inside = line.partition(ANSWER)
+        if inside.strip() or (tag and not margins):
+            return inside.strip()
+        if tag:
+            break
     return text.removeprefix(THINK).strip()
 
 
@@ -165,8 +180,8 @@ def chosen(content: str, choices: tuple[str, ...]) -> int:
     label = _LABELLED.fullmatch(said)
     lettered = set()
     if label:
-        index = LETTERS.index((label[1] or label[2] or label[5]).upper())
-        own = bare(label[3] if label[5] is None else label[4])
+        index = LETTERS.index((label["boxed"] or label["bare"] or label["last"]).upper())
+        own = bare(label["own"] if label["last"] is None else label["text"])
         if index < len(choices) and (not own or _means(own, choices[index])):
             lettered = {index}
     # two choices may differ in case only
@@ -177,6 +192,8 @@ def chosen(content: str, choices: tuple[str, ...]) -> int:
         found = lettered
     if not found:
         found = {index for index, choice in enumerate(choices) if _means(said, choice)}
+    # of equal choices the first
+    found = {choices.index(choices[index]) for index in found}
     return found.pop() if len(found) == 1 else SEVERAL if found else NONE
 
 
@@ -189,34 +206,42 @@ def _means(said: str, choice: str) -> bool:
 def listed_choices(question: str) -> tuple[str, ...]:
     """The choices that a question's own text lists: "(A) 36° (B) 54°", "A:36°B:54°", one a line. () if none.
 
-    Of several lists the last; a choice ends with its line.
+    Of several lists the longest, or the last of these; a choice ends with its line.
     """
+    question = question.replace("**", "")
+    found: list[list[re.Match[str]]] = [[]]
     for style in _LISTED:
         marks = list(style.finditer(question))
-        start = max((at for at, mark in enumerate(marks) if mark[1] == "A"), default=len(marks))
-        run = [mark for letter, mark in zip(LETTERS, marks[start:]) if mark[1] == letter]
-        if len(run) < 2 or run != marks[start : start + len(run)]:
-            continue
-        ends = [mark.start() for mark in run[1:]] + [len(question)]
-        texts = [question[mark.end() : end].strip().partition("\n")[0] for mark, end in zip(run, ends)]
-        texts = [text.strip(" ,;，；、") for text in texts]
-        if all(texts):
-            return tuple(texts)
-    return ()
+        for letters in (LETTERS, LETTERS.lower()):
+            start = max((at for at, mark in enumerate(marks) if mark[1] == letters[0]), default=len(marks))
+            pairs = takewhile(lambda pair: pair[0] == pair[1][1], zip(letters, marks[start:]))
+            found.append([mark for _, mark in pairs])
+    run = max(found, key=lambda run: (len(run), run[0].start() if run else 0))
+    ends = [mark.start() for mark in run[1:]] + [len(question)]
+    texts = [question[mark.end() : end].strip().partition("\n")[0] for mark, end in zip(run, ends)]
+    texts = [re.sub(r"[ ,;，；、]+(?:(?:or|and|或) ?)?$", "", text).strip() for text in texts]
+    return tuple(texts) if len(texts) > 1 and all(texts) else ()
 
 
 def _same_text(a: str, b: str) -> bool:
-    """Two texts in normal form: without case and spacing; tuples, intervals and lists part by part, numbers
-    in them by value; sets in any order."""
+    """Two texts in normal form: without case and spacing; tuples, intervals, lists, ratios and inequalities
+    part by part, numbers in them by value; sets in any order; numbers with a unit each by value. A name that
+    one of them lacks does not count: y = 2x, P(3, 4)."""
     if plain(a) == plain(b):
         return True
-    (brackets, parts), (others, other_parts) = _parts(a), _parts(b)
-    if brackets != others or len(parts) != len(other_parts) or len(parts) < 2:
+    value, other = parse_normal(a), parse_normal(b)
+    if value and other and value.unit and other.unit:
+        return same(value, other)
+    (name, form, parts), (other_name, other_form, others) = _parts(a), _parts(b)
+    if form != other_form or len(parts) != len(others) or (name and other_name and name != other_name):
         return False
-    if brackets == "{}":
-        parts, other_parts = sorted(parts, key=_in_order), sorted(other_parts, key=_in_order)
-    pairs = zip(parts, other_parts)
-    return all(_same_value(x, y) or plain(x).lstrip("+") == plain(y).lstrip("+") for x, y in pairs)
+    if len(parts) == 1:
+        return plain(parts[0]) == plain(others[0])
+    if form == "{}":
+        parts, others = sorted(parts, key=_in_order), sorted(others, key=_in_order)
+    return all(
+        _same_value(x, y) or plain(x).lstrip("+") == plain(y).lstrip("+") for x, y in zip(parts, others)
+    )
 
 
 def _same_value(a: str, b: str) -> bool:
@@ -230,24 +255,28 @@ def _in_order(part: str) -> tuple[float, str]:
 
 
 @lru_cache(maxsize=4096)
-def _parts(text: str) -> tuple[str, list[str]]:
-    """(3, 4) -> "()" and its parts; a name before "=" goes. Without commas one part."""
-    text = re.sub(r"^[^=∈]{1,12}[=∈] ?(?=[(\[{])", "", text)
-    brackets = text[:1] + text[-1:]
-    brackets = brackets if re.fullmatch(r"[(\[][)\]]|\{\}", brackets) else ""
-    text = text[1:-1] if brackets else text
-    parts = [""]
-    depth = 0
-    for sign in text:
-        depth += (sign in "([{") - (sign in ")]}")
-        if sign in ",;" and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += sign
-    return brackets, [normal(part) for part in parts]
+def _parts(text: str) -> tuple[str, str, list[str]]:
+    """Its name, its brackets or signs, its parts: P(3, 4) -> P, "()", 3 and 4; 2 < x -> "", ">", x and 2."""
+    found = _NAMED.match(text)
+    name = (found["point"] or found["name"] or "") if found else ""
+    text = text[found.end() :] if found else text
+    form = text[:1] + text[-1:]
+    if re.fullmatch(r"[(\[][)\]]|\{\}", form):
+        return name, form, [normal(part) for part in split_list(text[1:-1], brackets=True)]
+    if signs := "".join(re.findall("[<>≤≥:]", text)):
+        parts = [normal(part) for part in re.split("[<>≤≥:]", text)]
+        if not set(signs) <= set("<≤"):
+            return name, signs, parts
+        return name, signs[::-1].translate(_TURNED), parts[::-1]
+    return name, "", [normal(part) for part in split_list(text, brackets=False)]
 
 
 @lru_cache(maxsize=4096)
 def plain(text: str) -> str:
-    """A text in normal form without case, and without spaces beside punctuation and operators or in 5 cm."""
-    return re.sub(r" ?([^\w\s]) ?|(?<=[0-9]) (?=[^\W\d])", r"\1", text.casefold().replace("×", "*")).strip()
+    """A text in normal form without case, and without spaces beside punctuation and operators or in 5 cm.
+    Of simple fractions and products one spelling: x/2, 2x."""
+    text = text.casefold().replace("×", "*")
+    if "\\frac" in text:
+        text = re.sub(r"(?<!\^)\\frac\{(\w+)\}\{(\w+)\}(?! ?[\w\\({])", r"\1/\2", text)
+    text = re.sub(r" ?([^\w\s]) ?|(?<=[0-9]) (?=[^\W\d])", r"\1", text).strip()
+    return re.sub(r"(?<=[0-9])\*(?=[^\W0-9_]|[(\\])", "", text) if "*" in text else text

@@ -30,14 +30,14 @@ WORDS, CHINESE = table(TABLES["unit_words"]), table(TABLES["chinese"])
 LONGEST = 60
 _CHINESE = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))
 _JOINED = re.compile(
-    r"\b(per(?= ?cent)|nautical|us|newton|watt|degree)s?[ -]+"
-    r"(cents?|miles?|dollars?|met(?:er|re)s?|hours?|celsius|fahrenheit|centigrade|[cf])\b",
+    r"\b(per(?= ?cent)|nautical|us|degree|year)s?[ -]+"
+    r"(cents?|miles?|dollars?|celsius|fahrenheit|centigrade|[cf]|old)\b",
     re.IGNORECASE,
 )
 _TERM = re.compile(
     r" ?(?P<sign>[/*]|(?i:per)\b)? ?(?:(?P<before>(?i:square|sq|cubic|cu)) ?(?=[^\W\d_]))?"
     r"(?P<word>° ?[CF](?![a-z])|[^\W\d_]+|[°$€£¥%¢])"
-    r"(?: ?\^ ?(?P<power>-?[1-9])| ?(?P<digit>[23])(?![0-9])| (?P<after>(?i:squared|cubed))\b)?"
+    r"(?: ?\^ ?(?P<power>-?[1-9])| ?(?P<digit>[23])(?![0-9])| (?P<after>(?i:squared|cubed|sq))\b)?"
 )
 
 
@@ -47,7 +47,9 @@ def unit_named(text: str) -> Unit | None:
 
     Terms stand side by side or with "*" between; all that follows "/" or "per" divides.
     """
-    text = _CHINESE.sub(lambda found: f" {CHINESE[found[0]]} ", re.sub(r"[{}().]", " ", text))
+    text = _CHINESE.sub(
+        lambda found: f" {CHINESE[found[0]]} ", re.sub(r"[{}().]|(?<=[a-z])-(?=[a-z])", " ", text)
+    )
     text = " ".join(_JOINED.sub(lambda found: (found[1] + found[2]).lower(), text).split())
     if not text or len(text) > LONGEST:
         return None
@@ -103,10 +105,11 @@ def _defined(name: str) -> Unit:
     return Unit(scale * Fraction(number or 1) * unit.size, unit.of)
 
 
-# every spelling of a symbol -> power of ten and name. Megametres do not occur: Mm, ML, MG are mm, mL and mg.
+# every spelling of a symbol -> power of ten and name. Mm, ML and MG are mm, mL and mg; pm is afternoon
+_UNUSED = {"M": "mgsLl", "p": "m"}
 _SYMBOLS = {name: name for name in [*BASE, *DEFINED]}
 for _mark, _tens in PREFIXES.items():
-    for _name in sorted(PREFIXABLE.difference("mgsLl" if _mark == "M" else "")):
+    for _name in sorted(PREFIXABLE.difference(_UNUSED.get(_mark, ""))):
         _SYMBOLS.setdefault(_mark + _name, f"{_tens} {_name}")
 for _word, _name in list(WORDS.items()):
     if _name in PREFIXABLE:

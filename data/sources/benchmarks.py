@@ -7,10 +7,11 @@ that a model learns; it is no result. A benchmark's own prompt is kept where que
 
 from __future__ import annotations
 
-from data.sources.jsonl import JsonlShard, inside
+from data.sources.jsonl import JsonlShard
+from data.sources.own import inside
 from data.sources.parquet import ParquetShard
 from data.sources.rows import Row, layout
-from data.types import LETTERS, Example, listed
+from data.types import LETTERS, Example, listed, short
 
 # VisualThinker-R1-Zero's exact wording of a caption (arXiv 2503.05132, its evaluation on VSR)
 VSR_WORDING = (
@@ -26,7 +27,7 @@ def right_choice(row: Row, choices: tuple[str, ...]) -> str:
     if answer.strip() == "hidden":
         raise row.bad("answer", "the answer is hidden", "BLINK's test split has none, use its val split")
     if len(letter) != 1 or letter not in LETTERS[: len(choices)]:
-        raise row.bad("answer", f"{answer!r} is not the letter of one of {len(choices)} choices")
+        raise row.bad("answer", f"{short(answer)} is not the letter of one of {len(choices)} choices")
     return choices[LETTERS.index(letter)]
 
 
@@ -54,7 +55,7 @@ def cvbench_example(row: Row) -> Example:
     """`extra` has source (ADE20K, COCO, Omni3D) and type (2D, 3D): Cambrian's score needs them."""
     choices, kind, number = row.texts("choices"), row.text("type"), row.values["idx"]
     if kind not in ("2D", "3D"):
-        raise row.bad("type", f"is {kind!r}, not 2D or 3D")
+        raise row.bad("type", f"is {short(kind)}, not 2D or 3D")
     if type(number) is not int:
         raise row.bad("idx", f"holds {type(number).__name__}, not int")
     question, wording = as_prompted(row, choices)
@@ -74,19 +75,20 @@ def mathvista_example(row: Row) -> Example:
     extra = dict(question_type=asks, answer_type=kind, precision=row.values["precision"], unit=unit)
     choices = row.texts("choices", missing=())
     if choices and answer not in choices:
-        raise row.bad("answer", f"{answer!r} is not one of the choices {list(choices)}")
+        raise row.bad("answer", f"{short(answer)} is not one of the choices {short(list(choices))}")
     extra["kind"] = "number" if kind in ("integer", "float") and not choices else "text"
     about = row.values["metadata"]
     task = (about.get("task") or "") if isinstance(about, dict) else ""
     question = f"{question} (Unit: {unit})" if unit else question
-    return Example(row.text("pid"), question, choices, answer, task, row.pictures, extra)
+    # three rows of testmini have equal choices; either letter is right
+    return Example(row.text("pid"), question, choices, answer, task, row.pictures, extra, may_repeat=True)
 
 
 def vsr_example(row: Row) -> Example:
     """A caption that is true or false of its picture, a file of COCO in a local folder."""
     name, label = row.text("image"), row.values["label"]
     if type(label) is not int or label not in (0, 1):
-        raise row.bad("label", f"is {label!r}, not 0 or 1")
+        raise row.bad("label", f"is {short(label)}, not 0 or 1")
     caption = row.text("caption")
     root = row.beside or row.folder
     part = "val2017" if "/val2017/" in row.text("image_link") else "train2017"

@@ -19,7 +19,7 @@ _ID = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?(?::(?P<files>\S+))?"
 )
 # a name with such an ending is a local file, perhaps misspelt
-_FILES = (".parquet", ".jsonl", ".json", ".yaml", ".safetensors")
+_FILES = (".parquet", ".jsonl", ".json", ".gz", ".arrow", ".yaml", ".safetensors")
 Kind = Literal["dataset", "model"]
 
 
@@ -82,11 +82,13 @@ def resolve(
 ) -> list[Path]:
     """The files that `data` names, sorted: itself, or the matching files of a folder or hub dataset.
 
-    Each of `patterns` is one or more patterns with spaces between. The first counts whose parts all match
-    some file. Files named in an id (`owner/name:file,file`) replace them. also: further files to download,
-    such as pictures that rows name. Raises HubError.
+    Each of `patterns` is one or more parts with spaces between, and a part is alternatives with "|" between.
+    The first of `patterns` counts whose parts all match some file. Files named in an id
+    (`owner/name:file,file`) replace them. also: further files to download, such as pictures that rows name.
+    Raises HubError.
     """
     path, named = Path(data), parts_of(data)
+    _refuse_arrow(path)
     if path.is_file():
         return [path]
     if path.is_dir():
@@ -100,28 +102,40 @@ def resolve(
         try:
             folder = path
             if named:
-                folder = snapshot(named[0], [*pattern.split(), *also], revision=named[1] or revision)
-            found = [matching(folder, [part]) for part in pattern.split()]
+                wanted = re.split(r"[ |]", pattern)
+                folder = snapshot(named[0], [*wanted, *also], revision=named[1] or revision)
+            found = [matching(folder, part.split("|")) for part in pattern.split()]
             if all(found):
                 return sorted({file for files in found for file in files})
             last = NoMatch(f"{data}: no file matches {pattern}; in {folder} there are {some(folder)}")
         except NoMatch as error:
             last = error
-    if path.is_dir() and matching(path, ["*.arrow"]):
-        said = "was written by datasets.save_to_disk; write it as parquet with the one line"
-        line = f'datasets.load_from_disk("{data}").to_parquet("{path.name}.parquet")'
-        raise NoMatch(f"{data}: {said} {line}") from last
     raise last
 
 
+def _refuse_arrow(path: Path) -> None:
+    """Raise NoMatch for a folder of `datasets.save_to_disk`, or one of its files, with a line that converts
+    it."""
+    if path.suffix == ".arrow":
+        path = path.parent
+    elif not path.is_dir() or not matching(path, ["*.arrow"]) or matching(path, ["*.parquet", "*.jsonl"]):
+        return
+    split = '["train"]' if (path / "dataset_dict.json").is_file() else ""
+    line = f'datasets.load_from_disk("{path}"){split}.to_parquet("{path.name}.parquet")'
+    raise NoMatch(
+        f"{path}: was written by datasets.save_to_disk; write it as parquet with the one line {line}"
+    )
+
+
 def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """The files in and below a folder whose path from there matches a pattern; sorted, no hidden ones."""
+    """The files in and below a folder whose path from there matches a pattern, in any case; sorted, no hidden
+    ones."""
     files = {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
     return [
         file
         for name, file in sorted(files.items())
         if not any(part.startswith(".") for part in name.split("/"))
-        and any(fnmatch(name, pattern) for pattern in patterns)
+        and any(fnmatch(name.lower(), pattern.lower()) for pattern in patterns)
     ]
 
 

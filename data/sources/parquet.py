@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data.images import LFS
-from data.types import BadRow, BadSource
+from data.types import BadRow, BadSource, short
 
 # bytes of row groups kept in memory
 HELD = 128 << 20
@@ -56,11 +56,17 @@ class ParquetShard:
     """One file: `row(n)` is a dict of the light columns and the picture columns.
 
     `columns` must exist, `optional` may. `pictures` are alternative sets of columns: the first complete set
-    is used. Raises BadSource that names file and column.
+    is used. names: {our name of a column: the file's}; rows come under ours. `columns` are read, `others`
+    are not. Raises BadSource that names file and column.
     """
 
     def __init__(
-        self, path: Path, columns: Sequence[str], optional: Sequence[str], pictures: Sequence[Sequence[str]]
+        self,
+        path: Path,
+        columns: Sequence[str],
+        optional: Sequence[str],
+        pictures: Sequence[Sequence[str]],
+        names: Mapping[str, str],
     ) -> None:
         pyarrow = _pyarrow(path)
         if not path.is_file():
@@ -74,13 +80,22 @@ class ParquetShard:
             raise BadSource(f"{path}: cannot be read as parquet: {error}") from error
         self.path, self._errors = path, (pyarrow.ArrowException, OSError)
         there = self._file.schema_arrow.names
-        missing = [name for name in columns if name not in there]
-        self.pictures = next((names for names in pictures if all(name in there for name in names)), ())
+        if twice := [name for name in there if there.count(name) > 1]:
+            raise BadSource(f"{path}: two columns are called {short(twice[0])}; rename one")
+        self._ours = {theirs: ours for ours, theirs in names.items()}
+        # a column that another one replaces is not read
+        ours = [self._ours.get(name, "" if name in names else name) for name in there]
+        missing = [names.get(name, name) for name in columns if name not in ours]
+        self.pictures = next((each for each in pictures if all(name in ours for name in each)), ())
         if pictures and not self.pictures:
-            missing += [name for name in pictures[0] if name not in there]
+            missing += [names.get(name, name) for name in pictures[0] if name not in ours]
         if missing:
-            raise BadSource(f"{path}: no column {', '.join(missing)}; it has {', '.join(there)}")
-        self._columns = [*columns, *(name for name in optional if name in there), *self.pictures]
+            has = ", ".join(there[:20] + ["…"] * (len(there) > 20))
+            raise BadSource(f"{path}: no column {', '.join(missing)}; it has {has}")
+        light = [*columns, *(name for name in optional if name in ours)]
+        self._names = names
+        self.columns = [names.get(name, name) for name in (*light, *self.pictures)]
+        self.others = [name for name in there if name not in self.columns]
         groups = map(self._file.metadata.row_group, range(self._file.num_row_groups))
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
         self._number = next(_number)
@@ -94,13 +109,27 @@ class ParquetShard:
         return f"{self.path}, row {number}"
 
     def row(self, number: int) -> dict[str, Any]:
-        """The row's values by column. Raises BadSource if the file is damaged."""
+        """The row's values by column. Raises BadSource for a damaged file, BadRow for an impossible date."""
         group = int(np.searchsorted(self._starts, number, side="right")) - 1
         inside = number - int(self._starts[group])
         try:
-            return self._group(group).slice(inside, 1).to_pylist()[0]
+            return self._renamed(self._group(group).slice(inside, 1).to_pylist()[0])
         except self._errors as error:
             raise BadSource(f"{self.where(number)}: cannot be read as parquet: {error}") from error
+        except (ValueError, OverflowError) as error:
+            raise BadRow(self.where(number), "", f"cannot be read: {error}", "correct the value") from error
+
+    def _renamed(self, values: dict[str, Any]) -> dict[str, Any]:
+        return {self._ours.get(name, name): value for name, value in values.items()}
+
+    def uids(self, columns: Sequence[str]) -> Iterator[str | None]:
+        """For each row the name that it has in these columns; None without one."""
+        if any(self._names.get(name, name) not in self.columns for name in columns):
+            yield from [None] * len(self)
+            return
+        for values in self._scan(columns):
+            named = [str(values[name]) for name in columns if values[name] is not None]
+            yield "/".join(named) if len(named) == len(columns) else None
 
     def shown(self, values: Mapping[str, Any], where: str) -> tuple[bytes, ...]:
         """The pictures in a row's values. Raises BadRow for a picture without bytes, and for none at all."""
@@ -127,14 +156,16 @@ class ParquetShard:
     def counts(self) -> Iterator[int]:
         """The number of pictures in each row. Of a struct only the small field `path` is read."""
         names = [self._file.schema.column(number).path for number in range(len(self._file.schema))]
-        paths = lambda column: (x for x in names if x.startswith(f"{column}.") and x.endswith(".path"))
-        for values in self._scan([next(paths(column), column) for column in self.pictures]):
+        theirs = {column: self._names.get(column, column) for column in self.pictures}
+        path = lambda x: next((n for n in names if n.startswith(f"{x}.") and n.endswith(".path")), x)
+        for values in self._scan([path(each) for each in theirs.values()]):
             yield sum(len(_several(values[column])) for column in self.pictures)
 
     def _scan(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        theirs = [self._names.get(name, name) for name in columns]
         try:
-            for batch in self._file.iter_batches(batch_size=ROWS, columns=list(columns)):
-                yield from batch.to_pylist()
+            for batch in self._file.iter_batches(batch_size=ROWS, columns=theirs):
+                yield from map(self._renamed, batch.to_pylist())
         except self._errors as error:
             raise BadSource(f"{self.path}: cannot be read as parquet: {error}") from error
 
@@ -143,9 +174,9 @@ class ParquetShard:
         if group in self._unpacked:
             return self._unpacked[group]
         if self._file.metadata.row_group(group).total_byte_size > LARGE:
-            self._unpacked[group] = _Unpacked(self._file, group, self._columns)
+            self._unpacked[group] = _Unpacked(self._file, group, self.columns)
             return self._unpacked[group]
-        read = lambda: self._file.read_row_group(group, columns=self._columns, use_threads=False)
+        read = lambda: self._file.read_row_group(group, columns=self.columns, use_threads=False)
         return _held.get((self._number, group), read)
 
 

@@ -23,10 +23,10 @@ import yaml
 from tqdm import tqdm
 
 from data.sources import hub
-from data.types import MARK, BadExample, BadRow, BadSource, Example, Picture
+from data.types import MARK, BadExample, BadRow, BadSource, Example, Picture, short
 
-# rows of a small set, and how many of it are held out at least
-SMALL = 256
+# different pictures of a small set, and how many rows of it are held out at least
+FEW = 256
 LEAST = 8
 
 
@@ -64,27 +64,14 @@ class Row:
         """The text or the finite number in a field, as text. Raises BadRow."""
         value = self.values.get(name)
         if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-            # a decimal of a table may end in zeros
+            # `isfinite` of an integer of 400 digits overflows
             if isinstance(value, int) or math.isfinite(value):
-                return str(value)
+                return written(value)
             raise self.bad(name, f"holds {value}, not text or a number", "write the answer")
         if not isinstance(value, str):
             remedy = "write the answer, or the text of the right choice"
             raise self.bad(name, f"holds {type(value).__name__}, not text or a number", remedy)
         return self._encodable(name, value)
-
-    def placed(self, name: str, pictures: Sequence[Picture]) -> str:
-        """The question in a field. Marks "<image>" at its start go: there the template puts the pictures.
-        Others stay, one for each picture. Raises BadRow."""
-        text = self.text(name)
-        marks = text.count(MARK)
-        if marks not in (0, len(pictures)):
-            said = f"has {marks} marks {MARK}, and there are {len(pictures)} pictures"
-            raise self.bad(name, said, "write one mark for each picture, or none")
-        rest = text.lstrip()
-        while rest.startswith(MARK):
-            rest = rest.removeprefix(MARK).lstrip()
-        return text if not marks else rest.strip() if MARK not in rest else text.strip()
 
     def texts(self, name: str, missing: tuple[str, ...] | None = None) -> tuple[str, ...]:
         """The list of texts in a field. Raises BadRow."""
@@ -108,16 +95,45 @@ class Row:
         return value
 
 
+def written(value: float | Decimal) -> str:
+    """A number of a file as text: without the ".0" of a column of floats, and a 32-bit float as short as it
+    was before it became one (0.1, not 0.10000000149011612)."""
+    if not isinstance(value, float):
+        # a decimal of a table may end in zeros
+        return str(value)
+    if value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(np.float32(value)) if abs(value) < 1e38 and float(np.float32(value)) == value else str(value)
+
+
+def placed(example: Example, where: str) -> Example:
+    """The example with the marks "<image>" of question and choices counted: none, or one for each picture.
+    Marks at the start only go, because there the template puts the pictures. Raises BadRow."""
+    marks = example.asked.count(MARK)
+    if marks not in (0, len(example.pictures)):
+        said = f"has {marks} marks {MARK}, and there are {len(example.pictures)} pictures"
+        raise BadRow(where, "question", said, "write one mark for each picture, or none")
+    field = "wording" if example.wording else "question"
+    rest = getattr(example, field).strip()
+    while rest.startswith(MARK):
+        rest = rest.removeprefix(MARK).lstrip()
+    if not marks or not rest:
+        return example
+    first = replace(example, **{field: rest})
+    return example if MARK in first.asked else first
+
+
 @dataclass(frozen=True)
 class Layout:
     """The files of a source.
 
     shard: the reader of one file.  example: the adapter of one row.  files: patterns for a folder or an id of
     the hub, by split ("all", "train"; "heldout" only if the source has its own file for it).  columns,
-    optional: the light columns.  pictures: alternatives of picture columns.  aside: one row in `aside` is
-    held out, chosen by its pictures.  single: only rows with one picture.  first: the first `first` rows are
-    for training, the others are held out.  rows: the published number of rows of "all".  also: further files
-    of a hub dataset, which its rows name.  beside: `data` may end in ",FOLDER", the pictures' folder.
+    optional: the light columns.  pictures: alternatives of picture columns.  uid: the columns that the file
+    names its rows by.  aside: one row in `aside` is held out, chosen by its pictures.  single: only rows with
+    one picture.  first: the first `first` rows are for training, the others are held out.  rows: the
+    published number of rows of "all".  also: further files of a hub dataset, which its rows name.  beside:
+    `data` may end in ",FOLDER", the pictures' folder.
     """
 
     shard: Callable[..., Any]
@@ -126,6 +142,7 @@ class Layout:
     columns: tuple[str, ...]
     optional: tuple[str, ...] = ()
     pictures: tuple[tuple[str, ...], ...] = ()
+    uid: tuple[str, ...] = ()
     aside: int = 16
     single: bool = False
     first: int | None = None
@@ -144,6 +161,7 @@ def layout(name: str, shard: Callable[..., Any], example: Callable[[Row], Exampl
     columns = tuple(fields.pop("columns").split())
     fields["pictures"] = tuple(tuple(names.split()) for names in fields["pictures"])
     fields["also"] = tuple(fields.get("also", ()))
+    fields["uid"] = tuple(fields.get("uid", "").split())
     return Layout(shard, example, {"train": files["all"]} | files, columns, **fields)
 
 
@@ -178,12 +196,30 @@ class Rows(Sequence[Example]):
             found = Row(
                 values, where, uid, shard.path.parent, shard.shown(values, where), self.seed, self.beside
             )
-            return self.layout.example(found)
+            return placed(self.layout.example(found), where)
         except BadRow:
             raise
         except BadExample as error:
             # an error of `Example` names no file
             raise BadRow(where, "", str(error)) from error
+
+    def refuse_repeated_uids(self) -> None:
+        """Answers are paired and random numbers are drawn by uid. Raises BadSource naming uid, file, rows."""
+        if not self.layout.uid:
+            return
+        named = [list(shard.uids(self.layout.uid)) for shard in self.shards]
+        first: dict[str, int] = {}
+        repeated: list[tuple[int, int]] = []
+        for index, (number, row) in enumerate(self.places.tolist()):
+            uid = named[number][row] or f"{self.names[number]}/{row}"
+            if (before := first.setdefault(uid, index)) != index:
+                repeated.append((before, index))
+        if repeated:
+            before, index = repeated[0]
+            number, row = self.places[index].tolist()
+            said = f"uid: {short(named[number][row])} is also that of {self.where(before)}"
+            more = f", and {len(repeated) - 1} more rows repeat one" if len(repeated) > 1 else ""
+            raise BadSource(f"{self.where(index)}: {said}{more}; give each row its own uid")
 
     def where(self, index: int) -> str:
         """The file and the number of a row, for messages."""
@@ -191,18 +227,51 @@ class Rows(Sequence[Example]):
         return self.shards[number].where(row)
 
 
-def open_rows(layout: Layout, data: str | Path, split: str, limit: int | None, seed: int) -> Rows:
-    """The first `limit` rows of a split. Raises BadSource, HubError."""
+def open_rows(
+    layout: Layout,
+    data: str | Path,
+    split: str,
+    limit: int | None,
+    seed: int,
+    *,
+    columns: Mapping[str, str] | None = None,
+    heldout: float | None = None,
+) -> Rows:
+    """The first `limit` rows of a split. columns: {our name of a column: the file's}. heldout: the share of
+    the rows to hold out, instead of the layout's. Raises BadSource, HubError."""
     beside = None
     if layout.beside and "," in str(data):
         data, _, folder = str(data).rpartition(",")
         beside = Path(folder)
         if not beside.is_dir():
             raise BadSource(f"{folder}: no such folder; it should hold the pictures")
+    if heldout is not None and not 0 <= heldout < 1:
+        raise BadSource(f"heldout: must be a share, at least 0 and below 1, got {heldout}")
     files, cut = _files(layout, data, split)
-    shards = [layout.shard(file, layout.columns, layout.optional, layout.pictures) for file in files]
-    chosen = list(islice(_of_split(layout, shards, split if cut else "all"), limit))
-    return Rows(layout, shards, _names(files), np.array(chosen, np.int64).reshape(-1, 2), seed, beside)
+    if heldout is not None and (layout.first is not None or (split != "all" and not cut)):
+        why = "this source has its own rows for that" if cut else f"{data} has its own files for that"
+        raise BadSource(f"heldout: {why}; leave the setting out")
+    names = _checked_columns(layout, columns or {})
+    shards = [layout.shard(file, layout.columns, layout.optional, layout.pictures, names) for file in files]
+    places = _of_split(layout, shards, split if cut else "all", heldout)
+    chosen = np.array(list(islice(places, limit)), np.int64).reshape(-1, 2)
+    return Rows(layout, shards, _names(files), chosen, seed, beside)
+
+
+def _checked_columns(layout: Layout, columns: Mapping[str, str]) -> Mapping[str, str]:
+    """The setting `columns`. Raises BadSource for a name that the source does not read, and for a column that
+    is named twice."""
+    pictures = [name for names in layout.pictures for name in names]
+    known = dict.fromkeys([*layout.columns, *layout.optional, *pictures])
+    for ours, theirs in columns.items():
+        if ours not in known:
+            turned = f"; write {{{theirs}: {ours}}}, our name first" if theirs in known else ""
+            raise BadSource(f"columns: no field {short(ours)}{turned}; there are {', '.join(known)}")
+        if twice := [other for other in columns if columns[other] == theirs and other != ours]:
+            raise BadSource(
+                f"columns: {short(theirs)} is named for {ours} and {twice[0]}; keep one of the two"
+            )
+    return columns
 
 
 def _names(files: list[Path]) -> list[str]:
@@ -233,38 +302,53 @@ def _files(layout: Layout, data: str | Path, split: str) -> tuple[list[Path], bo
     return hub.resolve(data, patterns, also=layout.also), split != "all"
 
 
-def _few(layout: Layout, shards: list[Any]) -> set[bytes] | None:
-    """Of a set of at most SMALL rows, in which the share may give no row or one: the pictures to hold out, so
-    that LEAST rows are, or half of the rows if they are fewer. None: the share decides."""
-    if sum(map(len, shards)) > SMALL:
-        return None
-    keys = Counter(key for shard in shards for key in shard.keys())  # noqa: SIM118
-    if sum(rows for key, rows in keys.items() if key[0] % layout.aside == layout.aside - 1) >= LEAST:
-        return None
-    held: set[bytes] = set()
-    rows = 0
-    for key in sorted(keys):
-        if rows < LEAST and rows + keys[key] <= keys.total() // 2:
-            held.add(key)
-            rows += keys[key]
-    return held
-
-
-def _of_split(layout: Layout, shards: list[Any], split: str) -> Iterator[tuple[int, int]]:
+def _of_split(
+    layout: Layout, shards: list[Any], split: str, heldout: float | None
+) -> Iterator[tuple[int, int]]:
     """The places (shard, row) of a split, in the order of the files. Reads pictures only if it must."""
     before = 0
-    few = _few(layout, shards) if split != "all" and layout.first is None else None
+    by_picture = split != "all" and layout.first is None
+    share = 1 / layout.aside if heldout is None else heldout
+    few = _few(layout, shards, share) if by_picture else None
     for number, shard in enumerate(shards):
         counts = shard.counts() if layout.single else repeat(1)
-        keys = shard.keys() if split != "all" and layout.first is None else None
+        keys = shard.keys() if by_picture else None
         desc = f"{shard.path.name}: which rows are {split}"
         shown = None if keys else True
         for row in tqdm(range(len(shard)), desc, unit="row", disable=shown, leave=False, delay=3):
             if keys:
                 key = next(keys)
-                held = key in few if few is not None else key[0] % layout.aside == layout.aside - 1
+                held = _place(key) >= 1 - share if few is None else key in few
             else:
                 held = layout.first is not None and before + row >= layout.first
             if next(counts) == 1 and (split == "all" or held == (split == "heldout")):
                 yield number, row
         before += len(shard)
+
+
+def _few(layout: Layout, shards: list[Any], share: float) -> set[bytes] | None:
+    """Of a set with at most FEW different pictures, in which the share may hold out none or all: those to
+    hold out, so that at least LEAST rows are, and no more than half. None: the share decides."""
+    keys = Counter[bytes]()
+    for shard in shards:
+        counts = shard.counts() if layout.single else repeat(1)
+        for key, count in zip(shard.keys(), counts):
+            keys[key] += count == 1
+            if len(keys) > FEW:
+                return None
+    wanted = round(share * keys.total())
+    least = max(LEAST, wanted) if share else 0
+    most = min(max(keys.total() // 2, wanted), keys.total() - 1)
+    held: set[bytes] = set()
+    rows = 0
+    for key in sorted(keys, key=_place, reverse=True):
+        if rows < least and rows + keys[key] <= most:
+            held.add(key)
+            rows += keys[key]
+    return held
+
+
+def _place(key: bytes) -> float:
+    """The place of a picture's digest in [0, 1); the last ones are held out, so that a larger share holds out
+    the same and more. Bits are read backwards: then a share of 1/16 is byte 0 modulo 16 equal to 15."""
+    return int(f"{int.from_bytes(key[:4], 'little'):032b}"[::-1], 2) / 2**32

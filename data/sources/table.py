@@ -9,46 +9,91 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tqdm import tqdm
 
 from data.shapes import looking
-from data.sources import benchmarks, training
+from data.sources import benchmarks, own, training
+from data.sources.kinds import Kinds
 from data.sources.rows import LEAST, Layout, Rows, open_rows
-from data.types import BadExample, BadSource, Example, TaskHook
+from data.types import BadExample, BadSource, Example, TaskHook, short
 
 
 def open_source(
-    name: str, path: str | Path | None, *, limit: int | None, seed: int, items: int
+    name: str,
+    path: str | Path | None,
+    *,
+    limit: int | None,
+    seed: int,
+    items: int,
+    columns: Mapping[str, str] | None = None,
+    heldout: float | None = None,
 ) -> tuple[Sequence[Example], dict[str, list[Example]]]:
     """A task's training examples (at most `limit`) and its held-out sets by name (`items` of each; unusable
-    ones are named). Raises BadSource."""
-    if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else ";"
-        raise BadSource(f"no task {name!r}{meant} there are {', '.join(SOURCES)}")
-    examples = SOURCES[name](path, "train", limit, seed)
+    ones are named). columns, heldout: see `open_split`. Raises BadSource."""
+    open_part = partial(open_split, name, path, columns=columns, heldout=heldout)
+    examples = open_part("train", limit, seed)
     if not len(examples):
         raise BadSource(f"the task {name!r} gives no training example (data: {path}, limit: {limit})")
-    sets = {split: usable(SOURCES[name](path, split, items, 0)) for split in ("heldout", *hook_of(name).sets)}
-    if len(sets["heldout"]) < min(LEAST, items):
-        said = "give more pictures, or a file of your own for what is held out"
+    sets = {split: usable(open_part(split, items, 0)) for split in ("heldout", *hook_of(name).sets)}
+    if len(sets["heldout"]) < min(LEAST, items) and heldout != 0:
+        said = "give more pictures, a larger heldout, or a file of your own for what is held out"
         tqdm.write(f"held out: only {len(sets['heldout'])} questions, so a score says little; {said}")
     return examples, sets
 
 
+def open_split(
+    name: str,
+    path: str | Path | None,
+    split: str,
+    limit: int | None,
+    seed: int,
+    *,
+    columns: Mapping[str, str] | None = None,
+    heldout: float | None = None,
+) -> Sequence[Example]:
+    """The first `limit` examples of one split of a task. columns: {our name of a column: the file's}.
+    heldout: the share of the rows that is held out. Both are for tasks that read files. Raises BadSource."""
+    if name not in SOURCES:
+        near = difflib.get_close_matches(name, SOURCES, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ";"
+        raise BadSource(f"no task {name!r}{meant} there are {', '.join(SOURCES)}")
+    options: dict[str, Any] = {"columns": columns} if columns else {}
+    if heldout is not None:
+        options["heldout"] = heldout
+    if options and name not in LAYOUTS:
+        raise BadSource(f"{' and '.join(options)}: for tasks that read files, and {name!r} reads none")
+    return SOURCES[name](path, split, limit, seed, **options)
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """The columns of a command line, as train.py writes them: "{question: problem}". Raises ValueError."""
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(x, str) for pair in found.items() for x in pair):
+        raise ValueError(f"columns: write {{our name: the file's}}, not {short(text)}")
+    return found
+
+
 def usable(examples: Sequence[Example]) -> list[Example]:
-    """The examples that can be made, all in memory. The others are named on the terminal."""
+    """The examples that can be made, all in memory. The others are named on the terminal, by kind."""
     found = []
+    kinds = Kinds()
     for index in range(len(examples)):
         try:
             found.append(examples[index])
         except BadExample as error:
-            tqdm.write(f"left out of the held-out questions: {error}", file=sys.stderr)
+            if kinds.is_shown(str(error)):
+                tqdm.write(f"left out of the held-out questions: {error}", file=sys.stderr)
+    for line in kinds.others():
+        tqdm.write(f"left out of the held-out questions: {line}", file=sys.stderr)
     return found
 
 
@@ -71,11 +116,15 @@ def documents(path: str | Path | None, split: str, limit: int | None, seed: int)
     return Documents(seed=seed, **({} if limit is None else {"count": limit}))
 
 
-def rows(name: str, path: str | Path | None, split: str, limit: int | None, seed: int = 0) -> Rows:
-    """A source that reads a file, a folder, or an id of the hub (`owner/name`, `owner/name:file`).
-    Raises BadSource."""
+def rows(
+    name: str, path: str | Path | None, split: str, limit: int | None, seed: int = 0, **options: Any
+) -> Rows:
+    """A source that reads a file, a folder, or an id of the hub (`owner/name`, `owner/name:file`). options:
+    of `open_rows`. Raises BadSource, also where two rows have one uid."""
     _check(name, path, split, file=True)
-    return open_rows(LAYOUTS[name], path or "", split, limit, seed)
+    found = open_rows(LAYOUTS[name], path or "", split, limit, seed, **options)
+    found.refuse_repeated_uids()
+    return found
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -85,13 +134,13 @@ LAYOUTS: dict[str, Layout] = {
     "geoqa": training.GEOQA,
     "clevr": training.CLEVR,
     "vision_r1": training.VISION_R1,
-    "jsonl": training.JSONL,
+    "jsonl": own.JSONL,
     "blink": benchmarks.BLINK,
     "cvbench": benchmarks.CVBENCH,
     "mathvista": benchmarks.MATHVISTA,
     "vsr": benchmarks.VSR,
 }
-SOURCES: dict[str, Callable[[Any, str, Any, int], Sequence[Example]]] = {
+SOURCES: dict[str, Callable[..., Sequence[Example]]] = {
     "shapes": shapes,
     "documents": documents,
     **{name: partial(rows, name) for name in LAYOUTS},

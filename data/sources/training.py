@@ -12,10 +12,10 @@ import hashlib
 from dataclasses import replace
 
 from data.answers import numbers
-from data.sources.jsonl import TAGGED, JsonlShard, own_example
+from data.sources.own import TAGGED
 from data.sources.parquet import ParquetShard
 from data.sources.rows import Row, layout
-from data.types import Example
+from data.types import Example, short
 
 # the first rows of SAT_train.parquet; those with one picture are trained on
 PAPER_ROWS = 15_000
@@ -46,9 +46,9 @@ def _sat(row: Row, clean: bool) -> tuple[str, tuple[str, ...], str, str]:
     if clean:
         options, answer = tuple(option.replace(SLIP, "") for option in options), answer.replace(SLIP, "")
     if len(options) < 2 or len(set(options)) < len(options):
-        raise row.bad("answers", f"{list(options)} are not two or more different options")
+        raise row.bad("answers", f"{short(list(options))} are not two or more different options")
     if answer not in options:
-        raise row.bad("correct_answer", f"{answer!r} is not one of the answers {list(options)}")
+        raise row.bad("correct_answer", f"{short(answer)} is not one of the answers {short(list(options))}")
     question = row.text("question")
     task = sat_task(question, row.text("question_type"))
     return question, shuffled(options, row.uid, row.seed), answer, task
@@ -84,7 +84,7 @@ def open_question(row: Row, question: str, answer: str) -> Example:
 
 def problem_example(row: Row) -> Example:
     """Geometry3K and Vision-R1-rl, EasyR1's layout: `problem` and `answer`, which may be LaTeX."""
-    return open_question(row, row.placed("problem", row.pictures), row.answer().strip())
+    return open_question(row, row.text("problem"), row.answer().strip())
 
 
 def solution_example(row: Row) -> Example:
@@ -92,8 +92,8 @@ def solution_example(row: Row) -> Example:
     solution = row.text("solution")
     found = TAGGED.fullmatch(solution)
     if not found:
-        raise row.bad("solution", f"{solution[:60]!r} is not <answer> … </answer>")
-    return open_question(row, row.placed("problem", row.pictures), found[1].strip())
+        raise row.bad("solution", f"{short(solution)} is not <answer> … </answer>")
+    return open_question(row, row.text("problem"), found[1].strip())
 
 
 SAT = layout("sat", ParquetShard, sat_example)
@@ -101,4 +101,3 @@ SAT_PAPER = replace(SAT, example=sat_paper_example, first=PAPER_ROWS)
 GEOMETRY3K = layout("geometry3k", ParquetShard, problem_example)
 VISION_R1 = layout("vision_r1", ParquetShard, problem_example)
 GEOQA = CLEVR = layout("geoqa", ParquetShard, solution_example)
-JSONL = layout("jsonl", JsonlShard, own_example)

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from grpo.config import typed
+from grpo.config.renamed import replacement
 from grpo.config.settings import HEADINGS, Config, differences
 from grpo.config.typed import ConfigError, Typed, assign, convert, flatten, leaves, nearest
 from grpo.storage.atomic import write_whole
@@ -26,8 +27,9 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 HELP = Path(__file__).with_name("help.txt")
 # of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
 FORMAT = 2
-# settings that may change when a run is continued: they do not change what is computed
-FREE = ("out", "recompute", "device", "timeout", "max_rows", "cuda_graphs", "loss.reference_on")
+# settings and groups that may change when a run is continued: they do not change a gradient
+FREE = ("out.", "recompute.", "device.", "timeout.", "max_rows.", "cuda_graphs.", "eval.", "save.", "report.")
+FREE += ("loss.reference_on.", "loss.micro_tokens.", "loss.logits_mib.")
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,21 @@ class Flags:
     # number of ranks to plan for
     plan: int = 0
     dry_run: bool = False
+    # settings whose change is accepted when a run is continued
+    change: tuple[str, ...] = ()
+    # a line for each setting that has two values on the command line
+    repeated: tuple[str, ...] = ()
+
+
+OPTIONS = {"--help": "help", "-h": "help", "--list": "list", "--plan": "plan", "--dry-run": "dry_run"}
 
 
 def parse_args(argv: Iterable[str]) -> tuple[Config, Flags]:
-    """[RECIPE or FILE.yaml] [key=value ...] [--list] [--plan[=RANKS]] [--dry-run] [--help]. With --help or
-    --list the other arguments are not read, so a wrong one does not hide the help. Raises ConfigError."""
+    """[RECIPE or FILE.yaml] [key=value ...] [change=KEY,...] [--list] [--plan[=RANKS]] [--dry-run] [--help].
+    With --help or --list the other arguments are not read, so a wrong one does not hide the help. Raises
+    ConfigError."""
     argv = list(argv)
-    known = {"--" + f.name.replace("_", "-"): f.name for f in dataclasses.fields(Flags)} | {"-h": "help"}
-    given: dict[str, Any] = {known[a]: True for a in argv if a in known}
+    given: dict[str, Any] = {OPTIONS[a]: True for a in argv if a in OPTIONS}
     given["plan"] = int("--plan" in argv)
     if given.get("help") or given.get("list"):
         return Config(), Flags(**given)
@@ -54,7 +63,7 @@ def parse_args(argv: Iterable[str]) -> tuple[Config, Flags]:
     overrides: list[str] = []
     for argument in argv:
         key, equals, value = argument.partition("=")
-        if argument in known:
+        if argument in OPTIONS:
             continue
         if key == "--plan":
             if not value.isdecimal() or not int(value):
@@ -62,10 +71,13 @@ def parse_args(argv: Iterable[str]) -> tuple[Config, Flags]:
             given["plan"] = int(value)
         elif key.startswith("-"):
             setting = key.lstrip("-").replace("-", "_")
-            wrong = f"unknown option{nearest(key, known)}; options are {', '.join(known)}"
+            wrong = f"unknown option{nearest(key, OPTIONS)}; options are {', '.join(OPTIONS)}"
+            wrong = replacement(setting).removeprefix("; ") or wrong
             if setting in leaves(Config):
                 wrong = f"settings are written without dashes: {setting}={value or 'VALUE'}"
             raise ConfigError(f"argument {argument!r}: {wrong}")
+        elif key == "change":
+            given["change"] = (*given.get("change", ()), *_accepted(value, f"argument {argument!r}"))
         elif equals:
             overrides.append(argument)
         elif recipe is not None:
@@ -73,7 +85,27 @@ def parse_args(argv: Iterable[str]) -> tuple[Config, Flags]:
             raise ConfigError(f"argument {argument!r}: {wrong}")
         else:
             recipe = argument
-    return load(recipe or "shapes", overrides), Flags(**given)
+    return load(recipe or "shapes", overrides), Flags(**given, repeated=_repeated(overrides))
+
+
+def _accepted(keys: str, where: str) -> list[str]:
+    """The settings of change=KEY,KEY. Raises ConfigError for an unknown one."""
+    found = [key.strip() for key in keys.split(",") if key.strip()]
+    for key in found:
+        if key not in typed.names(Config):
+            raise typed.unknown(Config, key, where)
+    return found
+
+
+def _repeated(overrides: list[str]) -> tuple[str, ...]:
+    """A line for each setting that the command line gives two values. The last one counts."""
+    values: dict[str, list[str]] = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        values.setdefault(key.strip(), []).append(value.strip())
+    said = "{}: given {} times, as {}; the last one counts"
+    twice = {key: each for key, each in values.items() if len({*each}) > 1}
+    return tuple(said.format(key, len(each), " and ".join(each)) for key, each in twice.items())
 
 
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -164,17 +196,32 @@ def load_run(folder: str | Path) -> Config:
     return load(path)
 
 
-def check_same_run(config: Config, folder: str | Path) -> None:
-    """Raise ConfigError if `folder` holds a run of another version, or with other settings. Those that change
-    only what is saved and shown, memory or speed may differ (FREE, save.*, report.*)."""
+def check_same_run(config: Config, folder: str | Path, accepted: Iterable[str] = ()) -> list[str]:
+    """Compare the settings with those of the run in `folder`. -> a line for each change that is `accepted`,
+    and for a larger `steps`. Settings that cannot change a gradient differ freely (FREE). Raises ConfigError
+    for other changes, and for a run of another version."""
     if not (Path(folder) / "config.yaml").is_file():
-        return
-    free = ("save.", "report.", *(f"{key}:" for key in FREE))
-    changed = [text for text in differences(load_run(folder), config) if not text.startswith(free)]
-    if changed:
-        wrong = "; ".join(changed[:4]) + (" ..." if len(changed) > 4 else "")
-        ways = "name another folder with out=DIR, or remove this one"
+        return []
+    before = load_run(folder)
+    changed = {text.partition(":")[0]: text for text in differences(before, config)}
+    changed = {key: text for key, text in changed.items() if not f"{key}.".startswith(FREE)}
+    named = {*accepted}
+    if config.steps > before.steps:
+        named.add("steps")
+        if config.optim.decay == "constant":
+            del changed["steps"]
+    refused = [key for key in changed if not named & {key, key.rpartition(".")[0]}]
+    if refused:
+        wrong = "; ".join(changed[key] for key in refused[:4]) + (" ..." if len(refused) > 4 else "")
+        accept = f"accept it with change={','.join([*accepted, *refused])}"
+        ways = f"name another folder with out=DIR, remove this one, or {accept}"
         raise ConfigError(f"{folder} holds a run with other settings ({wrong}): {ways}")
+    if "steps" in changed and config.steps > before.steps:
+        decay = (
+            f"optim.decay={config.optim.decay} ends there now, so the learning rate is larger from here on"
+        )
+        changed["steps"] += f" ({decay})"
+    return list(changed.values())
 
 
 def help_text(width: int = 110) -> str:

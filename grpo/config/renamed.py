@@ -16,7 +16,12 @@ REMOVED: dict[str, str] = _TABLES["removed"]
 
 
 def replacement(key: str) -> str:
-    """What a message says about an unknown key from these tables; "" for any other key."""
-    if key in RENAMED:
-        return f"; its name here is {RENAMED[key]!r}"
-    return f"; there is no such setting: {REMOVED[key]}" if key in REMOVED else ""
+    """What a message says about an unknown key from these tables; "" for any other key. EasyR1's keys have
+    groups before them: `worker.rollout.n` is in the table as `rollout.n`."""
+    names = key.split(".")
+    for name in (".".join(names[start:]) for start in range(len(names))):
+        if name in RENAMED:
+            return f"; its name here is {RENAMED[name]!r}"
+        if name in REMOVED:
+            return f"; there is no such setting: {REMOVED[name]}"
+    return ""

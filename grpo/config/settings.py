@@ -23,6 +23,8 @@ else:
     Estimator = Literal[tuple(KL_ESTIMATORS)]
     Scale = Literal[tuple(ADVANTAGE_SCALES)]
 
+# the linear layers of a decoder block
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HEADINGS = {
     "recipe": "The run",
     "model": "The policy",
@@ -58,11 +60,9 @@ class Lora:
     train the weights themselves."""
     alpha: float = 32.0
     """Adapters are scaled by alpha / rank."""
-    targets: list[str] = field(
-        default_factory=lambda: "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-    )
-    """Layers that get an adapter, by their last name, in all blocks of the parts that freeze does not name. The
-    tower of Qwen2-VL has qkv, proj, fc1, fc2."""
+    targets: list[str] = field(default_factory=lambda: [*LINEARS])
+    """Names of the layers that get an adapter, in the blocks of all parts that are not frozen. Qwen2-VL's
+    vision tower has qkv, proj, fc1, fc2."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class Imitation:
 
     loss_on: Literal["answer", "prompt_and_answer"] = "answer"
     """Tokens in the loss. prompt_and_answer: the prompt's words too, not its pictures (the paper's SFT)."""
+    too_long: Literal["skip", "cut", "error"] = "skip"
+    """A document of more than `cap` tokens is named and skipped, or cut to `cap`, or ends the run."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ class Config:
     init: str | None = None
     """A config.json: start from random weights of this shape (sft only)."""
     freeze: list[Literal["vision", "llm"]] = field(default_factory=list)
-    """Not trained, and without adapters. vision: tower and merger; llm: embedding, decoder, head (questions then need pictures)."""
+    """Not trained, no adapters. vision: tower and merger; llm: embedding, decoder, head (questions then need
+    pictures)."""
     lora: Lora = field(default_factory=Lora)
     recompute: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more time."""
@@ -202,6 +205,10 @@ class Config:
     """Source of the questions: a name in data/sources/table.py."""
     data: str | None = None
     """File, folder or hub dataset (array/SAT) of the task (docs/data.md). null: the task needs no data."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The file's own names of columns: {question: problem, answer: label}, our name first."""
+    heldout: float | None = None
+    """Share of the rows to hold out, if the data has no file of its own for that. null: a sixteenth."""
     limit: int | None = None
     """Use only this many examples, the first ones. null: all."""
     template: str = "shapes"
@@ -288,6 +295,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"enough: must be above 0 and at most 1 (a share of groups), got {config.enough}")
     if not 0 <= config.optim.lr_min <= 1:
         raise ConfigError(f"optim.lr_min: must be in [0, 1] (a fraction of lr), got {config.optim.lr_min}")
+    if config.heldout is not None and not 0 <= config.heldout < 1:
+        raise ConfigError(f"heldout: must be in [0, 1) (a share of the rows), got {config.heldout}")
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
     if config.init and config.method != "sft":
@@ -331,6 +340,8 @@ def _check_rollouts(config: Config) -> None:
 def contradictions(config: Config, questions: int) -> list[str]:
     """A line for each setting that has not the effect that it seems to have.  questions: number of them."""
     lines = []
+    if config.revision and (config.model == "tiny" or Path(config.model).exists()):
+        lines.append(f"revision: {config.revision!r} has no effect on {config.model}, which is no hub model")
     if 0 < config.steps <= config.optim.warmup:
         warmup = f"optim.warmup: {config.optim.warmup} steps of warm-up in a run of {config.steps}"
         lines.append(f"{warmup}: the learning rate only reaches optim.lr at the end, or never")

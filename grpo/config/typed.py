@@ -211,7 +211,9 @@ def described(kind: Any) -> str:
     if dataclasses.is_dataclass(kind):
         return "a mapping with " + ", ".join(f.name for f in dataclasses.fields(kind))
     simple = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return simple.get(kind) or {list: "a list", dict: "a mapping of names to numbers"}[get_origin(kind)]
+    if get_origin(kind) is dict:
+        return f"a mapping of names to {'names' if get_args(kind)[1] is str else 'numbers'}"
+    return simple.get(kind) or "a list"
 
 
 def _number(value: Any) -> float | None:

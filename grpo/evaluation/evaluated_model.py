@@ -1,11 +1,13 @@
 """The model that is evaluated, and how it is asked: everything about its prompts that changes its scores.
 
 A checkpoint of a run is asked as its run asked it. Any other model is asked as the protocol says: an instruct
-model ("instruct" in its name) in turns, a base model without. The command line overrides both.
+model, whose chat template writes turns, in turns; a base model without. The command line overrides both.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ import torch
 
 from data.chat import Chat
 from grpo.config import parse
-from grpo.evaluation.protocols import Protocol, family
+from grpo.evaluation.protocols import TURN_START, Protocol, family
 from grpo.evaluation.resume import weights_digest
-from grpo.storage.model_folder import base_folder, load_model, model_folder
+from grpo.storage.model_folder import base_folder, check_agreement, load_model, model_folder
+from models.config import ModelConfig
 
 # tokens; a picture as large as Qwen's processors leave it has 16,384
 MAX_PROMPT = 20_000
@@ -60,7 +63,9 @@ class EvaluatedModel:
     def open(self, device: str) -> tuple[torch.nn.Module, Chat]:
         """Load policy and chat. Raises ValueError naming the file."""
         pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        chat = Chat(base_folder(self.folder), template=self.template, max_prompt=self.max_prompt, **pixels)
+        base = base_folder(self.folder)
+        chat = Chat(base, template=self.template, max_prompt=self.max_prompt, **pixels)
+        check_agreement(chat, ModelConfig.from_folder(base))
         policy = load_model(self.folder, dtype=getattr(torch, self.dtype), device=device)
         return policy.requires_grad_(False), chat
 
@@ -80,8 +85,7 @@ def evaluated_model(
     elif name == "tiny" or built_in:
         cfg = parse.load("shapes", ["max_prompt=1024"])
     else:
-        kind = "instruct" if "instruct" in Path(name).name.lower() else "base"
-        template = protocol.templates[kind]["reasoning"]
+        template = protocol.templates["instruct" if renders_turns(folder) else "base"][protocol.form]
         cfg = parse.Config(template=template, cap=cap, max_prompt=max_prompt, max_pixels=max_pixels)
     as_run = protocol.as_trained or family(cfg.template) is None
     if as_run:
@@ -96,6 +100,23 @@ def evaluated_model(
     task = cfg.task if own else ""
     digest = weights_digest(folder)
     return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, task, digest)
+
+
+def renders_turns(folder: Path) -> bool:
+    """Whether the model's chat template writes turns, as an instruct model's does; a base model's writes the
+    question alone. The template is searched, never run. Raises ValueError naming a file that is no JSON."""
+    template: object = None
+    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
+        if template or not (folder / name).is_file():
+            continue
+        text = (folder / name).read_text("utf-8", "replace")
+        try:
+            found = json.loads(text) if name.endswith("json") else {"chat_template": text}
+        except ValueError as error:
+            raise ValueError(f"{folder / name}: not JSON: {error}") from error
+        template = found.get("chat_template") if isinstance(found, dict) else None
+    # several have names; what stands in {# #} and {% %} is not written
+    return TURN_START in re.sub(r"\{#.*?#\}|\{%.*?%\}", "", str(template or ""), flags=re.DOTALL)
 
 
 def template_for(template: str, protocol: Protocol, prompt: str | None, keep: bool) -> str:

@@ -4,8 +4,8 @@
 repeat published evaluations, so that their numbers can be compared with ours: `paper`
 (VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval), `cambrian` and `blink` (the official scores of
 CV-Bench and BLINK), `mathvista` (MathVista's official comparison, with a rule where it asks GPT-4 to find
-the answer). A protocol has the templates that ask, the reader of a completion, the total and the cap. No
-protocol asks a question twice.
+the answer). `chat` reads models that talk and write no tags. A protocol has the templates that ask, the
+reader of a completion, the total and the cap. No protocol asks a question twice.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from math import floor, sqrt
 from typing import Any, NamedTuple
 
 from data.answers import numbers
-from data.answers.parser import ANSWER, END_ANSWER, extract, is_right, read
+from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract, is_right, read
 from data.chat import TEMPLATES
 from data.types import LETTERS, Example
+from grpo.evaluation.chat_answers import find_answer
 from grpo.evaluation.statistics import wilson
 from grpo.rewards.math_verify import NOTHING, RIGHT, spellings
 from grpo.rewards.user_code import RewardError, open_reward
@@ -34,6 +35,8 @@ LONGEST = 20_000
 CAP = 1024
 # CV-Bench: mean of 2D (mean of its two sources) and 3D
 WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
+# begins a turn in the prompts of instruct models
+TURN_START = "<|im_start|>"
 # runs in a process of its own
 VERDICT = "grpo.rewards.math_verify:verdict"
 
@@ -82,7 +85,7 @@ def paper(text: str, example: Example, direct: bool = False) -> Reading:
     """
     if len(text) > LONGEST:
         return Reading(None, None, "answer too long", False)
-    short = _tagged(text)
+    short = answer_paper(text, margins=True)
     strings, gold = spellings(example)
     answer = _last_string(short, strings)
     right = answer is not None and bool({answer, answer.lower()} & set(gold))
@@ -96,30 +99,43 @@ def paper(text: str, example: Example, direct: bool = False) -> Reading:
     return Reading(example.choices[LETTERS.index(letter)] if letter else answer, letter, "", right)
 
 
+def chat(text: str, example: Example, direct: bool = False) -> Reading:
+    """The answer that a model states in its own words (`grpo/evaluation/chat_answers.py`)."""
+    said, why = find_answer(text, example)
+    if why:
+        return Reading(None, None, why, False)
+    return strict(f"{ANSWER}{said}{END_ANSWER}", example)
+
+
 def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
-    """The answer as `strict` finds it, compared as MathVista's evaluation does: the nearest choice; whole
-    numbers; decimals, rounded as the question asks."""
+    """The answer as `strict` finds it, compared as MathVista's evaluation does: a letter in brackets, else
+    what `strict` reads, else the nearest choice; whole numbers; decimals, rounded as the question asks."""
     said = _with_tags(text) if direct else text
     found = extract(said, ())
     if found.answer is None:
         return Reading(None, None, found.why, False)
     if example.choices:
-        nearest = min(example.choices, key=partial(_distance, found.answer[:200]))
-        answer = extract(said, example.choices).answer or nearest
+        letters: dict[str, str] = dict(zip(LETTERS, example.choices))
+        bracketed = re.search(r"\(([A-Za-z])\)", found.answer)
+        letter = bracketed[1].upper() if bracketed else found.answer.strip()
+        answer = letters.get(letter) or (not bracketed and extract(said, example.choices).answer)
+        answer = answer or min(example.choices, key=partial(_distance, found.answer[:200]))
         return Reading(answer, LETTERS[example.choices.index(answer)], "", answer == example.answer)
+    gold = numbers.parse(example.answer)
     kind = example.extra.get("answer_type", "text")
-    if kind not in ("integer", "float"):
+    if kind not in ("integer", "float") or gold is None:
         same = "".join(found.answer.split()) == "".join(example.answer.split())
         return Reading(found.answer, None, "", same)
     number = numbers.parse(found.answer)
-    if number is None:
+    # 7.9 is cut to 7, and 4/3 is no integer
+    if number is None or (kind == "integer" and number.value % 1 and "." not in found.answer):
         return Reading(None, None, "not a number", False)
-    places = int(float(example.extra.get("precision") or 0))
-    value, gold = (
-        int(x) if kind == "integer" else round(float(x), places)
-        for x in (number.value, float(example.answer))
-    )
-    return Reading(str(value), None, "", value == gold)
+    precision = float(example.extra.get("precision") or 0)
+    # a table's empty field is NaN
+    places = int(precision) if precision == precision else 0
+    shown = int if kind == "integer" else lambda value: round(float(value), places)
+    right = shown(number.value) == shown(gold.value) or numbers.same(number, gold)
+    return Reading(str(shown(number.value)), None, "", right)
 
 
 def _with_tags(text: str) -> str:
@@ -127,17 +143,6 @@ def _with_tags(text: str) -> str:
     if ANSWER in text or END_ANSWER in text:
         return text
     return ANSWER + text.strip().partition("\n")[0] + END_ANSWER
-
-
-def _tagged(text: str) -> str:
-    """The first match of `<answer>\\s*(.*?)\\s*</answer>`, or everything. (A regex takes quadratic time.)"""
-    start = text.find(ANSWER)
-    while start >= 0 and (end := text.find(END_ANSWER, start)) >= 0:
-        inside = text[start + len(ANSWER) : end].strip()
-        if "\n" not in inside:
-            return inside
-        start = text.find(ANSWER, start + 1)
-    return text
 
 
 def _letter(answer: str, choices: Sequence[str]) -> str | None:
@@ -271,7 +276,8 @@ class Protocol:
     total: a name in TOTALS.  cap: longest completion, tokens.  templates: {"base" | "instruct": {"reasoning"
     | "direct": a template}}.  max_pixels: larger pictures are scaled down (None: as the model's processor
     says). as_trained: a checkpoint of a run is asked with the run's template, cap and limits instead of
-    these.  shown: prints an accuracy.
+    these.  form: of the template, where neither a run nor the command line chooses one.  shown: prints an
+    accuracy.
     """
 
     name: str
@@ -282,6 +288,7 @@ class Protocol:
     templates: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: PAIRS)
     max_pixels: int | None = None
     as_trained: bool = False
+    form: str = "reasoning"
     shown: Callable[[float], str] = rounded
 
     def checker(self) -> str:
@@ -299,6 +306,7 @@ ABOUT = {
     "cambrian": "strict reading; CV-Bench's official total, the mean of 2D (of its two sources) and 3D",
     "blink": "strict reading; BLINK's official total, the mean of its subtasks",
     "mathvista": "strict reading; MathVista's comparison: nearest choice, whole numbers, rounded decimals",
+    "chat": "for models that talk: the letter or choice that they state, every question alike; asked direct",
 }
 PROTOCOLS: dict[str, Protocol] = {
     "strict": Protocol("strict", ABOUT["strict"], as_trained=True),
@@ -306,6 +314,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "cambrian": Protocol("cambrian", ABOUT["cambrian"], total="source_averaged"),
     "blink": Protocol("blink", ABOUT["blink"], total="task_averaged"),
     "mathvista": Protocol("mathvista", ABOUT["mathvista"], read=mathvista),
+    "chat": Protocol("chat", ABOUT["chat"], read=chat, form="direct"),
 }
 
 
@@ -314,4 +323,4 @@ def family(template: str) -> str | None:
     built-in world's template, which has no direct form."""
     if template == "shapes":
         return None
-    return "instruct" if "<|im_start|>" in TEMPLATES[template].text else "base"
+    return "instruct" if TURN_START in TEMPLATES[template].text else "base"

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from data.answers.parser import well_formed
-from data.types import Example, Measure, measure_nothing
+from data.types import Example, Measure, measure_nothing, short
 from grpo.evaluation.protocols import TOTALS, WEIGHTS, Mark, Reading, strict
 from grpo.evaluation.reflection import ends_in_loop, reflection_scores, repetition, said
 from grpo.evaluation.statistics import maj_at_k, paired_difference, pass_at_k, wilson
@@ -192,8 +192,14 @@ def differences(
     first: Sequence[Sequence[Completion]], second: Sequence[Sequence[Completion]]
 ) -> dict[str, dict[str, Any]]:
     """First minus second over the questions that both have: {task, and "all": both accuracies and `Paired`}.
-    Raises ValueError where they have none in common."""
+    Raises ValueError where they have none in common, or two have one uid."""
     other = {group[0].uid: group[0] for group in second}
+    for answers in (first, second):
+        if len({group[0].uid for group in answers}) < len(answers):
+            uid, count = Counter(group[0].uid for group in answers).most_common(1)[0]
+            raise ValueError(
+                f"the uid {short(uid)} is that of {count} questions, so answers cannot be paired"
+            )
     pairs = [(group[0], other[group[0].uid]) for group in first if group[0].uid in other]
     if not pairs:
         raise ValueError("no question could be asked of both; see what was skipped")

@@ -139,10 +139,12 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _questions(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each held-out question with its answers, step by step."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for group in shown:
         if group.get("kind") == "heldout" and group.get("completions"):
-            question = found.setdefault(str(group.get("uid")), _asked(group) | {"answers": []})
+            # a run folder of an earlier version may have one uid twice
+            key = (str(group.get("uid")), str(group.get("question")))
+            question = found.setdefault(key, _asked(group) | {"answers": []})
             question["answers"].append({"step": group["step"], **_completion(group["completions"][0])})
     for question in found.values():
         question["answers"] = _spread(question["answers"], MOST_STEPS)

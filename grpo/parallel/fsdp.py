@@ -70,7 +70,9 @@ def whole_weights(policy: QwenVL) -> Iterator[QwenVL]:
             # an untied head comes after the embedding
             for used_as in (name, HEAD) if name == EMBEDDING else (name,):
                 module, _, leaf = used_as.rpartition(".")
-                used = weight.to(products) if products and weight.dim() > 1 and used_as != EMBEDDING else weight
+                used = (
+                    weight.to(products) if products and weight.dim() > 1 and used_as != EMBEDDING else weight
+                )
                 setattr(plain.get_submodule(module), leaf, nn.Parameter(used, requires_grad=False))
         yield plain
     finally:

@@ -9,13 +9,13 @@ Weights, gradients and moments are float32 for every `dtype`. With bfloat16, aut
 is used, and keeps copies for the backward pass. Caches and the reference are in the dtype of the products.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from data.processor import NESTED, PLAIN, picture_settings
 from data.sources import hub
 from grpo.config.parse import Config
 from grpo.logprobs import chunk_of
@@ -301,15 +301,17 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
 
 
 def text(cfg: Config, ranks: int = 1) -> str:
-    """What --plan prints, for one of `ranks` ranks. It reads config.json and preprocessor_config.json of the
+    """What --plan prints, for one of `ranks` ranks. It reads config.json and the processor's file of the
     model's folder, and nothing for a model of grpo/plan/known_models.py. Raises ValueError."""
     name = (hub.parts_of(cfg.model) or ("",))[0]
     if not cfg.init and not Path(cfg.model).exists() and name in known_models.KNOWN:
         model, pixels = known_models.KNOWN[name], known_models.MAX_PIXELS
     else:
-        files = ("config.json", "preprocessor_config.json")
+        files = ("config.json", PLAIN, NESTED)
         folder = Path(cfg.init) if cfg.init else model_folder(cfg.model, cfg.revision, files=files)
         model = ModelConfig.from_folder(folder)
-        processor = (folder.parent if folder.is_file() else folder) / "preprocessor_config.json"
-        pixels = json.loads(processor.read_text("utf-8")).get("max_pixels") if processor.is_file() else None
+        folder = folder.parent if folder.is_file() else folder
+        limits = {"min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
+        has_processor = (folder / PLAIN).is_file() or (folder / NESTED).is_file()
+        pixels = picture_settings(folder, **limits).max_pixels if has_processor else None
     return render(cfg, make_plan(cfg, model, max_pixels=pixels, ranks=ranks), ranks)

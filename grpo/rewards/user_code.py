@@ -2,9 +2,9 @@
 runs in a process of its own.
 
 Code of a user may raise, hang, print, fork, or return a list. In its own process it cannot harm the run: a
-call that is too slow ends with its process and that process's children, and each failure is one line that
-names file, function and question. The run never unpickles what this process writes: an answer is JSON with
-the number of its question and the id of its process, and any other message is refused.
+call that is too slow ends with its process and the processes that it started, and each failure is one line
+that names file, function and question. The run never unpickles what this process writes: an answer is JSON
+with the number of its question and the id of its process, and any other message is refused.
 
 The function gets the whole text as the built-in rules see it, the Example without its pictures, and the
 length in tokens. It must depend on nothing else, or a resumed run differs. It may print (to stderr) and
@@ -14,6 +14,7 @@ its file may import its neighbours; an attribute `my_reward.timeout = 60` sets t
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import importlib.util
 import json
 import math
@@ -25,9 +26,11 @@ import signal
 import sys
 import threading
 import traceback
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -44,6 +47,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LARGEST = 3.4e38
 # bytes; a longer message is no answer
 LONGEST_ANSWER = 10_000
+# an environment variable that a reward's process hands down to those it starts; its value is of this reward
+MARK = "GLIMPSE_REWARD"
 
 
 class RewardError(ValueError):
@@ -101,16 +106,21 @@ class UserReward:
         self.pipe, theirs = context.Pipe()
         process = context.Process(target=serve, args=(theirs, self.source, self.function))
         self.process: SpawnProcess | None = process
-        # the process inherits the mask, until it has its own handlers
+        mark = f"{os.getpid()} {uuid.uuid4().hex}"
+        # Python's own process, which belongs to the run, is not to have the mark
+        resource_tracker.ensure_running()
+        # the process inherits the signal mask, until it has its own handlers
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        os.environ[MARK] = mark
         try:
             process.start()
         finally:
+            del os.environ[MARK]
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         self.pid = process.pid
         # at exit Python waits for the process, so it is ended before
-        self.end = multiprocessing.util.Finalize(self, _end_group, (process,), exitpriority=0)
+        self.end = multiprocessing.util.Finalize(self, _end_process, (process, mark), exitpriority=0)
         # a thread that reads from the pipe, so that this one can stop waiting
         self.reader = concurrent.futures.ThreadPoolExecutor(1)
         try:
@@ -157,13 +167,26 @@ class UserReward:
         return answer
 
 
-def _end_group(process: SpawnProcess) -> None:
-    """End a process that runs `serve`, and its children. They are one process group."""
+def _end_process(process: SpawnProcess, mark: str) -> None:
+    """End a process that runs `serve`, and the processes that it has started."""
+    end_marked(mark)
     try:
         os.killpg(process.pid or 0, signal.SIGKILL)
     except ProcessLookupError:
         # it has no group yet, or has ended
         process.kill()
+
+
+def end_marked(mark: str) -> None:
+    """Kill each other process with this mark in its environment, of any session and parent. Linux lists them
+    in /proc; on other systems only the process group ends."""
+    marked = f"{MARK}={mark}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        pid = int(path.parent.name)
+        # OSError: of another user, or it has ended
+        with contextlib.suppress(OSError):
+            if pid != os.getpid() and marked in path.read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)
 
 
 # ---- in the other process
@@ -179,7 +202,8 @@ def serve(pipe: Connection, source: str, name: str) -> None:
         try:
             number, question = pipe.recv()
         except EOFError:
-            return
+            # the run has ended
+            return _end_all()
         try:
             if question is None:
                 function = load(source, name)
@@ -205,6 +229,8 @@ def _set_up(pipe: Connection) -> None:
             signal.signal(number, signal.SIG_DFL)
 
     os.setsid()
+    # a .pyc is stale after an edit within a second, and nothing is to be written beside a user's files
+    sys.dont_write_bytecode = True
     for number in SIGNALS:
         # not SIG_IGN, which programs started by the function would inherit
         signal.signal(number, lambda *_: None)
@@ -219,6 +245,12 @@ def _end_with_run() -> None:
     run = multiprocessing.parent_process()
     assert run is not None
     run.join()
+    _end_all()
+
+
+def _end_all() -> None:
+    """End this process and those that it has started."""
+    end_marked(os.environ.get(MARK, ""))
     os.killpg(0, signal.SIGKILL)
 
 

@@ -148,8 +148,17 @@ class Lifecycle:
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""
         run = self.run
-        how = {"base": run.base, "keep": self.cfg.save.keep, "background": self.background}
-        checkpoint.save(run.folder, step, run.policy, run.optimizer, **how)
+        pictures = run.chat.pictures
+        checkpoint.save(
+            run.folder,
+            step,
+            run.policy,
+            run.optimizer,
+            base=run.base,
+            keep=self.cfg.save.keep,
+            background=self.background,
+            pixels=(pictures.min_pixels, pictures.max_pixels),
+        )
         self.last_saved = step
 
     def wait(self) -> None:

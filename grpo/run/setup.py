@@ -1,33 +1,41 @@
 """What a run holds before its first step: folder, policy, questions. `open_run` makes or finds them.
 
 The command of a stopped run continues it. The newest undamaged checkpoint gives weights, optimizer and step.
-metrics.jsonl and samples.jsonl are cut back to that step. The rest is a function of (seed, step).
+metrics.jsonl and samples.jsonl are cut back to that step. The rest is a function of (seed, step), the
+settings, and the files of `grpo/run/inputs.py`. A change of either is named.
 """
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from data.chat import Chat
 from data.sources.table import open_source
 from grpo.config import Config, check_same_run, contradictions, save
+from grpo.config.parse import Flags
 from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
 from grpo.optim import Optimizer
 from grpo.parallel.fsdp import shard
 from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all, wait_for_main
 from grpo.rewards.rules import rule
+from grpo.run import inputs
+from grpo.run.lock import claim
 from grpo.storage import adapter, checkpoint
 from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import Metrics, read
-from grpo.storage.model_folder import base_folder, load_model, model_folder
+from grpo.storage.model_folder import base_folder, check_agreement, load_model, model_folder
 from models import lora, weights
 from models.config import ModelConfig
 from models.qwen_vl import QwenVL
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -49,11 +57,15 @@ class Run:
     step: int
 
 
-def open_run(cfg: Config, ranks: Ranks) -> Run:
+def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     """Make the run folder or find it again; load the policy and the questions. All ranks call it together.
-    Raises ValueError and CheckpointError with one clear line."""
+    With `flags.dry_run` it writes nothing. Raises ValueError and CheckpointError with one clear line."""
     folder = cfg.folder
-    check_same_run(cfg, folder)
+    flags = flags or Flags()
+    changed = check_same_run(cfg, folder, flags.change)
+    if not flags.dry_run:
+        # the end of the program gives it up: `lock.leave`
+        on_main(ranks, partial(claim, folder))
     for name in cfg.rewards if cfg.method == "grpo" else ():
         # a wrong name is found before anything is written
         rule(name, cfg.cap)
@@ -67,8 +79,12 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     base = base_folder(start)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, **limits)
-    examples, heldout = open_source(cfg.task, cfg.data, limit=cfg.limit, seed=cfg.seed, items=cfg.eval.items)
+    what = {"limit": cfg.limit, "seed": cfg.seed, "columns": cfg.columns, "heldout": cfg.heldout}
+    examples, heldout = open_source(cfg.task, cfg.data, items=cfg.eval.items, **what)
+    record = inputs.Record(folder, found, changed)
+    on_main(ranks, lambda: record.compare(inputs.inputs_of(cfg, start, examples), ranks, flags.change))
     policy = load_policy(cfg, ranks, start, found)
+    check_agreement(chat, policy.config)
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
@@ -76,19 +92,32 @@ def open_run(cfg: Config, ranks: Ranks) -> Run:
     if cfg.method == "grpo" and cfg.loss.kl_coef:
         # with LoRA the reference is the policy without its adapters
         reference = policy if cfg.lora.rank else load_reference(cfg, ranks, start)
-    metrics, samples = open_logs(cfg, ranks, found, step)
-    for line in contradictions(cfg, len(examples)) if ranks.main else ():
+    logs = Metrics(None), Metrics(None)
+    if ranks.main and not flags.dry_run:
+        logs = open_logs(cfg, start, record, found, step)
+    for line in [*flags.repeated, *contradictions(cfg, len(examples))] if ranks.main else ():
         tqdm.write(f"warning: {line}", file=sys.stderr)
     wait_for_all()
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)
-    trained = (policy, reference, optimizer, budget)
-    return Run(folder, base, *trained, chat, examples, heldout, metrics, samples, step)
+    return Run(folder, base, policy, reference, optimizer, budget, chat, examples, heldout, *logs, step)
+
+
+def on_main(ranks: Ranks, work: Callable[[], T]) -> None:
+    """Call `work` on rank 0. All ranks raise its ValueError or OSError."""
+    error = None
+    if ranks.main:
+        try:
+            work()
+        except (ValueError, OSError) as raised:
+            error = raised
+    if error := gather_objects([error] if ranks.main else [])[0]:
+        raise error
 
 
 def start_of(cfg: Config, ranks: Ranks) -> Path:
-    """The folder of the base, or of an adapter of one. The commit of a hub model is noted when a run begins, so a continued run gets
-    the same one, even if the branch has moved. Raises ValueError."""
+    """The folder of the base, or of an adapter of one. The commit of a hub model is noted when a run begins
+    (`open_logs`), so a continued run gets the same one, even if the branch has moved. Raises ValueError."""
     if cfg.init:
         return Path(cfg.init).parent
     note = cfg.folder / "base.json"
@@ -99,14 +128,15 @@ def start_of(cfg: Config, ranks: Ranks) -> Path:
         commit = json.loads(note.read_text("utf-8"))["revision"] if note.is_file() else None
         found = model_folder(cfg.model, commit or cfg.revision)
         base_folder(found)
-        # the hub's cache has one folder for each commit
-        if not note.is_file() and found.parent.name == "snapshots":
-            commit = found.name
-            note.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(note, json.dumps({"model": cfg.model, "revision": commit}, indent=1) + "\n")
+        commit = commit or commit_of(found)
     wait_for_main("the model")
     commit = gather_objects([commit] if ranks.main else [])[0]
     return found or model_folder(cfg.model, commit or cfg.revision)
+
+
+def commit_of(base: Path) -> str | None:
+    """The commit of a model in the hub's cache, which has one folder for each."""
+    return base.name if base.parent.name == "snapshots" else None
 
 
 def sharded(cfg: Config, ranks: Ranks) -> bool:
@@ -177,14 +207,18 @@ def frozen(reference: QwenVL, use_bfloat16: bool) -> QwenVL:
     return reference
 
 
-def open_logs(cfg: Config, ranks: Ranks, found: Path | None, step: int) -> tuple[Metrics, Metrics]:
-    """metrics.jsonl and samples.jsonl, cut back to the step of the checkpoint `found`. Ranks other than 0 get
-    files that write nothing."""
-    if not ranks.main:
-        return Metrics(None), Metrics(None)
+def open_logs(
+    cfg: Config, start: Path, record: inputs.Record, found: Path | None, step: int
+) -> tuple[Metrics, Metrics]:
+    """Write what the run is made of. -> metrics.jsonl and samples.jsonl, cut back to the step of the
+    checkpoint `found`. Rank 0 calls it."""
     folder = cfg.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    # first, so that a kill between the two does not lose an accepted change
+    record.write()
     save(cfg, folder)
+    if (commit := commit_of(start)) and not (folder / "base.json").is_file():
+        note = json.dumps({"model": cfg.model, "revision": commit}, indent=1)
+        write_whole(folder / "base.json", note + "\n")
     path = folder / "metrics.jsonl"
     logs = Metrics(path), Metrics(folder / "samples.jsonl")
     for log in logs:
@@ -192,7 +226,10 @@ def open_logs(cfg: Config, ranks: Ranks, found: Path | None, step: int) -> tuple
     if found:
         # a kill may have come before old checkpoints were removed
         checkpoint.prune(found, cfg.save.keep)
-        if (last := max((row["step"] for row in read(path)), default=0)) < step:
+        rows = read(path)
+        if (last := max((row["step"] for row in rows), default=0)) < step:
             what = f"{path} ends at step {last}, the checkpoint is of step {step}"
             tqdm.write(f"{what}. The lines between are lost; the weights are complete", file=sys.stderr)
+        for row in record.unwritten(rows, step):
+            logs[0].write(row)
     return logs

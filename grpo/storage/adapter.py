@@ -1,4 +1,4 @@
-"""Adapters on disk (models/lora.py), in the layout of PEFT: adapter_config.json and adapter_model.safetensors.
+"""Adapters (models/lora.py) on disk, in PEFT's layout: adapter_config.json and adapter_model.safetensors.
 
 A checkpoint of a LoRA run is such a folder: `peft`, vLLM and transformers open it on the base that it names.
 Read: LoRA adapters of the blocks' linear layers, all of one rank. What else PEFT can do is an error.
@@ -11,7 +11,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from models import lora
 from models.qwen_vl import QwenVL
@@ -130,13 +129,12 @@ def base_name(base: Path) -> dict[str, str | None]:
 
 
 def copy(policy: nn.Module, rank: int, onto_cpu: OntoCPU) -> Adapter:
-    """The policy's adapters on the CPU, for rank 0 to write; on other ranks on the meta device. Sharded ones
-    are gathered one after the other, so every rank must call it."""
+    """The policy's adapters on the CPU, for rank 0 to write; on other ranks on the meta device. Every rank
+    holds them whole (grpo/parallel/fsdp.py)."""
     layers, tensors = lora.adapted(policy), {}
     for name, layer in layers.items():
-        for part in ("lora_A", "lora_B"):
-            tensor, key = layer.get_submodule(part).weight, f"{name}.{part}.weight"
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            tensors[key] = whole.detach().to("meta") if rank else onto_cpu(key, whole)
+        for part, inner in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            key = f"{name}.{part}.weight"
+            tensors[key] = inner.weight.detach().to("meta") if rank else onto_cpu(key, inner.weight)
     layer = next(iter(layers.values()))
     return Adapter(layer.lora_A.out_features, layer.scale * layer.lora_A.out_features, tensors)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from data.processor import with_pixels
 from grpo.optim import Optimizer
 from grpo.storage import adapter, sharded
 from grpo.storage.background import Background
@@ -32,8 +33,8 @@ from models import weights
 from models.qwen_vl import QwenVL
 
 SIDE_FILES = """tokenizer.json tokenizer_config.json generation_config.json preprocessor_config.json
-chat_template.json chat_template.jinja special_tokens_map.json vocab.json merges.txt added_tokens.json
-video_preprocessor_config.json""".split()
+processor_config.json video_preprocessor_config.json chat_template.json chat_template.jinja
+special_tokens_map.json vocab.json merges.txt added_tokens.json""".split()
 # logs of the run; they are on disk before the checkpoint is visible, so they hold its step
 LOGS = ("metrics.jsonl", "samples.jsonl")
 # bytes per rank, an upper bound of config.json, state.json and the headers of safetensors
@@ -53,26 +54,29 @@ def save(
     base: Path,
     keep: int,
     background: Background | None = None,
+    pixels: tuple[int, int] | None = None,
 ) -> Path:
     """Write run/checkpoints/step_NNNNNN, then remove all but the newest `keep` checkpoints (0: keep all).
     Every rank calls it. -> the folder.
 
     base: the folder of the tokenizer and processor files.  background: if given, return when the state is
-    copied, and write while training goes on.  Raises CheckpointError (for example, a full disk); with a
+    copied, and write while training goes on.  pixels: least and most pixels of a picture in this run, for the
+    processor files (None: as in `base`).  Raises CheckpointError (for example, a full disk); with a
     background it may be the error of the save before. Older checkpoints are then untouched.
     """
     if background is None:
-        return write(run, step, take(policy, optimizer), base=base, keep=keep)
+        return write(run, step, take(policy, optimizer), base=base, keep=keep, pixels=pixels)
     # the copy of the save before is still being written
     background.wait()
     state = take(policy, optimizer, background.memory)
-    background.start(partial(write, run, step, state, base=base, keep=keep, group=background.group))
+    how = {"base": base, "keep": keep, "group": background.group, "pixels": pixels}
+    background.start(partial(write, run, step, state, **how))
     return run / "checkpoints" / f"step_{step:06d}"
 
 
-def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group=None) -> Path:
+def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group=None, pixels=None) -> Path:
     """Write a snapshot as `save` does.  group: process group of all ranks; None: the default one."""
-    writer = CheckpointWriter(run, step, state, base)
+    writer = CheckpointWriter(run, step, state, base, pixels)
     try:
         if state.ranks == 1:
             writer.begin()
@@ -97,7 +101,9 @@ class CheckpointWriter:
     """The three steps of writing a checkpoint: `begin` on rank 0, `part` on each rank, `finish` on rank 0.
     They raise OSError or SafetensorError."""
 
-    def __init__(self, run: Path, step: int, state: Snapshot, base: Path):
+    def __init__(
+        self, run: Path, step: int, state: Snapshot, base: Path, pixels: tuple[int, int] | None = None
+    ):
         self.run = run
         self.step = step
         self.state = state
@@ -105,6 +111,7 @@ class CheckpointWriter:
         self.folder = run / "checkpoints" / f"step_{step:06d}"
         self.aside = self.folder.with_suffix(".tmp")
         self.side = [base / name for name in SIDE_FILES if (base / name).exists()]
+        self.processor = with_pixels(base, *pixels) if pixels else {}
 
     def begin(self) -> None:
         """Make the folder if the disk has room."""
@@ -127,6 +134,8 @@ class CheckpointWriter:
         paths = adapter.write(policy, self.aside, self.base) if is_lora else weights.save(policy, self.aside)
         if rank == 0:
             paths += [Path(shutil.copyfile(path, self.aside / path.name)) for path in self.side]
+            for name, text in self.processor.items():
+                (self.aside / name).write_text(text, encoding="utf-8")
         shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"
         paths.append(self.aside / f"optimizer{shard}.safetensors")
         save_file(optimizer, paths[-1], header)

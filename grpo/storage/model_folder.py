@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from data.chat import IMAGE, VIDEO, VISION_END, VISION_START, Chat
 from data.sources import hub
 from grpo.storage import adapter, checkpoint
 from models import lora, weights
+from models.config import ModelConfig
 from models.qwen_vl import QwenVL
 
 BUILT_IN = Path(__file__).parent.parent.parent / "models" / "tiny"
@@ -67,7 +69,9 @@ def base_folder(folder: Path) -> Path:
     return base
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> QwenVL:
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> QwenVL:
     """The policy of a folder of `model_folder`. An adapter is added to the weights of its base. Raises
     ValueError."""
     policy = weights.load(base_folder(folder), dtype=dtype, device=device)
@@ -77,3 +81,33 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: torch.d
         lora.merge(policy)
         policy.requires_grad_(True)
     return policy
+
+
+def check_agreement(chat: Chat, model: ModelConfig) -> None:
+    """Raise ValueError if the processor's or the tokenizer's file is of another model than config.json."""
+    pictures, vision, token = chat.pictures, model.vision, chat.tokenizer.token_to_id
+    table = (
+        ("the processor's patch_size", pictures.patch, "patch_size", vision.patch_size),
+        ("the processor's merge_size", pictures.merge, "spatial_merge_size", vision.spatial_merge_size),
+        (
+            "the processor's temporal_patch_size",
+            pictures.temporal,
+            "temporal_patch_size",
+            vision.temporal_patch_size,
+        ),
+        (IMAGE, token(IMAGE), "image_token_id", model.image_token_id),
+        (VIDEO, token(VIDEO), "video_token_id", model.video_token_id),
+        (VISION_START, token(VISION_START), "vision_start_token_id", model.vision_start_token_id),
+        (VISION_END, token(VISION_END), "vision_end_token_id", model.vision_end_token_id),
+    )
+    wrong = [
+        f"{what} is {theirs}, and {key} in config.json is {ours}"
+        for what, theirs, key, ours in table
+        # a tokenizer without videos
+        if theirs not in (ours, None)
+    ]
+    highest = max(*chat.tokenizer.get_vocab().values(), *chat.stop_ids)
+    if highest >= model.vocab_size:
+        wrong.append(f"the tokenizer or eos_token_id has token {highest}, vocab_size is {model.vocab_size}")
+    if wrong:
+        raise ValueError(f"{chat.folder}: {'; '.join(wrong)}; take all files from one model")

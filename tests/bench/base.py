@@ -17,9 +17,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import grpo.parallel.openmp
+
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat
 from data.shapes import looking
 from data.shapes.documents import described, gaps
@@ -27,7 +29,7 @@ from data.shapes.world import TASKS, Shapes, draw, free_pairs, scatter
 from data.types import Example
 from grpo.batch import collate_prompts
 from grpo.evaluation.answers import Asking, answer_all
-from grpo.sft import encode_documents
+from grpo.sft import fit_documents, pad_documents
 from grpo.storage.model_folder import model_folder
 from models import weights
 from tests.bench.about import about
@@ -38,13 +40,16 @@ def readings(policy, chat, scenes: int = 300) -> dict[str, float]:
     """Teacher-forced accuracy of each kind of reading on fresh scenes."""
     rng, right, asked = random.Random("gate"), {}, {}
     for kind in (described, gaps):
-        examples, documents = [], []
+        examples = []
         for i in range(scenes):
             scene = scatter(rng, free_pairs(rng, rng.randint(3, 5)))
             question, text = kind(scene, rng)
-            examples.append(Example(f"gate/{i}", question, (), text, pictures=(partial(draw, scene),)))
-            documents.append((text,))
-        tokens, length = encode_documents(chat, documents, 128)
+            pictures, extra = (partial(draw, scene),), {"documents": (text,)}
+            examples.append(Example(f"gate/{i}", question, (), text, pictures=pictures, extra=extra))
+        documents = [
+            fit_documents(chat, e, cap=128, too_long="error")[0].extra["documents"] for e in examples
+        ]
+        tokens, length = pad_documents(documents)
         prompts = collate_prompts([chat.prompt(e) for e in examples], image_token=chat.image_token)
         guess = policy.logits(policy(prompts, tokens, length)).argmax(-1)
         for unit in ("x", "y", "size", "shape", "gap"):

@@ -1,8 +1,8 @@
 """Is this tree as fast as a commit?    python tests/bench/before.py COMMIT [--rounds 10] [--steps 8]
 
-Runs `tests/bench/step.py` by turns: with COMMIT, checked out into a temporary git worktree, and with this tree.
-A round is one process of each. The order changes every round. A figure is the median over the rounds of the ratio within a
-round, now to before: below 1 is faster. Prints a table; the last line is one JSON object.
+Runs `tests/bench/step.py` by turns: with COMMIT, checked out into a temporary git worktree, and with this
+tree. A round is one process of each. The order changes every round. A figure is the median over the rounds of
+the ratio within a round, now to before: below 1 is faster. Prints a table; the last line is one JSON object.
 """
 
 import json

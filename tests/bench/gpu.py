@@ -25,12 +25,13 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import grpo.parallel.openmp
+
 import numpy as np
 import torch
 from PIL import Image
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from qwen import qwen_folder
 from small import STOPS, small_folder, small_policy, small_prompts
 

@@ -16,11 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+import grpo.parallel.openmp
+
+import torch
+from safetensors.torch import save_file
 
 from grpo.plan.known_models import KNOWN
 from models import weights

@@ -22,10 +22,12 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import grpo.parallel.openmp
+
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from grpo.logprobs import chunk_of, masked_logprobs
 from grpo.plan.known_models import KNOWN
 from models.qwen_vl import QwenVL

@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import grpo.parallel.openmp
+
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat
 from data.shapes.world import Shapes
 from grpo.batch import collate_prompts

@@ -17,9 +17,11 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import grpo.parallel.openmp
+
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data.chat import Chat
 from data.shapes.world import Shapes
 from grpo.batch import collate_prompts

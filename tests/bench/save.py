@@ -23,10 +23,11 @@ from pathlib import Path
 from statistics import median
 from unittest import mock
 
-import torch
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import grpo.parallel.openmp
+
+import torch
 from small import small_config, small_folder
 
 import train

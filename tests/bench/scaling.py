@@ -21,9 +21,11 @@ from math import log
 from pathlib import Path
 from statistics import fmean, median
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import grpo.parallel.openmp
+
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from models import decoder
 from tests.bench.shared_prompt import both, learn, random_policy, text_prompts
 from tests.bench.timing import finish, operations, parser, take_turns

@@ -18,10 +18,12 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import grpo.parallel.openmp
+
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from grpo.logprobs import completion_logprobs
 from models import weights
 from models.config import ModelConfig, VisionConfig

@@ -25,10 +25,12 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, median
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+import grpo.parallel.openmp
+
 import torch
 import transformers
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import train
 from data.order import indices_at
 from grpo.config import parse

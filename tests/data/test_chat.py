@@ -359,6 +359,40 @@ def test_several_stop_tokens_and_no_sampling_settings(qwen, words):
         stops({"eos_token_id": "<|im_end|>"})
 
 
+def test_stop_tokens_of_config_json(words):
+    """Where generation_config.json names none, transformers takes those of config.json."""
+    end, turn = (chat_id(words, name) for name in ("<|endoftext|>", "<|im_end|>"))
+    write(words / "tokenizer_config.json", {})
+    for config in ({"eos_token_id": end}, {"eos_token_id": [turn], "text_config": {"eos_token_id": [end]}}):
+        write(words / "config.json", config)
+        for generation in (None, {}, {"eos_token_id": None}, {"eos_token_id": []}):
+            (words / "generation_config.json").unlink(missing_ok=True)
+            if generation is not None:
+                write(words / "generation_config.json", generation)
+            assert Chat(words, template="shapes").stop_ids == (end, turn)
+    write(words / "generation_config.json", {"eos_token_id": turn})
+    assert Chat(words, template="shapes").stop_ids == (turn,)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("value", ["3", 3.0, True, {}, [3.0], [[3]], ["<|im_end|>"], -1, [None]], ids=repr)
+def test_a_stop_token_that_is_no_token_id(words, name, value):
+    write(words / name, {"eos_token_id": value})
+    with pytest.raises(ValueError, match=rf"{name}: eos_token_id is .*, not token ids"):
+        Chat(words, template="shapes")
+
+
+@pytest.mark.parametrize(
+    "value", [{}, [], 3, True, "", "<eos>", {"content": 3}, {"content": "<eos>"}, ["<|im_end|>"]], ids=repr
+)
+def test_an_end_that_the_tokenizer_does_not_have(words, value):
+    write(words / "tokenizer_config.json", {"eos_token": value})
+    with pytest.raises(
+        ValueError, match=r"tokenizer_config\.json: eos_token is .*a token of tokenizer\.json"
+    ):
+        Chat(words, template="shapes")
+
+
 def chat_id(folder, name):
     return Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(name)
 

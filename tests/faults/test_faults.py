@@ -118,6 +118,12 @@ def spin():
 
 
 @pytest.mark.slow
+def test_changed_runs_do_what_the_table_says():
+    status, said, last = called("changes")
+    assert status == 0 and last["changes"] >= 15 and not last["wrong"], said
+
+
+@pytest.mark.slow
 def test_every_kind_of_damage():
     status, said, last = called("damage")
     assert status == 0 and last["cases"] >= 40 and not last["failed"], said

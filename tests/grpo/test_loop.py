@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from data.types import Example
 from grpo.config import load
 from grpo.gradient import TokenBudget
 from grpo.objective import group_advantages, policy_loss, token_weights
@@ -122,7 +123,7 @@ class World:
             chat=SimpleNamespace(
                 stop_ids=(1,),
                 texts=lambda tokens, length: [["text"] * tokens.shape[1] for _ in tokens],
-                bare=lambda answer: answer,
+                documents=lambda example: (example.answer,),
                 encode=lambda text: [2 + ord(letter) % 9 for letter in text],
             ),
         )
@@ -146,11 +147,12 @@ class World:
         """The arguments and keywords of every call of a function."""
         return [(args, how) for each, args, how in self.calls if each == name]
 
-    def choose(self, run, cfg, ranks, step, attempt=0):
+    def choose(self, run, cfg, ranks, step, attempt=0, fit=None):
         uids = [f"{step}/{attempt}/{p}" for p in range(self.prompts)]
         nothing = {"patches": np.zeros((0, 4), np.float32), "grid": np.zeros((0, 3), int)}
         prompts = [SimpleNamespace(uid=uid, tokens=np.array([3, 4, 5]), **nothing) for uid in uids]
-        questions = [SimpleNamespace(uid=uid, answer="answer", extra={}) for uid in uids]
+        questions = [Example(uid, "Which?", (), "answer") for uid in uids]
+        questions = [fit(question)[0] for question in questions] if fit else questions
         return questions, prompts, 2
 
     def write(self, policy, prompts, *, group, cap, temperature, stop_ids, address, options):

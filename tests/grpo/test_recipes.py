@@ -403,11 +403,13 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_plan_of_another_hub_model_reads_two_small_files(base, monkeypatch):
+def test_a_plan_of_another_hub_model_reads_three_small_files(base, monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "snapshot", lambda *args: asked.append(args) or base)
     assert "peak: " in plan.text(parse.load("visualthinker_sat", ["model=somebody/else", "revision=v2"]))
-    assert asked == [("somebody/else", ("config.json", "preprocessor_config.json"), "model", "v2")]
+    assert asked == [
+        ("somebody/else", ("config.json", "preprocessor_config.json", "processor_config.json"), "model", "v2")
+    ]
 
 
 @pytest.mark.slow

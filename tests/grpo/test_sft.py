@@ -8,11 +8,12 @@ import pytest
 import torch
 from zoo import completions_for, pictures_of, prompt_batch, tiny_policy, twin_inputs, twin_of
 
+from data.types import BadExample, Example
 from grpo.batch import Batch
 from grpo.gradient import TokenBudget, accumulate_gradient
 from grpo.objective import token_weights
 from grpo.parallel.ranks import sum_gradients
-from grpo.sft import LOSS_ON, count_tokens
+from grpo.sft import LOSS_ON, count_tokens, fit_documents, pad_documents
 from grpo.variants import WEIGHTINGS
 from models import weights
 
@@ -120,3 +121,91 @@ def test_the_log_probs_reported_are_those_of_the_answers(case):
     torch.testing.assert_close(a[2], b[2], atol=1e-5, rtol=1e-5)
     assert a[0] == pytest.approx(-float(a[2].sum()) / float(length.sum()), rel=1e-5)
     assert abs(a[0] - b[0]) > 1e-3
+
+
+# ---- documents over the cap
+
+# one token a letter; 1 stops
+CHAT = SimpleNamespace(
+    encode=lambda text: [ord(letter) for letter in text],
+    stop_ids=(1,),
+    documents=lambda example: example.extra.get("documents") or (f"<{example.answer}>",),
+)
+
+
+def fitted(too_long, *documents, cap=3):
+    """The lengths of the kept documents, whether each ends in the stop token, and what is named."""
+    example = Example("q/7", "Which?", (), "b", extra={"documents": documents} if documents else {})
+    fit, left_out = fit_documents(CHAT, example, cap=cap, too_long=too_long)
+    assert fit.uid == "q/7" and example.extra.get("documents", ()) == documents
+    kept = fit.extra["documents"]
+    return [len(ids) for ids in kept], [ids[-1] == 1 for ids in kept], [str(error) for error in left_out]
+
+
+NAMED = "document {} of 'q/7' has {} tokens and cap is 3 ({!r})"
+
+
+@pytest.mark.parametrize(
+    "too_long, documents, lengths, stops, left_out",
+    [
+        ("skip", ["ab", "abcd", "a"], [3, 2], [True, True], [NAMED.format(2, 5, "abcd")]),
+        ("skip", ["ab"], [3], [True], []),
+        # without documents: its answer
+        ("skip", [], [3], [True], "cap is 3"),
+        ("cut", ["ab", "abcd"], [3, 3], [True, False], []),
+        ("cut", ["abc"], [3], [False], []),
+        ("error", ["ab"], [3], [True], []),
+    ],
+)
+def test_a_document_over_the_cap(too_long, documents, lengths, stops, left_out, capsys):
+    if left_out == "cap is 3":
+        assert fitted(too_long, *documents, cap=4) == ([4], [True], [])
+        with pytest.raises(BadExample, match="document 1 of 'q/7' has 4 tokens and cap is 3"):
+            fitted(too_long, *documents)
+        return
+    assert fitted(too_long, *documents) == (lengths, stops, left_out)
+    # what is cut is named, too
+    assert ("cut: document" in capsys.readouterr().err) == (False in stops)
+
+
+def test_a_question_without_a_fitting_document_is_skipped_and_error_ends_the_run():
+    with pytest.raises(BadExample, match="document 1 of 'q/7' has 6 tokens"):
+        fitted("skip", "abcde", "abcd")
+    with pytest.raises(
+        ValueError, match=r"has 5 tokens and cap is 3 .*; raise cap, or set sft.too_long"
+    ) as error:
+        fitted("error", "a", "abcd")
+    assert not isinstance(error.value, BadExample)
+
+
+@pytest.mark.parametrize("documents", ["a text", [1], {"a": 1}, [["a"]]])
+def test_documents_of_another_form_are_named(documents):
+    example = Example("q/7", "Which?", (), "b", extra={"documents": documents})
+    with pytest.raises(BadExample, match="'q/7': extra.documents is not a list of texts"):
+        fit_documents(CHAT, example, cap=9, too_long="skip")
+
+
+def test_groups_of_unequal_size_get_empty_documents():
+    tokens, length = pad_documents([[[5, 6, 1]], [[7, 1], [8, 9, 8, 1]]])
+    assert length.tolist() == [[3, 0], [2, 4]]
+    assert tokens.tolist() == [[[5, 6, 1, 0], [0] * 4], [[7, 1, 0, 0], [8, 9, 8, 1]]]
+    tokens, length = pad_documents([])
+    assert tokens.shape == (0, 1, 1) and length.shape == (0, 1)
+
+
+@pytest.mark.parametrize("loss_on, weighting", [("answer", "completion"), ("prompt_and_answer", "token")])
+def test_an_empty_document_teaches_nothing(case, loss_on, weighting):
+    """A group of two documents, one of them left out, learns as a group of the other alone."""
+    policy, prompts, tokens, length = case
+    first = slice(0, 1)
+    one = batch_of(prompts, tokens[:, first].clone(), length[:, first].clone())
+    two = batch_of(
+        prompts, tokens.clone(), torch.cat([length[:, first], torch.zeros_like(length[:, first])], 1)
+    )
+    assert torch.equal(*(count_tokens(b, loss_on, policy.config.placeholder_ids) for b in (one, two)))
+    a, b = learn(policy, one, loss_on, weighting), learn(policy, two, loss_on, weighting)
+    assert a[0] == pytest.approx(b[0], rel=1e-6) and a[1] == pytest.approx(b[1], rel=1e-6)
+    for name, gradient in a[3].items():
+        torch.testing.assert_close(
+            b[3][name], gradient, atol=1e-6 * float(gradient.abs().max() + 1), rtol=1e-4
+        )

@@ -59,7 +59,8 @@ def test_gradients_are_those_of_the_closed_form(rows):
         for name, layer in layers.items()
     }
     weights = {
-        f"{name}.weight": base.get_submodule(name).weight.detach() + SCALE * b @ a for name, (a, b) in pairs.items()
+        f"{name}.weight": base.get_submodule(name).weight.detach() + SCALE * b @ a
+        for name, (a, b) in pairs.items()
     }
     (functional_call(base, weights, (prompts, *rows[1:])) * weight).sum().backward()
     for name, layer in layers.items():
@@ -90,7 +91,9 @@ def test_where_adapters_go():
     assert {name.partition(".")[0] for name in both} == {"visual", "model"} and len(both) == 7
     assert len(lora.chosen(policy, ["gate_proj"], frozen=["vision"])) == 3
     assert all(name.startswith("visual.blocks.") for name in lora.chosen(policy, ["proj", "qkv"]))
-    with pytest.raises(ValueError, match="lora.targets: no layer 'qkv' beside freeze=\\['vision'\\]; there are"):
+    with pytest.raises(
+        ValueError, match="lora.targets: no layer 'qkv' beside freeze=\\['vision'\\]; there are"
+    ):
         lora.chosen(policy, ["q_proj", "qkv"], frozen=["vision"])
     for wrong in ("lm_head", "embed_tokens", "0", "norm"):
         with pytest.raises(ValueError, match=f"no layer '{wrong}'; there are down_proj"):

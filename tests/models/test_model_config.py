@@ -2,11 +2,13 @@
 what we can't compute is refused."""
 
 import json
+from functools import cache
 
 import pytest
 from zoo import ARCHITECTURES, TWINS, tiny_config
 
-from models.config import NEEDED, OPTIONAL, ModelConfig
+from models.config import NEEDED, OPTIONAL, PLACEHOLDERS, VISION, ModelConfig
+from models.config_values import KIND
 
 # As on the hub. What both files have:
 COMMON = {
@@ -174,3 +176,196 @@ def test_absent_and_broken_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": ')
     with pytest.raises(ValueError, match="config.json: not valid JSON"):
         ModelConfig.from_folder(tmp_path)
+
+
+# ---- values of a wrong kind, in every key that is read
+
+FILES = [f"{name} {layout}" for name in HUB for layout in ("flat", "nested")]
+WRONG = {
+    "number above": [None, "1e-6", True, [], {}, 0, -1e-6, float("nan"), float("inf"), 10**400],
+    "a token id": ["151643", 3.0, True, {}, -1, [1, "2"], [[1]], float("nan"), 10**30],
+    "true or false": [None, "false", 0, 1, [], {}],
+    "three whole": [None, "16", 16, [16, 24], [16, 24, 24, 0], [16, 24, "24"], [32, 32.0, 0], [65, -1, 0]],
+    "a list of whole": [None, 7, "7", [7.0], ["7"], [-1], [True], {}],
+    "whole number": [None, "128", 128.0, True, [], {}, 0, -1, 10**30, float("nan")],
+    "an object": ["x", 3, [], [1], True],
+}
+
+
+@cache
+def file_text(name):
+    architecture, layout = name.split()
+    values = HUB[architecture]
+    if layout == "nested":
+        values = TWINS[architecture].config_class.from_dict(json.loads(json.dumps(values))).to_dict()
+    return json.dumps(values)
+
+
+def hub_file(name):
+    """A copy of the hub's file, or as transformers writes it, with `text_config`."""
+    return json.loads(file_text(name))
+
+
+def objects_of(values, path=()):
+    """The path of each object of a file that is read."""
+    yield path
+    for key in ("text_config", "vision_config", "rope_scaling", "rope_parameters"):
+        if isinstance(values.get(key), dict) and path != ("vision_config",):
+            yield from objects_of(values[key], (*path, key))
+
+
+def places_of(values):
+    """Every place of a file whose value is read."""
+    for path in objects_of(values):
+        inner = values
+        for key in path:
+            inner = inner[key]
+        for key in inner:
+            shadowed = not path and "text_config" in values and key not in (*PLACEHOLDERS, "vision_config")
+            # transformers' file has the decoder's keys in `text_config`, and a tower's own start
+            unread = path == ("vision_config",) and key in ("initializer_range", "rope_parameters")
+            if key in KIND and not unread and (not shadowed or key.endswith(("config", "embeddings"))):
+                yield (*path, key)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_value_of_a_wrong_kind_is_named(name):
+    """Each key that is read, with each kind of wrong value: an error of one line that names the key."""
+    tried = 0
+    for path in places_of(hub_file(name)):
+        _, what = KIND[path[-1]]
+        wrong = next(values for words, values in WRONG.items() if words in what)
+        for value in wrong:
+            values = hub_file(name)
+            inner = values
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = value
+            with pytest.raises(ValueError, match=path[-1]) as error:
+                ModelConfig.from_dict(values, name="here/config.json")
+            said = str(error.value)
+            assert said.startswith("here/config.json") and "\n" not in said and len(said) < 250, said
+            tried += 1
+    assert tried > 150
+
+
+@pytest.mark.parametrize("values", [[], None, "x", 3, [{}]], ids=str)
+def test_a_file_that_holds_no_object(tmp_path, values):
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config\.json: holds .*, not an object"):
+        ModelConfig.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "architecture, change, why",
+    [
+        ("qwen2_vl", {"model_type": ["qwen2_vl"]}, "model_type is"),
+        ("qwen2_vl", {"quantization_config": {"quant_method": "awq"}}, "quantization_config is"),
+        ("qwen2_vl", {"num_key_value_heads": 24}, "multiple of num_attention_heads"),
+        ("qwen2_vl", {"image_token_id": 151656}, "are not four different tokens"),
+        ("qwen2_vl", {"eos_token_id": [151645, 151936]}, "eos_token_id 151936 is not below vocab_size"),
+        ("qwen2_vl", {"bos_token_id": 151936}, "bos_token_id 151936 is not below vocab_size"),
+        ("qwen2_vl", {"head_dim": 64}, "head_dim is 64; only 128"),
+        ("qwen2_vl", {"layer_types": ["full_attention"] * 27 + ["sliding_attention"]}, "layer_types is"),
+        ("qwen2_vl", {"rope_scaling": {"full_attention": {"mrope_section": [16, 24, 24]}}}, "rotary type"),
+        ("qwen2_vl", {"rope_scaling": {"type": "mrope", "factor": 4.0}}, "rotary type"),
+        ("qwen2_vl", {"vision_config": {"in_chans": 1}}, "in_chans is 1"),
+        ("qwen2_vl", {"vision_config": {"in_channels": 4}}, "in_channels is 4"),
+        ("qwen2_vl", {"vision_config": {"mlp_ratio": 4.3}}, "mlp_ratio must be a whole number"),
+        ("qwen2_vl", {"vision_config": {"num_heads": 7}}, "multiple of num_heads"),
+        ("qwen2_vl", {"vision_config": {"hidden_size": 1280}}, "the vision tower gives width 1280"),
+        ("qwen2_vl", {"vision_config": {"rope_parameters": {"rope_theta": 5e5}}}, "rope_theta is 500000.0"),
+        ("qwen2_5_vl", {"vision_config": {"window_size": 27}}, "window_size 27 is below 28"),
+        ("qwen2_5_vl", {"vision_config": {"fullatt_block_indexes": [7, 32]}}, "not all below depth 32"),
+        ("qwen2_5_vl", {"vision_config": {"hidden_act": "quick_gelu"}}, "hidden_act is 'quick_gelu'"),
+    ],
+)
+def test_values_that_contradict_each_other(architecture, change, why):
+    values = hub_file(f"{architecture} flat")
+    for key, value in change.items():
+        inner = isinstance(value, dict) and key == "vision_config"
+        values[key] = values[key] | value if inner else value
+    with pytest.raises(ValueError, match=why):
+        ModelConfig.from_dict(values)
+
+
+# ---- valid variations mean what they mean to transformers
+
+
+def seen_by_transformers(architecture, values):
+    """The numbers that decide the computation, as transformers reads them."""
+    config = TWINS[architecture].config_class.from_dict(json.loads(json.dumps(values)))
+    text, vision, rope = config.text_config, config.vision_config, config.text_config.rope_parameters
+    keys = [key for key in (*NEEDED, *OPTIONAL) if not key.endswith("token_id")]
+    seen = {key: getattr(text, key) for key in keys}
+    seen |= {key: getattr(vision, key) for key in VISION}
+    seen |= {key: getattr(config, key) for key in (*PLACEHOLDERS, "tie_word_embeddings")}
+    return seen | {
+        "mrope_section": tuple(rope.get("mrope_section", (16, 24, 24))),
+        "rope_theta": rope["rope_theta"],
+    }
+
+
+def seen_by_us(values):
+    config = ModelConfig.from_dict(values)
+    keys = [key for key in (*NEEDED, *OPTIONAL) if not key.endswith("token_id")]
+    keys += [*PLACEHOLDERS, "tie_word_embeddings", "mrope_section", "rope_theta"]
+    return {key: getattr(config, key) for key in keys} | {key: getattr(config.vision, key) for key in VISION}
+
+
+ABSENT_KEYS = ["rms_norm_eps", "initializer_range", "max_position_embeddings", "rope_theta", "rope_scaling"]
+ABSENT_KEYS += [*PLACEHOLDERS, "bos_token_id", "eos_token_id", "use_sliding_window", "hidden_act"]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_absent_keys_have_transformers_defaults(architecture):
+    for key in ABSENT_KEYS:
+        values = hub_file(f"{architecture} flat")
+        del values[key]
+        assert seen_by_us(values) == seen_by_transformers(architecture, values), key
+    for key in ("in_chans", "patch_size", "spatial_merge_size", "temporal_patch_size", "mlp_ratio"):
+        values = hub_file(f"{architecture} flat")
+        values["vision_config"].pop(key, None)
+        assert seen_by_us(values) == seen_by_transformers(architecture, values), key
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": {"rope_type": "default", "mrope_section": [20, 22, 22], "rope_theta": 5e5}},
+        {"rope_scaling": None, "rope_parameters": {"mrope_section": [20, 22, 22], "rope_theta": 5e5}},
+        {"rope_parameters": {"mrope_section": [20, 22, 22], "rope_theta": 5e5}},
+        {"rope_theta": 10000},
+        {"use_sliding_window": None},
+        {"eos_token_id": [151645, 151643]},
+        {"eos_token_id": None, "bos_token_id": None},
+        {"tie_word_embeddings": False},
+    ],
+    ids=str,
+)
+def test_variations_of_the_flat_file(architecture, change):
+    values = hub_file(f"{architecture} flat") | change
+    assert seen_by_us(values) == seen_by_transformers(architecture, values)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("top", [None, True, False])
+@pytest.mark.parametrize("text", [None, True, False])
+def test_tied_or_not_as_in_transformers(architecture, top, text):
+    """The flag may stand in `text_config`, at the top, or both."""
+    values = hub_file(f"{architecture} nested")
+    for inner, flag in ((values, top), (values["text_config"], text)):
+        inner.pop("tie_word_embeddings", None)
+        inner |= {} if flag is None else {"tie_word_embeddings": flag}
+    assert seen_by_us(values) == seen_by_transformers(architecture, values)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_text_config_counts_alone(architecture):
+    """Decoder keys beside a `text_config` are ignored, as in transformers; they may be of another model."""
+    values = hub_file(f"{architecture} nested") | {"hidden_size": 64, "rms_norm_eps": 1.0, "rope_theta": 7}
+    assert seen_by_us(values) == seen_by_transformers(architecture, values)
+    del values["text_config"]["hidden_size"]
+    with pytest.raises(ValueError, match="text_config: key 'hidden_size' is missing"):
+        ModelConfig.from_dict(values)

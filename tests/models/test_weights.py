@@ -188,11 +188,124 @@ def test_folders_without_weights(folder):
     (folder / weights.SINGLE).unlink()
     with pytest.raises(ValueError, match="neither model.safetensors nor model.safetensors.index.json"):
         weights.load(folder)
-    (folder / weights.INDEX).write_text("{}")
-    with pytest.raises(ValueError, match="not an index of safetensors shards"):
-        weights.load(folder)
     shutil.rmtree(folder)
     with pytest.raises(ValueError, match="no such file"):
+        weights.load(folder)
+
+
+# ---- two sets of weights, and tensors that are no weights
+
+
+def transformers_reads(folder):
+    """The sum over all parameters of the policy that transformers loads."""
+    twin = TWINS["qwen2_vl"].from_pretrained(folder, dtype=torch.float32)
+    return sum(float(parameter.detach().double().abs().sum()) for parameter in twin.parameters())
+
+
+def we_read(folder):
+    return sum(float(p.detach().double().abs().sum()) for p in weights.load(folder).parameters())
+
+
+def test_a_single_file_and_shards_are_refused(folder):
+    """Saved in shards, and later in one file, or the other way round: nothing tells which is newer."""
+    weights.save(tiny_policy(seed=5), folder, max_shard_bytes=20_000)
+    with pytest.raises(ValueError, match=r"both model\.safetensors and the shards of .*index\.json") as error:
+        weights.load(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_an_index_that_was_left_behind(folder, tmp_path):
+    """Beside a single file, an index without its shards is no second set, nor one that names that file."""
+    alone = transformers_reads(folder)
+    keys = load_file(folder / weights.SINGLE)
+    for file in ("model-00001-of-00001.safetensors", weights.SINGLE):
+        index = {"metadata": {}, "weight_map": dict.fromkeys(keys, file)}
+        (folder / weights.INDEX).write_text(json.dumps(index))
+        assert we_read(folder) == transformers_reads(folder) == alone
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_only_the_index_has(tied, tmp_path):
+    """transformers lists a tied head and does not write it. An untied one is missing."""
+    policy = tiny_policy(tied=tied)
+    weights.save(policy, tmp_path, max_shard_bytes=20_000)
+    index = json.loads((tmp_path / weights.INDEX).read_text())
+    where = index["weight_map"]
+    where[weights.HEAD] = where[weights.EMBEDDING]
+    (tmp_path / weights.INDEX).write_text(json.dumps(index))
+    if tied:
+        assert same(policy, weights.load(tmp_path))
+        return
+    rewrite(tmp_path / where[weights.EMBEDDING], lambda t: t.pop(weights.HEAD, None))
+    with pytest.raises(ValueError, match=r"'lm_head\.weight' is missing"):
+        weights.load(tmp_path)
+
+
+NO_INDEX = [
+    "",
+    "[]",
+    "{}",
+    "[" * 10**5,
+    '{"weight_map": []}',
+    '{"weight_map": {}}',
+    '{"weight_map": {"a": 3}}',
+]
+NO_INDEX += ['{"weight_map": {"a": "../b.safetensors"}}', '{"weight_map": {"a": "b.bin"}}']
+
+
+@pytest.mark.parametrize("index", NO_INDEX, ids=lambda text: text[:30])
+def test_an_index_that_is_none(folder, index):
+    (folder / weights.SINGLE).rename(folder / "b.safetensors")
+    (folder / weights.INDEX).write_text(index)
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json: "):
+        weights.load(folder)
+
+
+NAMES = ("visual.patch_embed.proj.weight", "model.norm.weight", "model.layers.1.self_attn.q_proj.bias")
+NUMBERS = ["int8", "uint8", "int16", "int32", "int64", "bool", "float8_e4m3fn", "float8_e5m2"]
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_that_need_a_scale_are_refused(folder, kind):
+    for name in NAMES:
+        whole = (folder / weights.SINGLE).read_bytes()
+        rewrite(
+            folder / weights.SINGLE, lambda t, name=name: t.update({name: t[name].to(getattr(torch, kind))})
+        )
+        with pytest.raises(ValueError, match=rf"model\.safetensors: tensor '{name}' is {kind}"):
+            weights.load(folder)
+        (folder / weights.SINGLE).write_bytes(whole)
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16", "float64"])
+def test_every_type_of_weight_is_read(folder, kind):
+    rewrite(
+        folder / weights.SINGLE,
+        lambda t: t.update({key: tensor.to(getattr(torch, kind)) for key, tensor in t.items()}),
+    )
+    assert we_read(folder) == pytest.approx(transformers_reads(folder), rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300], ids=str)
+@pytest.mark.parametrize("name", [*NAMES, weights.EMBEDDING, weights.HEAD])
+def test_values_that_are_not_finite_are_refused(folder, name, value):
+    """In one place of a tensor, also of a tied head; 1e300 is finite in the file, not in the policy."""
+
+    def damage(tensors):
+        tensor = tensors[weights.EMBEDDING if name == weights.HEAD else name].double().clone()
+        tensor.view(-1)[-1] = value
+        tensors[name] = tensor
+
+    rewrite(folder / weights.SINGLE, damage)
+    with pytest.raises(ValueError, match=rf"model\.safetensors: tensor '{name}' holds NaN or infinite"):
+        weights.load(folder)
+
+
+def test_sizes_of_no_model(folder):
+    values = json.loads((folder / "config.json").read_text())
+    values["vision_config"]["spatial_merge_size"] = 10**6
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config\.json: no model has these sizes"):
         weights.load(folder)
 
 

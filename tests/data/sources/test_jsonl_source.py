@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.sources.jsonl import FIELDS
+from data.sources.own import FIELDS
 from data.sources.table import SOURCES, BadSource, open_source
 from data.types import BadRow, Example
 
@@ -99,7 +99,7 @@ def test_free_answers_and_no_picture(folder, row, answer, kind):
         ({"question": 7}, "question: holds int, not text"),
         ({"question": ""}, "the question is empty"),
         ({"choices": "a, b"}, "choices: holds str, not a list of texts"),
-        ({"choices": ["a", 2]}, "choices: holds a list of int, str"),
+        ({"choices": ["a", None]}, "choices: holds a list of NoneType, str"),
         ({"choices": ["the cup", "the cup"]}, "two choices are the same"),
         ({"choices": ["the cup"]}, "1 choices; give 2 to 26"),
         ({"kind": "number"}, "kind: is 'number'; write text or number, and nothing beside choices"),
@@ -110,14 +110,15 @@ def test_free_answers_and_no_picture(folder, row, answer, kind):
         ),
         ({"extra": []}, "extra: holds list, not an object"),
         ({"image": "a.png"}, "picture: stands beside pictures"),
+        ({"picture": "a.png", "image": "a.png"}, "image: and another field both say 'picture'"),
         ({"problem": "Which?"}, "problem: and another field both say 'question'"),
         ({"images": ["a.png"]}, "images: and another field both say 'pictures'"),
         ({"question": "<image>, <image>, <image>?"}, "question: has 3 marks <image>"),
         ({"choises": []}, "did you mean 'choices'?"),
         ({"picture": "a.png"}, "picture: stands beside pictures"),
-        ({"pictures": "a.png"}, "pictures: holds str, not a list"),
+        ({"pictures": 7}, "pictures: holds int, not a picture"),
         ({"pictures": ["c.png"]}, "pictures: no file c.png in"),
-        ({"uid": 3}, "uid: holds int"),
+        ({"uid": 3.5}, "uid: holds float"),
         ({"uid": ""}, "has no uid"),
         ({"pictures": ["../a.png"]}, "pictures: '../a.png' leaves the folder"),
         ({"pictures": ["/etc/passwd"]}, "leaves the folder"),
@@ -223,9 +224,9 @@ def test_one_file_is_cut_by_the_names_of_its_pictures(folder):
 
 
 def test_a_parquet_file_is_no_jsonl(tmp_path):
-    (tmp_path / "x.parquet").write_bytes(b"PAR1 and so on")
+    (tmp_path / "test.jsonl").write_bytes(b"PAR1 and so on")
     with pytest.raises(BadSource, match="is a parquet file, and this task reads JSON lines; name the task"):
-        read(tmp_path / "x.parquet")
+        read(tmp_path / "test.jsonl", name="vsr")
 
 
 def test_the_docs_name_every_field():

@@ -1,14 +1,18 @@
 """grpo/evaluation/protocols.py: totals against closed forms and the paper's printed table, readings
 against a list of what models write, and against math-verify itself."""
 
+import json
+import random
+import re
 import time
 from math import sqrt
 
 import pytest
 
+from data.answers.parser import answer_paper
 from data.types import Example
 from grpo.evaluation import protocols
-from grpo.evaluation.evaluated_model import template_for
+from grpo.evaluation.evaluated_model import renders_turns, template_for
 from grpo.evaluation.protocols import (
     PAIRS,
     PROTOCOLS,
@@ -141,6 +145,11 @@ PAPER = [
     ("<answer>no</answer>", YES_NO, "no", False),
     ("", YES_NO, None, False),
     ("<answer></answer>", YES_NO, None, False),
+    # the opening that the base's prompt holds is not part of what the model said
+    ("<think>(A)", YES_NO, "(A)", True),
+    # an empty tag: the whole text, as theirs
+    ("It is (A) below</think> <answer> \n</answer>", YES_NO, "(A)", True),
+    ("<think>(B)\n<answer>\n\n A \n</answer>", YES_NO, "A", True),
     ("<answer>G</answer>", YES_NO, None, False),
     # a choice counts in its own letters only
     ("<answer>Yes</answer>", YES_NO, None, False),
@@ -298,6 +307,26 @@ def question(answer, kind, **extra):
         (question("7", "integer"), "8", False),
         (question("7", "integer"), "seven", None),
         (question("7", "integer"), "1e999", None),
+        (question("1", "integer"), "4/3", None),
+        (question("2", "integer"), "6/3", True),
+        (question("7", "integer", precision=float("nan")), "7", True),
+        # right answers that are no plain floats
+        (question("3,000", "integer"), "3000", True),
+        (question("3,000", "integer"), "3,000", True),
+        (question("1/2", "float"), "0.5", True),
+        (question("50%", "float"), "50", True),
+        (question("50%", "float"), "0.5", True),
+        (question("$5", "integer"), "5 dollars", True),
+        (question("none", "integer"), "none", True),
+        (question("none", "integer"), "3", False),
+        # a letter in brackets comes before the nearest text
+        (Example("u", "?", ("3", "4", "5", "6"), "6", extra={"answer_type": "text"}), "(D) 4√3", True),
+        (Example("u", "?", ("3", "4", "5", "6"), "3", extra={"answer_type": "text"}), "(D) 4√3", False),
+        (Example("u", "?", ("(c)", "(a)"), "(a)", extra={"answer_type": "text"}), "B", True),
+        # of equal choices either letter is right
+        (Example("u", "?", ("9", "12", "18", "18"), "18", may_repeat=True), "C", True),
+        (Example("u", "?", ("9", "12", "18", "18"), "18", may_repeat=True), "(D)", True),
+        (Example("u", "?", ("9", "12", "18", "18"), "18", may_repeat=True), "18", True),
         (question("7", "integer", precision=None), "7 cm", True),
         (question("[0, 5]", "list"), "[0,5]", True),
         (question("[0, 5]", "list"), "[5,0]", False),
@@ -312,7 +341,74 @@ def test_mathvista_compares_as_its_owners_do(example, said, right):
     assert mathvista(said, example, True) == found and mathvista(said, example).why == "no answer tag"
 
 
+def test_the_papers_two_first_tags_are_its_regular_expressions_on_random_texts():
+    """Training: `<answer>(.*?)</answer>`. Evaluation: with white space inside the tags, and an empty one is
+    none. Both in linear time."""
+    rng, seen = random.Random(0), set()
+    pieces = (
+        "<answer>",
+        "</answer>",
+        "</think>",
+        "A",
+        "b c",
+        " ",
+        "\n",
+        "\n \n",
+        "<answer>\n",
+        "\n</answer>",
+    )
+    for _ in range(6000):
+        text = "".join(rng.choices(pieces, k=rng.randint(0, 7)))
+        training = re.search(r"<answer>(.*?)</answer>", text)
+        evaluation = re.search(r"<answer>\s*(.*?)\s*</answer>", text)
+        for found, margins in ((training, False), (evaluation and evaluation[1] and evaluation, True)):
+            expected = found[1].strip() if found else text.strip()
+            assert answer_paper("<think>" + text, margins) == expected, (text, margins)
+            seen.add((bool(found), margins))
+    assert len(seen) == 4
+    start = time.process_time()
+    for piece in ("<answer>", "<answer>\n", "\n", "</answer>", "<answer>\n</answer>", " ", "<answer> \n"):
+        answer_paper(piece * 300_000, True)
+        answer_paper(piece * 300_000, False)
+    assert time.process_time() - start < 10
+
+
 # ---- who is asked how
+
+
+TURNS = {"chat_template": "{{ '<|im_start|>' + message.role }}"}
+
+
+@pytest.mark.parametrize(
+    "files, turns",
+    [
+        ({}, False),
+        ({"chat_template.json": TURNS}, True),
+        ({"chat_template.jinja": "<|im_start|>user\n{{ text }}<|im_end|>"}, True),
+        ({"tokenizer_config.json": TURNS}, True),
+        (
+            {"tokenizer_config.json": {"chat_template": [{"name": "default", "template": "<|im_start|>"}]}},
+            True,
+        ),
+        # a base model's: the question alone
+        ({"chat_template.json": {"chat_template": "{% for c in messages %}{{ c }}{% endfor %}"}}, False),
+        ({"chat_template.jinja": "{# <|im_start|> #}{% if '<|im_start|>' in x %}{{ x }}{% endif %}"}, False),
+        ({"tokenizer_config.json": {"eos_token": "<|im_end|>"}}, False),
+        # the processor's template comes before the tokenizer's
+        ({"chat_template.json": {"chat_template": "{{ text }}"}, "tokenizer_config.json": TURNS}, False),
+        ({"tokenizer_config.json": {"chat_template": 3}}, False),
+        ({"tokenizer_config.json": []}, False),
+    ],
+)
+def test_an_instruct_model_is_known_by_its_chat_template(files, turns, tmp_path):
+    """Not by its name. The template is searched and never run."""
+    for name, content in files.items():
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    assert renders_turns(tmp_path) is turns
+    (tmp_path / "chat_template.json").write_text("{")
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="chat_template.json: not JSON"):
+        renders_turns(tmp_path)
 
 
 def test_a_template_says_whom_it_asks():

@@ -56,21 +56,24 @@ if __name__ == "__main__":
 """
 
 
-def run_ranks(tmp_path, size, what, which):
-    """The script on `size` ranks. -> per rank: exit status (None for one that had to be killed here), what
+def run_ranks(tmp_path, size, what, which, agent=True):
+    """The script on `size` ranks. agent: the store outlives the ranks, as with torchrun's agent; else rank 0
+    holds it. -> per rank: exit status (None for one that had to be killed here), what
     it printed, seconds from the event to its end."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    # as torchrun's agent does: the store outlives the ranks
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_USE_AGENT_STORE": str(agent),
         "WORLD_SIZE": str(size),
     }
+    if not agent:
+        # its port is free again
+        del store
     logs = [tmp_path / f"{rank}.log" for rank in range(size)]
     processes = [
         subprocess.Popen(
@@ -116,6 +119,16 @@ def test_a_killed_rank_is_named_by_the_two_others(tmp_path, which):
     assert found[which][0] == -signal.SIGKILL
     words = "has died: its process ended without a word, before the end of 'a sum over all ranks'"
     named(found, which, words, SECONDS_FOR_WORDS + 5, by=[r for r in range(3) if r != which])
+
+
+@pytest.mark.timeout(200)
+def test_a_killed_rank_that_holds_the_store_is_named(tmp_path):
+    """Ranks that were started without torchrun."""
+    found = run_ranks(tmp_path, 2, "kill", 0, agent=False)
+    status, printed, took = found[1]
+    assert found[0][0] == -signal.SIGKILL and status == LOST and took < SECONDS_FOR_WORDS + 5, found
+    assert printed.count("train.py: ") == 1 and "Traceback" not in printed, printed
+    assert "rank 0, which holds the store of the process group, has died" in printed, printed
 
 
 @pytest.mark.timeout(200)

@@ -68,6 +68,24 @@ def has_children(text, example, length):
 
 has_children.timeout = 5
 
+def has_daemons(text, example, length):
+    # they leave the group: in sessions of their own, of a parent that has ended
+    code = "import os, time; os.setsid(); (os.fork() and os._exit(0)); print(os.getpid(), flush=True)"
+    code += "; time.sleep(1000)"
+    sleeps = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    pids = [subprocess.Popen(sleeps, start_new_session=True).pid]
+    pids.append(int(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE).stdout.readline()))
+    if not (child := os.fork()):
+        os.setsid()
+        time.sleep(1000)
+    with open(text, "w") as note:
+        note.write(" ".join(map(str, [*pids, child])))
+    while "wait" in text: time.sleep(1)
+    if "die" in text: os._exit(3)
+    return 1.0
+
+has_daemons.timeout = 5
+
 def writes(text, example, length):
     what, descriptors = text.split(), [int(n) for n in os.listdir("/dev/fd") if int(n) > 2]
     if what[0] == "child" and os.fork() == 0:
@@ -242,6 +260,19 @@ def test_children_of_a_reward_end_with_it(opened, tmp_path, how):
     assert ended(*children)
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="found by what /proc shows")
+@pytest.mark.parametrize("how", ["returns", "waits", "die"])
+def test_children_in_sessions_of_their_own_end_with_a_reward(opened, tmp_path, how):
+    reward = opened("has_daemons")
+    if how == "returns":
+        assert reward(str(tmp_path / how), ASKED, 1) == 1
+        reward.close()
+    else:
+        with pytest.raises(RewardError):
+            reward(str(tmp_path / how), ASKED, 1)
+    assert ended(*(int(pid) for pid in (tmp_path / how).read_text().split()))
+
+
 @pytest.mark.parametrize("message", [r"b'garbage'", r"b'\\0\\0'", r"b'\\0\\0\\0\\x02{}'", r"b'\\xff'*9"])
 def test_what_a_child_writes_reaches_nobody(opened, message):
     reward = opened("writes")
@@ -278,17 +309,19 @@ def test_a_reward_may_have_a_pool(opened):
     assert [reward("a bc def", ASKED, 1) for _ in range(2)] == [6, 6]
 
 
-def test_a_process_does_not_outlive_its_run(file, tmp_path):
-    """Not even one that hangs, with children, in a run that was killed."""
+@pytest.mark.parametrize("function, place", [("has_children", "wait"), ("has_daemons", "idle")])
+def test_a_process_does_not_outlive_its_run(file, tmp_path, function, place):
+    """Not even one that hangs, with children, in a run that was killed; nor children of one that is idle."""
     program = tmp_path / "program.py"
     program.write_text(
         "from data.types import Example\nfrom grpo.rewards import UserReward\n"
-        f"if __name__ == '__main__':\n    reward = UserReward('{file}:has_children')\n"
+        f"if __name__ == '__main__':\n    reward = UserReward('{file}:{function}')\n"
         f"    print(reward.process.pid, flush=True)\n    reward.timeout = 1000\n"
-        f"    reward('{tmp_path / 'wait'}', Example('t/1', '?', (), '1'), 1)\n"
+        f"    reward('{tmp_path / place}', Example('t/1', '?', (), '1'), 1)\n"
+        "    import time\n    time.sleep(1000)\n"
     )
     run = started(program)
-    pid, note = int(run.stdout.readline()), tmp_path / "wait"
+    pid, note = int(run.stdout.readline()), tmp_path / place
     while not note.exists() or len(note.read_text().split()) < 2:
         time.sleep(0.1)
     children = [int(child) for child in note.read_text().split()]

@@ -1,15 +1,12 @@
 """Runs with adapters: what is trained, what is saved, what the reference is, and how they go on."""
 
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_train import QUICK, complete, loads, metrics, run
 
-import train
 from grpo import export
 from grpo.config import ConfigError, parse
 from grpo.evaluation.evaluated_model import Overrides, evaluated_model
@@ -67,7 +64,9 @@ def test_it_is_evaluated_and_exported_merged(trained, base, tmp_path):
     changed = {name for name, p in merged.items() if not torch.equal(p, plain[name])}
     assert merged.keys() == plain.keys() and len(changed) == 14 and chat.stop_ids
     out = export.export(str(trained), tmp_path / "out")
-    assert all(torch.equal(tensor, merged[name]) for name, tensor in load_file(out / "model.safetensors").items())
+    assert all(
+        torch.equal(tensor, merged[name]) for name, tensor in load_file(out / "model.safetensors").items()
+    )
     assert (out / "tokenizer.json").exists() and (out / "config.json").exists()
 
 

@@ -59,7 +59,10 @@ def test_peft_computes_and_learns_the_same(architecture, tmp_path):
     for logits in (ours, twins):
         (logits * weight).sum().backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
-    names = {adapter.peft_name(name).replace(".weight", ".default.weight"): p for name, p in policy.named_parameters()}
+    names = {
+        adapter.peft_name(name).replace(".weight", ".default.weight"): p
+        for name, p in policy.named_parameters()
+    }
     assert gradients.keys() == {name for name, p in names.items() if p.requires_grad}
     for name, gradient in gradients.items():
         assert gradient.norm() > 0 and (names[name].grad - gradient).norm() <= 1e-6 * gradient.norm(), name
@@ -112,7 +115,10 @@ def test_the_base_of_a_hub_model_is_its_name(tmp_path):
         ({"r": True}, "r must be a number above 0, got True"),
         ({"lora_alpha": "8"}, "lora_alpha must be a number above 0"),
         ({"base_model_name_or_path": None}, "'base_model_name_or_path' must name the base model"),
-        ({"base_model_name_or_path": "/no/such"}, "base_model_name_or_path: model '/no/such': no config.json"),
+        (
+            {"base_model_name_or_path": "/no/such"},
+            "base_model_name_or_path: model '/no/such': no config.json",
+        ),
         ({"r": 5}, r"lora_A.weight' of shape \(5, 96\) is of shape \(4, 96\)"),
     ],
     ids=str,
@@ -130,7 +136,10 @@ def test_a_config_that_is_not_computed_is_named(folders, change, message):
     "change, message",
     [
         (lambda t, k: t.pop(k), "is missing"),
-        (lambda t, k: [t.update({n.replace("layers.0", "layers.9"): t.pop(n)}) for n in list(t)], "no linear layer 'model.layers.9"),
+        (
+            lambda t, k: [t.update({n.replace("layers.0", "layers.9"): t.pop(n)}) for n in list(t)],
+            "no linear layer 'model.layers.9",
+        ),
         (lambda t, k: t.update({k.replace("lora_A", "lora_E"): t.pop(k)}), "is not of a LoRA adapter"),
         (lambda t, k: t.update({k: t[k].T.contiguous()}), "is of shape"),
         (lambda t, k: t.clear(), "is not of a LoRA adapter"),
@@ -152,7 +161,9 @@ def test_damaged_files_and_adapters_of_adapters(folders, tmp_path):
     again = tmp_path / "again"
     again.mkdir()
     (again / adapter.CONFIG).write_text(
-        json.dumps(json.loads((folder / adapter.CONFIG).read_text()) | {"base_model_name_or_path": str(folder)})
+        json.dumps(
+            json.loads((folder / adapter.CONFIG).read_text()) | {"base_model_name_or_path": str(folder)}
+        )
     )
     with pytest.raises(ValueError, match="is an adapter too; merge it first: python -m grpo.export"):
         base_folder(again)
