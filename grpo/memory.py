@@ -55,8 +55,9 @@ class TokenCost(NamedTuple):
         patches = vision.spatial_merge_size**2 * (patch + 2 * 4 * vision.patch_dim)
         # Keys and values exist twice while they are converted.
         converted = numbers * size if attention != size else 0
+        deep = len(vision.deepstack_visual_indexes) * width * size
         kv = (numbers * attention, numbers * size)
-        reading = converted + max(block, patches)
+        reading = converted + deep + max(block, patches)
         return cls(*kv, reading, mask=attention, logits=3 * 4 * model.vocab_size)
 
 

@@ -7,34 +7,40 @@ Field names are the hub's. Only what changes the computation is kept. A value th
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 
 from models.config_values import Values, shown
 
-ARCHITECTURES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}
+ARCHITECTURES = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
 NEEDED = ("vocab_size", "hidden_size", "intermediate_size")
 NEEDED += ("num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 OPTIONAL = ("rms_norm_eps", "max_position_embeddings", "bos_token_id", "eos_token_id", "initializer_range")
 OTHERS = ("rope_theta", "tie_word_embeddings")
 VISION = ("depth", "num_heads", "in_channels", "patch_size", "spatial_merge_size", "temporal_patch_size")
-# Qwen2.5-VL's vision tower: {our name: the hub's}.
-GATED = dict(width="hidden_size", intermediate_size="intermediate_size", hidden_size="out_hidden_size")
+# The vision tower of Qwen2.5-VL and Qwen3-VL: {our name: the hub's}.
+TOWER = dict(width="hidden_size", intermediate_size="intermediate_size", hidden_size="out_hidden_size")
 PLACEHOLDERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 # The only keys of a rotary setting that is computed here.
-ROPE = ("type", "rope_type", "mrope_section", "rope_theta")
+ROPE = ("type", "rope_type", "mrope_section", "mrope_interleaved", "rope_theta")
 # What transformers takes for a key that the file does not have.
-ABSENT = dict(rms_norm_eps=1e-5, max_position_embeddings=32768, initializer_range=0.02)
+QWEN2 = dict(rms_norm_eps=1e-5, max_position_embeddings=32768, rope_theta=1e6)
+QWEN2 |= dict(initializer_range=0.02, mrope_section=(16, 24, 24))
+QWEN3 = dict(rms_norm_eps=1e-6, max_position_embeddings=128000, rope_theta=5e5)
+QWEN3 |= dict(initializer_range=0.02, mrope_section=(24, 20, 20))
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """The vision tower.
 
-    width: channels of a patch (`embed_dim` in Qwen2-VL's file, `hidden_size` in Qwen2.5-VL's).
-    hidden_size: width D of the decoder's features (`out_hidden_size` in Qwen2.5-VL's file).
+    width: channels of a patch (`embed_dim` in Qwen2-VL's file, `hidden_size` in the others').
+    hidden_size: width D of the decoder's features (`out_hidden_size` in the others').
     gated: Qwen2.5-VL's RMSNorm and gated SiLU instead of LayerNorm and quick GELU.
     window_size: side of an attention window in pixels (0: none). Blocks in `fullatt_block_indexes` see the
     whole picture.
+    num_position_embeddings: Qwen3-VL's square table of learned positions (0: none).
+    deepstack_visual_indexes: Qwen3-VL's blocks whose features go into the decoder's first blocks.
     """
 
     depth: int
@@ -49,6 +55,8 @@ class VisionConfig:
     gated: bool = False
     window_size: int = 0
     fullatt_block_indexes: tuple[int, ...] = ()
+    num_position_embeddings: int = 0
+    deepstack_visual_indexes: tuple[int, ...] = ()
 
     @property
     def patch_dim(self) -> int:
@@ -87,11 +95,18 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     initializer_range: float = 0.02
+    head_dim: int | None = None
 
     @property
     def head_size(self) -> int:
         """Channels E of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def qwen3(self) -> bool:
+        """Whether the decoder is Qwen3's: queries and keys are normalised and have no biases, the axes of
+        M-RoPE take turns, and DeepStack features go into the first blocks."""
+        return self.architecture == "qwen3_vl"
 
     @property
     def placeholder_ids(self) -> tuple[int, int, int, int]:
@@ -137,15 +152,21 @@ class ModelConfig:
         text.only("hidden_act", "silu")
         text.only("use_sliding_window", False)
         text.only("layer_types", ["full_attention"] * text.need("num_hidden_layers"))
+        qwen3 = architecture == "qwen3_vl"
+        absent = QWEN3 if qwen3 else QWEN2
+        flags = (top,) if qwen3 else (top, text)
+        if qwen3:
+            text.only("attention_bias", False)
         config = cls(
             architecture=architecture,
             **{key: text.need(key) for key in NEEDED},
-            **{key: text.get(key, ABSENT.get(key)) for key in OPTIONAL},
-            mrope_section=tuple(rope.get("mrope_section", cls.mrope_section)),
-            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", cls.rope_theta))),
-            tie_word_embeddings=any(each.get("tie_word_embeddings", False) for each in (top, text)),
+            **{key: text.get(key, absent.get(key)) for key in OPTIONAL},
+            mrope_section=tuple(rope.get("mrope_section", absent["mrope_section"])),
+            rope_theta=float(rope.get("rope_theta", text.get("rope_theta", absent["rope_theta"]))),
+            tie_word_embeddings=any(each.get("tie_word_embeddings", False) for each in flags),
             **{key: top.get(key, getattr(cls, key)) for key in PLACEHOLDERS},
             vision=_read_vision(architecture, top.need("vision_config"), text.need("hidden_size"), name),
+            head_dim=text.get("head_dim", 128) if qwen3 else None,
         )
         text.only("head_dim", config.head_size)
         if wrong := list(config._faults()):
@@ -156,26 +177,38 @@ class ModelConfig:
         """The content of `config.json` in the hub's layout, which `transformers` (4 and 5) and vLLM read."""
         v = self.vision
         vision = {"model_type": self.architecture} | {key: getattr(v, key) for key in VISION}
-        if v.gated:
-            vision |= {theirs: getattr(v, ours) for ours, theirs in GATED.items()} | {"hidden_act": "silu"}
+        if v.gated or self.qwen3:
+            vision |= {theirs: getattr(v, ours) for ours, theirs in TOWER.items()}
+            vision["hidden_act"] = "gelu_pytorch_tanh" if self.qwen3 else "silu"
+        if self.qwen3:
+            vision["num_position_embeddings"] = v.num_position_embeddings
+            vision["deepstack_visual_indexes"] = list(v.deepstack_visual_indexes)
+        elif v.gated:
             vision |= dict(window_size=v.window_size, fullatt_block_indexes=list(v.fullatt_block_indexes))
         else:
             vision |= dict(embed_dim=v.width, hidden_size=v.hidden_size)
             vision |= dict(mlp_ratio=v.intermediate_size // v.width, hidden_act="quick_gelu")
-        return {
+        text = {key: getattr(self, key) for key in (*NEEDED, *OPTIONAL, *OTHERS)} | {"hidden_act": "silu"}
+        top = {
             "architectures": [f"{ARCHITECTURES[self.architecture]}ForConditionalGeneration"],
             "model_type": self.architecture,
-            **{key: getattr(self, key) for key in (*NEEDED, *OPTIONAL, *OTHERS, *PLACEHOLDERS)},
-            "hidden_act": "silu",
-            "use_sliding_window": False,
-            "rope_scaling": {"type": "mrope", "mrope_section": list(self.mrope_section)},
+            **{key: getattr(self, key) for key in PLACEHOLDERS},
             "vision_config": vision,
         }
+        section = list(self.mrope_section)
+        if not self.qwen3:
+            rope = {"type": "mrope", "mrope_section": section}
+            return {**top, **text, "use_sliding_window": False, "rope_scaling": rope}
+        rope = {"rope_type": "default", "mrope_section": section, "mrope_interleaved": True}
+        text |= {"model_type": "qwen3_vl_text", "head_dim": self.head_size, "attention_bias": False}
+        text["rope_scaling"] = rope
+        return {**top, "tie_word_embeddings": self.tie_word_embeddings, "text_config": text}
 
     def _faults(self) -> Iterator[str]:
         """Sizes that don't fit together."""
         v, half = self.vision, self.head_size // 2
-        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
+        heads, keys = self.num_attention_heads, self.num_key_value_heads
+        if (not self.head_dim and self.hidden_size % heads) or heads % keys:
             yield "hidden_size must be a multiple of num_attention_heads, and that of num_key_value_heads"
         if sum(self.mrope_section) * 2 != self.head_size:
             yield f"mrope_section {list(self.mrope_section)} must add up to half the head size, {half}"
@@ -183,12 +216,17 @@ class ModelConfig:
             yield "the vision width must be a multiple of num_heads, and its head size a multiple of 4"
         if v.hidden_size != self.hidden_size:
             yield f"the vision tower gives width {v.hidden_size}, the decoder takes {self.hidden_size}"
-        if not v.gated and v.intermediate_size % v.width:
+        if self.architecture == "qwen2_vl" and v.intermediate_size % v.width:
             yield "Qwen2-VL's mlp_ratio must be a whole number"
         if v.gated and v.window_size < (side := v.spatial_merge_size * v.patch_size):
             yield f"window_size {v.window_size} is below {side}, the side of a merged patch"
         if any(number >= v.depth for number in v.fullatt_block_indexes):
             yield f"fullatt_block_indexes {list(v.fullatt_block_indexes)} are not all below depth {v.depth}"
+        if isqrt(v.num_position_embeddings) ** 2 != v.num_position_embeddings:
+            yield f"num_position_embeddings {v.num_position_embeddings} is no square"
+        deep = list(v.deepstack_visual_indexes)
+        if len({*deep}) < len(deep) or max(deep, default=0) >= v.depth or len(deep) >= self.num_hidden_layers:
+            yield f"deepstack_visual_indexes {deep} must differ, be below depth, and be fewer than the layers"
         for key in (*PLACEHOLDERS, "bos_token_id", "eos_token_id"):
             number = getattr(self, key)
             for each in number if isinstance(number, list) else [] if number is None else [number]:
@@ -199,17 +237,23 @@ class ModelConfig:
 
 
 def _read_vision(architecture: str, values: dict, hidden_size: int, name: str) -> VisionConfig:
-    """`vision_config` of either architecture. hidden_size: the decoder's, Qwen2-VL's default."""
-    vision, gated = Values(values, f"{name}: vision_config"), architecture == "qwen2_5_vl"
-    vision.only("hidden_act", "silu" if gated else "quick_gelu")
+    """`vision_config` of any architecture. hidden_size: the decoder's, Qwen2-VL's default."""
+    vision, qwen3 = Values(values, f"{name}: vision_config"), architecture == "qwen3_vl"
+    acts = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu", "qwen3_vl": "gelu_pytorch_tanh"}
+    vision.only("hidden_act", acts[architecture])
     vision.only("in_chans", 3)
     vision.only("in_channels", 3)
     rope = Values(vision.get("rope_parameters") or {}, f"{vision.name}: rope_parameters")
     rope.only("rope_theta", 10000.0)
     found = {key: vision.need(key) for key in ("depth", "num_heads")}
     found |= {key: vision.get(key, getattr(VisionConfig, key)) for key in VISION if key not in found}
-    if gated:
-        found |= {ours: vision.need(theirs) for ours, theirs in GATED.items()}
+    if architecture != "qwen2_vl":
+        found |= {ours: vision.need(theirs) for ours, theirs in TOWER.items()}
+    if qwen3:
+        found["patch_size"] = vision.get("patch_size", 16)
+        places, deep = vision.need("num_position_embeddings"), tuple(vision.need("deepstack_visual_indexes"))
+        return VisionConfig(**found, num_position_embeddings=places, deepstack_visual_indexes=deep)
+    if architecture == "qwen2_5_vl":
         full = tuple(vision.need("fullatt_block_indexes"))
         window = vision.need("window_size")
         return VisionConfig(**found, gated=True, window_size=window, fullatt_block_indexes=full)

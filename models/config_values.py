@@ -28,8 +28,8 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     f"a whole number from 1 to {MOST}": (
         _count,
         "vocab_size hidden_size intermediate_size num_attention_heads num_key_value_heads "
-        "max_position_embeddings num_heads in_channels embed_dim out_hidden_size patch_size "
-        "spatial_merge_size temporal_patch_size window_size",
+        "max_position_embeddings head_dim num_heads in_channels embed_dim out_hidden_size patch_size "
+        "spatial_merge_size temporal_patch_size window_size num_position_embeddings",
     ),
     f"a whole number from 1 to {MOST_LAYERS}": (
         lambda value: _count(value, MOST_LAYERS),
@@ -46,7 +46,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "true or false": (lambda value: type(value) is bool, "tie_word_embeddings"),
     "three whole numbers": (lambda value: _indexes(value) and len(value) == 3, "mrope_section"),
-    "a list of whole numbers": (_indexes, "fullatt_block_indexes"),
+    "a list of whole numbers": (_indexes, "fullatt_block_indexes deepstack_visual_indexes"),
     "an object": (lambda value: type(value) is dict, "vision_config"),
     "an object or null": (_object_or_null, "text_config rope_scaling rope_parameters"),
 }

@@ -60,10 +60,13 @@ def by_length(length: Tensor, longest: int) -> tuple[Packing, list[Packing]]:
 
 
 def text_rope(positions: Tensor, config: ModelConfig) -> Rope:
-    """M-RoPE: a head's first angles turn with time, the next with height, the last with width. positions
-    (3, ...) long -> (..., 1, E)."""
+    """M-RoPE: a head's first angles turn with time, the next with height, the last with width. In Qwen3-VL
+    the axes take turns, while height and width have angles left. positions (3, ...) long -> (..., 1, E)."""
     section = torch.tensor(config.mrope_section, device=positions.device)
     axis = torch.arange(3, device=positions.device).repeat_interleave(section)
+    if config.qwen3:
+        angle = torch.arange(len(axis), device=positions.device)
+        axis = torch.where(angle < 3 * section[angle % 3], angle % 3, 0)
     frequency = layers.inverse_frequencies(config.rope_theta, config.head_size, positions.device)
     return layers.rope_from_angles(positions.movedim(0, -1)[..., axis] * frequency)
 
@@ -89,20 +92,24 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.size, width = config.head_size, config.hidden_size
-        self.q_proj = nn.Linear(width, self.heads * self.size)
-        self.k_proj = nn.Linear(width, self.key_heads * self.size)
-        self.v_proj = nn.Linear(width, self.key_heads * self.size)
+        bias = not config.qwen3
+        self.q_proj = nn.Linear(width, self.heads * self.size, bias)
+        self.k_proj = nn.Linear(width, self.key_heads * self.size, bias)
+        self.v_proj = nn.Linear(width, self.key_heads * self.size, bias)
+        # Qwen3 normalises each head's query and key before it is rotated.
+        self.q_norm = RMSNorm(self.size, config.rms_norm_eps) if config.qwen3 else nn.Identity()
+        self.k_norm = RMSNorm(self.size, config.rms_norm_eps) if config.qwen3 else nn.Identity()
         self.o_proj = nn.Linear(self.heads * self.size, width, bias=False)
         self.joined: tuple[Tensor, ...] = ()
 
     def query(self, x: Tensor, rope: Rope) -> Tensor:
         """(T, D) -> rotated (T, H, E)."""
-        return layers.rotate(self.q_proj(x).view(-1, self.heads, self.size), rope)
+        return layers.rotate(self.q_norm(self.q_proj(x).view(-1, self.heads, self.size)), rope)
 
     def key_value(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
         """(T, D) -> rotated keys and values (T, K, E)."""
         shape = (-1, self.key_heads, self.size)
-        return layers.rotate(self.k_proj(x).view(shape), rope), self.v_proj(x).view(shape)
+        return layers.rotate(self.k_norm(self.k_proj(x).view(shape)), rope), self.v_proj(x).view(shape)
 
     def forward(self, x: Tensor, rope: Rope, streams: Streams, last: bool) -> tuple[Tensor, Tensor, Tensor]:
         """x (T, D) -> (T, D), or only the completions' part if `last`; and the prompts' k, v (P, S, K, E)."""
@@ -128,14 +135,19 @@ class Attention(nn.Module):
     def join(self) -> None:
         """Join the weights of q, k and v, so that `decode` needs one product instead of three."""
         linears = self.q_proj, self.k_proj, self.v_proj
-        self.joined = torch.cat([x.weight for x in linears]), torch.cat([x.bias for x in linears])
+        biases: list[Tensor] = [x.bias for x in linears if x.bias is not None]
+        joined = torch.cat([x.weight for x in linears])
+        self.joined = (joined, torch.cat(biases)) if biases else (joined,)
 
     def decode(self, x: Tensor, places: Places, cache: KVCache, layer: int) -> Tensor:
         """One new token per slot: x (B, D) -> (B, D). Writes to the cache, at `KVCache.next_places`."""
         rope, bias, place = places
         H, K = self.heads, self.key_heads
         qkv = F.linear(x, *self.joined).view(-1, H + 2 * K, self.size)
-        qk, v = layers.rotate(qkv[:, : H + K], rope), qkv[:, H + K :]
+        qk, v = qkv[:, : H + K], qkv[:, H + K :]
+        if not isinstance(self.q_norm, nn.Identity):
+            qk = torch.cat((self.q_norm(qk[:, :H]), self.k_norm(qk[:, H:])), 1)
+        qk = layers.rotate(qk, rope)
         k, v = cache.write(layer, qk[:, H:], v, place)
         q = qk[:, :H].unflatten(1, (K, -1))  # (B, K, R, E)
         prompt_k, prompt_v = cache.prompt_k[layer], cache.prompt_v[layer]

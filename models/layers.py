@@ -67,6 +67,19 @@ class QuickMLP(nn.Module):
         return self.fc2(x * torch.sigmoid(1.702 * x))
 
 
+class TanhMLP(nn.Module):
+    """linear_fc2(gelu(linear_fc1 x)), gelu in its tanh form: Qwen3-VL's vision MLP."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.linear_fc1 = nn.Linear(width, hidden)
+        self.linear_fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.linear_fc2(F.gelu(self.linear_fc1(x), approximate="tanh"))
+
+
 def rope_from_angles(angle: Tensor) -> Rope:
     """Half a head's angles (..., E/2) -> cosine and signed sine (..., 1, E), with a dimension for heads."""
     cos, sin = angle.cos(), angle.sin()

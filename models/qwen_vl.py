@@ -8,6 +8,7 @@ completion without the last token. So hidden state c predicts completion token c
 
 from dataclasses import dataclass, fields
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,20 @@ class PromptBatch:
         return self.tokens.gather(1, self.length[:, None] - 1)[:, 0]
 
 
+class DeepStack(NamedTuple):
+    """Qwen3-VL: features of inner vision blocks, which are added to the decoder's first hidden states.
+
+    place (m,) long: the picture tokens among the prompts' tokens; features (n, m, D), n = 0 for the others.
+    """
+
+    place: Tensor
+    features: Tensor
+
+    def add(self, x: Tensor, block: int) -> Tensor:
+        """Hidden states x (T, D) after that block -> (T, D)."""
+        return x.index_add(0, self.place, self.features[block]) if block < len(self.features) else x
+
+
 @cache
 def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
     """Token ids on a device. Copied once: a copy per token would make it wait."""
@@ -58,7 +73,7 @@ def ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 class QwenVL(nn.Module):
-    """Qwen2-VL or Qwen2.5-VL, parameters named as on the hub.
+    """Qwen2-VL, Qwen2.5-VL or Qwen3-VL, parameters named as on the hub for the first two.
 
     recompute: run each decoder block again in the backward pass instead of keeping more than its input: less
     memory, a third more time. `visual.recompute` does it for the vision tower.
@@ -91,7 +106,7 @@ class QwenVL(nn.Module):
         P, G, C = completions.shape
         length = torch.full((P, G), C, device=completions.device) if length is None else length
         completion, parts = by_length(length, C)
-        x, positions, prompt = self._prompts(prompts)
+        x, positions, prompt, deep = self._prompts(prompts)
         inputs = torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
         # All three axes have the same positions.
         places = prompts.next_position[:, None] - 1 + torch.arange(C, device=length.device)  # (P, C)
@@ -102,12 +117,13 @@ class QwenVL(nn.Module):
         S, dtype = prompt.shape[1], attention_dtype(x)
         masks = [group_mask(prompts.length - 1, S, part.shape[2], repeat, dtype) for part in parts]
         streams = Streams(prompt, positions.shape[1], list(zip(parts, masks)))
-        for block in self.model.layers:
+        for number, block in enumerate(self.model.layers):
             last = block is self.model.layers[-1] and not with_prompts
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, streams, last, use_reentrant=False)[0]
             else:
                 x = block(x, rope, streams, last)[0]
+            x = deep.add(x, number)
         x = self.model.norm(x)
         if with_prompts:
             return completion.pad(x[streams.prompt_tokens :]), prompt.pad(x[: streams.prompt_tokens])
@@ -122,12 +138,13 @@ class QwenVL(nn.Module):
         a later row. Row p·group + g is of prompt p. Call it without gradients, then feed the prompts' last
         tokens to `decode`.
         """
-        x, positions, prompt = self._prompts(prompts)
+        x, positions, prompt, deep = self._prompts(prompts)
         streams = Streams(prompt, len(x))
         rope = text_rope(positions, self.config)
         keys = []
-        for block in self.model.layers[:-1]:
+        for number, block in enumerate(self.model.layers[:-1]):
             x, k, v = block(x, rope, streams)
+            x = deep.add(x, number)
             keys.append((k, v))
         keys.append(self.model.layers[-1].keys(x, rope, streams))
         for block in self.model.layers:
@@ -164,13 +181,15 @@ class QwenVL(nn.Module):
         ids = ids_on(self.config.placeholder_ids, logits.device)
         return logits.index_fill_(-1, ids, torch.finfo(torch.float32).min)
 
-    def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing]:
-        """Prompts without last tokens: embeddings and picture features (T, D), positions (3, T), packing."""
+    def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing, DeepStack]:
+        """Prompts without last tokens: embeddings and picture features (T, D), positions (3, T), packing; and
+        what is added to later hidden states."""
         prompt = Packing.of(prompts.length - 1, prompts.tokens.shape[1] - 1)
         x = self.model.embed_tokens(prompt.pack(prompts.tokens[:, :-1]))
-        if len(prompts.patches):
-            features = self.visual(prompts.patches, prompts.grid)
-            slot = prompt.pack(prompts.image_slot[:, :-1])
-            place = (slot >= 0).nonzero()[:, 0]
-            x = x.index_copy(0, place, features.index_select(0, slot[place]).to(x.dtype))
-        return x, prompt.pack(prompts.positions[..., :-1].transpose(1, 2)).T, prompt
+        positions = prompt.pack(prompts.positions[..., :-1].transpose(1, 2)).T
+        if not len(prompts.patches):
+            return x, positions, prompt, DeepStack(positions[0, :0], x[:0, None])
+        slot = prompt.pack(prompts.image_slot[:, :-1])
+        place = (slot >= 0).nonzero()[:, 0]
+        features = self.visual(prompts.patches, prompts.grid).index_select(1, slot[place]).to(x.dtype)
+        return x.index_copy(0, place, features[0]), positions, prompt, DeepStack(place, features[1:])

@@ -1,18 +1,21 @@
-"""The vision tower of Qwen2-VL and Qwen2.5-VL: patches of all pictures in, one feature per 2x2 patches out.
+"""The vision tower of Qwen2-VL, Qwen2.5-VL and Qwen3-VL: patches of all pictures in, features of every 2x2
+patches out.
 
 Attention stays within a segment: a picture, or a window of it (Qwen2.5-VL). Patches are sorted so that
 segments of equal length are adjacent. Then each length is one attention call, without mask or padding.
 """
 
 from dataclasses import dataclass
+from math import isqrt
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models import layers
 from models.config import VisionConfig
-from models.layers import GatedMLP, QuickMLP, RMSNorm, Rope, inverse_frequencies, rope_from_angles, rotate
+from models.layers import GatedMLP, QuickMLP, RMSNorm, Rope, TanhMLP
 
 
 @dataclass
@@ -77,7 +80,7 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor, rope: Rope, segments: Segments) -> Tensor:
         """x (N, W) -> (N, W)."""
         q, k, v = self.qkv(x).view(len(x), 3, self.heads, -1).unbind(1)  # (N, H, E) each
-        q, k = rotate(q, rope), rotate(k, rope)
+        q, k = layers.rotate(q, rope), layers.rotate(k, rope)
         if segments.order is not None:
             q, k, v = (t.index_select(0, segments.order) for t in (q, k, v))
         patches = [count * length for count, length in segments.sizes]
@@ -101,7 +104,8 @@ class VisionBlock(nn.Module):
         self.norm2 = norm(config.width, eps=1e-6)
         self.attn = VisionAttention(config)
         sizes = (config.width, config.intermediate_size)
-        self.mlp = GatedMLP(*sizes, bias=True) if config.gated else QuickMLP(*sizes)
+        plain = TanhMLP if config.num_position_embeddings else QuickMLP
+        self.mlp = GatedMLP(*sizes, bias=True) if config.gated else plain(*sizes)
 
     def forward(self, x: Tensor, rope: Rope, segments: Segments) -> Tensor:
         """x (N, W) -> (N, W)."""
@@ -123,6 +127,37 @@ class Merger(nn.Module):
         return self.mlp(self.ln_q(x).view(-1, self.width))
 
 
+class Qwen3Merger(nn.Module):
+    """Qwen3-VL's merger. deep: of an inner block's features (DeepStack); it normalises after merging."""
+
+    def __init__(self, config: VisionConfig, deep: bool = False):
+        super().__init__()
+        W = self.width = config.width * config.spatial_merge_size**2
+        self.norm = nn.LayerNorm(W if deep else config.width, eps=1e-6)
+        self.linear_fc1 = nn.Linear(W, W)
+        self.linear_fc2 = nn.Linear(W, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, W) -> (M, D)."""
+        x = self.norm(x.view(-1, *self.norm.normalized_shape)).view(-1, self.width)
+        return self.linear_fc2(F.gelu(self.linear_fc1(x)))
+
+
+def interpolated(positions: Tensor, grid: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """A table of side x side learned positions, stretched over each picture corner to corner: the four
+    entries next to each patch, and their bilinear weights.
+
+    positions (N, 2) long, from `lay_out`; grid (I, 3) long. -> entries (N, 4) long, weights (N, 4).
+    """
+    size = grid[:, 1:].repeat_interleave(grid.prod(1), 0)  # (N, 2)
+    at = positions * (side - 1) / (size - 1).clamp(min=1)
+    low = at.floor()
+    entries = torch.stack((low, low + 1), -1).clamp(max=side - 1).long()  # (N, 2, 2)
+    weights = torch.stack((low + 1 - at, at - low), -1)
+    entries = entries[:, 0, :, None] * side + entries[:, 1, None]
+    return entries.flatten(1), (weights[:, 0, :, None] * weights[:, 1, None]).flatten(1)
+
+
 class PatchProjection(nn.Module):
     """A 3-D convolution whose stride is its kernel: on patches already cut out, one matrix product."""
 
@@ -130,10 +165,11 @@ class PatchProjection(nn.Module):
         super().__init__()
         size = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
         self.weight = nn.Parameter(torch.empty(config.width, *size))
+        self.bias = nn.Parameter(torch.empty(config.width)) if config.num_position_embeddings else None
 
     def forward(self, patches: Tensor) -> Tensor:
         """(N, patch_dim) -> (N, W), in the dtype of the weights."""
-        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1))
+        return F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
 class VisionTower(nn.Module):
@@ -145,11 +181,17 @@ class VisionTower(nn.Module):
         self.recompute = False
         self.patch_embed = nn.ModuleDict({"proj": PatchProjection(config)})
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
-        self.merger = Merger(config)
+        self.merger: nn.Module = Merger(config)
+        if config.num_position_embeddings:
+            self.pos_embed = nn.Embedding(config.num_position_embeddings, config.width)
+            self.merger = Qwen3Merger(config)
+            mergers = (Qwen3Merger(config, deep=True) for _ in config.deepstack_visual_indexes)
+            self.deepstack_merger_list = nn.ModuleList(mergers)
 
     def forward(self, patches: Tensor, grid: Tensor) -> Tensor:
         """patches (N, patch_dim) float, picture after picture, each in merge-block order; grid (I, 3) long
-        -> (M, D), M = N / merge². Raises ValueError if the number of patches is not the grid's."""
+        -> (1 + n, M, D), M = N / merge²: the features that replace embeddings, and n DeepStack features
+        (Qwen3-VL: 3). Raises ValueError if the number of patches is not the grid's."""
         config, device = self.config, patches.device
         unit, grid = config.spatial_merge_size**2, grid.cpu()
         if int(grid.prod(1).sum()) != len(patches):
@@ -165,13 +207,21 @@ class VisionTower(nn.Module):
             by_frame = patches_of(whole, unit)
             full = Segments(sizes, by_frame.to(device), by_frame.argsort().to(device))
         # 2-D rotary: the first half of a head's angles is the row's, the second the column's.
-        frequency = inverse_frequencies(10000.0, config.head_size // 2, device)
-        rope = rope_from_angles((positions[order].to(device)[..., None] * frequency).flatten(1))
+        frequency = layers.inverse_frequencies(10000.0, config.head_size // 2, device)
+        rope = layers.rope_from_angles((positions[order].to(device)[..., None] * frequency).flatten(1))
         x = self.patch_embed["proj"](patches.index_select(0, order.to(device)))
+        if config.num_position_embeddings:
+            entries, weights = interpolated(positions, grid, isqrt(config.num_position_embeddings))
+            learned = self.pos_embed(entries[order].to(device)) * weights[order].to(device)[..., None]
+            x = x + learned.sum(1).to(x.dtype)
+        inner = []
         for number, block in enumerate(self.blocks):
             segments = full if number in config.fullatt_block_indexes else usual
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(block, x, rope, segments, use_reentrant=False)
             else:
                 x = block(x, rope, segments)
-        return self.merger(x).index_select(0, tokens.argsort().to(device))
+            if number in config.deepstack_visual_indexes:
+                at = config.deepstack_visual_indexes.index(number)
+                inner.append(self.deepstack_merger_list[at](x))
+        return torch.stack((self.merger(x), *inner)).index_select(1, tokens.argsort().to(device))

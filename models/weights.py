@@ -22,7 +22,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5e9
 # (name, whole tensor) -> what a rank's copy holds of it.
 OntoCPU = Callable[[str, Tensor], Tensor]
-# transformers nests the towers: always in memory, in some folders also on disk.
+# transformers nests the towers: always in memory, and in Qwen3-VL's folders.
 RENAMED = (("model.visual.", "visual."), ("model.language_model.", "model."))
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 # Others need a scale, which is not read.
@@ -34,6 +34,14 @@ def hub_name(key: str) -> str:
     for theirs, ours in RENAMED:
         if key.startswith(theirs):
             return ours + key[len(theirs) :]
+    return key
+
+
+def file_name(key: str, config: ModelConfig) -> str:
+    """The name of a parameter in the files that `save` writes."""
+    for nested, ours in RENAMED:
+        if config.qwen3 and key.startswith(ours):
+            return nested + key[len(ours) :]
     return key
 
 
@@ -124,7 +132,7 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
     for name, keys in layout.items():
         if tensors[keys[0]].is_meta:
             continue
-        content = {key: tensors[key].detach().cpu().contiguous() for key in keys}
+        content = {file_name(key, policy.config): tensors[key].detach().cpu().contiguous() for key in keys}
         save_file(content, folder / name, metadata={"format": "pt"})
         written.append(folder / name)
         if name != next(iter(layout)):
@@ -133,7 +141,8 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
         described = {"config.json": {**policy.config.to_dict(), "torch_dtype": dtype}}
         if len(layout) > 1:
             size = sum(tensor.nbytes for tensor in tensors.values())
-            where = {key: file for file, keys in layout.items() for key in keys}
+            names = ((key, file) for file, keys in layout.items() for key in keys)
+            where = {file_name(key, policy.config): file for key, file in names}
             described = {INDEX: {"metadata": {"total_size": size}, "weight_map": where}, **described}
         for file, values in described.items():
             (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -68,7 +68,7 @@ def source_of(path: str, name: str | None = None, first: str | None = None, last
 
 
 def _names(node: ast.stmt) -> list[str]:
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return [node.name]
     targets = (
         node.targets

@@ -25,6 +25,14 @@ SPECIAL = (
 # bytes that end a completion, so that a random policy stops after a few tokens
 STOPS = tuple(range(30, 60))
 
+TOWERS = {
+    "qwen2_vl": dict(intermediate_size=32),
+    "qwen2_5_vl": dict(intermediate_size=24, gated=True, window_size=56, fullatt_block_indexes=(1,)),
+    "qwen3_vl": dict(
+        intermediate_size=24, patch_size=16, num_position_embeddings=36, deepstack_visual_indexes=(0,)
+    ),
+}
+
 
 def qwen_folder(folder: Path, architecture: str = "qwen2_vl", seed: int = 0) -> Path:
     """A model folder: D = 32, two blocks, a vision tower of two. Every parameter matters, and the next
@@ -39,14 +47,7 @@ def qwen_folder(folder: Path, architecture: str = "qwen2_vl", seed: int = 0) -> 
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
-    vision = dict(depth=2, width=16, num_heads=1, hidden_size=32)
-    vision = (
-        VisionConfig(intermediate_size=32, **vision)
-        if architecture == "qwen2_vl"
-        else VisionConfig(
-            intermediate_size=24, gated=True, window_size=56, fullatt_block_indexes=(1,), **vision
-        )
-    )
+    vision = dict(depth=2, width=16, num_heads=1, hidden_size=32, **TOWERS[architecture])
     config = ModelConfig(
         architecture,
         len(vocabulary) + len(SPECIAL),
@@ -55,13 +56,14 @@ def qwen_folder(folder: Path, architecture: str = "qwen2_vl", seed: int = 0) -> 
         2,
         2,
         1,
-        vision,
+        VisionConfig(**vision),
         mrope_section=(2, 3, 3),
         tie_word_embeddings=True,
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
+        head_dim=16 if architecture == "qwen3_vl" else None,
     )
     policy, random = weights.init(config, seed), torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
@@ -75,7 +77,7 @@ def qwen_folder(folder: Path, architecture: str = "qwen2_vl", seed: int = 0) -> 
             {
                 "min_pixels": 56 * 56,
                 "max_pixels": 112 * 112,
-                "patch_size": 14,
+                "patch_size": config.vision.patch_size,
                 "merge_size": 2,
                 "temporal_patch_size": 2,
             },

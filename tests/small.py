@@ -1,6 +1,7 @@
 """A random policy small enough for a test to train it, in a folder that train.py can start from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from data.shapes import tokenizer
 from data.shapes.world import Shapes
 from grpo.batch import Batch, Cut, MicroBatch
 from models import weights
-from models.config import ModelConfig
+from models.config import ModelConfig, VisionConfig
 
 # a dozen words that end a completion, so that a random policy stops after ten tokens or so
 STOPS = tuple(range(40, 52))
@@ -40,10 +41,21 @@ def small_config(tied: bool = True) -> ModelConfig:
     return ModelConfig.from_dict(values)
 
 
-def small_policy(seed: int = 0, tied: bool = True):
+def qwen3_config(tied: bool = True) -> ModelConfig:
+    """The same decoder and vocabulary as Qwen3-VL, with DeepStack after the first of two vision blocks."""
+    tower = dict(depth=2, width=16, num_heads=1, intermediate_size=32, hidden_size=32)
+    vision = VisionConfig(**tower, num_position_embeddings=36, deepstack_visual_indexes=(0,))
+    changed = dict(architecture="qwen3_vl", head_dim=16, mrope_section=(4, 2, 2), vision=vision)
+    return replace(small_config(tied), **changed)
+
+
+CONFIGS = {"qwen2_vl": small_config, "qwen3_vl": qwen3_config}
+
+
+def small_policy(seed: int = 0, tied: bool = True, architecture: str = "qwen2_vl"):
     """Random, and far from indifferent: every parameter matters, and the next token depends on what was
     seen."""
-    policy = weights.init(small_config(tied), seed)
+    policy = weights.init(CONFIGS[architecture](tied), seed)
     random = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -51,10 +63,12 @@ def small_policy(seed: int = 0, tied: bool = True):
     return policy
 
 
-def small_folder(folder: Path, seed: int = 0, stops: tuple[int, ...] = STOPS) -> Path:
+def small_folder(
+    folder: Path, seed: int = 0, stops: tuple[int, ...] = STOPS, architecture: str = "qwen2_vl"
+) -> Path:
     """A model folder in Hugging Face layout."""
     tokenizer.write(folder)
-    weights.save(small_policy(seed), folder)
+    weights.save(small_policy(seed, architecture=architecture), folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(stops)}))
     return folder
 

@@ -189,7 +189,7 @@ def test_commands_are_understood(path, monkeypatch):
         elif words == ["python", "docs/minimal.py"]:
             assert (ROOT / "tests/test_minimal.py").is_file(), "this test runs the program"
         elif words[0] == "pytest":
-            assert words[1:] in ([], ["-m", "slow"]), words
+            assert words[1:] in ([], ["-n", "2"], ["-m", "slow"]), words
         elif words[:2] == ["python", "docs/minimal.py"]:
             assert len(words) <= 3 and all(word.isdigit() for word in words[2:]), words
         else:

@@ -64,7 +64,11 @@ def spelled(text: str) -> str:
     if "&" in text:
         text = html.unescape(text)
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text).translate(_SIGNS)
+        # an answer that is an emoji stays one
+        text = unicodedata.normalize("NFC", text)
+        text = text.translate(_SIGNS).strip() or text
+        # 45⁰ is meant as degrees
+        text = re.sub("(?<=[0-9])⁰(?![⁰¹²³⁴⁵⁶⁷⁸⁹])", "°", text)
         text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda run: f"^{{{run[0].translate(_RAISED)}}}", text)
     for sign, pattern, plain in _SPELLINGS:
         if sign in text:

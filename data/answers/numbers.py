@@ -34,7 +34,9 @@ _EQUALS = re.compile(r" ?([=≈]) ?| (?:is|equals) |等于|[为是]")
 _FRACTION = re.compile(r"([+-]?)(?:\\frac\{([0-9]{1,15})\}\{([0-9]{1,15})\}|([0-9]{1,15})/([0-9]{1,15}))")
 # [1,000], and 5 (cm)
 _GROUPS = re.compile(r"^[\[({]([0-9]{1,3}(?:,[0-9]{3})+)[)\]}]$")
-_IN_BRACKETS = re.compile(r" ?\(([^()0-9]+)\)$")
+_IN_BRACKETS = re.compile(r" ?[(\[]([^()\[\]0-9]+(?:\^?-?[0-9])?)[)\]]$")
+# "3" cm, [3] cm
+_PART = re.compile(r'"([^"]+)"|(?<!sqrt)(?<!sqrt )\[([^\[\],]+)\]')
 _MONEY = re.compile(r"([+-]?) ?(?:US)?([$€£¥]) ?(?=[0-9.])")
 _PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:\.[0-9]{1,11})?")
 _TOKEN = re.compile(
@@ -43,7 +45,7 @@ _TOKEN = re.compile(
     (?:[eE](?P<power>[+-]?[0-9]+)(?![0-9.]))?
   | (?P<frac>\\frac(?![A-Za-z])) | (?P<over>\\over(?![A-Za-z]))
   | (?P<sqrt>(?:\\|(?<![A-Za-z]))sqrt(?![A-Za-z])) | (?P<pi>π|(?<![A-Za-z])pi(?![A-Za-z]))
-  | (?P<vulgar>[¼-¾⅐-⅞]) | (?P<mark>[-+*/^(){}\[\]]))""",
+  | (?P<vulgar>[¼-¾⅐-⅞]) | (?P<mark>[-+*/^()}\[\]]|\{(?![ ]?(?!pi|sqrt)[A-Za-z°])))""",
     re.VERBOSE,
 )
 # what multiplies a number: letters right behind it (5 K is five kelvin), or words
@@ -89,8 +91,9 @@ def parse_normal(text: str) -> Number | None:
     pieces = _EQUALS.split(text.replace("×", "*"), maxsplit=4)
     if len(pieces) == 1:
         return _number(pieces[0], working=False)
-    sides = list(zip(["", *pieces[1::2]], pieces[::2]))
-    sides = [(sign, side) for sign, side in sides if not _is_name(side)]
+    # "is" has its name before it: 3 is bad
+    sides = list(zip(["=", *pieces[1::2]], pieces[::2]))
+    sides = [(sign, side) for sign, side in sides if not (sign and _is_name(side))]
     # ≈ 3
     sides = sides[1:] if len(sides) == 2 and sides[0][1] == "" and sides[1][0] == "≈" else sides
     found = [_number(side, working=len(sides) > 1) for _, side in sides]
@@ -106,7 +109,7 @@ def parse_normal(text: str) -> Number | None:
 
 def _is_name(side: str) -> bool:
     name = _NAME.fullmatch(side)
-    return bool(name and (name["sign"] or (name["name"] or "").lower() not in _WORDS))
+    return bool(name and (name["sign"] or (name["name"] or "").replace(" ", "").lower() not in _WORDS))
 
 
 def _is_rounded(value: Fraction | float, shown: Fraction | float, text: str) -> bool:
@@ -123,6 +126,7 @@ def _number(text: str, working: bool) -> Number | None:
     text = money[1] + text[money.end() :] if money else text
     try:
         text = _IN_BRACKETS.sub(r" \1", _GROUPS.sub(r"\1", text)) if text[-1:] in ")]}" else text
+        text = _PART.sub(r" \1\2 ", text).strip() if '"' in text or "[" in text else text
         tokens, rest = _tokens(text)
         alone = len(tokens) == 1 and tokens[0].kind == "number"
         value = tokens[0].exact if alone else _Reader(tokens, working).value()

@@ -25,6 +25,7 @@ LONGEST = 2_000
 NONE, SEVERAL = -1, -2
 _LABELLED = re.compile(TABLES["labelled"], re.VERBOSE | re.DOTALL)
 _BRACKETED = re.compile(r"[(\[（【]\s*[A-Za-z]\s*[)\]）】]")
+_BETWEEN = " ,;，；、"
 _LISTED = tuple(re.compile(form, re.MULTILINE) for form in TABLES["listed"])
 # words and labels that make two answers of one, where the choices are not known
 _HEDGE = re.compile(r"\b(?:or|and|not|either|neither|maybe)\b|\b[A-Z]\b(?=[.):]|$)|\([A-Z]\)")
@@ -187,7 +188,8 @@ def chosen(content: str, choices: tuple[str, ...]) -> int:
     # two choices may differ in case only
     texts = {index for index, choice in enumerate(choices) if normal(choice) == said}
     texts = texts or {index for index, choice in enumerate(choices) if plain(normal(choice)) == plain(said)}
-    found = lettered | texts
+    # "A car" is the text "a car", if there is one
+    found = texts if texts and label and label["bare"] and label["sep"] is None else lettered | texts
     if len(found) > 1 and lettered and _BRACKETED.search(content) and content.strip() not in choices:
         found = lettered
     if not found:
@@ -219,7 +221,9 @@ def listed_choices(question: str) -> tuple[str, ...]:
     run = max(found, key=lambda run: (len(run), run[0].start() if run else 0))
     ends = [mark.start() for mark in run[1:]] + [len(question)]
     texts = [question[mark.end() : end].strip().partition("\n")[0] for mark, end in zip(run, ends)]
-    texts = [re.sub(r"[ ,;，；、]+(?:(?:or|and|或) ?)?$", "", text).strip() for text in texts]
+    texts = [
+        re.sub("(?<=[ ,;，；、])(?:or|and|或)$", "", text.rstrip(_BETWEEN)).strip(_BETWEEN) for text in texts
+    ]
     return tuple(texts) if len(texts) > 1 and all(texts) else ()
 
 

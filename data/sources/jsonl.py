@@ -30,6 +30,10 @@ FOREIGN = {
     b"\xfd7zXZ": "compressed (xz); unpack it",
     b"\x28\xb5\x2f\xfd": "compressed (zstd); unpack it",
 }
+# tables of other programs, by the end of their names
+TABLES = (".csv", ".tsv", ".xlsx", ".xls")
+# bytes of a file of objects over several lines
+MOST = 1 << 28
 # digits of an integer that Python reads; a longer one stays text
 DIGITS = 4000
 
@@ -80,17 +84,23 @@ class JsonlShard:
         for beginning, what in FOREIGN.items():
             if head.startswith(beginning):
                 raise BadSource(f"{path}: is {what}")
+        if path.suffix.lower() in TABLES:
+            line = (
+                f'pandas.read_csv("{path.name}").to_json("{path.stem}.jsonl", orient="records", lines=True)'
+            )
+            raise BadSource(f"{path}: is a table; write it as JSON lines with the one line {line}")
         file.seek(0)
         if head.startswith(b"\x1f\x8b"):
             packed, file = file, _temporary()
             with packed, gzip.open(packed) as unpacked:
                 shutil.copyfileobj(unpacked, file)
             file.seek(0)
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = json.detect_encoding(file.read(4))
+        if not encoding.startswith("utf-8"):
             file.seek(0)
             packed, file = file, _temporary()
             with packed:
-                file.write(packed.read().decode("utf-16").encode("utf-8"))
+                file.write(packed.read().decode(encoding).encode("utf-8"))
         file.seek(0)
         if not is_array(file) and (rows := self._objects(file)) is not None:
             file = _temporary()
@@ -110,6 +120,8 @@ class JsonlShard:
                 return None
         except (ValueError, RecursionError):
             pass
+        if file.seek(0, 2) > MOST:
+            return None
         file.seek(0)
         try:
             found = list(_values(file.read().decode("utf-8-sig")))

@@ -45,10 +45,13 @@ ALIASES = {
     "images": "pictures",
     "conversations": "messages",
 }
+# known, and not read: others' ids may repeat. To name rows by one, say columns={uid: id}
+UNREAD = ("id",)
 # two fields that say the same; the setting columns chooses one
 RIVALS = {"question": "messages", "messages": "question", "picture": "pictures", "pictures": "picture"}
 TAGGED = re.compile(r"\s*<answer>((?:(?!</?answer>).)*)</answer>\s*", re.DOTALL)
-_LETTERED = re.compile(r"\(?([A-Z])[).:、]\s*(.+)", re.DOTALL)
+# the label that a choice carries itself: "A. a cat", "(b) a cat", "1: a cat", and not "1.5"
+_LABELLED = re.compile(r"\(?([A-Z](?=[).:、])|(?:[a-z]|[0-9]{1,2})(?=[).:、]\s))[).:、]\s*(.+)", re.DOTALL)
 # the beginnings of PNG, JPEG, GIF and WebP files in base64
 _BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR")
 # no file has a longer name
@@ -160,8 +163,10 @@ def fields(values: Mapping[str, Any], names: Mapping[str, str], where: str) -> d
         if name not in found:
             near = difflib.get_close_matches(name, others, n=1)
             remedy = f"rename {near[0]!r}" if near else "add it"
+            if others and all(isinstance(found[name], (dict, list)) for name in found):
+                remedy = f"this object holds others ({short(others)}); write the rows alone, as one array"
             raise BadRow(where, name, "is missing", f"{remedy}, or name its column: columns={{{name}: …}}")
-    if wrong := unknown(others, found, names):
+    if others and (wrong := unknown(others, found, names)):
         raise BadRow(where, *wrong)
     return {name: value for name, value in found.items() if name in FIELDS}
 
@@ -178,6 +183,8 @@ def unknown(
     columns are not read; then only a misspelt field is refused, if there is none of the right name."""
     lacking = [name for name in (*FIELDS, *ALIASES) if own_name(name) not in {*there, *names}]
     for name in others:
+        if name in UNREAD:
+            continue
         near = difflib.get_close_matches(name, lacking if names else FIELDS, 1, 0.84 if names else 0.6)
         if near or not names:
             meant = f"did you mean {near[0]!r}? " if near else ""
@@ -188,12 +195,12 @@ def unknown(
 
 def own_example(row: Row) -> Example:
     """A row of the user's own data. Raises BadRow naming field and remedy, BadExample."""
-    choices = _choices(row)
+    choices, labels = _choices(row)
     given = row.values.get("answer")
     answer = row.answer()
     if tagged := TAGGED.fullmatch(answer):
         answer = tagged[1].strip()
-    answer = _choice(row, choices, answer) if choices else answer
+    answer = _choice(row, choices, labels, answer) if choices else answer
     is_number = not choices and isinstance(given, (int, float, Decimal)) and numbers.parse(answer) is not None
     kind = row.text("kind", missing="number" if is_number else "text")
     if kind not in KINDS or (choices and kind != "text"):
@@ -216,33 +223,47 @@ def own_example(row: Row) -> Example:
     return Example(uid, row.text("question"), choices, answer, task, found, extra | {"kind": kind}, wording)
 
 
-def _choices(row: Row) -> tuple[str, ...]:
-    """The choices: a list of texts or numbers, or an object with the letters as keys."""
+def _choices(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The choices, a list of texts or numbers or an object with letters as keys; and the labels A, B, … or
+    1, 2, … that they carried themselves."""
     given = row.values.get("choices", [])
+    keys: tuple[str, ...] = ()
     if isinstance(given, dict):
-        given = {key.strip("(). ").upper(): value for key, value in given.items() if value is not None}
-        if sorted(given) != list(LETTERS[: len(given)]):
-            said = f"has the keys {short(list(given))}, not the letters A, B, …"
+        pairs = [(key.strip("(). ").upper(), value) for key, value in given.items() if value is not None]
+        keys, given = zip(*sorted(pairs, key=lambda pair: (len(pair[0]), pair[0]))) if pairs else ((), ())
+        if not _in_order(keys):
+            said = f"has the keys {short(list(row.values['choices']))}, not the letters A, B, …"
             raise row.bad("choices", said, 'write ["…", "…"]')
-        given = [given[letter] for letter in sorted(given)]
-    if isinstance(given, list):
+    if isinstance(given, (list, tuple)):
         number = lambda value: type(value) is int or (type(value) is float and isfinite(value))
         given = [written(value) if number(value) else value for value in given]
     choices = replace(row, values={"choices": given}).texts("choices")
-    # without the letters that the choices carry themselves: "A. a cat", "(B) a dog"
-    found = [_LETTERED.fullmatch(choice) for choice in choices]
-    own = [match[1] if match else "" for match in found]
-    bare = tuple(match[2] for match in found if match)
-    return bare if own == list(LETTERS[: len(own)]) and len(set(bare)) == len(own) else choices
+    found = [match for choice in choices if (match := _LABELLED.fullmatch(choice))]
+    labels = tuple(match[1].upper() for match in found)
+    bare = tuple(match[2] for match in found)
+    if keys or len(set(bare)) < len(choices) or not _in_order(labels):
+        return choices, keys
+    return bare, labels
 
 
-def _choice(row: Row, choices: tuple[str, ...], answer: str) -> str:
-    """The right choice, given as text, letter, or index from 0."""
+def _in_order(labels: Sequence[str]) -> bool:
+    """Whether labels are A, B, … or 1, 2, …"""
+    count = len(labels)
+    return list(labels) in (list(LETTERS[:count]), [str(number) for number in range(1, count + 1)])
+
+
+def _choice(row: Row, choices: tuple[str, ...], labels: tuple[str, ...], answer: str) -> str:
+    """The right choice, given as text, letter, the number that it carries, or index from 0."""
     index = choices.index(answer) if answer in choices else chosen(answer, choices)
-    # "1" beside choices that are numbers may be a value that is not there
-    digits = answer.isdecimal() and len(answer) < 3 and not any(map(numbers.parse, choices))
-    if index < 0 and (digits or type(row.values["answer"]) in (int, float)) and answer.isdecimal():
-        index = int(answer)
+    label = answer.strip("(). ")
+    if labels[:1] == ("1",):
+        own = labels.index(label) if label in labels else index
+        # no reading where "2" is the label of one choice and the value of another
+        index = own if index in (own, -1) else -1
+    elif index < 0 and label.isdecimal() and len(label) < 3:
+        # "1" beside choices that are numbers may be a value that is not there
+        is_index = type(row.values["answer"]) in (int, float) or not any(map(numbers.parse, choices))
+        index = int(label) if is_index else -1
     if 0 <= index < len(choices):
         return choices[index]
     said = f"{short(answer)} is not one of the {len(choices)} choices {short(list(choices))}"
@@ -268,8 +289,8 @@ def _picture(row: Row, field: str, value: Any) -> Picture:
         raise row.bad(field, said, "name a file, or write the picture's bytes")
     head, _, data = value.partition("base64,")
     is_name = len(value) <= LONGEST_NAME and not head.startswith("data:")
-    if is_name and (not value.startswith(_BASE64) or os.path.isfile(row.folder / value)):
-        return inside(row, field, value)
+    if is_name and (not value.startswith(_BASE64) or os.path.isfile((row.beside or row.folder) / value)):
+        return inside(row, field, value, (row.beside,) if row.beside else ())
     try:
         return base64.b64decode("".join((data or value).split()), validate=True)
     except ValueError as error:
@@ -331,3 +352,4 @@ def _ground(folder: Path) -> Path:
 
 
 JSONL = replace(layout("jsonl", OwnShard, own_example), optional=FIELDS)
+VISION_R1_COLD = replace(layout("vision_r1_cold", OwnShard, own_example), optional=FIELDS)

@@ -247,8 +247,10 @@ def open_rows(
             raise BadSource(f"{folder}: no such folder; it should hold the pictures")
     if heldout is not None and not 0 <= heldout < 1:
         raise BadSource(f"heldout: must be a share, at least 0 and below 1, got {heldout}")
+    if heldout is not None and split == "all":
+        raise BadSource("heldout: the split all holds nothing out; leave the setting out")
     files, cut = _files(layout, data, split)
-    if heldout is not None and (layout.first is not None or (split != "all" and not cut)):
+    if heldout is not None and (layout.first is not None or not cut):
         why = "this source has its own rows for that" if cut else f"{data} has its own files for that"
         raise BadSource(f"heldout: {why}; leave the setting out")
     names = _checked_columns(layout, columns or {})
@@ -307,8 +309,9 @@ def _of_split(
 ) -> Iterator[tuple[int, int]]:
     """The places (shard, row) of a split, in the order of the files. Reads pictures only if it must."""
     before = 0
-    by_picture = split != "all" and layout.first is None
     share = 1 / layout.aside if heldout is None else heldout
+    # nothing to hold out: no row need be read
+    by_picture = split != "all" and layout.first is None and share > 0
     few = _few(layout, shards, share) if by_picture else None
     for number, shard in enumerate(shards):
         counts = shard.counts() if layout.single else repeat(1)
@@ -337,7 +340,7 @@ def _few(layout: Layout, shards: list[Any], share: float) -> set[bytes] | None:
             if len(keys) > FEW:
                 return None
     wanted = round(share * keys.total())
-    least = max(LEAST, wanted) if share else 0
+    least = max(LEAST, wanted)
     most = min(max(keys.total() // 2, wanted), keys.total() - 1)
     held: set[bytes] = set()
     rows = 0

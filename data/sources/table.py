@@ -134,6 +134,7 @@ LAYOUTS: dict[str, Layout] = {
     "geoqa": training.GEOQA,
     "clevr": training.CLEVR,
     "vision_r1": training.VISION_R1,
+    "vision_r1_cold": own.VISION_R1_COLD,
     "jsonl": own.JSONL,
     "blink": benchmarks.BLINK,
     "cvbench": benchmarks.CVBENCH,

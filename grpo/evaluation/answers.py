@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.sources.rows import placed
 from data.types import BadExample, Example, Measure, Prompt, measure_nothing
 from grpo.batch import collate_prompts
 from grpo.evaluation.protocols import Reading, strict
@@ -182,7 +183,7 @@ def ask(
 ) -> list[Completion]:
     """The completions of a question about one's own pictures. Raises ValueError where it cannot be asked."""
     gold = choices[0] if choices else UNKNOWN
-    example = Example("ask", question, tuple(choices), gold, pictures=tuple(pictures))
+    example = placed(Example("ask", question, tuple(choices), gold, pictures=tuple(pictures)), "--ask")
     answers = answer_all(policy, chat, [example], how)
     if not answers:
         raise ValueError(answers.skipped[0])

@@ -97,7 +97,9 @@ def parameters(model: ModelConfig) -> dict[str, int]:
     """{part: parameters} of the vision tower, the embedding, the decoder's blocks and an untied head."""
     width, hidden, head = model.hidden_size, model.intermediate_size, model.head_size
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
-    attention = width * (queries + 2 * keys) + queries + 2 * keys + queries * width
+    # Qwen3 has the norms of a query and a key in place of biases.
+    vectors = 2 * head if model.qwen3 else queries + 2 * keys
+    attention = width * (queries + 2 * keys) + vectors + queries * width
     block = attention + 3 * width * hidden + 2 * width
     words, decoder = model.vocab_size * width, model.num_hidden_layers * block + width
     found = {"vision": _vision_parameters(model.vision), "embedding": words, "decoder": decoder}
@@ -109,8 +111,11 @@ def _vision_parameters(v: VisionConfig) -> int:
     norm, up = (v.width, 2) if v.gated else (2 * v.width, 1)
     mlp = up * (v.width + 1) * v.intermediate_size + (v.intermediate_size + 1) * v.width
     block = 4 * v.width * v.width + 4 * v.width + mlp + 2 * norm
-    merger_biases = v.width * v.spatial_merge_size**2 + v.hidden_size
-    return v.patch_dim * v.width + v.depth * block + norm + merger_parameters(v) + merger_biases
+    # Each DeepStack merger has a norm of its merged width.
+    merged, deep = v.width * v.spatial_merge_size**2, len(v.deepstack_visual_indexes)
+    vectors = norm + (1 + deep) * (merged + v.hidden_size) + 2 * deep * merged
+    places = (v.num_position_embeddings + 1) * v.width if v.num_position_embeddings else 0
+    return v.patch_dim * v.width + places + v.depth * block + merger_parameters(v) + vectors
 
 
 def make_plan(
@@ -185,7 +190,7 @@ def _rollout(model: ModelConfig, load: Load, size: int, max_rows: int | None, co
     rows = min(max_rows or load.rows, load.rows)
     places = load.prompt + load.cap
     heads = model.num_attention_heads + 2 * model.num_key_value_heads
-    qkv = model.num_hidden_layers * heads * model.head_size * (model.hidden_size + 1)
+    qkv = model.num_hidden_layers * heads * model.head_size * (model.hidden_size + (not model.qwen3))
     cast = f"of all matrices, cast once for the rollout: {shown_count(count)} x {size} bytes"
     joined = f"once more, joined for decoding: {shown_count(qkv)} x {size} bytes"
     prompts = f"{load.prompts} prompts x {load.prompt:,} tokens x {shown_bytes(cost.prompt_kv)}"
@@ -282,13 +287,15 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
     # more for the next product; gate, its silu, up, their product.
     token = 4 * width * FLOAT + (5 if autocast else 2) * width * size
     token += queries * (2 * attention + size) + 4 * model.intermediate_size * size
+    # Qwen3 normalises queries and keys in float32.
+    token += (queries + keys) * FLOAT if model.qwen3 else 0
     # The prompt's keys and values, and each row's: the prompt's again and its own.
     block = tokens * token + 2 * keys * attention * (prompt_tokens + load.rows * places)
     # One mask for each prompt and the R queries of a key head; all blocks share it.
     mask = load.prompts * places * attention * (queries // keys * load.cap)
     v = model.vision
     patches = load.prompts * load.patches
-    mlp = (4 if v.gated else 3) * v.intermediate_size
+    mlp = (4 if v.gated else 2 if model.qwen3 else 3) * v.intermediate_size
     vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + mlp))
     if recompute:
         blocks = FLOAT * (model.num_hidden_layers * tokens * width + v.depth * patches * v.width)
@@ -297,6 +304,8 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> i
     else:
         # The last block computes only the completions.
         blocks = model.num_hidden_layers * block - prompt_tokens * token + v.depth * vision_block
+    # The input of each product in the DeepStack mergers, and of the gelu between.
+    blocks += 3 * len(v.deepstack_visual_indexes) * patches * v.width * size
     return blocks + mask + patches * v.patch_dim * FLOAT + 4 * completion_tokens * width * FLOAT
 
 
@@ -305,7 +314,8 @@ def text(cfg: Config, ranks: int = 1) -> str:
     model's folder, and nothing for a model of grpo/plan/known_models.py. Raises ValueError."""
     name = (hub.parts_of(cfg.model) or ("",))[0]
     if not cfg.init and not Path(cfg.model).exists() and name in known_models.KNOWN:
-        model, pixels = known_models.KNOWN[name], known_models.MAX_PIXELS
+        model = known_models.KNOWN[name]
+        pixels = known_models.MAX_PIXELS[model.architecture]
     else:
         files = ("config.json", PLAIN, NESTED)
         folder = Path(cfg.init) if cfg.init else model_folder(cfg.model, cfg.revision, files=files)

@@ -13,9 +13,9 @@ SHARDED = ("weights", "optimizer", "reference", "gradients")
 
 
 def merger_parameters(vision: VisionConfig) -> int:
-    """Parameters of the merger's two matrices."""
+    """Parameters of the matrices of the merger and of the DeepStack mergers."""
     width = vision.width * vision.spatial_merge_size**2
-    return width * (width + vision.hidden_size)
+    return (1 + len(vision.deepstack_visual_indexes)) * width * (width + vision.hidden_size)
 
 
 def largest_block(parts: dict[str, int], model: ModelConfig) -> int:
@@ -29,9 +29,10 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
     use_bfloat16, tied = plan.dtype == "bfloat16", "head" not in parts
     count, embedding = sum(parts.values()), parts["embedding"]
     size = 2 if use_bfloat16 else FLOAT
-    # The embedding, the head, the patch embedding and the merger are gathered for a whole pass.
+    # The embedding, the head, the tower's embeddings and the mergers are gathered for a whole pass.
     vision = model.vision
-    root = embedding + parts.get("head", 0) + vision.patch_dim * vision.width + merger_parameters(vision)
+    tower = (vision.patch_dim + vision.num_position_embeddings) * vision.width
+    root = embedding + parts.get("head", 0) + tower + merger_parameters(vision)
     gathered = size * (count - root) + FLOAT * root
     again = ""
     learning = 2 * FLOAT * root + 3 * size * largest_block(parts, model)

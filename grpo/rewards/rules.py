@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data.answers.parser import extract, is_right, is_right_paper, well_formed, well_formed_paper
 from grpo.names import choose
-from grpo.rewards.user_code import RewardError, names_a_file, open_reward
+from grpo.rewards.user_code import RewardError, UserReward, names_a_file, open_reward
 from grpo.timing import timed
 
 # the slope of `overlong` as a share of the cap; DAPO: the last 4,096 of 20,480 tokens
@@ -149,14 +149,22 @@ def score(
     shape = (len(texts), sizes.pop())
     if lengths is not None and tuple(lengths.shape) != shape:
         raise ValueError(f"score: lengths has shape {tuple(lengths.shape)}, the texts {shape}.")
-    counts = [[None] * shape[1]] * shape[0] if lengths is None else lengths.tolist()
+    counts = [None] * (shape[0] * shape[1]) if lengths is None else lengths.flatten().tolist()
+    flat = [text for group in texts for text in group]
+    asked = [example for example in examples for _ in range(shape[1])]
 
     scored = {}
     for name, pay in rules.items():
-        rows = [
-            [pay(text, example, count) for text, count in zip(group, row)]
-            for group, example, row in zip(texts, examples, counts)
-        ]
-        scored[name] = torch.tensor(rows, dtype=torch.float32).view(shape)  # (P, G)
-    reward = torch.stack([parts[name] * part for name, part in scored.items()]).sum(dim=0)  # (P, G)
+        found = paid(name, pay, flat, asked, counts)
+        scored |= {part: torch.tensor(each, dtype=torch.float32).view(shape) for part, each in found.items()}
+    reward = torch.stack([weight * scored[name] for name, weight in parts.items()]).sum(dim=0)  # (P, G)
     return reward, scored
+
+
+def paid(name: str, pay: Callable, texts: list, examples: list, lengths: list) -> dict[str, list[float]]:
+    """One rule's numbers for B completions: {name: B rewards}, and of a user's function {name/metric: B}."""
+    if not isinstance(pay, UserReward):
+        return {name: [pay(*each) for each in zip(texts, examples, lengths)]}
+    rows = pay.rows(texts, examples, lengths)
+    names = [name, *(f"{name}/{metric}" for metric in pay.metrics)]
+    return {part: [row[i] for row in rows] for i, part in enumerate(names)}

@@ -1,14 +1,15 @@
-"""A user's own reward, `rewards: {FILE.py:FUNCTION: 1.0}`: a function `(text, example, length) -> float` that
-runs in a process of its own.
+"""A user's own reward, `rewards: {FILE.py:FUNCTION: 1.0}`: a function `(text, example, length) -> float`, or
+one of the other forms in `grpo/rewards/signatures.py`, that runs in a process of its own.
 
 Code of a user may raise, hang, print, fork, or return a list. In its own process it cannot harm the run: a
 call that is too slow ends with its process and the processes that it started, and each failure is one line
 that names file, function and question. The run never unpickles what this process writes: an answer is JSON
 with the number of its question and the id of its process, and any other message is refused.
 
-The function gets the whole text as the built-in rules see it, the Example without its pictures, and the
-length in tokens. It must depend on nothing else, or a resumed run differs. It may print (to stderr) and
-its file may import its neighbours; an attribute `my_reward.timeout = 60` sets the seconds of a call.
+The function gets the whole text as the built-in rules see it, the Example (its pictures only if it asks for
+them), and the length in tokens. It must depend on nothing else, or a resumed run differs. It may print (to
+stderr) and its file may import its neighbours; an attribute `my_reward.timeout = 60` sets the seconds of a
+call.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ import concurrent.futures
 import contextlib
 import importlib.util
 import json
-import math
 import multiprocessing
 import multiprocessing.util
-import numbers
 import os
 import signal
 import sys
@@ -34,19 +33,19 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
+from data.images import open_picture
 from data.types import Example
+from grpo.rewards.signatures import FailedAt, Signature
+from grpo.serving.messages import png
 
 # seconds in which the process has to start and load the file; it imports what train.py imports
 LOADING = 180.0
-# seconds of one call, if the function has no attribute `timeout`
-TIMEOUT = 10.0
 # the signals that stop a run
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# of float32, the type of rewards
-LARGEST = 3.4e38
-# bytes; a longer message is no answer
-LONGEST_ANSWER = 10_000
+# bytes; a longer message is no answer; and for each further number in it
+LONGEST_ANSWER, LONGEST_NUMBER = 10_000, 40
 # an environment variable that a reward's process hands down to those it starts; its value is of this reward
 MARK = "GLIMPSE_REWARD"
 
@@ -72,9 +71,10 @@ def open_reward(name: str) -> UserReward:
 
 
 class UserReward:
-    """Call it like the function itself, `reward(text, example, length)`. Raises RewardError.
+    """`reward(text, example, length)`, or `rows(...)` for all completions of a step. Raises RewardError.
 
     name: FILE.py:FUNCTION, relative to the working directory, or MODULE:FUNCTION of this repository.
+    metrics: names of the function's own numbers.
     """
 
     def __init__(self, name: str):
@@ -88,10 +88,30 @@ class UserReward:
         self._start()
 
     def __call__(self, text: str, example: Example, length: int | None) -> float:
+        return self.rows([text], [example], [length])[0][0]
+
+    def rows(self, texts: list[str], examples: list[Example], lengths: list) -> list[list[float]]:
+        """One row for each completion: its reward, then its metrics. A function that takes one completion is
+        called for one after the other, any other form once."""
         if self.process is None:
             self._start()
-        question = text, replace(example, pictures=(), extra=dict(example.extra)), length
-        return self._ask(question, self.timeout, f"the question {example.uid!r}")
+        # an example is sent once for its group
+        sent = {id(example): self._sent(example) for example in examples}
+        bare = [sent[id(example)] for example in examples]
+        if self.together:
+            about = f"the {len(texts)} completions of {len(sent)} questions"
+            return self._ask((texts, bare, lengths), self.timeout, about) if texts else []
+        return [
+            self._ask(([text], [example], [length]), self.timeout, f"the question {example.uid!r}")[0]
+            for text, example, length in zip(texts, bare, lengths)
+        ]
+
+    def _sent(self, example: Example) -> Example:
+        """An example as it travels: without pictures, or with files and bytes in place of functions."""
+        pictures = example.pictures if self.pictures else ()
+        drawn = [png(open_picture(each, name=example.uid)) if callable(each) else each for each in pictures]
+        whole = tuple(each.absolute() if isinstance(each, Path) else each for each in drawn)
+        return replace(example, pictures=whole, extra=dict(example.extra))
 
     def close(self) -> None:
         """End the process and its children."""
@@ -124,13 +144,17 @@ class UserReward:
         # a thread that reads from the pipe, so that this one can stop waiting
         self.reader = concurrent.futures.ThreadPoolExecutor(1)
         try:
-            self.timeout = self._ask(None, LOADING, "loading the file")
+            told = self._ask(None, LOADING, "loading the file")
+            self.timeout: float = told["timeout"]
+            self.together: bool = told["together"]
+            self.pictures: bool = told["pictures"]
+            self.metrics: list[str] = told["metrics"]
         except RewardError:
             self.close()
             raise
 
-    def _ask(self, question: tuple | None, seconds: float, about: str) -> float:
-        """Send a question (None: load the function) and return its number. about: the question, in words."""
+    def _ask(self, question: tuple | None, seconds: float, about: str) -> Any:
+        """Send a question (None: load the function) and return its answer. about: the question, in words."""
         process = self.process
         assert process is not None
         try:
@@ -152,7 +176,7 @@ class UserReward:
         else:
             if "value" in answer:
                 return answer["value"]
-            raise RewardError(f"reward {self.name!r}: {answer['wrong']}, at {about}")
+            raise RewardError(f"reward {self.name!r}: {answer['wrong']}, at {answer.get('about', about)}")
         self.close()
         raise RewardError(f"reward {self.name!r}: {wrong}, at {about}")
 
@@ -161,7 +185,8 @@ class UserReward:
         self.number += 1
         expected = [self.number, self.pid]
         self.pipe.send((self.number, question))
-        answer = json.loads(self.pipe.recv_bytes(LONGEST_ANSWER))
+        count = len(question[0]) * (1 + len(self.metrics)) if question else 0
+        answer = json.loads(self.pipe.recv_bytes(LONGEST_ANSWER + LONGEST_NUMBER * count))
         if not isinstance(answer, dict) or [answer.get("number"), answer.get("pid")] != expected:
             raise ValueError(f"{answer!r:.60} in place of an answer with number and pid {expected}")
         return answer
@@ -193,11 +218,11 @@ def end_marked(mark: str) -> None:
 
 
 def serve(pipe: Connection, source: str, name: str) -> None:
-    """Load the function, then answer each question: {"value": number} or {"wrong": why}, with the number of
-    the question and the id of this process."""
+    """Load the function, then answer each question: {"value": rows of numbers} or {"wrong": why}, with the
+    number of the question and the id of this process."""
     pid = os.getpid()
     _set_up(pipe)
-    function: Callable = load
+    signature: Signature | None = None
     while True:
         try:
             number, question = pipe.recv()
@@ -205,11 +230,13 @@ def serve(pipe: Connection, source: str, name: str) -> None:
             # the run has ended
             return _end_all()
         try:
-            if question is None:
-                function = load(source, name)
-                result = {"value": checked(getattr(function, "timeout", TIMEOUT))}
+            if signature is None:
+                signature = Signature(load(source, name))
+                result = {"value": signature.told()}
             else:
-                result = {"value": checked(function(*question))}
+                result = {"value": signature.rows(*question)}
+        except FailedAt as failed:
+            result = {"wrong": described(failed.__cause__ or failed, source), "about": failed.about}
         except BaseException as error:
             # SystemExit too
             result = {"wrong": described(error, source)}
@@ -270,21 +297,6 @@ def load(source: str, name: str) -> Callable:
     if not callable(function):
         raise ValueError(f"{Path(source).name} has no function {name!r}")
     return function
-
-
-def checked(value) -> float:
-    """A number as a float; numpy's scalars are numbers, arrays are not. Raises ValueError if not finite."""
-    if not isinstance(value, numbers.Real):
-        what = "None" if value is None else f"a {type(value).__name__}"
-        if hasattr(value, "shape"):
-            what += f" of shape {tuple(value.shape)}"
-        elif isinstance(value, (list, tuple)):
-            what += f" of {len(value)}"
-        raise ValueError(f"it returned {what}; return one number (a float)")
-    number = float(value)
-    if not math.isfinite(number) or abs(number) > LARGEST:
-        raise ValueError(f"it returned {number:g}; return a finite number")
-    return number
 
 
 def described(error: BaseException, source: str) -> str:

@@ -132,6 +132,14 @@ VERBATIM = {
     "thinking process in <think> </think> and final answer (option) in <answer> </answer> tags. If you "
     "detect that you made a mistake in your "
     f"reasoning at any point, correct yourself inside <reflection></reflection> tags.{REPLY}",
+    "qwen3_instruct": (
+        "<|im_start|>user\nPQ\nOutput the thinking process in <think> </think> and final answer in <answer> "
+        f"</answer> tags.{REPLY}"
+    ),
+    "qwen3_thinking": (
+        f"<|im_start|>user\nPQ\nOutput the final answer in <answer> </answer> tags.{REPLY}<think>\n"
+    ),
+    "qwen3_direct": f"<|im_start|>user\nPQ{REPLY}",
     "shapes": "PUser: Q\nAssistant: <think>",
 }
 
@@ -147,8 +155,9 @@ def verbatim(template, example):
 
 def test_every_template_is_pinned():
     assert set(VERBATIM) == set(TEMPLATES)
-    assert {name for name, template in TEMPLATES.items() if template.opening == "<think>"} == {
+    assert {name for name, template in TEMPLATES.items() if template.opening.strip() == "<think>"} == {
         "visualthinker",
+        "qwen3_thinking",
         "shapes",
     }
     assert all(template.text.endswith(template.opening) for template in TEMPLATES.values())

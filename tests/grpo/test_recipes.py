@@ -61,6 +61,13 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def base_of(base, tmp_path_factory):
+    """The tiny twin of a recipe's model."""
+    qwen3 = qwen_folder(tmp_path_factory.mktemp("models") / "qwen3_vl", "qwen3_vl")
+    return lambda recipe: qwen3 if "Qwen3-VL" in parse.load(recipe).model else base
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """{task: a file or folder in its layout}."""
     folder = tmp_path_factory.mktemp("data")
@@ -121,12 +128,14 @@ def test_plan(recipe, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("recipe", REAL)
-def test_two_steps(recipe, base, data, tmp_path, capsys):
+def test_two_steps(recipe, base_of, data, tmp_path, capsys):
+    base = base_of(recipe)
     assert train.main(small(recipe, base, data, tmp_path / "run", "--dry-run")) == 0
     assert recipe in capsys.readouterr().out
     out = trained(recipe, base, data, tmp_path / "run")
     cfg, rows = parse.load(tmp_path / "run" / "config.yaml"), [row for row in metrics(out) if row["step"]]
     assert [row["step"] for row in rows] == [1, 2] and all(row["grad_norm"] > 0 for row in rows)
+    assert all(row.get("sampling/logp_gap_max", 0) <= 1e-5 for row in rows)
     named = {
         "group",
         "cap",
@@ -277,11 +286,11 @@ def test_dynamic_sampling_draws_again_and_goes_on_exactly(base, data, tmp_path, 
     )
 
 
-# ---- both architectures, from files, end to end
+# ---- each architecture, from files, end to end
 
 
 @pytest.mark.parametrize(
-    "architecture, task", [("qwen2_vl", "jsonl"), ("qwen2_5_vl", "sat"), ("qwen2_5_vl", "jsonl")]
+    "architecture, task", [("qwen2_vl", "jsonl"), ("qwen2_5_vl", "sat"), ("qwen3_vl", "sat")]
 )
 def test_three_steps_and_an_exact_resume(architecture, task, data, tmp_path, monkeypatch):
     """A JSONL folder and a parquet file with photographs: all parameters move, and a run that was stopped

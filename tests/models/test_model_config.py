@@ -2,6 +2,7 @@
 what we can't compute is refused."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -76,7 +77,56 @@ QWEN2_5_VL_3B = {
         "tokens_per_second": 2,
     },
 }
-HUB = {"qwen2_vl": QWEN2_VL_2B, "qwen2_5_vl": QWEN2_5_VL_3B}
+QWEN3_VL_2B = {
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "image_token_id": 151655,
+    "model_type": "qwen3_vl",
+    "text_config": {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "dtype": "bfloat16",
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 6144,
+        "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "rope_theta": 5000000,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "vocab_size": 151936,
+    },
+    "tie_word_embeddings": True,
+    "transformers_version": "4.57.0.dev0",
+    "video_token_id": 151656,
+    "vision_config": {
+        "deepstack_visual_indexes": [5, 11, 17],
+        "depth": 24,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_size": 1024,
+        "in_channels": 3,
+        "initializer_range": 0.02,
+        "intermediate_size": 4096,
+        "model_type": "qwen3_vl",
+        "num_heads": 16,
+        "num_position_embeddings": 2304,
+        "out_hidden_size": 2048,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    },
+    "vision_end_token_id": 151653,
+    "vision_start_token_id": 151652,
+}
+HUB = {"qwen2_vl": QWEN2_VL_2B, "qwen2_5_vl": QWEN2_5_VL_3B, "qwen3_vl": QWEN3_VL_2B}
 
 
 def test_hub_file_of_qwen2_vl():
@@ -116,6 +166,14 @@ def test_hub_file_of_qwen2_5_vl():
     assert vision.fullatt_block_indexes == (7, 15, 23, 31)
 
 
+def test_hub_file_of_qwen3_vl():
+    from grpo.plan.known_models import KNOWN
+
+    assert ModelConfig.from_dict(QWEN3_VL_2B) == replace(
+        KNOWN["Qwen/Qwen3-VL-2B-Instruct"], bos_token_id=151643, eos_token_id=151645
+    )
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_we_write_means_the_same_to_transformers(architecture):
     """Through our file or the hub's own, transformers sees the same fields; and its own nested file is
@@ -123,7 +181,8 @@ def test_what_we_write_means_the_same_to_transformers(architecture):
     config = ModelConfig.from_dict(HUB[architecture])
     read = TWINS[architecture].config_class.from_dict
     theirs, again = (read(json.loads(json.dumps(values))) for values in (HUB[architecture], config.to_dict()))
-    for key in (*NEEDED, *OPTIONAL, "rope_parameters"):
+    own = ("head_dim",) if architecture == "qwen3_vl" else ()
+    for key in (*NEEDED, *OPTIONAL, *own, "rope_parameters"):
         assert getattr(theirs.text_config, key) == getattr(again.text_config, key), key
     mine, other = theirs.vision_config.to_dict(), again.vision_config.to_dict()
     ignored = {"in_chans", "spatial_patch_size", "tokens_per_second", "model_type", "transformers_version"}
@@ -206,6 +265,9 @@ def hub_file(name):
     return json.loads(file_text(name))
 
 
+TIED = "tie_word_embeddings"
+
+
 def objects_of(values, path=()):
     """The path of each object of a file that is read."""
     yield path
@@ -224,6 +286,8 @@ def places_of(values):
             shadowed = not path and "text_config" in values and key not in (*PLACEHOLDERS, "vision_config")
             # transformers' file has the decoder's keys in `text_config`, and a tower's own start
             unread = path == ("vision_config",) and key in ("initializer_range", "rope_parameters")
+            # Qwen3-VL's is at the top
+            unread |= path == ("text_config",) and key == TIED and values["model_type"] == "qwen3_vl"
             if key in KIND and not unread and (not shadowed or key.endswith(("config", "embeddings"))):
                 yield (*path, key)
 
@@ -292,6 +356,10 @@ def test_values_that_contradict_each_other(architecture, change, why):
 # ---- valid variations mean what they mean to transformers
 
 
+# in transformers' modelling files
+DEFAULT_SECTION = {"qwen2_vl": (16, 24, 24), "qwen2_5_vl": (16, 24, 24), "qwen3_vl": (24, 20, 20)}
+
+
 def seen_by_transformers(architecture, values):
     """The numbers that decide the computation, as transformers reads them."""
     config = TWINS[architecture].config_class.from_dict(json.loads(json.dumps(values)))
@@ -301,7 +369,7 @@ def seen_by_transformers(architecture, values):
     seen |= {key: getattr(vision, key) for key in VISION}
     seen |= {key: getattr(config, key) for key in (*PLACEHOLDERS, "tie_word_embeddings")}
     return seen | {
-        "mrope_section": tuple(rope.get("mrope_section", (16, 24, 24))),
+        "mrope_section": tuple(rope.get("mrope_section", DEFAULT_SECTION[architecture])),
         "rope_theta": rope["rope_theta"],
     }
 
@@ -321,7 +389,8 @@ ABSENT_KEYS += [*PLACEHOLDERS, "bos_token_id", "eos_token_id", "use_sliding_wind
 def test_absent_keys_have_transformers_defaults(architecture):
     for key in ABSENT_KEYS:
         values = hub_file(f"{architecture} flat")
-        del values[key]
+        for inner in (values, values.get("text_config", {})):
+            inner.pop(key, None)
         assert seen_by_us(values) == seen_by_transformers(architecture, values), key
     for key in ("in_chans", "patch_size", "spatial_merge_size", "temporal_patch_size", "mlp_ratio"):
         values = hub_file(f"{architecture} flat")
@@ -344,8 +413,10 @@ def test_absent_keys_have_transformers_defaults(architecture):
     ],
     ids=str,
 )
-def test_variations_of_the_flat_file(architecture, change):
-    values = hub_file(f"{architecture} flat") | change
+def test_variations_of_the_hubs_file(architecture, change):
+    values = hub_file(f"{architecture} flat")
+    top = "tie_word_embeddings" in change
+    (values if top else values.get("text_config", values)).update(change)
     assert seen_by_us(values) == seen_by_transformers(architecture, values)
 
 

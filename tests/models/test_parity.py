@@ -1,5 +1,5 @@
-"""Equal to transformers' own Qwen2-VL and Qwen2.5-VL (eager, float32): vision tower, logits, gradients,
-greedy decoding.
+"""Equal to transformers' own Qwen2-VL, Qwen2.5-VL and Qwen3-VL (eager, float32): vision tower, logits,
+gradients, greedy decoding.
 
 Tolerances: two float32 programs that sum in different orders. The tiny policies have logits and features of
 size 1 to 10, where 1e-5 is a few dozen roundings; a wrong mask, position or scale is off by 1e-2 and more.
@@ -46,9 +46,10 @@ def test_vision_tower(pair, grids):
     policy, twin = pair
     grid = torch.tensor(grids)
     patches = torch.randn(int(grid.prod(1).sum()), 1176, generator=torch.Generator().manual_seed(1))
-    theirs = twin.model.visual(patches, grid_thw=grid).pooler_output
+    found = twin.model.visual(patches, grid_thw=grid)
+    theirs = torch.stack((found.pooler_output, *getattr(found, "deepstack_features", ())))
     ours = policy.visual(patches, grid)
-    assert theirs.abs().max() > 1
+    assert theirs[0].abs().max() > 1
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 

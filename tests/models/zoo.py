@@ -1,4 +1,4 @@
-"""Tiny random policies of both architectures, their twins in transformers, and prompts with pictures of
+"""Tiny random policies of each architecture, their twins in transformers, and prompts with pictures of
 several sizes."""
 
 import torch
@@ -9,27 +9,31 @@ from models.config import ModelConfig, VisionConfig
 from models.mrope import mrope_positions
 from models.qwen_vl import PromptBatch
 
-ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl")
+ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 IMAGE, VOCABULARY = 3, 90
 TWINS = {
     "qwen2_vl": transformers.Qwen2VLForConditionalGeneration,
     "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
+    "qwen3_vl": transformers.Qwen3VLForConditionalGeneration,
 }
 
 
 def tiny_config(architecture="qwen2_vl", tied=True) -> ModelConfig:
     """D = 64, H = 4, K = 2, E = 16, three blocks; a vision tower of four, windows of 4x4 merged tokens in
-    Qwen2.5-VL.
+    Qwen2.5-VL. Qwen3-VL: E = 24, 6x6 learned positions, DeepStack after two of the tower's blocks.
 
-    rope_theta and rms_norm_eps are not the defaults, so that losing them between two files shows.
+    rope_theta and rms_norm_eps are not the defaults, so that losing them between two files shows; nor are
+    Qwen3-VL's patches, which are as large as the others'.
     """
     vision = dict(depth=4, width=32, num_heads=2, hidden_size=64)
+    decoder = dict(mrope_section=(2, 3, 3))
     if architecture == "qwen2_vl":
-        vision = VisionConfig(intermediate_size=64, **vision)
+        vision |= dict(intermediate_size=64)
+    elif architecture == "qwen2_5_vl":
+        vision |= dict(intermediate_size=52, gated=True, window_size=112, fullatt_block_indexes=(1, 3))
     else:
-        vision = VisionConfig(
-            intermediate_size=52, gated=True, window_size=112, fullatt_block_indexes=(1, 3), **vision
-        )
+        vision |= dict(intermediate_size=52, num_position_embeddings=36, deepstack_visual_indexes=(1, 2))
+        decoder = dict(mrope_section=(6, 3, 3), head_dim=24)
     return ModelConfig(
         architecture,
         VOCABULARY,
@@ -38,8 +42,8 @@ def tiny_config(architecture="qwen2_vl", tied=True) -> ModelConfig:
         3,
         4,
         2,
-        vision,
-        mrope_section=(2, 3, 3),
+        VisionConfig(**vision),
+        **decoder,
         rope_theta=5000.0,
         rms_norm_eps=1e-5,
         tie_word_embeddings=tied,

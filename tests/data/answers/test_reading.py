@@ -73,6 +73,11 @@ def test_decoration_around_a_choice(said):
     |So, 3|Thus, 3|Therefore 3|Hence, x = 3|\boxed{3\text{ cm}^2}|\boxed{3\text{ cm^{2}}}
     |3 \text{m}\,\text{s}^{-1}
     |3 kilowatt-hours|3 cm sq.|3 years old|3 dam|3 pF|3 mmHg|3 牛顿|3 岁|3单位|3 平方单位|{3}|3&deg;|3&nbsp;cm
+    |x = "3"|"3" cm|[3] cm|3 [cm]|3 (cm²)|**x = 3**cm|**3**cm|\boxed{\text{Answer: } 3}|\SI{3}{cm}
+    |3^{\text{o}}|3{\rm cm}|3 {\text{cm}}|3{cm}
+    |3 {}^{\circ}|3゜|<ABC = 3°|\angle A B C=3^{\circ}|∡ABC=3°|\overset{\frown}{AB}=3|⌒AB=3|m\widehat{AB}=3
+    |∠AOB的度数为3°|角ABC=3°|m\angle{1}=3|\overline{A B}=3|\lvert AB\rvert = 3|\|AB\| = 3|A'B' = 3|A_1B_1 = 3
+    |S四边形ABCD=3|S□ABCD = 3|S_{\text{shaded region}}=3|AB的长为3|半径r=3
     |\sqrt 9|\sqrt{ 9 }|\surd9|sqrt(9)|\root 3 \of {27}|{6}/{2}""".replace("\n    |", "|").split("|"),
 )
 def test_spellings_of_a_number(said):
@@ -180,7 +185,8 @@ def test_two_answers_hedges_and_letters_in_running_text_are_wrong(said):
     "between 3 and 4|3;4|(3,4)|$3$ or $4$|±3|3 to 4|3/4|1+1=3|**3** or **4**|3:4|3a|less than 3|"
     "x > 3|3K|3M|3 million|3 cm cm|3%%|0.3|1/3|3^2|3 cm 4|three|two = 3|x is not 3|what is 3|x = y|"
     "3 ≈ 4|x不为3|"
-    "x ≠ 3|-x = 3|2x = 3|x^2 = 3|x, y = 3|there is 3|1. 3|3,000|(3, 000)|3 is 4|π = 3|3 ≈ 3.2".split("|"),
+    "x ≠ 3|-x = 3|2x = 3|x^2 = 3|x, y = 3|there is 3|1. 3|3 is bad|3是错的|可能是3|约为3|"
+    "a+b = 3|3,000|(3, 000)|3 is 4|π = 3|3 ≈ 3.2".split("|"),
 )
 def test_no_other_number_is_right(said):
     assert not right(said, "3")
@@ -304,7 +310,33 @@ def test_any_text_is_read_or_refused(text):
 
 
 @pytest.mark.parametrize(
-    "sign", [*"$\\{}()[]*`'\"_^<>=≈ 1.,A~", "\\frac", "\\text{", "**a ", "_a", "<b ", "A:", "^o", "the "]
+    "sign",
+    [
+        *"$\\{}()[]*`'\"_^<>=≈ 1.,A~",
+        "\\frac",
+        "\\text{",
+        "**a ",
+        "_a",
+        "<b ",
+        "A:",
+        "^o",
+        "the ",
+        "\\over ",
+        "{a \\over ",
+        "sqrt(a",
+        "\\root",
+        "&lt;",
+        "(U[",
+        "{1}^",
+        "So, ",
+        "x=",
+        "是",
+        "A B ",
+        "\\color{",
+        "**",
+        "<A",
+        ", ",
+    ],
 )
 def test_every_sign_costs_linear_time(sign):
     """At the longest an answer may be, and within seconds for hundreds of them."""

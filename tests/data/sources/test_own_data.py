@@ -75,6 +75,8 @@ FILES = {
     "windows.jsonl": LINES.replace("\n", "\r\n").encode(),
     "old_mac.jsonl": LINES.replace("\n", "\r").encode(),
     "utf16le.jsonl": LINES.encode("utf-16"),
+    "utf16_no_mark.jsonl": LINES.encode("utf-16-le"),
+    "utf32.jsonl": LINES.encode("utf-32"),
     "utf16be.jsonl": b"\xfe\xff" + LINES.encode("utf-16-be"),
     "array.json": json.dumps(TWO).encode(),
     "indented.json": json.dumps(TWO, indent=2).encode(),
@@ -147,6 +149,17 @@ def bad(examples, number):
     return error.value
 
 
+def test_rows_inside_another_object_and_tables_are_named(tmp_path):
+    for inside in ({"1": ROW, "2": ROW}, {"data": [ROW, ROW]}):
+        for indent in (None, 1):
+            (tmp_path / "x.json").write_text(json.dumps(inside, indent=indent))
+            said = str(bad(read(tmp_path / "x.json"), 0))
+            assert "this object holds others" in said and "write the rows alone, as one array" in said
+    (tmp_path / "x.csv").write_text("question,answer\nQ?,1\n")
+    with pytest.raises(BadSource, match=r'is a table; .*pandas.read_csv\("x.csv"\).to_json\("x.jsonl"'):
+        read(tmp_path / "x.csv")
+
+
 def test_a_mistake_within_an_item_of_an_array_is_a_bad_row(tmp_path):
     text = json.dumps([*TWO, *TWO], indent=2)
     (tmp_path / "x.json").write_text(text.replace('",', '"', 1))
@@ -194,6 +207,14 @@ ANSWERS = [
     ([0.5, 1], 0.5, 0), ([10, 20, 30], 2, 2), (["A. a cat", "B. a dog"], "B. a dog", 1),
     (["A. <image>", "B. <image>"], "B", 1), ({"A": "a cat", "B": "a dog"}, "B", 1),
     ({"B": "a dog", "A": "a cat", "C": None}, "a dog", 1), ({"(a)": "a cat", "(b)": "a dog"}, 1, 1),
+    (["a) a cat", "b) a dog"], "B", 1), (["1. a cat", "2. a dog"], 1, 0), (["1. a cat", "2. a dog"], "2.", 1),
+    (["1. a cat", "2. a dog"], 0, "is not one of"), (["1.5", "2.7"], "2.7", 1),
+    (["B. A.", "G. B."], 0, 0), (["1. 5 cm", "2. 1 cm"], "1", "is not one of"), (["1. 5", "2. 6"], "6", 1),
+    ({"1": "a cat", "2": "a dog"}, "2", 1), ({"A": 5, "B": 6}, "5", 0),
+    ({"A": "x", "B": "x"}, "A", "the same"), (list("zyxwvutsrqponmlkjihgfedcba"), "z", 0),
+    ({"A": ["x"], "B": "y"}, "A", "a list of list, str"), ({}, "x", ""),
+    ({"A": "", "B": "y"}, "B", "is empty"), ({str(i): f"c{i}" for i in range(1, 13)}, "11", 10),
+    (["U. S.", "U. K."], "U. K.", 1), (["a cat", "a dog"], "The answer is B.", 1), ([1.5, 2], 2.0, 1),
     (PAIR, 2, "is not one of the 2 choices"), (PAIR, -1, "is not one of"), (PAIR, "2", "is not one of"),
     (PAIR, 0.5, "is not one of"), (PAIR, "A or B", "is not one of"), (PAIR, "", "is not one of"),
     (["12 cm", "5 cm"], "1", "is not one of"), (PAIR, True, "holds bool"), (PAIR, None, "holds NoneType"),
@@ -211,8 +232,9 @@ def test_a_right_choice_in_every_form(folder, choices, answer, wanted):
     pictures = {"pictures": ["a.png", "b.png"]} if "<image>" in str(choices) else {}
     row = {"question": "Which?", "choices": choices, "answer": answer} | pictures
     (folder / "x.jsonl").write_text(json.dumps(row))
-    if isinstance(wanted, int):
-        assert read(folder / "x.jsonl")[0].letter == "AB C"[wanted] or wanted == 2
+    if wanted == "":
+        assert read(folder / "x.jsonl")[0].choices == ()
+    elif isinstance(wanted, int):
         assert read(folder / "x.jsonl")[0].choices.index(read(folder / "x.jsonl")[0].answer) == wanted
     else:
         assert wanted in str(bad(read(folder / "x.jsonl"), 0))
@@ -688,6 +710,8 @@ def test_a_share_where_it_has_no_effect_is_refused(tmp_path):
     write_lines(tmp_path / "heldout.jsonl", [ROW])
     with pytest.raises(BadSource, match="heldout: .* has its own files for that"):
         read(tmp_path, "train", heldout=0.1)
+    with pytest.raises(BadSource, match="heldout: the split all holds nothing out"):
+        read(tmp_path / "train.jsonl", heldout=0.5)
     with pytest.raises(BadSource, match="heldout: must be a share"):
         read(tmp_path / "train.jsonl", "train", heldout=1.5)
     with pytest.raises(BadSource, match="heldout: this source has its own rows"):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from small import batch_of, full, micro_batch
+from small import batch_of, full, micro_batch, small_folder
 from torch.distributed.tensor import DTensor
 
 from data.chat import Chat
@@ -29,6 +29,12 @@ from models import weights
 
 RANKS = Ranks(0, 1, torch.device("cpu"))
 HOW = {"name": "adamw", "lr": 1e-3, "beta2": 0.999, "weight_decay": 0.1}
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl"])
+def base(request, tmp_path_factory):
+    """A small random policy's folder."""
+    return small_folder(tmp_path_factory.mktemp("base"), architecture=request.param)
 
 
 @pytest.fixture

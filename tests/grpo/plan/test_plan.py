@@ -44,13 +44,39 @@ GATED = ModelConfig(
         fullatt_block_indexes=(1,),
     ),
 )
+QWEN3 = ModelConfig(
+    "qwen3_vl",
+    vocab_size=90,
+    hidden_size=48,
+    intermediate_size=80,
+    num_hidden_layers=3,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    mrope_section=(2, 2, 2),
+    head_dim=12,
+    image_token_id=80,
+    video_token_id=81,
+    vision_start_token_id=82,
+    vision_end_token_id=83,
+    vision=VisionConfig(
+        depth=3,
+        width=32,
+        num_heads=2,
+        intermediate_size=56,
+        hidden_size=48,
+        patch_size=16,
+        num_position_embeddings=36,
+        deepstack_visual_indexes=(0, 2),
+    ),
+)
+MODELS = {"qwen2_vl tied": TINY, "qwen2_5_vl untied": GATED, "qwen3_vl untied": QWEN3}
 
 
 def named(items):
     return {item.name: item.bytes for item in items}
 
 
-@pytest.mark.parametrize("model", [TINY, GATED], ids=["qwen2_vl tied", "qwen2_5_vl untied"])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_parameters_are_those_of_the_model(model):
     policy = QwenVL(model)
     count = plan.parameters(model)
@@ -59,7 +85,7 @@ def test_parameters_are_those_of_the_model(model):
     assert ("head" in count) is not model.tie_word_embeddings
 
 
-@pytest.mark.parametrize("model", [TINY, GATED], ids=["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_kv_cache_is_what_prefill_makes(model):
     cfg = parse.load("shapes", ["prompts=2", "group=3", "cap=7", "max_prompt=20"])
     made = weights.init(model, 0).prefill(
@@ -120,6 +146,8 @@ def kept_by_autograd(model, count, length, group, cap, side, recompute):
         (TINY, (2, 40, 8, 64, 6)),
         (TINY, (2, 100, 2, 10, 18)),
         (GATED, (2, 40, 6, 30, 8)),
+        (QWEN3, (2, 40, 6, 30, 8)),
+        (QWEN3, (2, 100, 2, 10, 18)),
     ],
 )
 def test_activations_are_what_autograd_keeps(model, shape):
@@ -294,6 +322,9 @@ def test_frozen_parts_need_no_gradients_and_no_moments(part, kept):
         ("Qwen/Qwen2-VL-7B-Instruct", 16_582_751_232),
         ("Qwen/Qwen2.5-VL-3B-Instruct", 7_509_245_952),
         ("Qwen/Qwen2.5-VL-7B-Instruct", 16_584_333_312),
+        ("Qwen/Qwen3-VL-2B-Instruct", 4_255_064_064),
+        ("Qwen/Qwen3-VL-4B-Thinking", 8_875_631_616),
+        ("Qwen/Qwen3-VL-8B-Instruct", 17_534_247_392),
     ],
 )
 def test_known_models_have_the_size_of_the_hubs_files(name, size):

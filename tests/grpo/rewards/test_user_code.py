@@ -16,15 +16,8 @@ import torch
 from data.types import Example
 from grpo.rewards import user_code
 from grpo.rewards.rules import rule, score
-from grpo.rewards.user_code import (
-    RewardError,
-    RewardTimeout,
-    UserReward,
-    checked,
-    described,
-    load,
-    names_a_file,
-)
+from grpo.rewards.signatures import checked
+from grpo.rewards.user_code import RewardError, RewardTimeout, UserReward, described, load, names_a_file
 
 FILE = """\
 import multiprocessing, os, subprocess, sys, time
