@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2021): train two thin matrices beside a weight, and leave the weight as it is.
 
-    y = (W + (alpha / r) B A) x        A (r, in) random, B (out, r) zero at first        [Eq. 9]
+    y = (W + (alpha / r) B A) x        A (r, in) random, B (out, r) zero at first (Eq. 9)
 
 Only A and B have gradients and optimizer states. So W can be in bfloat16, and the policy without its adapters
 is the frozen reference: no second model is loaded.
@@ -25,11 +25,13 @@ from models.layers import to_float32
 from models.qwen_vl import QwenVL
 
 
+# [Eq. 9]
 @torch.no_grad()
 def merged(weight: Tensor, a: Tensor, b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """W + scale · B A, (out, in), added up in float32 and rounded once to `dtype`."""
+    """W + scale · B A, (out, in), added up in float32 and rounded once to `dtype`. scale: alpha / r."""
+    wide = to_float32(a).dtype
     with torch.autocast(weight.device.type, enabled=False):
-        return torch.addmm(to_float32(weight), to_float32(b), to_float32(a), alpha=scale).to(dtype)
+        return weight.to(wide, copy=True).addmm_(b.to(wide), a.to(wide), alpha=scale).to(dtype)
 
 
 class _Adapted(torch.autograd.Function):
@@ -45,7 +47,9 @@ class _Adapted(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outputs):  # pyrefly: ignore[bad-override]
-        (g,), (x, weight, a, b), scale = grad_outputs, ctx.saved_tensors, ctx.scale
+        g = grad_outputs[0]  # (T, out)
+        x, weight, a, b = ctx.saved_tensors
+        scale = ctx.scale
         with torch.autocast(x.device.type, enabled=False):
             of_x = g @ merged(weight, a, b, scale, x.dtype) if ctx.needs_input_grad[0] else None
             of_a = scale * ((g @ b.to(x.dtype)).T @ x)  # (r, in)

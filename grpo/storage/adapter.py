@@ -46,7 +46,8 @@ class Adapter:
     def pairs(self, policy: QwenVL, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
         """{layer: (A, B)}, for `lora.attach`. Raises ValueError, naming the file and the tensor, for a layer
         that the policy has not, and for another shape."""
-        layers, found = lora.candidates(policy), {}
+        layers = lora.candidates(policy)
+        found = {}
         for name in self.layers:
             layer = layers.get(name)
             if layer is None:
@@ -131,7 +132,8 @@ def base_name(base: Path) -> dict[str, str | None]:
 def copy(policy: nn.Module, rank: int, onto_cpu: OntoCPU) -> Adapter:
     """The policy's adapters on the CPU, for rank 0 to write; on other ranks on the meta device. Every rank
     holds them whole (grpo/parallel/fsdp.py)."""
-    layers, tensors = lora.adapted(policy), {}
+    layers = lora.adapted(policy)
+    tensors = {}
     for name, layer in layers.items():
         for part, inner in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
             key = f"{name}.{part}.weight"
