@@ -2,7 +2,8 @@
 
 Decoding a token launches hundreds of small kernels, and the GPU waits for each. A graph launches all at once,
 on the same addresses, so the work must be done in place. A new graph is recorded when slots are closed or
-given away, and when decoding reaches a place that the recording does not read.
+given away, and when decoding reaches a place that the recording does not read. All graphs share the memory of
+their intermediate results, because only one runs at a time and none leaves a result there.
 """
 
 from collections.abc import Callable
@@ -31,8 +32,9 @@ class Repeat:
             self.work()
             if self.multiple > 1 and left:
                 graph = torch.cuda.CUDAGraph()
-                # This only records; nothing runs.
-                with torch.cuda.graph(graph):
+                pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+                # This only records; nothing runs. A call of another thread (NCCL's watchdog) does no harm.
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                     self.work()
                 self.graphs[key] = graph
 

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from grpo.sampling import log_distribution
+from models.layers import linear_in_float32
 
 # MiB of a chunk's logits, unless a setting gives them. A GPU needs more tokens per product, because each
 # product reads the whole head.
@@ -135,7 +135,7 @@ class _Score(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for part, words in product(_parts(len(tokens), each), _parts(len(head), block)):
                 weight = head[words].to(ctx.dtype)
-                logits = kept[0].clone() if kept else F.linear(rows[part], weight).float()
+                logits = kept[0].clone() if kept else linear_in_float32(rows[part], weight).float()
                 if ctx.temperature != 1 and not kept:
                     logits.div_(ctx.temperature)
                 of_token = (tokens[part], slope[part], normaliser[part])

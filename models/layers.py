@@ -8,6 +8,9 @@ from models.packing import PromptGroups
 
 # Cosine and signed sine, float32, broadcastable to (..., heads, E).
 Rope = tuple[Tensor, Tensor]
+# On Hopper and newer PyTorch would prefer cuDNN's attention, which plans every new shape for 25 ms to 1 s. A
+# step makes fifty new shapes, because completions differ in length. The other kernels plan nothing.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def to_float32(x: Tensor) -> Tensor:
@@ -24,6 +27,30 @@ def to_attention_dtype(x: Tensor) -> Tensor:
     """
     is_exact = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
     return x.double() if is_exact else x
+
+
+def product_in_float32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, two matrices or two batches of them, with a result in float32, whatever their dtype. Float64
+    stays. A result in bfloat16 would round a logit of 20 to a multiple of 0.125."""
+    if a.dtype in (torch.float32, torch.float64):
+        return a @ b
+    if a.device.type == "cuda":
+        product = torch.mm if a.dim() == 2 else torch.bmm
+        return product(a, b, out_dtype=torch.float32)
+    # A CPU has no such kernel. Products of bfloat16 numbers are exact in float32.
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
+
+
+def linear_in_float32(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` of operands in autocast's dtype, else the weight's, with a result in float32. x (..., D),
+    weight (V, D) -> (..., V)."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if dtype in (torch.float32, torch.float64):
+        return F.linear(x, weight)
+    found = product_in_float32(x.to(dtype).reshape(-1, x.shape[-1]), weight.to(dtype).T)
+    return found.view(*x.shape[:-1], -1)
 
 
 class RMSNorm(nn.Module):
@@ -165,10 +192,23 @@ def decode_attention(
     B, K, R, E = q.shape
     dtype, S = q.dtype, prompt_k.shape[2]
     q, k, v = (to_attention_dtype(x).flatten(0, 1) for x in (q, k, v))
-    q = q * E**-0.5
     prompt_k, prompt_v = prompt_k.flatten(0, 1), prompt_v.flatten(0, 1)
-    prompt_score = groups.ungroup(groups.group_by_prompt(q) @ prompt_k.mT, R)
-    score = torch.cat((prompt_score, q @ k.mT), -1)  # (B·K, R, S + n)
-    weight = to_float32(score.view(B, K, R, -1).add_(bias)).softmax(-1).to(v.dtype).flatten(0, 1)
-    of_prompt = groups.ungroup(groups.group_by_prompt(weight)[..., :S] @ prompt_v, R)
-    return of_prompt.baddbmm_(weight[..., S:], v).to(dtype).view(B, K, R, E)
+    is_low = v.dtype not in (torch.float32, torch.float64)
+    q = q if is_low else q * E**-0.5
+    prompt_score = groups.ungroup(product_in_float32(groups.group_by_prompt(q), prompt_k.mT), R)
+    score = torch.cat((prompt_score, product_in_float32(q, k.mT)), -1).view(B, K, R, -1)  # (B, K, R, S + n)
+    most: Tensor | float = 1.0
+    if is_low:
+        # As the fused kernels of training: scores are scaled in float32, and the largest weight is 1, so that
+        # only the others are rounded.
+        weight = torch.add(bias, score, alpha=E**-0.5).softmax(-1)
+        most = weight.amax(-1, keepdim=True)
+        weight = (weight / most).to(v.dtype).flatten(0, 1)
+    else:
+        weight = score.add_(bias).softmax(-1).flatten(0, 1)
+    out = groups.ungroup(product_in_float32(groups.group_by_prompt(weight)[..., :S], prompt_v), R)
+    if is_low:
+        out = (out + product_in_float32(weight[..., S:], v)).view(B, K, R, E) * most
+    else:
+        out.baddbmm_(weight[..., S:], v)
+    return out.to(dtype).view(B, K, R, E)

@@ -11,14 +11,13 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.cache import KVCache
 from models.config import ModelConfig
 from models.decoder import Decoder, Streams, by_length, text_rope
-from models.layers import attention_dtype, group_mask, to_float32
+from models.layers import attention_dtype, group_mask, linear_in_float32
 from models.packing import Packing
 from models.vision import VisionTower
 
@@ -106,12 +105,11 @@ class QwenVL(nn.Module):
         P, G, C = completions.shape
         length = torch.full((P, G), C, device=completions.device) if length is None else length
         completion, parts = by_length(length, C)
-        x, positions, prompt, deep = self._prompts(prompts)
         inputs = torch.cat((prompts.last[:, None, None].expand(P, G, 1), completions[..., :-1]), -1)
+        x, positions, prompt, deep = self._embed(prompts, completion.pack(inputs))
         # All three axes have the same positions.
         places = prompts.next_position[:, None] - 1 + torch.arange(C, device=length.device)  # (P, C)
         places = completion.pack(places[:, None].expand(P, G, C))
-        x = torch.cat((x, self.model.embed_tokens(completion.pack(inputs))))
         rope = text_rope(torch.cat((positions, places.expand(3, -1)), 1), self.config)
         repeat = self.config.num_attention_heads // self.config.num_key_value_heads
         S, dtype = prompt.shape[1], attention_dtype(x)
@@ -120,7 +118,9 @@ class QwenVL(nn.Module):
         for number, block in enumerate(self.model.layers):
             last = block is self.model.layers[-1] and not with_prompts
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, streams, last, use_reentrant=False)[0]
+                # No block draws random numbers, so their state is not kept.
+                how = {"use_reentrant": False, "preserve_rng_state": False}
+                x = checkpoint(block, x, rope, streams, last, **how)[0]
             else:
                 x = block(x, rope, streams, last)[0]
             x = deep.add(x, number)
@@ -138,7 +138,7 @@ class QwenVL(nn.Module):
         a later row. Row p·group + g is of prompt p. Call it without gradients, then feed the prompts' last
         tokens to `decode`.
         """
-        x, positions, prompt, deep = self._prompts(prompts)
+        x, positions, prompt, deep = self._embed(prompts)
         streams = Streams(prompt, len(x))
         rope = text_rope(positions, self.config)
         keys = []
@@ -177,15 +177,22 @@ class QwenVL(nn.Module):
         The picture placeholders get the lowest number, in rollouts and in training alike. So they can't be
         drawn, and the policy that samples is the policy in the loss.
         """
-        logits = to_float32(F.linear(hidden, self.head_weight if head is None else head))
+        logits = linear_in_float32(hidden, self.head_weight if head is None else head)
         ids = ids_on(self.config.placeholder_ids, logits.device)
         return logits.index_fill_(-1, ids, torch.finfo(torch.float32).min)
 
-    def _prompts(self, prompts: PromptBatch) -> tuple[Tensor, Tensor, Packing, DeepStack]:
-        """Prompts without last tokens: embeddings and picture features (T, D), positions (3, T), packing; and
-        what is added to later hidden states."""
+    def _embed(
+        self, prompts: PromptBatch, inputs: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Packing, DeepStack]:
+        """The T tokens of the prompts without their last ones, then the n completion tokens `inputs` (n,):
+        embeddings and picture features (T + n, D); the prompts' positions (3, T) and packing; and what is
+        added to later hidden states.
+
+        One call of the embedding makes one dense gradient (V, D) of it; two calls would make two.
+        """
         prompt = Packing.of(prompts.length - 1, prompts.tokens.shape[1] - 1)
-        x = self.model.embed_tokens(prompt.pack(prompts.tokens[:, :-1]))
+        tokens = prompt.pack(prompts.tokens[:, :-1])
+        x = self.model.embed_tokens(tokens if inputs is None else torch.cat((tokens, inputs)))
         positions = prompt.pack(prompts.positions[..., :-1].transpose(1, 2)).T
         if not len(prompts.patches):
             return x, positions, prompt, DeepStack(positions[0, :0], x[:0, None])

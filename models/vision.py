@@ -218,7 +218,8 @@ class VisionTower(nn.Module):
         for number, block in enumerate(self.blocks):
             segments = full if number in config.fullatt_block_indexes else usual
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, rope, segments, use_reentrant=False)
+                how = {"use_reentrant": False, "preserve_rng_state": False}
+                x = checkpoint(block, x, rope, segments, **how)
             else:
                 x = block(x, rope, segments)
             if number in config.deepstack_visual_indexes:

@@ -80,8 +80,12 @@ def join_ranks(device: str = "auto", timeout: float = 600.0) -> Ranks:
         store.wait([f"reached {r}" for r in range(size)])
         # gradients are on the GPU, counts on the CPU
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        # NCCL connects at once, on this device; else its first barrier would have to guess the device
+        where = torch.device("cuda", local) if cuda else None
         seconds = timedelta(seconds=timeout)
-        dist.init_process_group(backend, timeout=seconds, store=store, rank=rank, world_size=size)
+        dist.init_process_group(
+            backend, timeout=seconds, store=store, rank=rank, world_size=size, device_id=where
+        )
     return Ranks(rank, size, torch.device("cuda", local) if cuda else torch.device("cpu"))
 
 

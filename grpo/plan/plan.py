@@ -3,7 +3,10 @@ and it fetches nothing for the models of grpo/plan/known_models.py.
 
 The numbers are bounds: every prompt has max_prompt tokens and one picture of the largest size, and every
 completion is as long as the cap. Under these, parameters, caches and logits are exact. Activations are an
-estimate, which tests compare with what autograd keeps. Libraries, fragmentation and data come on top.
+estimate, which tests compare with what autograd keeps. Fragmentation and data come on top.
+
+The numbers are those of the recipe's device, which need not be in the machine that is asked. With
+`device: auto` that is a GPU if products are in bfloat16.
 
 Weights, gradients and moments are float32 for every `dtype`. With bfloat16, autocast casts a weight where it
 is used, and keeps copies for the backward pass. Caches and the reference are in the dtype of the products.
@@ -12,8 +15,6 @@ is used, and keeps copies for the backward pass. Caches and the reference are in
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from data.processor import NESTED, PLAIN, picture_settings
 from data.sources import hub
@@ -29,6 +30,8 @@ from models.config import ModelConfig, VisionConfig
 
 # Documents of a prompt in imitation, as `data/shapes/documents.py` writes them.
 DOCUMENTS = 2
+# Bytes that CUDA, cuBLAS and NCCL take before the first tensor: an estimate.
+CUDA_CONTEXT = 3 << 29
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,11 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs: `held` all the time, and what each stage adds."""
+    """What a run needs: `held` all the time, and what each stage adds. device: "cpu" or "cuda"."""
 
     parameters: dict[str, int]
     dtype: str
+    device: str
     held: tuple[Item, ...]
     stages: tuple[StagePlan, ...]
 
@@ -118,6 +122,15 @@ def _vision_parameters(v: VisionConfig) -> int:
     return v.patch_dim * v.width + places + v.depth * block + merger_parameters(v) + vectors
 
 
+def device_and_dtype(device: str, dtype: str) -> tuple[str, str]:
+    """The device that a recipe is for, and the dtype of its products, if one or both are `auto`."""
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    if device == "auto":
+        device = "cuda" if dtype == "bfloat16" else "cpu"
+    return device, dtype
+
+
 def make_plan(
     cfg: Config,
     model: ModelConfig,
@@ -129,9 +142,9 @@ def make_plan(
     """The plan of one of `ranks` ranks.
 
     max_pixels: of a picture, if the settings have none (None: as many as fit into a prompt).
-    dtype: of matrix products, float32 or bfloat16 (None: the setting; auto counts as float32).
+    dtype: of matrix products, float32 or bfloat16 (None: the setting; auto is bfloat16 with device=cuda).
     """
-    dtype = dtype or ("bfloat16" if cfg.dtype == "bfloat16" else "float32")
+    device, dtype = device_and_dtype(cfg.device, dtype or cfg.dtype)
     size = 2 if dtype == "bfloat16" else FLOAT
     parts = parameters(model)
     count = sum(parts.values())
@@ -142,6 +155,8 @@ def make_plan(
         _optimizer(cfg.optim.name, _trained(parts, cfg.freeze)),
         _reference(cfg, count, size),
     )
+    if device == "cuda":
+        held += (Item("CUDA and its libraries", CUDA_CONTEXT, "an estimate"),)
     stages: list[StagePlan] = []
     step = 0
     steps = max(cfg.steps, 1)
@@ -151,12 +166,12 @@ def make_plan(
         end = steps if stage is cfg else min(stage.until, cfg.steps)
         group = stage.group if cfg.method == "grpo" else DOCUMENTS if cfg.task == "documents" else 1
         load = Load(prompts, cfg.max_prompt, patches, prompts * group, stage.cap)
-        rollout = _rollout(model, load, size, cfg.max_rows, count) if cfg.method == "grpo" else ()
+        rollout = _rollout(cfg, model, load, size, device) if cfg.method == "grpo" else ()
         most = (load.tokens, prompts * patches, _work(cfg, model, load))
-        learning = _learning(cfg, model, load, size)
+        learning = _learning(cfg, model, load, size, device)
         stages.append(StagePlan(step, end - 1, group, stage.cap, rollout, learning, *most))
         step = end
-    plan = Plan(parts, dtype, held, tuple(stages))
+    plan = Plan(parts, dtype, device, held, tuple(stages))
     sharded = ranks > 1 and cfg.shard != "never" and cfg.optim.name != "muon"
     return of_one_rank(plan, model, ranks) if sharded else plan
 
@@ -184,10 +199,9 @@ def _reference(cfg: Config, count: int, size: int) -> Item:
     return Item("reference", size * count, f"the frozen base, {shown_count(count)} x {size} bytes")
 
 
-def _rollout(model: ModelConfig, load: Load, size: int, max_rows: int | None, count: int) -> tuple[Item, ...]:
-    # Only on a CPU are products in float32.
-    cost = TokenCost.of(model, size, "cpu")
-    rows = min(max_rows or load.rows, load.rows)
+def _rollout(cfg: Config, model: ModelConfig, load: Load, size: int, device: str) -> tuple[Item, ...]:
+    cost, count = TokenCost.of(model, size, device), sum(parameters(model).values())
+    rows = min(cfg.max_rows or load.rows, load.rows)
     places = load.prompt + load.cap
     heads = model.num_attention_heads + 2 * model.num_key_value_heads
     qkv = model.num_hidden_layers * heads * model.head_size * (model.hidden_size + (not model.qwen3))
@@ -205,21 +219,25 @@ def _rollout(model: ModelConfig, load: Load, size: int, max_rows: int | None, co
         Item("masks", rows * places * cost.mask, f"{rows:,} rows x {places:,} places"),
         Item("logits", rows * cost.logits, words),
     )
+    if cfg.cuda_graphs:
+        # A graph's memory is its own: logits, their softmax, its exponentials, their sums with and without
+        # the impossible words, two masks; and a block's attention scores, thrice.
+        graph = 4 * (5 * model.vocab_size + 3 * model.num_attention_heads * places) + 2 * model.vocab_size
+        items += (Item("graph pool", rows * graph, f"{rows:,} rows, shared by all CUDA graphs"),)
     return items if size < FLOAT else items[1:]
 
 
-def _learning(cfg: Config, model: ModelConfig, load: Load, size: int) -> tuple[Item, ...]:
+def _learning(cfg: Config, model: ModelConfig, load: Load, size: int, device: str) -> tuple[Item, ...]:
     micro, several = _micro_batch(load, cfg.loss.micro_tokens)
     parts = parameters(model)
     words = model.vocab_size
     again = ", recomputed block by block" if cfg.recompute else ""
-    device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.tokens[1])
     # Float32 copies of a chunk's logits: themselves, divided by the temperature, and their log-softmax.
     alive = 2 + (cfg.temperature != 1)
     # A frozen tower keeps no activations.
     trained_load = replace(micro, patches=0) if "vision" in cfg.freeze else micro
-    kept = activations(model, trained_load, size, cfg.recompute)
+    kept = activations(model, trained_load, size, cfg.recompute, device)
     copies = Item("bfloat16 copies", 0, "none: products are in float32")
     if size < FLOAT:
         merger = merger_parameters(model.vision)
@@ -270,15 +288,15 @@ def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:
     return part, part != load
 
 
-def activations(model: ModelConfig, load: Load, size: int, recompute: bool) -> int:
+def activations(model: ModelConfig, load: Load, size: int, recompute: bool, device: str = "cpu") -> int:
     """Bytes that autograd keeps of one forward: what the products and norms of all blocks need again.
 
     With recomputation: each block's input, and the largest block whole. size: bytes of a number in products.
     """
     autocast = size < FLOAT
     width, head = model.hidden_size, model.head_size
-    # Products in float32 mean a CPU, where attention sums in float64.
-    attention = size if autocast else 2 * FLOAT
+    # See `to_attention_dtype` in models/layers.py.
+    attention = 2 * FLOAT if device == "cpu" and not autocast else size
     prompt_tokens, completion_tokens = load.tokens
     tokens, places = prompt_tokens + completion_tokens, load.prompt + load.cap
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head

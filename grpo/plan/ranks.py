@@ -41,7 +41,7 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
         # The embedding is not cast; a tied head is a cast copy of it.
         gathered += size * (root if tied else root - embedding)
         again = f" and once more x {size}"
-    else:
+    elif plan.device == "cpu":
         learning += 2 * FLOAT * count
         gradients += ", and all in float64, as on a CPU"
     item = type(plan.held[0])

@@ -5,14 +5,15 @@ Read: LoRA adapters of the blocks' linear layers, all of one rank. What else PEF
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from models import lora
+from models import lora, weights
 from models.qwen_vl import QwenVL
 from models.weights import RENAMED, OntoCPU, hub_name
 
@@ -37,6 +38,10 @@ class Adapter:
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors."""
         return self.tensors
+
+    def to(self, dtype: torch.dtype) -> "Adapter":
+        """The same in another dtype."""
+        return replace(self, tensors={name: tensor.to(dtype) for name, tensor in self.tensors.items()})
 
     @property
     def layers(self) -> list[str]:
@@ -99,16 +104,18 @@ def read(folder: Path) -> Adapter:
     return Adapter(values["r"], float(values["lora_alpha"]), found)
 
 
-def write(adapter: Adapter, folder: Path, base: Path) -> list[Path]:
-    """Write an adapter of the model in the folder `base`. -> the files written. An adapter on the meta device
-    belongs to another rank."""
-    if any(tensor.is_meta for tensor in adapter.tensors.values()):
+def write(policy: QwenVL | Adapter, folder: Path, base: Path) -> list[Path]:
+    """Write a policy as `weights.save` does, or an adapter of the model in the folder `base`. -> the files
+    written. An adapter on the meta device belongs to another rank."""
+    if isinstance(policy, QwenVL):
+        return weights.save(policy, folder)
+    if any(tensor.is_meta for tensor in policy.tensors.values()):
         return []
-    tensors = {peft_name(name): tensor.contiguous() for name, tensor in adapter.tensors.items()}
+    tensors = {peft_name(name): tensor.contiguous() for name, tensor in policy.tensors.items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    alpha = int(adapter.alpha) if adapter.alpha == int(adapter.alpha) else adapter.alpha
-    layers = [peft_name(name).removeprefix(PREFIX) for name in adapter.layers]
-    values = {"peft_type": "LORA", "task_type": None, **base_name(base), "r": adapter.rank}
+    alpha = int(policy.alpha) if policy.alpha == int(policy.alpha) else policy.alpha
+    layers = [peft_name(name).removeprefix(PREFIX) for name in policy.layers]
+    values = {"peft_type": "LORA", "task_type": None, **base_name(base), "r": policy.rank}
     values |= {"lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none", "target_modules": layers}
     (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     return [folder / WEIGHTS, folder / CONFIG]
@@ -129,10 +136,11 @@ def base_name(base: Path) -> dict[str, str | None]:
     return {"base_model_name_or_path": name, "revision": base.name}
 
 
-def copy(policy: nn.Module, rank: int, onto_cpu: OntoCPU) -> Adapter:
-    """The policy's adapters on the CPU, for rank 0 to write; on other ranks on the meta device. Every rank
-    holds them whole (grpo/parallel/fsdp.py)."""
-    layers = lora.adapted(policy)
+def copy(policy: QwenVL, rank: int, ranks: int, onto_cpu: OntoCPU, **layout) -> QwenVL | Adapter:
+    """What a rank saves of a policy: `weights.rank_copy`; of one with adapters, rank 0 has them on the CPU,
+    and other ranks on the meta device. Every rank holds them whole (grpo/parallel/fsdp.py)."""
+    if not (layers := lora.adapted(policy)):
+        return weights.rank_copy(policy, rank, ranks, onto_cpu, **layout)
     tensors = {}
     for name, layer in layers.items():
         for part, inner in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):

@@ -8,7 +8,6 @@ from torch.distributed.tensor import DTensor
 
 from grpo.optim import Optimizer
 from grpo.storage import adapter, sharded
-from models import lora, weights
 from models.qwen_vl import QwenVL
 
 
@@ -41,10 +40,7 @@ def take(policy: QwenVL, optimizer: Optimizer, memory: dict[str, Tensor] | None 
             memory[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return memory[name].copy_(tensor, non_blocking=True)
 
-    is_lora = bool(lora.adapted(policy))
-    copy = (
-        adapter.copy(policy, rank, onto_cpu) if is_lora else weights.rank_copy(policy, rank, ranks, onto_cpu)
-    )
+    copy = adapter.copy(policy, rank, ranks, onto_cpu)
     states = {name: optimizer.state(p) for name, p in policy.named_parameters()}
     tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
     local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}

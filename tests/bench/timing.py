@@ -12,11 +12,14 @@ import resource
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench.about import about
@@ -132,6 +135,37 @@ def extra_memory(work: Callable[[], object]) -> int:
     before = resident("VmRSS")
     work()
     return resident("VmHWM") - before
+
+
+class PeakBytes(TorchDispatchMode):
+    """A context that counts the bytes of all tensors made inside: `now` of those that still exist, `peak` of
+    the most that existed at the same time. Fake tensors count like real ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        self._note((arguments, keywords), mine=False)
+        found = operator(*arguments, **(keywords or {}))
+        self._note(found, mine=True)
+        return found
+
+    def _note(self, tensors, mine: bool) -> None:
+        for tensor in tree_leaves(tensors):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            # a storage's Python object lives as long as the storage
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.alive:
+                self.alive[storage._cdata] = size = storage.nbytes() if mine else 0
+                weakref.finalize(storage, self._free, storage._cdata)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+
+    def _free(self, key: int) -> None:
+        self.now -= self.alive.pop(key)
 
 
 def kept_for_backward(policy: torch.nn.Module, forward: Callable[[], object]) -> int:

@@ -268,6 +268,14 @@ def test_slots_are_closed_as_rows_stop_but_for_a_few(policy, chat, sources, monk
     assert slots[1:] == [max(int((rollout.length > t).sum()), few) for t in range(1, len(slots))]
 
 
+@pytest.mark.parametrize("threads", [1, 2, 16, 96])
+def test_on_a_gpu_the_least_number_of_rows_is_not_that_of_the_threads(monkeypatch, threads):
+    """It was 4 + 4 x threads there too: with 16 threads 64 rows were never closed."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert module.least_rows("cuda") == module.MIN_ROWS_ON_GPU < 64
+    assert module.least_rows("cpu") == 4 + 4 * threads
+
+
 # ---- the address
 
 

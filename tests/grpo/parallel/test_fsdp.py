@@ -234,7 +234,7 @@ def test_the_plan_knows_what_is_gathered_and_held(alone):
     """The plan of a rank against the tensors themselves; vectors, which the plan counts as if they were
     cut, are 1 % of the built-in policy."""
     policy = weights.load(BUILT_IN)
-    cfg = parse.load("shapes", ["dtype=bfloat16"])
+    cfg = parse.load("shapes", ["dtype=bfloat16", "device=cpu"])
     fsdp.shard(policy, RANKS, use_bfloat16=True)
     items = {item.name: item for item in plan.make_plan(cfg, policy.config, ranks=4).stages[0].rollout}
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), fsdp.whole_weights(policy) as inside:

@@ -11,13 +11,15 @@ from small import batch_of
 
 from grpo.batch import collate_prompts
 from grpo.config import parse
+from grpo.logprobs import chunk_of
 from grpo.optim import Optimizer
 from grpo.plan import known_models, plan
+from grpo.sampling import sample
 from grpo.storage.model_folder import BUILT_IN
 from models import weights
 from models.config import ModelConfig, VisionConfig
 from models.qwen_vl import QwenVL
-from tests.bench.timing import child
+from tests.bench.timing import PeakBytes, child
 
 TINY = ModelConfig.from_folder(BUILT_IN)
 GATED = ModelConfig(
@@ -178,15 +180,8 @@ LARGE = {
     [
         ({}, 6, "prompts=8 group=8 cap=40 max_prompt=60"),
         (MIDDLE, 12, "prompts=4 group=6 cap=60 max_prompt=100 loss.micro_tokens=1000 recompute=true"),
-        pytest.param(
-            MIDDLE | {"vocab_size": 50000},
-            8,
-            "prompts=1 group=2 cap=50 max_prompt=60 loss.logits_mib=10",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            LARGE, 8, "prompts=2 group=4 cap=30 max_prompt=100 loss.micro_tokens=250", marks=pytest.mark.slow
-        ),
+        (MIDDLE | {"vocab_size": 50000}, 8, "prompts=1 group=2 cap=50 max_prompt=60 loss.logits_mib=10"),
+        (LARGE, 8, "prompts=2 group=4 cap=30 max_prompt=100 loss.micro_tokens=250"),
     ],
     ids=["built-in", "recomputed", "many words", "large, in two"],
 )
@@ -280,7 +275,7 @@ def cast_weights(model, recompute):
 def test_bfloat16_makes_no_copy_but_those_of_autocast():
     """Weights, gradients and moments stay float32, the reference does not; of every matrix the backward
     pass keeps a copy in bfloat16, unless blocks are recomputed."""
-    cfg, small = parse.load("shapes"), parse.load("shapes", ["recompute=true"])
+    cfg, small = (parse.load("shapes", ["device=cpu", f"recompute={on}"]) for on in ("false", "true"))
     full, half, frugal = (
         plan.make_plan(c, TINY, dtype=dtype)
         for c, dtype in ((cfg, "float32"), (cfg, "bfloat16"), (small, "bfloat16"))
@@ -401,6 +396,51 @@ def test_the_copy_that_checkpoints_are_written_from():
     said = plan.text(parse.load("shapes", ["optim.name=adamw"])).splitlines()[-1]
     assert said.startswith(f"and {plan.shown_bytes(3 * weights.bytes)} of the CPU's memory, for the copy")
     assert plan.text(parse.load("shapes", ["save.background=false"])).splitlines()[-1].startswith("peak: ")
+
+
+@pytest.mark.parametrize("gpu_here", [False, True])
+@pytest.mark.parametrize(
+    "settings, device, dtype, chunk",
+    [
+        ("device=auto dtype=auto", "cpu", "float32", 115),
+        ("device=auto dtype=bfloat16", "cuda", "bfloat16", 512),
+        ("device=cuda dtype=auto", "cuda", "bfloat16", 512),
+        ("device=cuda dtype=float32", "cuda", "float32", 512),
+        ("device=cpu dtype=bfloat16", "cpu", "bfloat16", 115),
+    ],
+)
+def test_the_plan_is_for_the_recipes_device_wherever_it_is_made(
+    monkeypatch, gpu_here, settings, device, dtype, chunk
+):
+    """A plan made on a login node without a GPU gave a chunk of logits a quarter of its size."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu_here)
+    cfg = parse.load("shapes", ["cap=5000", "max_prompt=100", "group=30", "prompts=9", *settings.split()])
+    model = known_models.SMALL
+    made = plan.make_plan(cfg, model)
+    assert (made.device, made.dtype) == (device, dtype)
+    tokens = chunk_of(model.vocab_size, None, device)
+    assert tokens == chunk_of(model.vocab_size, chunk, "cpu")
+    assert named(made.stages[0].learning)["logits of a chunk"] == 2 * tokens * model.vocab_size * 4
+    # attention sums in float64 on a CPU in float32 alone
+    size = {"cpu": 8, "cuda": 4}[device] if dtype == "float32" else 2
+    row = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size
+    assert named(made.stages[0].rollout)["KV cache, prompts"] == 9 * 100 * row * size
+    assert ("CUDA and its libraries" in named(made.held)) == (device == "cuda")
+
+
+def test_the_plan_knows_the_memory_of_recordings():
+    """As many bytes as a step's draw makes that are not its result, and more."""
+    cfg = parse.load("shapes", ["device=cuda", "prompts=1", "group=8", "cap=20"])
+    without, recorded = (
+        plan.make_plan(replace(cfg, cuda_graphs=on), known_models.SMALL).stages[0].rollout
+        for on in (False, True)
+    )
+    assert recorded[: len(without)] == without and recorded[-1].name == "graph pool"
+    logits, u = torch.zeros(8, known_models.SMALL.vocab_size), torch.rand(8)
+    with PeakBytes() as made:
+        sample(logits, u, 1.0)
+    # attention's scores come on top
+    assert logits.nbytes + made.peak <= recorded[-1].bytes <= 1.3 * (logits.nbytes + made.peak)
 
 
 def test_a_model_that_is_not_there():

@@ -33,7 +33,9 @@ def folders(tmp_path):
     policy = adapted()
     weights.save(tiny_policy(), tmp_path / "base")
     (tmp_path / "adapter").mkdir()
-    adapter.write(adapter.copy(policy, 0, lambda _, tensor: tensor), tmp_path / "adapter", tmp_path / "base")
+    adapter.write(
+        adapter.copy(policy, 0, 1, lambda _, tensor: tensor), tmp_path / "adapter", tmp_path / "base"
+    )
     return tmp_path / "adapter", tmp_path / "base", policy
 
 
@@ -45,7 +47,7 @@ def test_peft_computes_and_learns_the_same(architecture, tmp_path):
     policy = adapted(architecture)
     twin = twin_of(tiny_policy(architecture), tmp_path / "base")
     (tmp_path / "ours").mkdir()
-    adapter.write(adapter.copy(policy, 0, lambda _, tensor: tensor), tmp_path / "ours", tmp_path / "base")
+    adapter.write(adapter.copy(policy, 0, 1, lambda _, tensor: tensor), tmp_path / "ours", tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(twin, tmp_path / "ours", is_trainable=True).double()
     policy.double()
     prompts = prompt_batch([[(1, 4, 6)]])
