@@ -52,7 +52,7 @@ class Adapter:
         """{layer: (A, B)}, for `lora.attach`. Raises ValueError, naming the file and the tensor, for a layer
         that the policy has not, and for another shape."""
         layers = lora.candidates(policy)
-        found = {}
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for name in self.layers:
             layer = layers.get(name)
             if layer is None:
@@ -63,7 +63,7 @@ class Adapter:
                 if tensor is None or tensor.shape != shape:
                     there = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
                     raise ValueError(f"{folder / WEIGHTS}: tensor {key!r} of shape {shape} is {there}")
-            found[name] = tuple(self.tensors[f"{name}.lora_{part}.weight"] for part in shapes)
+            found[name] = self.tensors[f"{name}.lora_A.weight"], self.tensors[f"{name}.lora_B.weight"]
         return found
 
 
