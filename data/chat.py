@@ -20,13 +20,11 @@ from tokenizers import Tokenizer
 
 from data.images import open_picture, preprocess
 from data.processor import PictureSettings, json_object, picture_settings, shown
-from data.templates import IMAGE, SHOWN, VISION_END, VISION_START, open_template
+from data.templates import IMAGE, SHOWN, VISION_END, VISION_START, Template, open_template
 from data.types import MARK, Example, Prompt, PromptTooLong
 
 TURN_END = "<|im_end|>"
 MID_GREY = (128, 128, 128)
-
-
 _PIECE = re.compile(r"(<\|[a-z_]+\|>|\{pictures\}|\{asked\}|\{system\})")
 
 
@@ -35,21 +33,23 @@ class Chat:
 
     Reads tokenizer.json and the processor's file; tokenizer_config.json, generation_config.json and
     config.json only for the stop tokens. `max_prompt` is in tokens. `min_pixels` and `max_pixels` override
-    the folder's. `template` and `system`: see `open_template`. Raises ValueError that names the file.
+    the folder's. `template`: opened, or a name, which `open_template` opens with `system`. Raises ValueError
+    that names the file.
     """
 
     def __init__(
         self,
         folder: str | Path,
         *,
-        template: str,
+        template: str | Template,
         max_prompt: int = 1024,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
         system: str | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.template = open_template(template, self.folder, system)
+        opened = isinstance(template, Template)
+        self.template = template if opened else open_template(template, self.folder, system)
         self.max_prompt = max_prompt
         self.tokenizer = _tokenizer(self.folder)
         self._pieces = list(filter(None, _PIECE.split(self.template.text)))
@@ -212,4 +212,29 @@ def _tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     # as ordinary text
     tokenizer.encode_special_tokens = True
+    # transformers would add a token that only these files have
+    for file, name, number in _added_tokens(folder):
+        known = tokenizer.token_to_id(name) if isinstance(name, str) else None
+        if known is None or number not in (known, None):
+            said = f"added token {shown(name)} is {shown(number)}, in tokenizer.json it is {known}"
+            raise ValueError(f"{file}: {said}; save the tokenizer's files together")
     return tokenizer
+
+
+def _added_tokens(folder: Path) -> list[tuple[Path, str, int | None]]:
+    """The tokens that files beside tokenizer.json add: file, token, and its id where the file has one."""
+    file, old = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    found, numbered = json_object(file), json_object(old)
+    key = ""
+    try:
+        added: list[tuple[Path, str, int | None]] = []
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            more = found.get(key) or []
+            for token in more.values() if isinstance(more, dict) else list(more):
+                added.append((file, token if isinstance(token, str) else token["content"], None))
+        key = "added_tokens_decoder"
+        if found.get(key) is None:
+            return added + [(old, name, number) for name, number in numbered.items()]
+        return added + [(file, token["content"], int(number)) for number, token in found[key].items()]
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{file}: {key} is {shown(found[key])}; it must name tokens") from error
