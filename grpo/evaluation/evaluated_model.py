@@ -80,7 +80,9 @@ def evaluated_model(
     folder = model_folder(name)
     # `name` is a run folder, or one of its checkpoints
     run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent
-    own = (run / "checkpoints").is_dir() and (run / "config.yaml").is_file()
+    own = (run / "config.yaml").is_file() and any(
+        (run / name).is_dir() for name in ("checkpoints", "weights")
+    )
     cap, max_prompt, max_pixels = protocol.cap, MAX_PROMPT, protocol.max_pixels
     if own:
         cfg = parse.load(run / "config.yaml")
