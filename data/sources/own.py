@@ -34,6 +34,8 @@ FIELDS = (
     *("uid", "question", "choices", "answer", "picture", "pictures", "messages"),
     *("task", "kind", "wording", "extra"),
 )
+# fields that an empty list leaves out
+LISTS = ("choices", "picture", "pictures")
 KINDS = ("text", "number")
 # others' names of the fields
 ALIASES = {
@@ -149,7 +151,7 @@ def fields(values: Mapping[str, Any], names: Mapping[str, str], where: str) -> d
     found: dict[str, Any] = {}
     for name, value in renamed(values, names, where).items():
         ours = own_name(name, value)
-        empty = value is None or (value == [] and ours != "messages")
+        empty = value is None or (value == [] and ours in LISTS)
         # a column that another one replaces is not read; one without a value is as if it were not there
         if (ours in replaced and name not in names) or (empty and ours not in NEEDED):
             continue
