@@ -30,6 +30,8 @@ FORMAT = 2
 # settings and groups that may change when a run is continued: they do not change a gradient
 FREE = ("out.", "recompute.", "device.", "timeout.", "max_rows.", "cuda_graphs.", "loss.reference_on.")
 FREE += ("loss.micro_tokens.", "loss.logits_mib.", "eval.", "save.", "report.", "log.")
+# of these a change is noted: what is evaluated before and after it does not compare
+NOTED = ("eval.items", "eval.cap", "eval.task", "eval.data")
 
 
 @dataclass(frozen=True)
@@ -216,15 +218,16 @@ def load_run(folder: str | Path) -> Config:
 
 
 def check_same_run(config: Config, folder: str | Path, accepted: Iterable[str] = ()) -> list[str]:
-    """Compare the settings with those of the run in `folder`. -> a line for each change that is `accepted`,
-    and for a larger `steps`. Settings that cannot change a gradient differ freely (FREE). Raises ConfigError
-    for other changes, and for a run of another version."""
+    """Compare the settings with those of the run in `folder`. -> a line for each change that is `accepted` or
+    NOTED, and for a larger `steps`. Settings that cannot change a gradient differ freely (FREE). Raises
+    ConfigError for other changes, and for a run of another version."""
     if not (Path(folder) / "config.yaml").is_file():
         return []
     before = load_run(folder)
     changed = {text.partition(":")[0]: text for text in differences(before, config)}
-    changed = {key: text for key, text in changed.items() if not f"{key}.".startswith(FREE)}
-    named = {*accepted}
+    kept = [key for key in changed if key in NOTED or not f"{key}.".startswith(FREE)]
+    changed = {key: changed[key] for key in kept}
+    named = {*accepted, *NOTED}
     if config.steps > before.steps:
         named.add("steps")
         if config.optim.decay == "constant":
