@@ -231,4 +231,29 @@ def _tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     # as ordinary text
     tokenizer.encode_special_tokens = True
+    # transformers would add a token that only these files have
+    for file, name, number in _added_tokens(folder):
+        known = tokenizer.token_to_id(name) if isinstance(name, str) else None
+        if known is None or number not in (known, None):
+            said = f"added token {shown(name)} is {shown(number)}, in tokenizer.json it is {known}"
+            raise ValueError(f"{file}: {said}; save the tokenizer's files together")
     return tokenizer
+
+
+def _added_tokens(folder: Path) -> list[tuple[Path, str, int | None]]:
+    """The tokens that files beside tokenizer.json add: file, token, and its id where the file has one."""
+    file, old = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    found, numbered = json_object(file), json_object(old)
+    key = ""
+    try:
+        added: list[tuple[Path, str, int | None]] = []
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            more = found.get(key) or []
+            for token in more.values() if isinstance(more, dict) else list(more):
+                added.append((file, token if isinstance(token, str) else token["content"], None))
+        key = "added_tokens_decoder"
+        if found.get(key) is None:
+            return added + [(old, name, number) for name, number in numbered.items()]
+        return added + [(file, token["content"], int(number)) for number, token in found[key].items()]
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{file}: {key} is {shown(found[key])}; it must name tokens") from error
