@@ -43,9 +43,9 @@ def test_weights_adapters_and_merged_ones_are_what_is_planned(model, low):
     moments = sum(x.nbytes for p in trained for name, x in optimizer.state(p).items() if name != "step")
     assert held["adapters"] == moments + gradients and held["reference"] == 0
     own = {p.data_ptr() for p in policy.parameters()}
-    with torch.autocast("cpu", torch.bfloat16, enabled=low, cache_enabled=False):
-        with fsdp.whole_weights(policy) as sampler:
-            new = {p.data_ptr(): p.nbytes for p in sampler.parameters() if p.data_ptr() not in own}
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=low, cache_enabled=False)
+    with autocast, fsdp.whole_weights(policy) as sampler:
+        new = {p.data_ptr(): p.nbytes for p in sampler.parameters() if p.data_ptr() not in own}
     assert sampling["merged weights"] == sum(new.values())
 
 
