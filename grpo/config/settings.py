@@ -360,6 +360,8 @@ def contradictions(config: Config, questions: int) -> list[str]:
         return lines
     if config.stages and config.stages[-1].until > config.steps:
         lines.append(f"stages: until {config.stages[-1].until}, but the run ends at step {config.steps}")
+    if config.lora.rank and config.loss.reference_on == "host":
+        lines.append("loss.reference_on: has no effect with lora.rank: the reference is the policy itself")
     if config.max_rounds == 1 and config.enough < 1:
         lines.append("enough: has no effect without dynamic sampling; set max_rounds above 1")
     return lines
