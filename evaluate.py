@@ -154,9 +154,13 @@ def model_of(name: str, args: argparse.Namespace) -> EvaluatedModel:
 
 
 def questions(args: argparse.Namespace, models: list[EvaluatedModel]) -> Sequence[Example]:
-    """What is asked. Fills in `args.split`. Raises ValueError."""
+    """What is asked. Fills in `args.split`, and `args.heldout` as a model's run had it, because another share
+    would ask what was trained on. Raises ValueError."""
     whole = args.task in BENCHMARKS and args.task not in {model.trained_on for model in models}
     args.split = args.split or ("all" if whole else "heldout")
+    shares = [model.heldout for model in models if (model.trained_on, model.data) == (args.task, args.data)]
+    if args.heldout is None and args.split != "all" and shares:
+        args.heldout = shares[0]
     items = args.items or (None if args.data else DRAWN_ITEMS)
     what = {"columns": args.columns, "heldout": args.heldout}
     examples = open_split(args.task, args.data, args.split, items, args.seed, **what)

@@ -121,7 +121,8 @@ class Chat:
         """What imitation learns behind the prompt: the example's documents, without the opening that the
         prompt already holds; else its answer in the template's form."""
         found = example.extra.get("documents") or (self.bare(example.answer),)
-        return tuple(text.removeprefix(self.template.opening) for text in found)
+        opening = self.template.opening
+        return tuple(text.removeprefix(opening).removeprefix(opening.rstrip()) for text in found)
 
     def text(self, tokens: Sequence[int]) -> str:
         """Token ids of a completion -> the template's opening and the text before the first stop token."""

@@ -21,7 +21,7 @@ def tokenizer_folder(model: str) -> Path:
     """The folder with a model's tokenizer and processor: tiny, a folder, a run folder's newest checkpoint, or
     a model of the hub, without its weights. Raises BadSource."""
     folder = TINY if model == "tiny" else Path(model)
-    steps = sorted(folder.glob("checkpoints/step_*"))
+    steps = sorted(folder.glob("checkpoints/step_*[0-9]"))
     if steps or folder.is_dir():
         return steps[-1] if steps else folder
     if (named := hub.parts_of(model)) and not named[2]:

@@ -1,8 +1,9 @@
-"""A model without the optimizer's state:  python -m grpo.export MODEL OUT [--dtype bfloat16]
+"""A model to publish:  python -m grpo.export MODEL OUT [--dtype bfloat16] [--push OWNER/NAME]
 
 A checkpoint is a Hugging Face folder that also holds the optimizer's state, twice the size of the weights.
 This writes a folder without it: config, weights, tokenizer and processor files, in float32 as trained or in
-bfloat16 for serving. It checks the checkpoint's checksums first, and OUT is complete or absent.
+bfloat16 for serving; of a run, also README.md with scores and a way to ask. It checks the checkpoint's
+checksums first, and OUT is complete or absent. --push sends it to the hub.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from grpo.monitor.card import card, run_of
 from grpo.storage.checkpoint import SIDE_FILES, flush
 from grpo.storage.model_folder import model_folder
 from models import weights
@@ -39,6 +41,8 @@ def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
         for name in SIDE_FILES:
             if (folder / name).exists():
                 shutil.copyfile(folder / name, aside / name)
+        if run_of(folder):
+            (aside / "README.md").write_text(card(folder, out.name), encoding="utf-8")
         for path in (*aside.iterdir(), aside):
             flush(path)
         if out.exists():
@@ -49,6 +53,22 @@ def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
     return out
 
 
+def push(folder: Path, name: str) -> str:
+    """Upload an exported folder as the model `name` of the hub. A new one is private. -> its address. Raises
+    OSError if the hub refuses."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=name, commit_message="Exported by Glimpse")
+    # its errors, and those of its HTTP client, have no common class
+    except Exception as error:
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise OSError(f"{folder} is complete, but was not pushed to {name}: {said}") from error
+    return str(address)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and export. -> exit status."""
     what = "Write a checkpoint as a model folder without the optimizer's state."
@@ -57,9 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder to write: a new one, or an empty one")
     help = "type of the weights; bfloat16 is half the size, and rounds them"
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help=help)
+    help = "upload OUT to the hub, too; needs `hf auth login`. A new model is private until you say otherwise"
+    parser.add_argument("--push", metavar="OWNER/NAME", help=help)
     args = parser.parse_args(argv)
     try:
         print(export(args.model, args.out, DTYPES[args.dtype]))
+        if args.push:
+            print(push(args.out, args.push))
     except (ValueError, OSError) as error:
         print(f"grpo.export: {error}", file=sys.stderr)
         return 2

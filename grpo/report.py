@@ -5,7 +5,21 @@ from pathlib import Path
 
 from grpo.monitor.report import write_curves, write_report
 
+
+def main(argv: list[str]) -> int:
+    """Write both files, and print their paths. -> exit status."""
+    if len(argv) != 1:
+        print("usage: python -m grpo.report RUN, the folder of a run", file=sys.stderr)
+        return 2
+    try:
+        if not any((Path(argv[0]) / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+            raise ValueError(f"{argv[0]} holds no run: it has neither config.yaml nor metrics.jsonl")
+        print(*write_curves(argv[0]), *write_report(argv[0]), sep="\n")
+    except (ValueError, OSError) as error:
+        print(f"grpo.report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit("usage: python -m grpo.report RUN, the folder of a run")
-    print(*write_curves(sys.argv[1]), *write_report(sys.argv[1]), sep="\n")
+    sys.exit(main(sys.argv[1:]))

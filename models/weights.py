@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -148,6 +148,15 @@ def save(policy: QwenVL, folder: str | Path, *, max_shard_bytes: float = SHARD_B
             (folder / file).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
             written.append(folder / file)
     return written
+
+
+def save_file(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+    """Write a safetensors file with the mode of any new file. safetensors alone makes it 0600, and a server
+    of another user could not read it."""
+    path.touch()
+    mode = path.stat().st_mode
+    safetensors.torch.save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def file_layout(policy: QwenVL, max_shard_bytes: float = SHARD_BYTES) -> dict[str, list[str]]:

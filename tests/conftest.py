@@ -29,7 +29,7 @@ def run_once(tmp_path_factory):
     def run(*arguments):
         out = tmp_path_factory.mktemp("runs") / "straight"
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(report, "write_curves", lambda folder: [])
+            patched.setattr(report, "write_curves", lambda folder, say=print: [])
             assert train.main([*arguments, f"out={out}"]) == 0
         return out
 
@@ -41,6 +41,6 @@ def in_process(monkeypatch):
     """train.main takes all cores; the other tests get back what they had. Curves are not drawn: they take
     longer than the steps."""
     before = torch.get_num_threads()
-    monkeypatch.setattr(report, "write_curves", lambda folder: [])
+    monkeypatch.setattr(report, "write_curves", lambda folder, say=print: [])
     yield
     torch.set_num_threads(before)

@@ -3,6 +3,7 @@ single bad example is skipped, counted and named."""
 
 import io
 import json
+import re
 import shutil
 import zlib
 from dataclasses import replace
@@ -59,11 +60,11 @@ def refused(capsys, argv, *words):
 
 
 def one_line(err, program, words):
-    # The progress bar is no message; beside the bar of a run that failed before, a line begins with "one up".
+    # A step's line is no message.
     lines = [
         line.removeprefix("\x1b[A")
         for line in err.splitlines()
-        if line.strip("\x1b[A ") and "step/s" not in line
+        if line.strip("\x1b[A ") and not re.match(r"step \d+/\d+ ", line)
     ]
     line = lines[-1]
     assert line.startswith(program) and "Traceback" not in err, err

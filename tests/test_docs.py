@@ -48,7 +48,7 @@ EVERYWHERE = [
 ]
 README_COMMANDS = (
     'pip install -c constraints.txt -e ".[plot]" && torchrun train.py        # the main job\n'
-    'pip install -c constraints.txt -e ".[dev]"  && pytest                   # the tests\n'
+    'pip install -c constraints.txt -e ".[dev]" && pytest -n 2     # the tests, in two processes\n'
 )
 
 

@@ -96,7 +96,7 @@ def test_from_a_file_to_the_forward(file):
 @pytest.mark.parametrize("settings", [[], ["method=sft"]], ids=["grpo", "sft"])
 def test_training_on_several_pictures(file, tmp_path, monkeypatch, settings):
     before = torch.get_num_threads()
-    monkeypatch.setattr(report, "write_curves", lambda folder: [])
+    monkeypatch.setattr(report, "write_curves", lambda folder, say=print: [])
     base = small_folder(tmp_path / "base")
     status = train.main(
         [

@@ -34,6 +34,8 @@ FIELDS = (
     *("uid", "question", "choices", "answer", "picture", "pictures", "messages"),
     *("task", "kind", "wording", "extra"),
 )
+# fields that an empty list leaves out
+LISTS = ("choices", "picture", "pictures")
 KINDS = ("text", "number")
 # others' names of the fields
 ALIASES = {
@@ -130,16 +132,17 @@ class OwnShard:
         assert isinstance(self._file, ParquetShard)
         there = [name for name in self._file.columns if name not in self._names.values()]
         ours = {*map(own_name, there), *self._names}
-        has = ", ".join([*self._file.columns, *self._file.others][:20])
-        for name in NEEDED:
-            if name not in ours and "messages" not in ours and "prompt" not in there:
+        has = ", ".join([*self._file.columns, *self._file.others])[:200]
+        # what may hold messages brings both
+        for name in () if {"messages", "prompt"} & {*ours, *there} or "question" in self._names else NEEDED:
+            if name not in ours:
                 said = f"no column {name}; it has {has}; name it with the setting columns={{{name}: …}}"
                 raise BadSource(f"{self.path}: {said}")
         for theirs in self._names.values():
             if theirs not in self._file.columns and theirs.partition(".")[0] not in self._file.columns:
                 raise BadSource(f"{self.path}: no column {short(theirs)}, which columns names; it has {has}")
         if wrong := unknown(self._file.others, ours, self._names):
-            raise BadSource(f"{self.path}: {wrong[0]}: {wrong[1]}; {wrong[2]}")
+            raise BadSource(f"{self.path}: {short(wrong[0])[1:-1]}: {wrong[1]}; {wrong[2]}")
 
 
 def fields(values: Mapping[str, Any], names: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -147,9 +150,10 @@ def fields(values: Mapping[str, Any], names: Mapping[str, str], where: str) -> d
     replaced = {*names, *(RIVALS[name] for name in names if name in RIVALS)}
     found: dict[str, Any] = {}
     for name, value in renamed(values, names, where).items():
-        ours = name if name in names else own_name(name, value)
+        ours = own_name(name, value)
+        empty = value is None or (value == [] and ours in LISTS)
         # a column that another one replaces is not read; one without a value is as if it were not there
-        if (ours in replaced and name not in names) or (value is None and ours not in NEEDED):
+        if (ours in replaced and name not in names) or (empty and ours not in NEEDED):
             continue
         if found.get(ours) is not None and value is not None:
             remedy = "keep one of the two, or choose one with the setting columns"
@@ -172,8 +176,9 @@ def fields(values: Mapping[str, Any], names: Mapping[str, str], where: str) -> d
 
 
 def own_name(name: str, value: Any = None) -> str:
-    """Our name of a field. A `prompt` that is not text holds messages."""
-    return "messages" if name == "prompt" and isinstance(value, (list, dict)) else ALIASES.get(name, name)
+    """Our name of a field. A question (or `prompt`) that is a list holds messages."""
+    ours = ALIASES.get(name, name)
+    return "messages" if ours == "question" and isinstance(value, (list, dict)) else ours
 
 
 def unknown(

@@ -28,8 +28,8 @@ HELP = Path(__file__).with_name("help.txt")
 # of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
 FORMAT = 2
 # settings and groups that may change when a run is continued: they do not change a gradient
-FREE = ("out.", "recompute.", "device.", "timeout.", "max_rows.", "cuda_graphs.", "eval.", "save.", "report.")
-FREE += ("loss.reference_on.", "loss.micro_tokens.", "loss.logits_mib.")
+FREE = ("out.", "recompute.", "device.", "timeout.", "max_rows.", "cuda_graphs.", "loss.reference_on.")
+FREE += ("loss.micro_tokens.", "loss.logits_mib.", "eval.", "save.", "report.", "log.")
 
 
 @dataclass(frozen=True)

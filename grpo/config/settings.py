@@ -125,6 +125,10 @@ class Evaluate:
     """Number of held-out questions. 0: no evaluation."""
     cap: int | None = None
     """Longest completion in evaluation, in tokens. null: the training cap."""
+    task: str | None = None
+    """Source of the held-out questions. null: the run's own task. Of a benchmark all questions are asked."""
+    data: str | None = None
+    """File, folder or hub dataset of the held-out questions. null: the run's own, or none."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,8 @@ class Save:
     """Steps between checkpoints. 0: only at the end."""
     keep: int = 2
     """Number of newest checkpoints to keep. 0: all. With 1 there is no older one if the last is damaged."""
+    weights_every: int = 0
+    """Steps between folders of weights alone (RUN/weights), which are all kept. 0: none."""
     background: bool = True
     """Train on while a checkpoint is written from a copy of it in CPU memory. false: wait, without a copy."""
 
@@ -237,6 +243,8 @@ class Config:
     eval: Evaluate = field(default_factory=Evaluate)
     save: Save = field(default_factory=Save)
     report: Report = field(default_factory=Report)
+    log: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    """Also log the metrics and some pictures there. Each is an extra: pip install -e ".[wandb]"."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -253,10 +261,10 @@ class Config:
 
 LEAST = {
     0: "steps seed loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
-    "optim.max_grad_norm eval.every eval.items save.every save.keep report.every report.prompts",
+    "optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every report.every "
+    "report.prompts",
     1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates "
-    "loss.minibatches loss.micro_tokens "
-    "eval.cap",
+    "loss.minibatches loss.micro_tokens eval.cap",
     2: "max_prompt",
 }
 """{smallest value: keys}."""

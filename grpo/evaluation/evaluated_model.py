@@ -42,8 +42,8 @@ class Overrides:
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """A model, and how it is asked. name: as on the command line. trained_on: the task of its run, or "".
-    digest: a hash of the weights."""
+    """A model, and how it is asked. name: as on the command line. trained_on, data, heldout: settings of its
+    run (task, data, heldout), "" and None without one. digest: a hash of the weights."""
 
     name: str
     folder: Path
@@ -55,6 +55,8 @@ class EvaluatedModel:
     dtype: str
     trained_on: str = ""
     digest: str = ""
+    data: str | None = None
+    heldout: float | None = None
 
     @property
     def direct(self) -> bool:
@@ -78,7 +80,9 @@ def evaluated_model(
     folder = model_folder(name)
     # `name` is a run folder, or one of its checkpoints
     run = Path(name) if (Path(name) / "checkpoints").is_dir() else folder.resolve().parent.parent
-    own = (run / "checkpoints").is_dir() and (run / "config.yaml").is_file()
+    own = (run / "config.yaml").is_file() and any(
+        (run / name).is_dir() for name in ("checkpoints", "weights")
+    )
     cap, max_prompt, max_pixels = protocol.cap, MAX_PROMPT, protocol.max_pixels
     if own:
         cfg = parse.load(run / "config.yaml")
@@ -97,9 +101,8 @@ def evaluated_model(
     template = template_for(overrides.template or cfg.template, protocol, overrides.prompt, keep)
     cap, max_prompt = overrides.cap or cap, overrides.max_prompt or max_prompt
     pixels = (cfg.min_pixels if as_run else None, overrides.max_pixels or max_pixels)
-    task = cfg.task if own else ""
-    digest = weights_digest(folder)
-    return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, task, digest)
+    trained = (cfg.task if own else "", weights_digest(folder), cfg.data, cfg.heldout)
+    return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, *trained)
 
 
 def renders_turns(folder: Path) -> bool:

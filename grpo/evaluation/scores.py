@@ -215,4 +215,6 @@ def flat_scores(found: Mapping[str, Any]) -> dict[str, float]:
     names = "accuracy format mean_length extraction_failure truncated repetition loop_ratio skipped".split()
     words = {f"aha/{name}": value for name, value in found["aha"].items() if "word/" not in name}
     tasks = {f"accuracy/{task}": block["accuracy"] for task, block in found["tasks"].items()}
-    return {name: found[name] for name in names} | found["measured"] | words | tasks
+    asked = {"questions": found["questions"]}
+    asked |= {f"questions/{task}": block["questions"] for task, block in found["tasks"].items()}
+    return {name: found[name] for name in names} | found["measured"] | words | tasks | asked

@@ -83,16 +83,22 @@ def difference_rows(found: Mapping[str, Mapping[str, Any]], first: str, second: 
 
 def before_after(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHook) -> str:
     """The table at the end of a run, from the first and the last evaluation (names without "eval/")."""
-    tasks = [(f"  {name.partition('/')[2]}", name) for name in final if name.startswith("accuracy/")]
-    sets = [(f"accuracy, {label}", f"{split}/accuracy") for split, label in hook.sets.items()]
+    kinds = [name.partition("/")[2] for name in final if name.startswith("accuracy/")]
+    tasks = [(f"  {task}", f"accuracy/{task}", f"questions/{task}") for task in kinds]
+    sets = [
+        (f"accuracy, {label}", f"{split}/accuracy", f"{split}/questions")
+        for split, label in hook.sets.items()
+    ]
     means = [("accuracy", "accuracy"), ("format", "format"), ("mean_length", "mean length")]
     means += hook.columns.items()
-    sampled = [(f"{label}, sampled", f"sampled/{name}") for name, label in means]
-    lines = [f"{'':<24} {'before':>8} {'after':>8}"]
-    for label, name in [("accuracy, held out", "accuracy"), *tasks, *sets, *sampled]:
+    sampled = [(f"{label}, sampled", f"sampled/{name}", "sampled/questions") for name, label in means]
+    lines = [f"{'':<24} {'n':>5} {'before':>8} {'after':>8}"]
+    for label, name, count in [("accuracy, held out", "accuracy", "questions"), *tasks, *sets, *sampled]:
         if name in base and name in final:
             style = ".1f" if "length" in name else ".1%"
-            lines.append(f"{label:<24} {base[name]:>8{style}} {final[name]:>8{style}}")
+            lines.append(
+                f"{label:<24} {final.get(count, ''):>5} {base[name]:>8{style}} {final[name]:>8{style}}"
+            )
     return "\n".join(lines)
 
 

@@ -7,7 +7,8 @@ running mean, dots are held-out questions.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from data.sources.table import hook_of
 from data.types import TaskHook
+from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import read
 
 
@@ -50,15 +52,17 @@ def own_panels(hook: TaskHook) -> list[Panel]:
 
 
 def charts(rows: Sequence[Mapping[str, Any]], hook: TaskHook, most: int = 600) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl -> what each panel draws: {title, note, scale, main, lines: [{label, x, y,
+    """Rows of metrics.jsonl -> what each panel draws: {title, note, scale, main, zero, lines: [{label, x, y,
     smooth, dots, band}]}. Panels and metrics without a number are left out. Lines of more than `most` points
-    are thinned by averaging neighbours."""
+    are thinned by averaging neighbours. zero: a sentence to show instead, if every number is 0; else None."""
     drawn = []
     for panel in [*PANELS, *own_panels(hook)]:
         lines = [line for how in ("lines", "dots") for line in _lines(rows, panel, how, most)]
         if lines:
             about = {name: getattr(panel, name) for name in ("title", "note", "scale", "main")}
-            drawn.append(about | {"lines": lines})
+            steps = len({x for line in lines for x in line["x"] if x})
+            zero = not any(any(line["y"]) or any(map(any, line.get("band", ()))) for line in lines)
+            drawn.append(about | {"zero": f"0 in all {steps} steps" if zero else None, "lines": lines})
     return drawn
 
 
@@ -116,19 +120,19 @@ def _smooth(values: list[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def write_curves(run_folder: str | Path) -> list[Path]:
-    """Draw curves.png from metrics.jsonl, and return the paths written: none, with a printed line that says
-    why, without matplotlib or without metrics."""
+def write_curves(run_folder: str | Path, say: Callable[[str], None] = print) -> list[Path]:
+    """Draw curves.png from metrics.jsonl, and return the paths written: none, and `say` is called with the
+    reason, without matplotlib or without metrics."""
     path = Path(run_folder) / "curves.png"
     try:
         import matplotlib
     except ImportError:
-        print("curves.png: skipped, matplotlib is not installed (pip install matplotlib)")
+        say("curves.png: skipped, matplotlib is not installed (pip install matplotlib)")
         return []
     metrics = path.with_name("metrics.jsonl")
     drawn = [chart for chart in charts(read(metrics), hook_of_run(path.parent)) if chart["main"]]
     if not drawn:
-        print(f"curves.png: skipped, {metrics} holds no metrics yet")
+        say(f"curves.png: skipped, {metrics} holds no metrics yet")
         return []
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -144,8 +148,10 @@ def write_curves(run_folder: str | Path) -> list[Path]:
             axis.set_visible(False)
         for axis in axes[-1]:
             axis.set_xlabel("step")
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        drawing = io.BytesIO()
+        figure.savefig(drawing, format="png", dpi=150, metadata={"Software": None})
         plt.close(figure)
+    write_whole(path, drawing.getvalue())
     return [path]
 
 
@@ -153,6 +159,11 @@ COLOURS = ("#3a6ea5", "#d07c2e", "#3d8f6e", "#a4527c", "#7a6cb5", "#8a7a3c", "#5
 
 
 def _draw(axis: Any, chart: Mapping[str, Any]) -> None:
+    axis.set_title(chart["title"])
+    if chart["zero"]:
+        axis.text(0.5, 0.5, chart["zero"], transform=axis.transAxes, ha="center", va="center")
+        axis.set(yticks=[], xticks=[])
+        return
     labels = list(dict.fromkeys(line["label"] for line in chart["lines"]))
     for line in chart["lines"]:
         colour = COLOURS[labels.index(line["label"]) % len(COLOURS)]
@@ -165,7 +176,6 @@ def _draw(axis: Any, chart: Mapping[str, Any]) -> None:
             axis.fill_between(line["x"], *line["band"], color=colour, alpha=0.10, lw=0)
         axis.plot(line["x"], line["y"], color=colour, alpha=0.28, lw=0.8)
         axis.plot(line["x"], line["smooth"], color=colour, lw=1.8, label=line["label"], zorder=4)
-    axis.set_title(chart["title"])
     if chart["scale"] == "log" and any(y > 0 for line in chart["lines"] for y in line["y"]):
         axis.set_yscale("log", nonpositive="mask")
     if chart["scale"] == "share":

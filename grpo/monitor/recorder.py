@@ -1,4 +1,4 @@
-"""What a run writes about its steps: metrics.jsonl, samples.jsonl, the progress bar, and warnings."""
+"""What a run writes about its steps: metrics.jsonl, samples.jsonl, progress, warnings, and loggers."""
 
 import math
 import sys
@@ -12,6 +12,7 @@ from data.sources.table import hook_of
 from grpo.batch import Batch
 from grpo.gradient import UpdateStats
 from grpo.monitor import report, warnings
+from grpo.monitor.loggers import Loggers
 from grpo.monitor.step_metrics import completion_rows, shown_groups, step_metrics
 from grpo.objective import LossStats
 from grpo.optim import NonFinite
@@ -44,8 +45,10 @@ class Recorder:
         self.ranks = ranks
         self.measure = hook_of(cfg.task).measure
         self.bar: tqdm | None = None
+        self.loggers: Loggers | None = None
         self.tokens = 0
-        # the last rows of metrics, for the warnings
+        # the first and the last rows of metrics, for the warnings
+        self.first: list[dict] = []
         self.recent: deque[dict] = deque(maxlen=warnings.LONGEST)
         # warnings that have been printed
         self.warned: set[str] = set()
@@ -55,13 +58,18 @@ class Recorder:
         self.step_began = time.perf_counter()
 
     def resume(self) -> None:
-        """Read what earlier starts of this run have recorded. All ranks call it together."""
+        """Read what earlier starts of this run have recorded, and start the loggers of the setting `log`. All
+        ranks call it together. Raises ValueError if a logger cannot start."""
         rows = report.read_metrics(self.run.folder) if self.ranks.main else []
         self.tokens = next((row["num_tokens"] for row in reversed(rows) if "num_tokens" in row), 0)
-        self.recent.extend(row for row in rows if "reward" in row)
+        rewarded = [row for row in rows if "reward" in row]
+        self.first = rewarded[: warnings.FIRST]
+        self.recent.extend(rewarded)
         self.warned = {warning["name"] for warning in warnings.warnings(rows)}
         # only rank 0 has read them
         self.nonfinite = gather_objects([uid for row in rows for uid in row.get("guard/nonfinite_uids", ())])
+        if self.ranks.main and self.cfg.log:
+            self.loggers = Loggers(self.cfg, self.run, self.warn)
 
     def begin_step(self, step: int) -> None:
         """Start the clocks of a step."""
@@ -156,11 +164,14 @@ class Recorder:
     def guard_metrics(self, step: int, row: dict) -> dict:
         """Which warnings hold in the last steps, this one included, as metrics. Each is printed once."""
         self.recent.append(row)
-        found = warnings.check(list(self.recent))
+        self.first = [*self.first, row][: warnings.FIRST]
+        found = warnings.check(list(self.recent), self.first)
         for name, holds in found.items():
             if holds and name not in self.warned:
                 self.warned.add(name)
-                self.warn(f"step {step}: {warnings.GUARDS[name].says}")
+                self.warn(
+                    f"step {step}: {warnings.GUARDS[name].says} (docs/troubleshooting.md, guard/{name})"
+                )
         return {f"guard/{name}": int(holds) for name, holds in found.items()}
 
     def write_samples(self, step: int, batch: Batch) -> None:
@@ -174,8 +185,8 @@ class Recorder:
     def write(self, step: int, row: dict) -> None:
         """Write a row of metrics.jsonl, and print its evaluation if it has one."""
         self.run.metrics.write(row)
-        if self.bar is not None and "eval/accuracy" in row:
-            self.bar.write(
+        if self.ranks.main and "eval/accuracy" in row:
+            tqdm.write(
                 f"step {step}: held-out accuracy {row['eval/accuracy']:.3f}, format "
                 f"{row['eval/format']:.3f}, mean length {row['eval/mean_length']:.1f}"
             )
@@ -186,21 +197,32 @@ class Recorder:
             tqdm.write(line, file=sys.stderr)
 
     def open_bar(self) -> None:
-        """Show the progress bar, on rank 0."""
-        if self.ranks.main:
+        """Show the progress bar, on rank 0, if stderr is a terminal. In a file it would be one long line."""
+        if self.ranks.main and sys.stderr.isatty():
             cfg = self.cfg
             look = dict(unit="step", smoothing=0.1, dynamic_ncols=True)
             self.bar = tqdm(total=cfg.steps, initial=self.run.step, desc=cfg.recipe, **look)
 
-    def move_bar(self, row: dict) -> None:
-        """One step more, with the metrics of BAR."""
+    def show_progress(self, row: dict) -> None:
+        """One step more, with the metrics of BAR: in the bar, or as a line `step 3/60 reward=1.2 ...`."""
+        if not self.ranks.main:
+            return
+        names = BAR if "reward" in row else BAR_SFT
+        shown = {name: f"{row[key]:.3g}" for name, key in names.items() if row.get(key) is not None}
         if self.bar is not None:
-            names = BAR if "reward" in row else BAR_SFT
-            shown = [f"{name} {row[key]:.3g}" for name, key in names.items() if row.get(key) is not None]
-            self.bar.set_postfix_str("  ".join(shown), refresh=False)
+            self.bar.set_postfix_str("  ".join(map(" ".join, shown.items())), refresh=False)
             self.bar.update()
+            return
+        shown["seconds"] = f"{row['step_time']:.3g}"
+        line = " ".join(map("=".join, shown.items()))
+        print(f"step {row['step']}/{self.cfg.steps} {line}", file=sys.stderr, flush=True)
 
     def close_bar(self) -> None:
         """Leave the bar as it is."""
         if self.bar is not None:
             self.bar.close()
+
+    def close_loggers(self, failed: bool) -> None:
+        """End what is logged. failed: the run has not come to its last step."""
+        if self.loggers is not None:
+            self.loggers.close(failed)

@@ -18,13 +18,19 @@ import html
 import json
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import yaml
+
+from data.types import TaskHook
 from grpo.evaluation import reflection
 from grpo.monitor import warnings
 from grpo.monitor.curves import PAGE, WORDS, charts, hook_of_run, settings_of, write_curves
+from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import read
 
 __all__ = ["read_metrics", "write_curves", "write_report"]
@@ -35,6 +41,11 @@ MOST_TOKENS = 3000
 MOST_STEPS = 12
 MOST_GROUPS = 6
 MOST_QUESTIONS = 12
+# what a score is called and means; scale: share unless said otherwise
+NAMES = yaml.safe_load((PAGE / "names.yaml").read_text("utf-8"))
+# seconds without a new step after which a run is no longer taken to be alive, and steps
+QUIET_SECONDS = 600
+QUIET_STEPS = 30
 SETTINGS = "recipe method model task steps prompts group cap seed temperature blind rewards".split()
 PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 
@@ -44,11 +55,12 @@ def read_metrics(run_folder: str | Path) -> list[dict[str, Any]]:
     return read(Path(run_folder) / "metrics.jsonl")
 
 
-def write_report(run_folder: str | Path) -> list[Path]:
+def write_report(run_folder: str | Path, ended: str = "") -> list[Path]:
     """Write report.html from a run folder's config.yaml, metrics.jsonl, summary.json and samples.jsonl, and
-    return the paths written. A missing file leaves a gap. Raises ValueError if one is broken."""
+    return the paths written. ended: why a run is over that has not come to its end. A missing file leaves a
+    gap. Raises ValueError if one is broken."""
     folder = Path(run_folder)
-    run = collect(folder)
+    run = collect(folder, ended)
     scripts = ("dom.js", "charts.js", "questions.js", "page.js")
     script = "\n".join((PAGE / name).read_text("utf-8") for name in scripts)
     style = (PAGE / "style.css").read_text("utf-8")
@@ -60,7 +72,7 @@ def write_report(run_folder: str | Path) -> list[Path]:
     parts = {"POLICY": policy, "TITLE": title, "STYLE": style, "DATA": embedded(run), "SCRIPT": script}
     skeleton = (PAGE / "page.html").read_text("utf-8")
     page = re.sub(r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->", lambda match: parts[match[1]], skeleton)
-    (folder / "report.html").write_text(page, encoding="utf-8", newline="\n")
+    write_whole(folder / "report.html", page)
     return [folder / "report.html"]
 
 
@@ -70,8 +82,8 @@ def embedded(data: Any) -> str:
     return re.sub(r"[<>&\x7f]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def collect(folder: Path) -> dict[str, Any]:
-    """Everything the page shows, as plain values."""
+def collect(folder: Path, ended: str = "") -> dict[str, Any]:
+    """Everything the page shows, as plain values. ended: as in `write_report`."""
     path = folder / "config.yaml"
     rows = read_metrics(folder)
     shown = read(folder / "samples.jsonl")
@@ -79,13 +91,23 @@ def collect(folder: Path) -> dict[str, Any]:
     settings = {key: known[key] for key in SETTINGS if key in known}
     settings = {key: _cut(value, 200) if isinstance(value, str) else value for key, value in settings.items()}
     hook = hook_of_run(folder)
+    done = max((row["step"] for row in rows), default=0)
+    # a run that was made longer has a summary from before; without evaluations there is none
+    reached = done >= known["steps"] if rows and known.get("steps") else (folder / "summary.json").exists()
+    summary = _summary(folder, rows, reached and not ended)
+    # one's own data is what a run is about, whatever recipe it borrowed
+    data = Path(str(known["data"])).name if known.get("data") else ""
+    name = known.get("name") or (data if known.get("task") == "jsonl" else known.get("recipe"))
     return {
-        "name": _cut(str(settings.get("recipe") or folder.resolve().name), 80),
+        "name": _cut(str(name or folder.resolve().name), 80),
+        "data": _cut(data, 80),
         "config": _cut(path.read_text("utf-8") if path.exists() else "", 60_000),
         "settings": settings,
-        "summary": _summary(folder, rows),
-        "shares": sorted({*hook.columns, *(name for *_, labels in hook.charts for name in labels)}),
-        "step": max((row["step"] for row in rows), default=0),
+        "summary": summary,
+        "written": None if summary["finished"] else round(time.time()),
+        "state": {"name": "finished"} if summary["finished"] else _state(folder, rows, known, ended),
+        "compared": compared(summary["base"], summary["final"], hook),
+        "step": done,
         "charts": _rounded(charts(rows, hook)),
         "warnings": warnings.warnings(rows),
         "reflection": _rounded(_reflection(rows)),
@@ -94,10 +116,10 @@ def collect(folder: Path) -> dict[str, Any]:
     }
 
 
-def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _summary(folder: Path, rows: Sequence[Mapping[str, Any]], finished: bool) -> dict[str, Any]:
     """{"base": {name: number}, "final": {...}, "seconds", "finished"}. Unfinished: first, last evaluation."""
     path = folder / "summary.json"
-    if path.exists():
+    if finished and path.exists():
         try:
             raw = json.loads(path.read_text("utf-8"))
         except ValueError as error:
@@ -106,7 +128,72 @@ def _summary(folder: Path, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return scores | {"seconds": raw.get("seconds"), "finished": True}
     found = [{key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows]
     evaluations = [_numbers(scores) for scores in found if scores] or [{}]
-    return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": False}
+    return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": finished}
+
+
+def _state(
+    folder: Path, rows: Sequence[Mapping[str, Any]], known: Mapping[str, Any], ended: str
+) -> dict[str, Any]:
+    """Whether an unfinished run lives: {"name": stopped | running | silent, "why", "until"}. until: of a
+    running one, when the page will have been written again (seconds since 1970)."""
+    if ended:
+        return {"name": "stopped", "why": _cut(ended, 500)}
+    path = folder / "metrics.jsonl"
+    if not rows:
+        return {"name": "silent", "why": "No step is done yet."}
+    seconds = [row["step_time"] for row in rows[-20:] if row.get("step_time")]
+    pace = median(seconds) if seconds else 60.0
+    last = path.stat().st_mtime
+    if time.time() - last > QUIET_SECONDS + QUIET_STEPS * pace:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(last))
+        return {
+            "name": "silent",
+            "why": f"The last step was written on {when}: the run has stopped, or hangs.",
+        }
+    every = (known.get("eval") or {}).get("every") or (known.get("save") or {}).get("every") or 0
+    return {"name": "running", "until": round(time.time() + QUIET_SECONDS + (QUIET_STEPS + 2 * every) * pace)}
+
+
+def compared(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHook) -> list[dict[str, Any]]:
+    """The table of before and after, a part for each set of questions: {title, rows, same}. A row: {label,
+    says, inner, share, n, before, after}. n: questions. same: the rows whose number has not changed."""
+    own = {**hook.columns, **{name: label for *_, labels in hook.charts for name, label in labels.items()}}
+    known = {name: {"label": label} for name, label in own.items()} | NAMES["scores"]
+    titles = {"": "", **NAMES["sets"], **hook.sets}
+    parts: dict[str, dict[str, Any]] = {}
+    # each task's accuracy below the accuracy of all
+    for key in sorted(dict.fromkeys([*base, *final]), key=lambda key: "accuracy" not in key.split("/")):
+        title = key.partition("/")[0]
+        if title not in titles and key.removeprefix(f"{title}/").partition("/")[0] not in known:
+            title = ""
+        name = key.removeprefix(f"{title}/") if title else key
+        kind, _, task = name.partition("/")
+        if kind in NAMES["hidden"] or (kind == "aha" and "/" in task):
+            continue
+        inner = bool(task) and kind != "aha"
+        about = known.get(kind if inner else name)
+        before, after = base.get(key), final.get(key)
+        part = parts.setdefault(title, {"title": titles.get(title, title), "rows": [], "same": []})
+        part["same" if before == after else "rows"].append(row := about_row(about, name))
+        row |= {"label": task, "says": ""} if inner else {}
+        row |= {"inner": inner, "before": before, "after": after, "n": None}
+        row["share"] &= all(0 <= value <= 1 for value in (before, after) if value is not None)
+        if row["share"] and about:
+            count = "/".join(filter(None, (title, "questions", task if inner else "")))
+            row["n"] = final.get(count, base.get(count))
+    return list(parts.values())
+
+
+def about_row(about: Mapping[str, str] | None, name: str) -> dict[str, Any]:
+    """What a score is called and means. None: the page does not know it, so it may be about some questions
+    only, and a number of them is not given."""
+    about = about or {}
+    share = about.get("scale", "share") == "share"
+    return {
+        "label": about.get("label", name.replace("_", " ")),
+        "says": about.get("says", ""),
+        "share": share,
+    }
 
 
 def _reflection(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -148,7 +235,10 @@ def _questions(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             question["answers"].append({"step": group["step"], **_completion(group["completions"][0])})
     for question in found.values():
         question["answers"] = _spread(question["answers"], MOST_STEPS)
-    return list(found.values())[:MOST_QUESTIONS]
+    # first those whose answer became right, because they show what was learned
+    right = lambda answer: (answer["parts"] or {}).get("accuracy", answer["reward"]) or 0
+    learned = lambda question: right(question["answers"][-1]) - right(question["answers"][0])
+    return sorted(list(found.values())[:MOST_QUESTIONS], key=learned, reverse=True)
 
 
 def _moments(shown: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

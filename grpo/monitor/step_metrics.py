@@ -3,6 +3,7 @@ token."""
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean, pstdev, stdev
@@ -15,6 +16,9 @@ from grpo.batch import Batch, Groups
 from grpo.evaluation.scores import Completion, read_completion, total
 from grpo.objective import gradient_weight, token_ratio
 from grpo.variants import KL_ESTIMATORS, SURROGATES
+
+# an answer after fewer words than these is said without thinking
+FEW_WORDS = 5
 
 
 def completion_rows(groups: Groups, measure: Measure) -> list[list[Completion]]:
@@ -30,6 +34,11 @@ def completion_rows(groups: Groups, measure: Measure) -> list[list[Completion]]:
             group.append(replace(record, reward=float(groups.reward[p, g]), parts=parts))
         rows.append(group)
     return rows
+
+
+def words_before_answer(text: str) -> int:
+    """The words of a completion before its first <answer>, tags not counted."""
+    return len(re.sub("</?think>", " ", text.partition("<answer>")[0]).split())
 
 
 def step_metrics(groups: list[list[Completion]]) -> dict[str, float]:
@@ -58,7 +67,11 @@ def step_metrics(groups: list[list[Completion]]) -> dict[str, float]:
         "completions/identical_groups": fmean(
             len(group) > 1 and len({row.tokens for row in group}) == 1 for group in groups
         ),
+        "completions/unthought_ratio": fmean(
+            "<answer>" in row.text and words_before_answer(row.text) < FEW_WORDS for row in rows
+        ),
         "accuracy": counted["accuracy"],
+        "chance": fmean(1 / len(row.choices) if row.choices else 0.0 for row in rows),
     }
     for kind, wanted in (("right", True), ("wrong", False)):
         if lengths := [row.length for row in rows if row.correct == wanted]:

@@ -1,7 +1,11 @@
 """Evaluation during training: greedy answers to held-out questions, as metrics and lines of the report."""
 
-from data.sources.table import hook_of
+from collections.abc import Sequence
+
+from data.sources.table import hook_of, open_source, open_split, usable
+from data.types import BadSource, Example
 from grpo.evaluation.answers import Asking, answer_all
+from grpo.evaluation.evaluated_model import BENCHMARKS
 from grpo.evaluation.scores import flat_scores, scores
 from grpo.monitor.step_metrics import question_line
 from grpo.parallel.fsdp import whole_weights
@@ -10,10 +14,31 @@ from grpo.parallel.fsdp import whole_weights
 SHOWN = 6
 
 
+def open_questions(cfg) -> tuple[Sequence[Example], dict[str, list[Example]]]:
+    """The training examples, and the held-out sets by name: the task's own, or one set of `eval.task` and
+    `eval.data`. Raises BadSource."""
+    name, items = cfg.eval.task or cfg.task, cfg.eval.items
+    other = items > 0 and (cfg.eval.task is not None or cfg.eval.data is not None)
+    own = {"limit": cfg.limit, "seed": cfg.seed, "columns": cfg.columns}
+    own |= {"items": 0 if other else items, "heldout": cfg.heldout}
+    examples, heldout = open_source(cfg.task, cfg.data, **own)
+    if not other:
+        return examples, heldout
+    split = "all" if name in BENCHMARKS else "heldout"
+    columns = cfg.columns if name == cfg.task else None
+    try:
+        found = usable(open_split(name, cfg.eval.data, split, items, 0, columns=columns))
+    except BadSource as error:
+        raise BadSource(f"held-out questions (eval.task, eval.data): {error}") from None
+    if not found:
+        raise BadSource(f"eval.task={name} with eval.data={cfg.eval.data} gives no question")
+    return examples, {"heldout": found}
+
+
 def evaluate(cfg, run, ranks, step: int, every_set: bool = False) -> dict:
     """Greedy accuracy on the held-out questions, as metrics. All ranks call it together. every_set: the other
     sets of the task too, and answers sampled at temperature 1."""
-    same = {"seed": cfg.seed, "blind": cfg.blind, "measure": hook_of(cfg.task).measure}
+    same = {"seed": cfg.seed, "blind": cfg.blind, "measure": hook_of(cfg.eval.task or cfg.task).measure}
 
     def scored(items, prefix: str, temperature: float = 0.0, show: bool = False) -> dict:
         how = Asking(cfg.eval.cap or cfg.cap, temperature=temperature, **same)

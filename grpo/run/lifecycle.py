@@ -2,24 +2,31 @@
 
 import json
 import time
+from pathlib import Path
+
+import torch
 
 from data.sources.table import hook_of
 from grpo.evaluation.tables import before_after
 from grpo.gradient import OutOfMemory
 from grpo.monitor import report
 from grpo.monitor.recorder import Recorder
-from grpo.parallel.ranks import wait_for_all
+from grpo.parallel.ranks import use_bfloat16, wait_for_all
 from grpo.run import held_out
 from grpo.run.signals import Interrupted, Interrupts
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
 from grpo.storage.background import Background
 
+# where steps take no time, evaluations come too often to draw curves at each
+SHOW_SECONDS = 10.0
+
 
 class Lifecycle:
     """Records steps, evaluates, and writes checkpoints, summary.json, curves.png and report.html.
 
-    As a context manager it handles SIGINT and SIGTERM, and on exit waits for the checkpoint being written.
+    curves.png and report.html are written at every evaluation, and however the run ends. As a context manager
+    it handles SIGINT and SIGTERM, and on exit waits for the checkpoint being written.
     """
 
     def __init__(self, cfg, run, ranks, started: float):
@@ -31,6 +38,10 @@ class Lifecycle:
         self.interrupts = Interrupts(show=ranks.main)
         self.last_saved = run.step if checkpoint.complete(run.folder) else -1
         self.background = Background() if cfg.save.background else None
+        # whether metrics.jsonl has been read, so that a report can be written
+        self.begun = False
+        self.pixels = (run.chat.pictures.min_pixels, run.chat.pictures.max_pixels)
+        self.shown = started
 
     def __enter__(self) -> "Lifecycle":
         self.interrupts.__enter__()
@@ -45,6 +56,9 @@ class Lifecycle:
             # the run ends for another reason, which its own message names
             self.recorder.warn(str(late))
         finally:
+            if error is not None and not isinstance(error, Interrupted):
+                self.show(f"ended with an error: {error or kind.__name__}")
+            self.recorder.close_loggers(failed=kind is not None)
             self.interrupts.__exit__()
         if isinstance(error, OutOfMemory):
             saved = checkpoint.complete(self.run.folder)
@@ -66,10 +80,12 @@ class Lifecycle:
         """Print what begins. Evaluate the base, unless an earlier start of this run did."""
         run = self.run
         self.recorder.resume()
+        self.begun = True
         if self.ranks.main:
             print(self.describe() + (f"\ngoing on after step {run.step}" if run.step else ""), flush=True)
         if self.cfg.eval.items and not run.step:
             run.metrics.write({"step": 0} | self.evaluate(0, every_set=True))
+            self.show_again()
         self.recorder.open_bar()
         self.leave_if_told(run.step)
         self.recorder.begin_step(run.step + 1)
@@ -88,7 +104,7 @@ class Lifecycle:
             pick = lambda row: {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")}
             base, final = (pick(evaluated[at]) for at in (0, -1))
             self.write_summary(base, final, time.perf_counter() - self.started)
-            print("\n" + before_after(base, final, hook_of(self.cfg.task)) + "\n")
+            print("\n" + before_after(base, final, hook_of(self.cfg.eval.task or self.cfg.task)) + "\n")
         written = (*report.write_curves(folder), *report.write_report(folder), folder / "metrics.jsonl")
         for path in (*written, checkpoint.complete(folder)[-1]):
             print(f"  {path}")
@@ -117,15 +133,39 @@ class Lifecycle:
         last = step == cfg.steps
         if self.background:
             self.background.check()
-        if cfg.eval.items and (last or (cfg.eval.every and step % cfg.eval.every == 0)):
+        saves = bool(cfg.save.every) and step % cfg.save.every == 0
+        evaluates = bool(cfg.eval.items) and (last or (bool(cfg.eval.every) and step % cfg.eval.every == 0))
+        if evaluates:
             row |= self.evaluate(step, every_set=last)
         self.recorder.write(step, row)
-        if cfg.save.every and step % cfg.save.every == 0:
+        if saves:
             self.save(step)
-        self.recorder.move_bar(row)
+        if cfg.save.weights_every and step % cfg.save.weights_every == 0:
+            self.save_weights(step)
+        self.recorder.show_progress(row)
         if not last:
+            if evaluates or (saves and not cfg.eval.items):
+                self.show_again()
             self.leave_if_told(step)
             self.recorder.begin_step(step + 1)
+
+    def show_again(self) -> None:
+        """Write curves.png and report.html, unless that was a moment ago."""
+        if time.perf_counter() > self.shown + SHOW_SECONDS:
+            self.show()
+
+    def show(self, ended: str = "") -> list[Path]:
+        """Write curves.png and report.html of the run so far, on rank 0. -> their paths. ended: why the run
+        is over. If they cannot be written, a line says why, and the run goes on."""
+        if not self.ranks.main or not self.begun:
+            return []
+        folder = self.run.folder
+        self.shown = time.perf_counter()
+        try:
+            return [*report.write_curves(folder, say=lambda _: None), *report.write_report(folder, ended)]
+        except (ValueError, OSError) as error:
+            self.recorder.warn(f"report.html: {error}")
+            return []
 
     def evaluate(self, step: int, every_set: bool) -> dict:
         """The metrics of an evaluation (`grpo/run/held_out.py`)."""
@@ -138,17 +178,18 @@ class Lifecycle:
         if step > max(self.last_saved, 0):
             self.save(step)
         self.wait()
-        # torchrun ends the other ranks as soon as one has left
-        wait_for_all()
         if self.ranks.main:
             self.recorder.close_bar()
         saved = self.run.folder / "checkpoints" / f"step_{step:06d}" if step else None
-        raise Interrupted(number, step, self.cfg.steps, saved)
+        stopped = Interrupted(number, step, self.cfg.steps, saved)
+        self.show(str(stopped))
+        # torchrun ends the other ranks as soon as one has left
+        wait_for_all()
+        raise stopped
 
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""
         run = self.run
-        pictures = run.chat.pictures
         checkpoint.save(
             run.folder,
             step,
@@ -157,9 +198,15 @@ class Lifecycle:
             base=run.base,
             keep=self.cfg.save.keep,
             background=self.background,
-            pixels=(pictures.min_pixels, pictures.max_pixels),
+            pixels=self.pixels,
         )
         self.last_saved = step
+
+    def save_weights(self, step: int) -> None:
+        """Write the weights alone, in the type of the matrix products."""
+        run = self.run
+        dtype = torch.bfloat16 if use_bfloat16(self.ranks, self.cfg.dtype) else torch.float32
+        checkpoint.save_weights(run.folder, step, run.policy, base=run.base, dtype=dtype, pixels=self.pixels)
 
     def wait(self) -> None:
         """Wait until every checkpoint is written. Raises CheckpointError if one could not be."""

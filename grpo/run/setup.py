@@ -16,16 +16,17 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from data.chat import Chat
-from data.sources.table import open_source
 from grpo.config import Config, check_same_run, contradictions, save
 from grpo.config.parse import Flags
 from grpo.gradient import TokenBudget
 from grpo.logprobs import chunk_of
+from grpo.monitor import loggers
 from grpo.optim import Optimizer
 from grpo.parallel.fsdp import shard
 from grpo.parallel.ranks import Ranks, gather_objects, use_bfloat16, wait_for_all, wait_for_main
 from grpo.rewards.rules import rule
 from grpo.run import inputs
+from grpo.run.held_out import open_questions
 from grpo.run.lock import claim
 from grpo.storage import checkpoint
 from grpo.storage.atomic import write_whole
@@ -63,6 +64,7 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     folder = cfg.folder
     flags = flags or Flags()
     changed = check_same_run(cfg, folder, flags.change)
+    loggers.check(cfg.log)
     if not flags.dry_run:
         # the end of the program gives it up: `lock.leave`
         on_main(ranks, partial(claim, folder))
@@ -78,8 +80,7 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     base = base_of(cfg, ranks)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, **limits)
-    what = {"limit": cfg.limit, "seed": cfg.seed, "columns": cfg.columns, "heldout": cfg.heldout}
-    examples, heldout = open_source(cfg.task, cfg.data, items=cfg.eval.items, **what)
+    examples, heldout = open_questions(cfg)
     record = inputs.Record(folder, found, changed)
     on_main(ranks, lambda: record.compare(inputs.inputs_of(cfg, base, examples), ranks, flags.change))
     policy = load_policy(cfg, ranks, base, found)

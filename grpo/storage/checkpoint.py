@@ -19,17 +19,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from data.processor import with_pixels
 from grpo.optim import Optimizer
+from grpo.parallel.ranks import wait_for_all
 from grpo.storage import sharded
 from grpo.storage.background import Background
 from grpo.storage.snapshot import Snapshot, take
 from models import weights
 from models.qwen_vl import QwenVL
+from models.weights import save_file
 
 SIDE_FILES = """tokenizer.json tokenizer_config.json generation_config.json preprocessor_config.json
 processor_config.json video_preprocessor_config.json chat_template.json chat_template.jinja
@@ -96,6 +98,56 @@ def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group
     return writer.folder
 
 
+def write_side_files(base: Path, folder: Path, pixels: tuple[int, int] | None) -> list[Path]:
+    """Write the files of tokenizer and processor into a folder. pixels: limits of a picture's size, in place
+    of the base's. -> the files."""
+    names = [name for name in SIDE_FILES if (base / name).exists()]
+    for name in names:
+        shutil.copyfile(base / name, folder / name)
+    texts = with_pixels(base, *pixels) if pixels else {}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in dict.fromkeys([*names, *texts])]
+
+
+def save_weights(
+    run: Path,
+    step: int,
+    policy: QwenVL,
+    *,
+    base: Path,
+    dtype: torch.dtype,
+    pixels: tuple[int, int] | None = None,
+) -> Path:
+    """Write run/weights/step_NNNNNN: the policy in `dtype` and the side files, nothing to go on from. Every
+    rank calls it, and each writes its share of the files. -> the folder. Raises CheckpointError."""
+    rank, ranks = sharded.ranks()
+    folder = run / "weights" / f"step_{step:06d}"
+    aside = folder.with_suffix(".tmp")
+    # a file of the saved type has as many tensors as one of twice its bytes in float32
+    size = weights.SHARD_BYTES * torch.float32.itemsize / dtype.itemsize
+    onto_cpu = lambda name, tensor: tensor.detach().to("cpu", dtype, copy=True)
+    copy = weights.rank_copy(policy, rank, ranks, onto_cpu, max_shard_bytes=size).to(dtype)
+    try:
+        if rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        wait_for_all()
+        paths = weights.save(copy, aside)
+        if rank == 0:
+            paths += write_side_files(base, aside, pixels)
+        for path in paths:
+            flush(path)
+        wait_for_all()
+        if rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(aside, folder)
+            flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not save the weights of step {step} to {folder}: {error}") from error
+    return folder
+
+
 class CheckpointWriter:
     """The three steps of writing a checkpoint: `begin` on rank 0, `part` on each rank, `finish` on rank 0.
     They raise OSError or SafetensorError."""
@@ -109,7 +161,8 @@ class CheckpointWriter:
         self.folder = run / "checkpoints" / f"step_{step:06d}"
         self.aside = self.folder.with_suffix(".tmp")
         self.side = [base / name for name in SIDE_FILES if (base / name).exists()]
-        self.processor = with_pixels(base, *pixels) if pixels else {}
+        self.base = base
+        self.pixels = pixels
 
     def begin(self) -> None:
         """Make the folder if the disk has room."""
@@ -129,9 +182,7 @@ class CheckpointWriter:
             raise OSError(f"{self.aside}, made by rank 0, is not there; {why}")
         paths = weights.save(self.state.policy, self.aside)
         if rank == 0:
-            paths += [Path(shutil.copyfile(path, self.aside / path.name)) for path in self.side]
-            for name, text in self.processor.items():
-                (self.aside / name).write_text(text, encoding="utf-8")
+            paths += write_side_files(self.base, self.aside, self.pixels)
         shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"
         paths.append(self.aside / f"optimizer{shard}.safetensors")
         save_file(optimizer, paths[-1], header)

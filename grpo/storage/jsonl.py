@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,18 @@ class Metrics:
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
+        # called with each row after it is written
+        self.followers: list[Callable[[dict[str, Any]], None]] = []
+        # the last step that the file held before `resume`
+        self.had = -1
 
     def resume(self, step: int) -> Metrics:
         """Keep the lines up to and including `step` (-1: none). Remove later ones and half a last line.
         Raises ValueError, the file unchanged, if a middle line is no JSON object with a "step"."""
         if self.path is not None and self.path.exists():
-            kept = [line for line, row in _lines(self.path) if row["step"] <= step]
-            write_whole(self.path, b"".join(kept))
+            rows = _lines(self.path)
+            self.had = max((row["step"] for _, row in rows), default=-1)
+            write_whole(self.path, b"".join(line for line, row in rows if row["step"] <= step))
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -37,8 +42,11 @@ class Metrics:
             return
         if not isinstance(row.get("step"), int):
             raise ValueError(f"{self.path.name}: a line needs an int 'step', got {row.get('step')!r}")
-        line = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
+        plain = _plain(row)
+        line = json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
         append_line(self.path, line.encode("utf-8", "backslashreplace"))
+        for follow in self.followers:
+            follow(plain)
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

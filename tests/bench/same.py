@@ -70,6 +70,9 @@ RENAMED: dict[str, str] = {}
 CHANGED = {
     r"eval/(\w+/)?first_look_right": "new: the task's own measurement of a completion, in evaluations too",
     r"eval/(\w+/)?(wrong_to_right|right_to_wrong)": "a share of the completions, as in training; was a count",
+    r"eval/(\w+/)?questions(/.+)?": "new: how many questions a score is about",
+    "chance|completions/unthought_ratio": "new, for the guards",
+    "guard/(kl_grows|format_only|no_thinking|shrinking|no_progress)": "new guards",
 }
 """Metrics whose value or presence differs on purpose: {regular expression of the whole name: why}."""
 

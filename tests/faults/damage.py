@@ -414,7 +414,7 @@ def started(place: Place) -> tuple[int, str]:
     with (
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
-        mock.patch.object(report, "write_curves", lambda folder: []),
+        mock.patch.object(report, "write_curves", lambda folder, say=print: []),
     ):
         try:
             status = train.main([*SETTINGS, *place.settings, f"model={place.base}", f"out={place.run}"])

@@ -86,4 +86,3 @@ def test_its_charts_are_in_the_report(tmp_path):
     found = report.collect(tmp_path)
     assert [chart["title"] for chart in found["charts"]] == ["Adding"]
     assert found["charts"][0]["lines"][0]["y"] == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert found["shares"] == ["adds"]

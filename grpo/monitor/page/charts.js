@@ -68,6 +68,7 @@ function drawLine(line, colour, X, Y) {
 }
 
 function chart(panel, domain) {
+  if (panel.zero) return h("figure", { class: "chart" }, h("h3", {}, panel.title), h("p", {}, panel.note), h("p", { class: "zero" }, panel.zero));
   const labels = [...new Set(panel.lines.map(line => line.label))];
   const colour = line => `var(--c${labels.indexOf(line.label) % 8})`;
   const X = x => LEFT + (x - domain[0]) / (domain[1] - domain[0] || 1) * (WIDTH - LEFT - RIGHT);

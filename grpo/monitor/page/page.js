@@ -12,44 +12,56 @@ function theme() {
   return h("button", { type: "button", "aria-label": "light or dark", onclick: () => set(other()) }, "◐");
 }
 
-const SHARES = /(^|\/)aha\/|accuracy|format|failure|rate|repetition|share|ratio|truncated|pass@|maj@|clipped|cut/;
-const shareName = name => SHARES.test(name) || run.shares.includes(name.split("/").pop());
-const isShare = (name, a, b) => shareName(name) && [a, b].every(v => v === undefined || (v >= 0 && v <= 1));
 const words = name => { const text = name.replaceAll("_", " "); return text[0].toUpperCase() + text.slice(1); };
+const minutes = when => new Date(when).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+
+// Whether the run lives. The page of a living one loads itself again while nobody uses it.
+function state() {
+  const { name, why, until } = run.state, box = h("aside", { class: "state" });
+  if (name === "finished") return false;
+  const say = text => box.replaceChildren(h("b", {}, "Not finished. "), text);
+  if (name !== "running") { say(why); return box; }
+  let used = Date.now();
+  for (const kind of ["pointermove", "pointerdown", "keydown", "scroll"]) addEventListener(kind, () => { used = Date.now(); }, { passive: true });
+  const written = `Written at ${minutes(run.written * 1000)}. While the run lives, it writes this page at each evaluation, and the page loads itself again.`;
+  const look = () => {
+    if (Date.now() > 1000 * until) return say(`${written} A new one is overdue: the run has stopped, or hangs.`);
+    say(written);
+    setTimeout(() => Date.now() - used > 20000 ? location.reload() : look(), 30000);
+  };
+  look();
+  return box;
+}
 
 function headlines({ base, final }) {
-  const wanted = [["accuracy", "held-out accuracy"], ["format", "in the asked form"], ["mean_length", "mean tokens"]];
-  return h("div", { class: "headlines" }, wanted.filter(([key]) => key in base && key in final).map(([key, says]) => {
-    const scale = isShare(key, base[key], final[key]) ? "share" : "number";
+  const wanted = [["accuracy", "held-out accuracy", "share"], ["format", "in the asked form", "share"], ["mean_length", "mean tokens", "number"]];
+  const asked = final.questions ?? base.questions;
+  return h("div", { class: "headlines" }, wanted.filter(([key]) => key in base && key in final).map(([key, says, scale]) => {
     const change = h("strong", {}, h("small", {}, `${number(base[key], scale)} → `), number(final[key], scale));
-    return h("div", { class: "headline" }, change, h("span", {}, says));
+    return h("div", { class: "headline" }, change, h("span", {}, says, asked && key === "accuracy" ? `, ${asked} questions` : ""));
   }));
 }
 
-// {"accuracy": .., "accuracy/Count": .., "unseen/accuracy": ..} -> rows; a first part that is no name itself ("unseen") becomes a heading.
-function comparison({ base, final }) {
-  const keys = [...new Set([...Object.keys(base), ...Object.keys(final)])].filter(key => !/(^|\/)(n|items|step|seed|seconds)$|(^|\/)aha\/\w+\//.test(key));
-  const headed = key => key.includes("/") && !keys.includes(key.split("/")[0]) ? key.split("/")[0] : "";
-  const groups = [...new Set(keys.map(headed))].sort((a, b) => (a !== "") - (b !== ""));
-  const rows = groups.flatMap(group => {
-    const inside = keys.filter(key => headed(key) === group);
-    const heading = group ? [h("tr", { class: "heading" }, h("td", { colspan: 5 }, words(group)))] : [];
-    return [...heading, ...inside.map(key => comparisonRow(group ? key.slice(group.length + 1) : key, key, base[key], final[key]))];
-  });
-  const titles = ["", "before", "", "after", "change"].map((title, i) => h("th", { class: i === 2 ? "wide" : "" }, title));
-  return h("table", {}, h("thead", {}, h("tr", {}, titles)), h("tbody", {}, rows));
+function comparison() {
+  const titles = ["", "n", "before", "", "after", "change"].map((title, i) => h("th", { class: i === 3 ? "wide" : "" }, title));
+  const table = rows => h("table", {}, h("thead", {}, h("tr", {}, titles)), h("tbody", {}, rows));
+  const heading = part => part.title ? [h("tr", { class: "heading" }, h("td", { colspan: 6 }, words(part.title)))] : [];
+  const rows = list => run.compared.filter(part => part[list].length).flatMap(part => [...heading(part), ...part[list].map(comparisonRow)]);
+  const same = run.compared.reduce((count, part) => count + part.same.length, 0);
+  return [table(rows("rows")), same > 0 && h("details", {}, h("summary", {}, `${same} numbers that did not change`), table(rows("same")))];
 }
 
-function comparisonRow(name, key, a, b) {
-  const share = isShare(key, a, b), scale = share ? "share" : "number", inner = name.includes("/");
+function comparisonRow({ label, says, inner, share, n, before: a, after: b }) {
+  const scale = share ? "share" : "number";
   const full = share ? 1 : Math.max(Math.abs(a ?? 0), Math.abs(b ?? 0)) * 1.1 || 1;
   const at = v => `${100 * Math.min(1, Math.max(0, v / full))}%`;
-  const rail = h("div", { class: "rail" }), both = a !== undefined && b !== undefined;
+  const rail = h("div", { class: "rail" }), both = a !== null && b !== null;
   if (both) rail.append(h("span", { style: { left: at(Math.min(a, b)), width: `${100 * Math.abs(a - b) / full}%` } }));
-  if (a !== undefined) rail.append(h("i", { class: "before", style: { left: at(a) } }));
-  if (b !== undefined) rail.append(h("i", { style: { left: at(b) } }));
-  const change = !both ? "" : share ? `${b < a ? "−" : "+"}${(100 * Math.abs(b - a)).toFixed(1)}` : signed(b - a);
-  return h("tr", {}, h("td", { class: inner ? "inner" : "" }, words(inner ? name.slice(name.indexOf("/") + 1) : name)),
+  if (a !== null) rail.append(h("i", { class: "before", style: { left: at(a) } }));
+  if (b !== null) rail.append(h("i", { style: { left: at(b) } }));
+  const points = () => b === a ? "0" : `${b < a ? "−" : "+"}${(100 * Math.abs(b - a)).toFixed(1)}`;
+  const change = !both ? "" : share ? points() : signed(b - a);
+  return h("tr", {}, h("td", { class: inner ? "inner" : "" }, inner ? label : words(label), says && h("small", {}, says)), h("td", {}, n === null ? "" : String(n)),
     h("td", {}, number(a, scale)), h("td", { class: "wide" }, rail), h("td", {}, number(b, scale)), h("td", {}, change));
 }
 
@@ -103,7 +115,7 @@ function lede() {
   const size = s.method === "sft" ? "" : ` of ${s.prompts} prompts × ${s.group} completions`;
   const length = done ? `${s.steps} steps` : `${run.step} of ${s.steps} steps so far`;
   if (!s.model) return h("p", { class: "lede" }, `${run.step} steps.`);
-  return h("p", { class: "lede" }, "How ", h("em", {}, s.model), " learned ", h("em", {}, s.task), s.blind ? " blindfolded" : "",
+  return h("p", { class: "lede" }, "How ", h("em", {}, s.model), " learned ", h("em", {}, run.data || s.task), run.data ? ` (${s.task})` : "", s.blind ? " blindfolded" : "",
     ` ${loop}: ${length}${size}, seed ${s.seed}`, run.summary.seconds ? `, in ${duration(run.summary.seconds)}.` : ".");
 }
 
@@ -116,7 +128,7 @@ function page() {
   }
   if (Object.keys(run.summary.base).length) {
     add("compared", "Before and after", "Before and after", "Held-out questions, answered greedily, before the first step and "
-      + (run.summary.finished ? "after the last." : "at the latest evaluation."), comparison(run.summary));
+      + (run.summary.finished ? "after the last. " : "at the latest evaluation. ") + "n is the number of questions. Changes of shares are in points.", comparison());
   }
   if (run.reflection.length) {
     add("reflection", "Reflection", "Does reflection go with right answers?", "Completions that hold a word of a published list, against those that "
@@ -135,7 +147,7 @@ function page() {
   }
   fill(document.getElementById("page"), {}, [
     h("div", { class: "bar" }, h("b", {}, "Glimpse"), h("nav", {}, sections.map(s => h("a", { href: `#${s.id}` }, s.short))), theme()),
-    h("h1", {}, run.name), lede(), run.warnings.length > 0 && warned(), headlines(run.summary), ...sections.map(s => s.content),
+    h("h1", {}, run.name), lede(), state(), run.warnings.length > 0 && warned(), headlines(run.summary), ...sections.map(s => s.content),
     run.config && h("details", {}, h("summary", {}, "All settings of this run (config.yaml)"), h("pre", {}, run.config)),
     h("footer", {}, "Written by Glimpse. This page loads nothing and sends nothing.")]);
 }

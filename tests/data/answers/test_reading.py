@@ -6,7 +6,6 @@ answers never become one.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.answers.numbers import parse, same
-from data.answers.parser import is_right, listed_choices, read
+from data.answers.parser import chosen, is_right, listed_choices, read
 from data.answers.units import BASE, DEFINED, PREFIXABLE, WORDS
 from data.check import why_not_right
 from data.types import LETTERS, Example
 from grpo.evaluation.protocols import PROTOCOLS
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 QUICK = settings(max_examples=150, deadline=None)
 CHOICES = ("yes", "no", "can't tell")
@@ -76,7 +73,7 @@ def test_decoration_around_a_choice(said):
     |x = "3"|"3" cm|[3] cm|3 [cm]|3 (cm²)|**x = 3**cm|**3**cm|\boxed{\text{Answer: } 3}|\SI{3}{cm}
     |3^{\text{o}}|3{\rm cm}|3 {\text{cm}}|3{cm}
     |3 {}^{\circ}|3゜|<ABC = 3°|\angle A B C=3^{\circ}|∡ABC=3°|\overset{\frown}{AB}=3|⌒AB=3|m\widehat{AB}=3
-    |∠AOB的度数为3°|角ABC=3°|m\angle{1}=3|\overline{A B}=3|\lvert AB\rvert = 3|\|AB\| = 3|A'B' = 3|A_1B_1 = 3
+    |∠AOB的度数为3°|角ABC=3°|m\angle{1}=3|\overline{A B}=3|\lvert AB\rvert = 3|A'B' = 3|A_1B_1 = 3
     |S四边形ABCD=3|S□ABCD = 3|S_{\text{shaded region}}=3|AB的长为3|半径r=3
     |\sqrt 9|\sqrt{ 9 }|\surd9|sqrt(9)|\root 3 \of {27}|{6}/{2}""".replace("\n    |", "|").split("|"),
 )
@@ -158,7 +155,9 @@ def test_free_answers(said, gold):
         ("0.5", "\\frac{1}{2}", ("\\frac{1}{2}", "1")), ("(A) 30", "30°", ("30°", "60°")),
         ("can’t tell", "can't tell", CHOICES),
         ("Left", "Left", ("Left", "left")), ("(B)", "A", ("B", "A")), ("2<x", "x > 2", ("x > 2", "x < 2")),
-        ("Solution A", "Solution A", ("neither", "Solution A", "Solution B")),
+        ("Solution A", "Solution A", ("neither", "Solution A", "Solution B")), ("(A) -3", "-3", ("-3", "3")),
+        ("A -3", "-3", ("-3", "3")), ("(A) - 3", "3", ("3", "5")), ("B-3", "3", ("5", "3")),
+        ("A car", "a car", ("car", "a car")), ("👍", "👍", ("👎", "👍")),
     ],
 )  # fmt: skip
 def test_choices_by_value_case_and_letter(said, gold, choices):
@@ -216,6 +215,7 @@ def test_different_answers_stay_different(said, gold, kind):
 
 
 def test_a_value_that_two_choices_have_is_no_answer():
+    assert not right("(A) -3", "3", ("3", "5")) and not right("A -3", "3", ("3", "5"))
     assert not right("5", "5 cm", ("5 cm", "5 m")) and right("5 m", "5 m", ("5 cm", "5 m"))
 
 
@@ -377,3 +377,29 @@ def test_mathvista_by_our_reader_and_by_its_own_verdicts():
             text = f"<think>t</think> <answer>{row['answer']}</answer>"
             assert all(PROTOCOLS[name].read(text, example).correct for name in ("mathvista", "chat")), pid
     assert len(rows) == 1000 and named == ["(b)", "(b)"] and agree >= 980
+
+
+LISTING = [MATHVISTA.parent / "mathverse/testmini_text_only.json", MATHVISTA.parent / "dynamath/dataset.json"]
+
+
+@pytest.mark.parametrize("file", LISTING, ids=lambda file: file.parent.name)
+def test_real_questions_that_list_their_choices(file):
+    """Each row's own answer can be said, and of the listed choices only its own is right."""
+    if not file.is_file():
+        pytest.skip("the rows are not beside the repository (../shared/data)")
+    rows = json.loads(file.read_text("utf-8"))
+    count = 0
+    for row in rows.values() if isinstance(rows, dict) else rows:
+        gold, listed = row["answer"].strip(), listed_choices(row["question"])
+        if not gold:
+            continue
+        kind = "number" if parse(gold) else "text"
+        assert why_not_right(Example("u", row["question"], (), gold, extra={"kind": kind})) == ""
+        if chosen(gold, listed) < 0:
+            continue
+        count += 1
+        for letter, choice in zip(LETTERS, listed):
+            for said in (f"({letter})", f"{letter}. {choice}"):
+                asked = right(said, gold, kind=kind, question=row["question"])
+                assert asked == (letter == LETTERS[chosen(gold, listed)]), (said, gold)
+    assert count > 150

@@ -364,6 +364,9 @@ MAPPED = [
         {"q": "Q?", "reward_model": {"style": "rule", "ground_truth": "1"}},
         {"question": "q", "answer": "reward_model.ground_truth"},
     ),
+    ({"q": [{"role": "user", "content": "Q?"}], "answer": "1"}, {"question": "q"}),
+    ({"q": "Q?", "answer": "1", "solution": "so it is one"}, {"question": "q", "answer": "answer"}),
+    ({"q": "Q?", "answer": "1", "image": None, "images": [], "choices": []}, {"question": "q"}),
     ({"q": "Q?", "a.b": "1"}, {"question": "q", "answer": "a.b"}),
     ({"chat": [{"role": "user", "content": "Q?"}], "answer": "1"}, {"messages": "chat"}),
     ({"chat": [{"role": "user", "content": "Q?"}], "question": "x", "answer": "1"}, {"messages": "chat"}),
@@ -543,7 +546,7 @@ def test_imitation_learns_the_assistants_turn(folder):
     for name, template in TEMPLATES.items():
         chat = Chat(ROOT / "models" / "tiny", template=name)
         (text,) = chat.documents(spoken)
-        assert template.opening + text == "<think>x</think> <answer>1</answer>"
+        assert text == f"{'' if template.opening else '<think>'}x</think> <answer>1</answer>"
         assert chat.documents(Example("u", "Q?", (), "1")) == (chat.bare("1"),)
     assert "not a list of texts" in str(
         bad(read(write_lines(folder / "x.jsonl", [ROW | {"extra": {"documents": "x"}}])), 0)
@@ -718,6 +721,21 @@ def test_a_share_where_it_has_no_effect_is_refused(tmp_path):
         read(write(tmp_path / "SAT_train.parquet", "sat", [sat_row()]), "train", "sat_paper", heldout=0.1)
     with pytest.raises(BadSource, match="heldout: for tasks that read files"):
         read(None, "train", "shapes", heldout=0.1)
+
+
+def test_a_runs_share_is_that_of_its_evaluation(tmp_path, monkeypatch):
+    file = str(write_lines(tmp_path / "x.jsonl", [{"question": f"{i}?", "answer": "1"} for i in range(100)]))
+    how = {"template": "shapes", "cap": 8, "max_prompt": 99, "min_pixels": None, "max_pixels": None}
+    model = lambda **run: evaluate.EvaluatedModel("m", tmp_path, dtype="float32", **how, **run)
+    for run, argv, wanted in (
+        ({"trained_on": "jsonl", "data": file, "heldout": 0.25}, [], 25),
+        ({"trained_on": "jsonl", "data": file, "heldout": 0.25}, ["--heldout", "0.5"], 50),
+        ({"trained_on": "jsonl", "data": "other.jsonl", "heldout": 0.25}, [], 8),
+        ({"trained_on": "jsonl", "data": file, "heldout": 0.25}, ["--split", "all"], 100),
+        ({}, [], 8),
+    ):
+        args = evaluate.arguments(["--task", "jsonl", "--data", file, *argv])
+        assert len(evaluate.questions(args, [model(**run)])) == wanted
 
 
 def test_the_parts_of_a_folder_of_tables(tmp_path):

@@ -74,7 +74,7 @@ def test_bases_may_not_go_round_in_a_circle(tmp_path):
         (["stages=[{until: 9, group: 4, cap: 3}, {until: 3, group: 4, cap: 3}]"], "`until` must grow"),
         (["--steps=3"], "settings are written without dashes: steps=3"),
         (["--learning_rate", "1e-6"], "argument '--learning_rate': its name here is 'optim.lr'"),
-        (["--report-to=wandb"], "there is no such setting: each run writes metrics.jsonl"),
+        (["--report-to=wandb"], "its name here is 'log'"),
         (["worker.rollout.n=5"], "unknown key 'worker.rollout.n'; its name here is 'group'"),
         (["worker.actor.optim.lr=1e-6"], "did you mean 'optim.lr'?"),
         (["trainer.save_freq=5"], "its name here is 'save.every'"),

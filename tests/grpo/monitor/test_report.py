@@ -5,10 +5,12 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from fake_run import fake_run, question
 from PIL import Image
 
 from data.shapes import looking
-from data.types import TaskHook
+from data.types import Example, TaskHook
+from grpo import report as report_command
+from grpo.evaluation.scores import flat_scores, read_completion, scores
 from grpo.monitor import report
 from grpo.monitor.curves import PANELS, charts, own_panels
 from grpo.monitor.warnings import GUARDS
@@ -475,11 +479,144 @@ def test_a_browser_draws_that_too_and_nothing_runs(besieged, tmp_path):
     assert {attributes["src"][:11] for _, attributes in found if "src" in attributes} == {"data:image/"}
 
 
-def test_the_public_name_writes_the_report_of_a_run(tmp_path):
+def test_the_public_name_writes_the_report_of_a_run(tmp_path, capsys):
     run = fake_run(tmp_path / "run", steps=4, size=2)
-    command = [sys.executable, "-m", "grpo.report"]
-    done = subprocess.run([*command, str(run)], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and str(run / "report.html") in done.stdout.splitlines(), done.stderr
-    assert (run / "report.html").is_file()
-    done = subprocess.run([*command, str(run / "no")], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and done.stderr == "usage: python -m grpo.report RUN, the folder of a run\n"
+    assert report_command.main([str(run)]) == 0
+    assert capsys.readouterr().out.split() == [str(run / "curves.png"), str(run / "report.html")]
+    for argv, said in (
+        ([], "usage: python -m grpo.report RUN"),
+        ([str(run / "no")], f"grpo.report: {run / 'no'} holds no run"),
+        ([str(tmp_path)], f"grpo.report: {tmp_path} holds no run"),
+    ):
+        assert report_command.main(argv) == 2
+        assert said in (err := capsys.readouterr().err) and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [run]
+
+
+# ---- a run that is not finished, and what the page says of it
+
+
+def unfinished(folder, steps=20, done=12, **settings):
+    """A run that has come to step `done`."""
+    fake_run(folder, steps=steps, size=2)
+    (folder / "summary.json").unlink()
+    tree = yaml.safe_load((folder / "config.yaml").read_text()) | settings
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        Metrics(folder / name).resume(done)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "ended, age, name",
+    [
+        ("", 0, "running"),
+        ("stopped by SIGINT", 0, "stopped"),
+        ("", 100_000, "silent"),
+        ("error", 100_000, "stopped"),
+    ],
+)
+def test_the_page_says_whether_the_run_lives(tmp_path, ended, age, name):
+    folder = unfinished(tmp_path / "run")
+    metrics = folder / "metrics.jsonl"
+    os.utime(metrics, (time.time() - age,) * 2)
+    report.write_report(folder, ended)
+    state = data_of(folder)["state"]
+    assert state["name"] == name
+    assert state.get("why", "") == (ended or state.get("why", "")) and ("until" in state) == (
+        name == "running"
+    )
+    if name == "running":
+        # 5 steps between evaluations, of about two seconds
+        assert time.time() + report.QUIET_SECONDS < state["until"] < time.time() + 2000
+
+
+def test_a_prolonged_run_is_not_finished_by_its_old_summary(tmp_path):
+    folder = fake_run(tmp_path, steps=6, size=2)
+    assert report.collect(folder)["state"] == {"name": "finished"}
+    tree = yaml.safe_load((folder / "config.yaml").read_text()) | {"steps": 9}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    found = report.collect(folder)
+    assert found["state"]["name"] == "running" and not found["summary"]["finished"]
+
+
+@pytest.mark.parametrize(
+    "settings, name, data",
+    [
+        ({}, "shapes", ""),
+        ({"task": "jsonl", "data": "/somewhere/mine"}, "mine", "mine"),
+        ({"task": "jsonl", "data": "cups.jsonl"}, "cups.jsonl", "cups.jsonl"),
+        ({"task": "sat", "data": "array/SAT"}, "shapes", "SAT"),
+        ({"task": "jsonl", "data": "mine", "name": "second try"}, "second try", "mine"),
+    ],
+)
+def test_own_data_heads_its_page(tmp_path, settings, name, data):
+    found = report.collect(unfinished(tmp_path, steps=2, done=1, **settings))
+    assert (found["name"], found["data"]) == (name, data)
+
+
+# ---- the table of before and after
+
+
+def rows_of(base, final, hook=looking.HOOK):
+    parts = report.compared(base, final, hook)
+    return {
+        (part["title"], row["label"]): row | {"same": row in part["same"]}
+        for part in parts
+        for row in part["rows"] + part["same"]
+    }
+
+
+def test_shares_counts_and_numbers_of_questions(tmp_path):
+    base = {"accuracy": 0.0, "accuracy/Count": 0.25, "skipped": 0, "mean_length": 0.5, "wrong_to_right": 0}
+    base |= {"questions": 200, "questions/Count": 50, "sampled/format": 0.5, "sampled/questions": 199}
+    base |= {"first_look_right": 0.5, "aha/vlaa": 0.0, "aha/vlaa/gain": 0.1, "sampled/aha/vlaa": 0.1}
+    base |= {"pairs/accuracy/Count": 0.1, "pairs/questions/Count": 20, "odd": 3.0}
+    rows = rows_of(base, base | {"skipped": 1, "mean_length": 0.75, "wrong_to_right": 5, "accuracy": 1.0})
+    assert ("", "accuracy/Count") not in rows and len(rows) == 11
+    shares = {key: row["n"] for key, row in rows.items() if row["share"]}
+    assert shares == {
+        ("", "Accuracy"): 200,
+        ("", "Count"): 50,
+        ("", "first look right"): None,
+        ("", "VLAA’s list"): 200,
+        ("sampled at temperature 1", "Format"): 199,
+        ("sampled at temperature 1", "VLAA’s list"): 199,
+        ("unseen pairs", "Count"): 20,
+    }
+    assert {key for key, row in rows.items() if not row["same"]} == {
+        ("", "Accuracy"),
+        ("", "Skipped"),
+        ("", "Mean length"),
+        ("", "wrong -> right"),
+    }
+
+
+def test_every_score_of_an_evaluation_is_in_the_table_with_what_it_is():
+    """Of what `flat_scores` writes, only these are no shares."""
+    example = Example("u", "Which?", ("a", "b"), "a", task="Count")
+    answer = read_completion(example, "<answer> (A) </answer>", [1], True, measure=looking.measure)
+    found = flat_scores(scores([[answer]]))
+    rows = rows_of(found, found)
+    assert {label for (_, label), row in rows.items() if not row["share"]} == {"Mean length", "Skipped"}
+    hidden = {key for key in found if key.startswith("questions") or key.count("/") > 1}
+    assert len(rows) == len(found) - len(hidden)
+
+
+def test_a_panel_of_zeros_is_a_sentence(tmp_path):
+    gap = {"sampling/logp_gap_mean": 0.0, "sampling/logp_gap_max": 0.0}
+    rows = [{"step": step, "reward": step, **gap} for step in range(1, 131)]
+    drawn = {chart["title"]: chart["zero"] for chart in charts([{"step": 0}, *rows], TaskHook())}
+    assert drawn == {"Reward": None, "Log-prob gap": "0 in all 130 steps"}
+    rows[7] |= {"sampling/logp_gap_max": 1e-9}
+    assert {chart["zero"] for chart in charts(rows, TaskHook())} == {None}
+
+
+def test_questions_that_were_learned_come_first(tmp_path):
+    for uid, right in {"always": (1, 1), "lost": (1, 0), "learned": (0, 1), "never": (0, 0)}.items():
+        for step, score in enumerate(right):
+            done = {"tokens": ["a"], "text": "a", "reward": 0.0, "parts": {"accuracy": score}}
+            line = {"kind": "heldout", "step": step, "uid": uid, "completions": [done]}
+            Metrics(tmp_path / "samples.jsonl").write(line)
+    found = report.collect(tmp_path)["questions"]
+    assert [question["uid"] for question in found] == ["learned", "always", "never", "lost"]

@@ -1,6 +1,7 @@
 """grpo/monitor/warnings.py: each guard at its threshold and beside it; and in runs: what is said, once,
 what is written, and that a resumed run does the same."""
 
+import gzip
 import json
 import shutil
 from dataclasses import replace
@@ -13,10 +14,12 @@ import train
 from grpo import gradient, sft
 from grpo.gradient import OutOfMemory, TokenBudget, retry_with_less_memory
 from grpo.monitor import warnings as guards
+from grpo.monitor.step_metrics import words_before_answer
 from grpo.monitor.warnings import GUARDS, LONGEST, check, warnings
 from grpo.rollout import DecodeOptions
 from grpo.storage.checkpoint import complete
 
+ROOT = Path(__file__).resolve().parents[3]
 HEALTHY = {
     "step": 1,
     "reward": 0.5,
@@ -29,7 +32,8 @@ HEALTHY = {
 ILL = {
     "kl": {"kl": 2.01},
     "no_reward": {"reward": 0.0, "reward_std": 0.0},
-    "truncated": {"completions/clipped_ratio": 1.0},
+    "no_thinking": {"completions/unthought_ratio": 0.9, "rewards/format/mean": 1.0},
+    "truncated": {"completions/clipped_ratio": 0.9},
     "entropy": {"entropy": 0.0099},
     "identical": {"completions/identical_groups": 0.5},
 }
@@ -37,16 +41,19 @@ ILL = {
 NEARLY = {
     "kl": [{"kl": 2.0}, {"kl": None}, {"kl": float("inf")}],
     "no_reward": [{"reward": 0.0}, {"reward_std": 0.0}, {"reward": -0.1, "reward_std": 0.0}],
-    "truncated": [{"completions/clipped_ratio": 0.99}],
+    "no_thinking": [{"completions/unthought_ratio": 0.89}],
+    "truncated": [{"completions/clipped_ratio": 0.89}],
     "entropy": [{"entropy": 0.01}, {"entropy": float("nan")}, {"entropy": None}],
     "identical": [{"completions/identical_groups": 0.49}],
 }
 
 
-@pytest.mark.parametrize("name", GUARDS)
+@pytest.mark.parametrize("name", ILL)
 def test_a_guard_holds_after_so_many_steps_and_not_before(name):
     ill, steps = HEALTHY | ILL[name], GUARDS[name].steps
-    assert check([HEALTHY] * LONGEST + [ill] * steps) == {guard: guard == name for guard in GUARDS}
+    found = check([HEALTHY] * LONGEST + [ill] * steps)
+    # a KL that is too large has grown, too
+    assert {guard for guard, holds in found.items() if holds} - {"kl_grows"} == {name}
     assert check([ill] * steps)[name] and not check([ill] * (steps - 1))[name]
     assert not check([HEALTHY] * LONGEST + [ill] * (steps - 1))[name]
     assert not check([ill] * (steps - 1) + [HEALTHY])[name], "it is over"
@@ -60,13 +67,104 @@ def test_nothing_is_wrong_with_a_healthy_run_or_with_no_metrics():
         and not any(check([]).values())
         and not any(check([{"step": 1}] * 100).values())
     )
-    assert set(ILL) == set(NEARLY) == set(GUARDS) and LONGEST == 20
+    assert set(ILL) == set(NEARLY) == set(GUARDS) - set(TRENDS) and LONGEST == 50
+
+
+def line(steps, **metrics):
+    """Rows of these steps; a metric's two numbers are its first and its last value, on a straight line."""
+    at = lambda pair, i: pair[0] + (pair[1] - pair[0]) * i / max(1, len(steps) - 1)
+    names = {"length": "completions/mean_length", "format": "rewards/format/mean"}
+    return [
+        {"step": step} | {names.get(name, name): at(pair, i) for name, pair in metrics.items()}
+        for i, step in enumerate(steps)
+    ]
+
+
+LONG = range(1, 301)
+# {guard: (runs in which it holds at the end, runs in which it does not)}
+TRENDS = {
+    "kl_grows": (
+        [line(range(20), kl=(0, 1.2))],
+        [
+            line(range(30), kl=(0, 0.6)),
+            line(range(300), kl=(0, 1.9)),
+            line(range(30), kl=(1, 1)),
+            line(range(30)),
+        ],
+    ),
+    "format_only": (
+        [line(LONG, format=(0.95, 1), accuracy=(0.4, 0.5), chance=(0.5, 0.5))],
+        [
+            line(LONG, format=(0.95, 1), accuracy=(0.4, 0.7), chance=(0.5, 0.5)),
+            line(LONG, format=(0.8, 0.9), accuracy=(0.4, 0.5), chance=(0.5, 0.5)),
+            # a free answer is never guessed
+            line(LONG, format=(0.95, 1), accuracy=(0.06, 0.06), chance=(0, 0)),
+            line(LONG, accuracy=(0.4, 0.5), chance=(0.5, 0.5)),
+            line(range(49), format=(1, 1), accuracy=(0.5, 0.5), chance=(0.5, 0.5)),
+        ],
+    ),
+    "shrinking": (
+        [
+            line(LONG, length=(100, 40), accuracy=(0.5, 0.5)),
+            line(range(1, 41), length=(90, 5), accuracy=(0.5, 0.4)),
+        ],
+        [
+            line(LONG, length=(100, 60), accuracy=(0.5, 0.5)),
+            line(LONG, length=(100, 40), accuracy=(0.5, 0.6)),
+            line(range(1, 40), length=(90, 5), accuracy=(0.5, 0.4)),
+            line(LONG, length=(100, 40)),
+        ],
+    ),
+    "no_progress": (
+        [line(LONG, reward=(1, 1), accuracy=(0.5, 0.5)), line(LONG, reward=(1, 0.5), accuracy=(0.5, 0.2))],
+        [
+            line(LONG, reward=(1, 1.2), accuracy=(0.5, 0.6)),
+            # nothing is left to learn
+            line(LONG, reward=(2, 2), accuracy=(1, 1)),
+            line(range(1, 200), reward=(1, 1), accuracy=(0.5, 0.5)),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRENDS)
+def test_a_guard_of_a_trend(name):
+    holds, does_not = TRENDS[name]
+    for rows in holds:
+        assert check(rows)[name] and check(rows[-LONGEST:], rows[: guards.FIRST])[name]
+    for rows in does_not:
+        assert not check(rows)[name], rows[-1]
+
+
+@pytest.mark.parametrize(
+    "run, wanted", [("seed0", set()), ("seed1", set()), ("seed2", set()), ("blind", {"format_only"})]
+)
+def test_the_shipped_runs(run, wanted):
+    """The good ones raise no guard; the one with grey pictures learns the form alone."""
+    path = ROOT / f"docs/results/shapes/{run}.metrics.jsonl.gz"
+    rows = [json.loads(text) for text in gzip.open(path, "rt")]
+    rows = [row | {"chance": 0.4375} for row in rows if "reward" in row]
+    found = {name for end in range(1, len(rows) + 1) for name, held in check(rows[:end]).items() if held}
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("<think> </think> <answer> ( A ) </answer>", 0),
+        ("it must be . </think> <answer> B </answer> and more words", 4),
+        ("<think>a b\nc</think><answer>", 3),
+        ("no answer at all", 4),
+    ],
+)
+def test_words_before_the_answer(text, words):
+    assert words_before_answer(text) == words
 
 
 def test_each_guard_says_what_to_do():
     for name, guard in GUARDS.items():
         assert f" {guard.steps} steps" in guard.says and len(guard.says) > 100, name
-    page = (Path(__file__).resolve().parents[3] / "docs/troubleshooting.md").read_text()
+    page = (ROOT / "docs/troubleshooting.md").read_text()
     assert all(f"`guard/{name}`" in page for name in [*GUARDS, "nonfinite"])
 
 
@@ -254,7 +352,7 @@ def test_a_guard_speaks_once_and_a_resumed_run_knows(base, tmp_path, monkeypatch
     argv = [*QUICK[:1], *QUICK[2:], "steps=8", f"model={base}", f"out={tmp_path / 'run'}", "save.every=6"]
     assert train.main(argv) == 0
     said = capsys.readouterr().err
-    assert said.count(GUARDS["truncated"].says) == 1 and "step 5: every completion" in said
+    assert said.count(GUARDS["truncated"].says) == 1 and "step 5: nine completions in ten" in said
     rows = rows_of(tmp_path / "run")
     assert [row["guard/truncated"] for row in rows] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert not any(

@@ -113,6 +113,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_nothing_had_happened
         "the same command goes on from there"
     )
     assert [path.name for path in complete(out)] == ["step_000003"] and not (out / "summary.json").exists()
+    page = (out / "report.html").read_text()
+    assert f"stopped by {number.name} after step 3 of 4: saved in" in page and '"name":"stopped"' in page
     assert signal.getsignal(number) == before
     assert train.main(command) == 0 and "going on after step 3" in capfd.readouterr().out
     same(out, straight)
@@ -227,6 +229,8 @@ def test_one_rank_is_told_and_all_leave_after_the_same_step(base, straight, tmp_
     assert (left := done.stderr.count("exitcode  : 143")) >= 1 and left + done.stderr.count(
         "exitcode  : -15"
     ) == 2, done.stderr
+    assert "stopped by SIGTERM after step 2 of 4" in (out / "report.html").read_text()
+    assert (out / "curves.png").is_file() and not list(out.glob("*.tmp"))
     assert [path.name for path in complete(out)] == ["step_000002"]
     assert [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()] == [
         0,
