@@ -18,7 +18,7 @@ import grpo.parallel.openmp
 
 from grpo.batch import Batch, Groups, MicroBatch, collate_prompts
 from grpo.config import parse
-from grpo.gradient import OutOfMemory, accumulate_gradient, score_tokens
+from grpo.gradient import OutOfMemory, accumulate_gradient, score_reference, score_tokens
 from grpo.logprobs import completion_logprobs
 from grpo.memory import retry_with_fewer_rows, rows_that_fit
 from grpo.objective import group_advantages, policy_loss, token_weights
@@ -67,7 +67,7 @@ def train_grpo(cfg, run, ranks, log) -> None:
         total = ranks.sum(batch.counts).clamp(min=1)
         batch.weight = weigh(batch.mask, tokens=total[0], completions=total[1], cap=stage.cap)  # (B, C)
         if run.reference is not None:
-            batch.logp_ref = score_tokens(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
+            batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
         if cfg.loss.updates * cfg.loss.minibatches > 1:
             batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget)  # (B, C)

@@ -32,10 +32,11 @@ from grpo.config import Config, ConfigError
 from grpo.rewards.user_code import names_a_file
 from grpo.storage.atomic import write_whole
 from grpo.storage.checkpoint import SIDE_FILES, checksum
+from grpo.storage.model_folder import base_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy")
-MODEL_FILES = (*SIDE_FILES, "config.json", "*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = (*SIDE_FILES, "config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
 # of pictures: beyond this many bytes they are known by size and time alone. Opening one costs as much as
 # reading OPENING bytes.
 PICTURES = 250_000_000
@@ -57,9 +58,13 @@ class Input(NamedTuple):
 Files = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
-def inputs_of(cfg: Config, base: Path, examples: Sequence) -> dict[str, dict[str, Input]]:
+def inputs_of(cfg: Config, start: Path, examples: Sequence) -> dict[str, dict[str, Input]]:
     """The files behind the settings `data`, `rewards` and `model` (or `init`), as {setting: {name: file}}."""
-    files = [path for pattern in MODEL_FILES for path in base.glob(pattern) if path.is_file()]
+    # an adapter after its base
+    folders = dict.fromkeys((base_folder(start), start))
+    files = [
+        path for base in folders for pattern in MODEL_FILES for path in base.glob(pattern) if path.is_file()
+    ]
     # the optimizer of a checkpoint is not read
     model = {path.name: Input(path) for path in files if not path.name.startswith("optimizer")}
     found = {"init" if cfg.init else "model": model}
