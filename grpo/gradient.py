@@ -89,8 +89,8 @@ def accumulate_gradient(
 
     stats, logp = retry_with_less_memory(one_pass, policy, budget)
     if not batch.stats:
-        # later parts are learned from by a policy that has moved
-        batch.logp = logp if part == whole else batch.logp_old
+        # a later part's log-probs are those of a policy that has moved
+        batch.logp = logp if part == whole or batch.logp_old is None else batch.logp_old
     batch.stats[tuple(part)] = stats
     return reduce(add, batch.stats.values())
 
