@@ -31,7 +31,7 @@ from grpo.rollout import DecodeOptions, Rollout, generate
 from grpo.run import lock
 from grpo.run.lifecycle import Lifecycle
 from grpo.run.questions import chosen_prompts
-from grpo.run.setup import open_run
+from grpo.run.setup import open_run, with_steps
 from grpo.run.signals import Interrupted
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
@@ -181,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             print(plan.text(cfg, flags.plan))
             return 0
         ranks = join_ranks(cfg.device, cfg.timeout)
+        cfg = with_steps(cfg)
         run = open_run(cfg, ranks, flags)
         log = Lifecycle(cfg, run, ranks, started)
         if flags.dry_run:

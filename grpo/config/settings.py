@@ -181,6 +181,8 @@ class Config:
     """grpo: learn from rewards; sft: imitate documents, as the built-in base did."""
     steps: int = 100
     """Number of steps; a step is one rollout."""
+    epochs: float | None = None
+    """Passes over the questions, instead of steps; config.yaml then has the steps that come out."""
     seed: int = 0
     """Seed. Each random number is a function of the seed, the step and the prompt."""
     out: str | None = None
@@ -295,7 +297,7 @@ def check(config: Config) -> None:
             value = value_of(config, key)
             if value is not None and value < least:
                 raise ConfigError(f"{key}: must be at least {least}, got {value}")
-    for key in ("temperature", "lora.alpha", "optim.lr", "loss.logits_mib", "timeout"):
+    for key in ("temperature", "lora.alpha", "optim.lr", "loss.logits_mib", "timeout", "epochs"):
         value = value_of(config, key)
         if value is not None and value <= 0:
             raise ConfigError(f"{key}: must be above 0, got {value}")
