@@ -282,7 +282,7 @@ def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
     if cfg.method == "sft":
         return forward * learning
     # Rollout, learning, reference, old policy.
-    return forward * (1 + learning + (cfg.loss.kl_coef > 0) + (cfg.loss.updates > 1))
+    return forward * (1 + learning + (cfg.loss.kl_coef > 0) + (cfg.loss.updates * cfg.loss.minibatches > 1))
 
 
 def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:

@@ -77,7 +77,7 @@ def learn(policy, batch, budget=10**6):
         assert entropy[~part.mask].eq(0).all()
         return *policy_loss(logp, None, None, part.advantage, part.weight), logp, entropy
 
-    batch.updates = 0
+    batch.stats = {}
     accumulate_gradient(loss_of, policy, batch, budget_of(budget))
     sum_gradients(policy)
     return batch.logp
