@@ -206,7 +206,7 @@ def test_the_loss_gets_its_settings(train):
         }
         assert old is None and ref.shape == weight.shape == logp.shape and len(advantage) == len(logp)
     for _, how in world.called("completion_logprobs"):
-        assert how == {"temperature": 0.7, "chunk": 7}
+        assert how == {"temperature": 0.7, "chunk": 7, "truncation": None}
 
 
 def test_weights_and_advantages_get_their_settings(train):
