@@ -44,7 +44,6 @@ from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTING
 def train_grpo(cfg, run, ranks, log) -> None:
     """Learn from rewards, from step `run.step` to `cfg.steps`."""
     weigh = partial(token_weights, weighting=WEIGHTINGS[cfg.loss.weighting])
-    truncation = truncation_of(cfg) if cfg.logp_of == "sampled" else None
     loss_of = partial(loss_of_part, cfg, run.policy, run.budget.chunk)
 
     for step in range(run.step, cfg.steps):
@@ -71,8 +70,8 @@ def train_grpo(cfg, run, ranks, log) -> None:
             batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
         if cfg.loss.updates * cfg.loss.minibatches > 1:
-            old = score_tokens(run.policy, batch, cfg.temperature, run.budget, truncation)
-            batch.logp_old = old  # (B, C)
+            cut = loss_truncation(cfg)
+            batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget, cut)  # (B, C)
 
         # 4  Learn: make what did better than its group more likely.                      docs/06, Eq. 4-7
         for part in cfg.loss.updates * batch.minibatches(cfg.loss.minibatches):
@@ -87,9 +86,9 @@ def train_grpo(cfg, run, ranks, log) -> None:
 def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):
     """The clipped surrogate and the KL penalty of one micro-batch. -> (loss, LossStats, log-probs and
     entropies of the tokens, both (b, c))."""
-    truncation = truncation_of(cfg) if cfg.logp_of == "sampled" else None
-    how = {"temperature": cfg.temperature, "chunk": chunk, "truncation": truncation}
-    logp, entropy = completion_logprobs(policy, part, **how)
+    logp, entropy = completion_logprobs(
+        policy, part, temperature=cfg.temperature, chunk=chunk, truncation=loss_truncation(cfg)
+    )
     loss, stats = policy_loss(
         logp,
         part.logp_old,
@@ -147,6 +146,11 @@ def sample_groups(cfg, run, policy, prompts: list, step: int, stage) -> Rollout:
 def truncation_of(cfg) -> Truncation | None:
     """The settings top_k and top_p; None where they leave out no word."""
     return None if cfg.top_k is None and cfg.top_p == 1 else Truncation(cfg.top_k, cfg.top_p)
+
+
+def loss_truncation(cfg) -> Truncation | None:
+    """The truncation of the log-probs in the loss."""
+    return truncation_of(cfg) if cfg.logp_of == "sampled" else None
 
 
 def learning_rate(cfg, step: int) -> float:

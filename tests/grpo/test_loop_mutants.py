@@ -24,6 +24,7 @@ LOOP = {
         "temperature=cfg.temperature, chunk=chunk",
         "temperature=1.0, chunk=chunk",
     ),
+    "full log-probs truncated": ('if cfg.logp_of == "sampled"', 'if cfg.logp_of != ""'),
     "temperature dropped in the rollout": ("temperature=cfg.temperature,\n", "temperature=1.0,\n"),
     "temperature dropped for the reference": (
         "score_tokens(run.reference, batch, cfg.temperature,",
