@@ -31,7 +31,7 @@ from grpo.rollout import DecodeOptions, Rollout, generate
 from grpo.run import lock
 from grpo.run.lifecycle import Lifecycle
 from grpo.run.questions import chosen_prompts
-from grpo.run.setup import open_run
+from grpo.run.setup import open_run, with_steps
 from grpo.run.signals import Interrupted
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
@@ -69,12 +69,12 @@ def train_grpo(cfg, run, ranks, log) -> None:
         if run.reference is not None:
             batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
-        if cfg.loss.updates > 1:
+        if cfg.loss.updates * cfg.loss.minibatches > 1:
             batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget)  # (B, C)
 
         # 4  Learn: make what did better than its group more likely.                      docs/06, Eq. 4-7
-        for _ in range(cfg.loss.updates):
-            stats = accumulate_gradient(loss_of, run.policy, batch, run.budget)
+        for part in cfg.loss.updates * batch.minibatches(cfg.loss.minibatches):
+            stats = accumulate_gradient(loss_of, run.policy, batch, run.budget, part)
             grad_norm = run.optimizer.clip_and_step(cfg.optim.max_grad_norm)
 
         # 5  Keep: metrics, report, evaluation, checkpoint.                               docs/metrics
@@ -181,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             print(plan.text(cfg, flags.plan))
             return 0
         ranks = join_ranks(cfg.device, cfg.timeout)
+        cfg = with_steps(cfg)
         run = open_run(cfg, ranks, flags)
         log = Lifecycle(cfg, run, ranks, started)
         if flags.dry_run:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,7 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
         if not equals:
             raise ConfigError(f"argument {text!r}: settings are written key=value")
         given |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat | given)
+    _refuse_two_lengths(given, "arguments")
     try:
         config = typed.build(Config, _over(flat, given))
     except ConfigError as error:
@@ -152,7 +153,11 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         names = " -> ".join(p.stem for p in (*above, path))
         raise ConfigError(f"{path.name}: `base:` goes round in a circle: {names}")
-    tree = {key: value for key, value in _read(path).items() if key not in ("about", "format")}
+    tree = _read(path)
+    # config.yaml of a run has both
+    if "format" not in tree:
+        _refuse_two_lengths(tree, path.name)
+    tree = {key: value for key, value in tree.items() if key not in ("about", "format")}
     flat = {}
     if (base := tree.pop("base", None)) is not None:
         base = convert(base, str, f"{path.name}: base")
@@ -161,9 +166,23 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` merged over `below`. A revision belongs to its model, so another model does not inherit it."""
-    other = "model" in above and above["model"] != below.get("model")
-    return below | ({"revision": None} if other else {}) | above
+    """`above` merged over `below`. A revision belongs to its model, so another model does not inherit it; and
+    `steps` and `epochs` replace each other."""
+    cleared: dict[str, Any] = {}
+    if "model" in above and above["model"] != below.get("model"):
+        cleared["revision"] = None
+    if "steps" in above:
+        cleared["epochs"] = None
+    elif above.get("epochs") is not None:
+        # until the questions are counted
+        cleared["steps"] = 0
+    return below | cleared | above
+
+
+def _refuse_two_lengths(given: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a run whose length is given twice."""
+    if given.get("steps") is not None and given.get("epochs") is not None:
+        raise ConfigError(f"{where}: steps and epochs both say how long the run is; give one of them")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -86,7 +86,9 @@ class Loss:
     reference_on: Literal["device", "host"] = "device"
     """Where the reference model is kept. host: in CPU memory, copied to the GPU once a step."""
     updates: int = 1
-    """Optimizer updates per rollout. With 1 update the ratio is 1, so no clip is reached."""
+    """Updates from the whole rollout, one after another. With 1 the ratio is 1, so no clip is reached."""
+    minibatches: int = 1
+    """Disjoint parts of the step's prompts, with an optimizer update each. `updates` repeats all of them."""
     micro_tokens: int = 16384
     """Most tokens (prompts once, completions, padding) in a forward pass; only memory and speed change."""
     sections: int = 4
@@ -179,6 +181,8 @@ class Config:
     """grpo: learn from rewards; sft: imitate documents, as the built-in base did."""
     steps: int = 100
     """Number of steps; a step is one rollout."""
+    epochs: float | None = None
+    """Passes over the questions, instead of steps; config.yaml then has the steps that come out."""
     seed: int = 0
     """Seed. Each random number is a function of the seed, the step and the prompt."""
     out: str | None = None
@@ -279,8 +283,8 @@ LEAST = {
     0: "steps seed lora.rank loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
     "optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every report.every "
     "report.prompts",
-    1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates loss.micro_tokens "
-    "eval.cap",
+    1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates "
+    "loss.minibatches loss.micro_tokens eval.cap",
     2: "max_prompt",
 }
 """{smallest value: keys}."""
@@ -293,7 +297,7 @@ def check(config: Config) -> None:
             value = value_of(config, key)
             if value is not None and value < least:
                 raise ConfigError(f"{key}: must be at least {least}, got {value}")
-    for key in ("temperature", "lora.alpha", "optim.lr", "loss.logits_mib", "timeout"):
+    for key in ("temperature", "lora.alpha", "optim.lr", "loss.logits_mib", "timeout", "epochs"):
         value = value_of(config, key)
         if value is not None and value <= 0:
             raise ConfigError(f"{key}: must be above 0, got {value}")
@@ -341,6 +345,8 @@ def _check_rollouts(config: Config) -> None:
     for key, size in sizes.items():
         if size < 2:
             raise ConfigError(f"{key}: must be at least 2, because a group compares completions; got {size}")
+    if (parts := config.loss.minibatches) > config.prompts:
+        raise ConfigError(f"loss.minibatches: {parts} parts of {config.prompts} prompts; raise prompts")
     ends = [stage.until for stage in config.stages]
     if ends != sorted(set(ends)) or any(stage.cap < 1 for stage in config.stages):
         raise ConfigError(f"stages: `until` must grow and `cap` be at least 1, got until {ends}")
@@ -360,6 +366,8 @@ def contradictions(config: Config, questions: int) -> list[str]:
         return lines
     if config.stages and config.stages[-1].until > config.steps:
         lines.append(f"stages: until {config.stages[-1].until}, but the run ends at step {config.steps}")
+    if config.lora.rank and config.loss.reference_on == "host":
+        lines.append("loss.reference_on: has no effect with lora.rank: the reference is the policy itself")
     if config.max_rounds == 1 and config.enough < 1:
         lines.append("enough: has no effect without dynamic sampling; set max_rounds above 1")
     return lines

@@ -1,6 +1,7 @@
 """A plan (`grpo/plan/plan.py`) as a table for people."""
 
 from grpo.config.parse import Config
+from grpo.plan.ranks import BASE
 
 
 def render(cfg: Config, plan, ranks: int = 1) -> str:
@@ -8,7 +9,8 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
     parts = ", ".join(f"{name} {shown_count(count)}" for name, count in plan.parameters.items())
     process = f"one of {ranks} ranks" if ranks > 1 else "one process"
     where = f"{plan.dtype} on a {'GPU' if plan.device == 'cuda' else 'CPU'}"
-    run = f"{cfg.recipe}: {cfg.method} on {cfg.model}, {cfg.steps:,} steps, {where}, {process}"
+    length = f"{cfg.steps:,} steps" if cfg.steps or cfg.epochs is None else f"{cfg.epochs:g} epochs"
+    run = f"{cfg.recipe}: {cfg.method} on {cfg.model}, {length}, {where}, {process}"
     lines = [f"{run}. At most, and nothing was loaded:", ""]
     lines += [f"{shown_count(sum(plan.parameters.values()))} parameters: {parts}", ""]
     lines += ["held all the time", *map(line, plan.held)]
@@ -34,7 +36,7 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
         lines.append(count_line("work", shown_flops(stage.flops), over))
     lines += ["", f"peak: {shown_bytes(plan.peak)}"]
     if cfg.save.background:
-        copied = shown_bytes(sum(item.bytes for item in plan.held[:2]))
+        copied = shown_bytes(sum(item.bytes for item in plan.held[:2] if item.name != BASE))
         copy = "the copy of weights and optimizer that checkpoints are written from"
         lines.append(f"and {copied} of the CPU's memory, for {copy} (save.background=false: none)")
     return "\n".join(lines) + "\n"

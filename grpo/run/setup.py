@@ -6,9 +6,10 @@ settings, and the files of `grpo/run/inputs.py`. A change of either is named.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from data.chat import Chat
+from data.sources.table import open_split
 from grpo.config import Config, check_same_run, contradictions, save
 from grpo.config.parse import Flags
 from grpo.gradient import TokenBudget
@@ -102,6 +104,15 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)
     return Run(folder, base, policy, reference, optimizer, budget, chat, examples, heldout, *logs, step)
+
+
+def with_steps(cfg: Config) -> Config:
+    """The settings with the number of steps that `epochs` comes to. Raises BadSource."""
+    if cfg.epochs is None:
+        return cfg
+    part = {"columns": cfg.columns, "heldout": cfg.heldout}
+    questions = len(open_split(cfg.task, cfg.data, "train", cfg.limit, cfg.seed, **part))
+    return replace(cfg, steps=math.ceil(cfg.epochs * questions / cfg.prompts))
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> None:
