@@ -222,7 +222,10 @@ class Config:
     limit: int | None = None
     """Use only this many examples, the first ones. null: all."""
     template: str = "shapes"
-    """Prompt template: a name in data/chat.py."""
+    """Prompt template: a name in data/templates.yaml, a FILE.yaml or FILE.jinja of your own, or chat: the
+    model's own chat template (docs/data.md)."""
+    system: str | None = None
+    """System prompt in place of the template's own. null: leave that."""
     max_prompt: int = 1024
     """Longest prompt in tokens, pictures included. A longer prompt is skipped and counted, never cut."""
     min_pixels: int | None = None
