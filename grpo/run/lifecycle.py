@@ -44,7 +44,6 @@ class Lifecycle:
         self.background = Background() if cfg.save.background else None
         # whether metrics.jsonl has been read, so that a report can be written
         self.begun = False
-        self.files = trained_with(cfg, run)
         self.shown = started
 
     def __enter__(self) -> "Lifecycle":
@@ -204,7 +203,7 @@ class Lifecycle:
             base=run.base,
             keep=self.cfg.save.keep,
             background=self.background,
-            files=self.files,
+            files=trained_with(self.cfg, run),
         )
         self.last_saved = step
 
@@ -212,7 +211,8 @@ class Lifecycle:
         """Write the weights alone, in the type of the matrix products."""
         run = self.run
         dtype = torch.bfloat16 if use_bfloat16(self.ranks, self.cfg.dtype) else torch.float32
-        checkpoint.save_weights(run.folder, step, run.policy, base=run.base, dtype=dtype, files=self.files)
+        files = trained_with(self.cfg, run)
+        checkpoint.save_weights(run.folder, step, run.policy, base=run.base, dtype=dtype, files=files)
 
     def wait(self) -> None:
         """Wait until every checkpoint is written. Raises CheckpointError if one could not be."""
