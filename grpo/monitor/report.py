@@ -29,7 +29,7 @@ import yaml
 from data.types import TaskHook
 from grpo.evaluation import reflection
 from grpo.monitor import warnings
-from grpo.monitor.curves import PAGE, WORDS, charts, hook_of_run, settings_of, write_curves
+from grpo.monitor.curves import PAGE, WORDS, charts, hook_of_run, settings_of, with_arrow, write_curves
 from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import read
 
@@ -164,7 +164,7 @@ def compared(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHo
     """The table of before and after, a part for each set of questions: {title, rows, same}. A row: {label,
     says, inner, share, n, before, after}. n: questions. same: the rows whose number has not changed."""
     own = {**hook.columns, **{name: label for *_, labels in hook.charts for name, label in labels.items()}}
-    known = {name: {"label": label} for name, label in own.items()} | NAMES["scores"]
+    known = {name: {"label": with_arrow(label)} for name, label in own.items()} | NAMES["scores"]
     titles = {"": "", **NAMES["sets"], **hook.sets}
     parts: dict[str, dict[str, Any]] = {}
     # each task's accuracy below the accuracy of all
