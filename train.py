@@ -18,7 +18,7 @@ import grpo.parallel.openmp
 
 from grpo.batch import Batch, Groups, MicroBatch, collate_prompts
 from grpo.config import parse
-from grpo.gradient import OutOfMemory, accumulate_gradient, score_tokens
+from grpo.gradient import OutOfMemory, accumulate_gradient, score_reference, score_tokens
 from grpo.logprobs import completion_logprobs
 from grpo.memory import retry_with_fewer_rows, rows_that_fit
 from grpo.objective import group_advantages, policy_loss, token_weights
@@ -31,7 +31,7 @@ from grpo.rollout import DecodeOptions, Rollout, generate
 from grpo.run import lock
 from grpo.run.lifecycle import Lifecycle
 from grpo.run.questions import chosen_prompts
-from grpo.run.setup import open_run
+from grpo.run.setup import open_run, with_steps
 from grpo.run.signals import Interrupted
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at, stage_at
@@ -67,7 +67,7 @@ def train_grpo(cfg, run, ranks, log) -> None:
         total = ranks.sum(batch.counts).clamp(min=1)
         batch.weight = weigh(batch.mask, tokens=total[0], completions=total[1], cap=stage.cap)  # (B, C)
         if run.reference is not None:
-            batch.logp_ref = score_tokens(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
+            batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
         if cfg.loss.updates > 1:
             batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget)  # (B, C)
@@ -181,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
             print(plan.text(cfg, flags.plan))
             return 0
         ranks = join_ranks(cfg.device, cfg.timeout)
+        cfg = with_steps(cfg)
         run = open_run(cfg, ranks, flags)
         log = Lifecycle(cfg, run, ranks, started)
         if flags.dry_run:

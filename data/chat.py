@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from data.images import open_picture, preprocess
 from data.processor import PictureSettings, json_object, picture_settings, shown
-from data.types import MARK, Example, Prompt, PromptTooLong
+from data.types import MARK, BadExample, Example, Prompt, PromptTooLong, short
 
 VISION_START, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 VIDEO = "<|video_pad|>"
@@ -83,9 +83,10 @@ class Chat:
     def prompt(self, example: Example, *, blind: bool = False) -> Prompt:
         """The example as tokens and patches. blind: grey pictures of the same size in place of its own.
 
-        Raises PromptTooLong, BadPicture.
+        Marks "<image>" put each picture in its place; without marks, the template does. Raises PromptTooLong,
+        BadPicture, and BadExample for a wrong number of marks.
         """
-        name = f"example {example.uid!r}, picture "
+        name = f"example {short(example.uid)}, picture "
         images = [open_picture(each, name=f"{name}{n}") for n, each in enumerate(example.pictures, 1)]
         if blind:
             images = [Image.new("RGB", image.size, MID_GREY) for image in images]
@@ -93,14 +94,16 @@ class Chat:
         grid = np.array([grid for _, grid in seen], np.int64).reshape(-1, 3)
         placeholders = grid.prod(axis=1) // self.pictures.merge**2
         pictures = [[VISION_START, *[IMAGE] * count, VISION_END] for count in placeholders]
-        parts = example.asked.split(MARK)
-        # as many marks as pictures: each picture goes to its mark
-        parts = parts if images and len(parts) == len(images) + 1 else [example.asked]
+        # without pictures a mark is a text like any other
+        parts = example.asked.split(MARK) if images else [example.asked]
+        if len(parts) - 1 not in (0, len(images)):
+            said = f"has {len(parts) - 1} marks {MARK}, and there are {len(images)} pictures"
+            raise BadExample(f"example {short(example.uid)}: the question {said}")
         tokens = self._encoded(parts, pictures)
         if len(tokens) > self.max_prompt:
             has = f"has {len(tokens)} tokens ({placeholders.sum()} of them pictures), over the limit of"
             said = f"the prompt {has} {self.max_prompt}; raise max_prompt or lower max_pixels"
-            raise PromptTooLong(f"example {example.uid!r}: {said}")
+            raise PromptTooLong(f"example {short(example.uid)}: {said}")
         shown = VISION_START + IMAGE + VISION_END
         ahead = shown * (len(images) + 1 - len(parts))
         template = self.template.text if ahead else self.template.text.replace("{pictures}" + MARK, "")
@@ -228,4 +231,29 @@ def _tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     # as ordinary text
     tokenizer.encode_special_tokens = True
+    # transformers would add a token that only these files have
+    for file, name, number in _added_tokens(folder):
+        known = tokenizer.token_to_id(name) if isinstance(name, str) else None
+        if known is None or number not in (known, None):
+            said = f"added token {shown(name)} is {shown(number)}, in tokenizer.json it is {known}"
+            raise ValueError(f"{file}: {said}; save the tokenizer's files together")
     return tokenizer
+
+
+def _added_tokens(folder: Path) -> list[tuple[Path, str, int | None]]:
+    """The tokens that files beside tokenizer.json add: file, token, and its id where the file has one."""
+    file, old = folder / "tokenizer_config.json", folder / "added_tokens.json"
+    found, numbered = json_object(file), json_object(old)
+    key = ""
+    try:
+        added: list[tuple[Path, str, int | None]] = []
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            more = found.get(key) or []
+            for token in more.values() if isinstance(more, dict) else list(more):
+                added.append((file, token if isinstance(token, str) else token["content"], None))
+        key = "added_tokens_decoder"
+        if found.get(key) is None:
+            return added + [(old, name, number) for name, number in numbered.items()]
+        return added + [(file, token["content"], int(number)) for number, token in found[key].items()]
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{file}: {key} is {shown(found[key])}; it must name tokens") from error

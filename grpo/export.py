@@ -15,7 +15,7 @@ import torch
 
 from grpo.monitor.card import card, run_of
 from grpo.storage.checkpoint import SIDE_FILES, flush
-from grpo.storage.model_folder import model_folder
+from grpo.storage.model_folder import base_folder, load_model, model_folder
 from models import weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -28,7 +28,7 @@ def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already; name a folder that does not exist")
     folder = model_folder(model)
-    policy = weights.load(folder, dtype=dtype)
+    policy = load_model(folder, dtype)
     aside = out.with_name(out.name + ".tmp")
     needed = sum(tensor.nbytes for tensor in policy.state_dict().values())
     aside.parent.mkdir(parents=True, exist_ok=True)
@@ -39,8 +39,10 @@ def export(model: str, out: Path, dtype: torch.dtype = torch.float32) -> Path:
     try:
         weights.save(policy, aside)
         for name in SIDE_FILES:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, aside / name)
+            # an adapter may come without its base's files
+            for source in (base_folder(folder) / name, folder / name):
+                if source.exists():
+                    shutil.copyfile(source, aside / name)
         if run_of(folder):
             (aside / "README.md").write_text(card(folder, out.name), encoding="utf-8")
         for path in (*aside.iterdir(), aside):

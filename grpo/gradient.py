@@ -28,6 +28,7 @@ from grpo.logprobs import completion_logprobs
 from grpo.objective import LossStats
 from grpo.parallel.ranks import gather_objects, rank
 from grpo.timing import timed
+from models.lora import adapters_off
 from models.qwen_vl import QwenVL
 
 # tokens; no smaller budget is tried
@@ -97,6 +98,12 @@ def score_tokens(policy: QwenVL, batch: Batch, temperature: float, budget: Token
 
     with on_device(policy, budget.device):
         return retry_with_less_memory(one_pass, policy, budget)
+
+
+def score_reference(reference: QwenVL, batch: Batch, temperature: float, budget: TokenBudget) -> Tensor:
+    """As `score_tokens`, under the reference. With LoRA it is the policy without its adapters."""
+    with adapters_off(reference):
+        return score_tokens(reference, batch, temperature, budget)
 
 
 def passes(

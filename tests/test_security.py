@@ -220,7 +220,8 @@ def forbidden(source):
             and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load")
         ):
             strict = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            used = [] if strict.get("weights_only") == "True" else ["an unpickling load"]
+            safe = strict.get("weights_only") == "True" or strict.get("allow_pickle") == "False"
+            used = [] if safe else ["an unpickling load"]
         yield from (name for name in used if name in FORBIDDEN or name.startswith("an "))
 
 

@@ -30,7 +30,7 @@ WORDS, CHINESE = table(TABLES["unit_words"]), table(TABLES["chinese"])
 LONGEST = 60
 _CHINESE = re.compile("|".join(sorted(CHINESE, key=len, reverse=True)))
 _JOINED = re.compile(
-    r"\b(per(?= ?cent)|nautical|us|degree|year)s?[ -]+"
+    r"\b(per(?= ?cent)|nautical|n|us|degree|year)s?[ -]+"
     r"(cents?|miles?|dollars?|celsius|fahrenheit|centigrade|[cf]|old)\b",
     re.IGNORECASE,
 )

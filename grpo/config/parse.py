@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ FORMAT = 2
 # settings and groups that may change when a run is continued: they do not change a gradient
 FREE = ("out.", "recompute.", "device.", "timeout.", "max_rows.", "cuda_graphs.", "loss.reference_on.")
 FREE += ("loss.micro_tokens.", "loss.logits_mib.", "eval.", "save.", "report.", "log.")
+# of these a change is noted: what is evaluated before and after it does not compare
+NOTED = ("eval.items", "eval.cap", "eval.task", "eval.data")
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
         if not equals:
             raise ConfigError(f"argument {text!r}: settings are written key=value")
         given |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat | given)
+    _refuse_two_lengths(given, "arguments")
     try:
         config = typed.build(Config, _over(flat, given))
     except ConfigError as error:
@@ -150,7 +153,11 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         names = " -> ".join(p.stem for p in (*above, path))
         raise ConfigError(f"{path.name}: `base:` goes round in a circle: {names}")
-    tree = {key: value for key, value in _read(path).items() if key not in ("about", "format")}
+    tree = _read(path)
+    # config.yaml of a run has both
+    if "format" not in tree:
+        _refuse_two_lengths(tree, path.name)
+    tree = {key: value for key, value in tree.items() if key not in ("about", "format")}
     flat = {}
     if (base := tree.pop("base", None)) is not None:
         base = convert(base, str, f"{path.name}: base")
@@ -159,9 +166,23 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` merged over `below`. A revision belongs to its model, so another model does not inherit it."""
-    other = "model" in above and above["model"] != below.get("model")
-    return below | ({"revision": None} if other else {}) | above
+    """`above` merged over `below`. A revision belongs to its model, so another model does not inherit it; and
+    `steps` and `epochs` replace each other."""
+    cleared: dict[str, Any] = {}
+    if "model" in above and above["model"] != below.get("model"):
+        cleared["revision"] = None
+    if "steps" in above:
+        cleared["epochs"] = None
+    elif above.get("epochs") is not None:
+        # until the questions are counted
+        cleared["steps"] = 0
+    return below | cleared | above
+
+
+def _refuse_two_lengths(given: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for a run whose length is given twice."""
+    if given.get("steps") is not None and given.get("epochs") is not None:
+        raise ConfigError(f"{where}: steps and epochs both say how long the run is; give one of them")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -197,15 +218,16 @@ def load_run(folder: str | Path) -> Config:
 
 
 def check_same_run(config: Config, folder: str | Path, accepted: Iterable[str] = ()) -> list[str]:
-    """Compare the settings with those of the run in `folder`. -> a line for each change that is `accepted`,
-    and for a larger `steps`. Settings that cannot change a gradient differ freely (FREE). Raises ConfigError
-    for other changes, and for a run of another version."""
+    """Compare the settings with those of the run in `folder`. -> a line for each change that is `accepted` or
+    NOTED, and for a larger `steps`. Settings that cannot change a gradient differ freely (FREE). Raises
+    ConfigError for other changes, and for a run of another version."""
     if not (Path(folder) / "config.yaml").is_file():
         return []
     before = load_run(folder)
     changed = {text.partition(":")[0]: text for text in differences(before, config)}
-    changed = {key: text for key, text in changed.items() if not f"{key}.".startswith(FREE)}
-    named = {*accepted}
+    kept = [key for key in changed if key in NOTED or not f"{key}.".startswith(FREE)]
+    changed = {key: changed[key] for key in kept}
+    named = {*accepted, *NOTED}
     if config.steps > before.steps:
         named.add("steps")
         if config.optim.decay == "constant":

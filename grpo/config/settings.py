@@ -23,6 +23,8 @@ else:
     Estimator = Literal[tuple(KL_ESTIMATORS)]
     Scale = Literal[tuple(ADVANTAGE_SCALES)]
 
+# the linear layers of a decoder block
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HEADINGS = {
     "recipe": "The run",
     "model": "The policy",
@@ -50,6 +52,20 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters instead of all weights: docs/lora.md."""
+
+    rank: int = 0
+    """Rank r of the adapters (LoRA). Only they are trained, and without them the policy is the reference. 0:
+    train the weights themselves."""
+    alpha: float = 32.0
+    """Adapters are scaled by alpha / rank."""
+    targets: list[str] = field(default_factory=lambda: [*LINEARS])
+    """Names of the layers that get an adapter, in the blocks of all parts that are not frozen. Qwen2-VL's
+    vision tower has qkv, proj, fc1, fc2."""
+
+
+@dataclass(frozen=True)
 class Loss:
     """The objective: docs/06."""
 
@@ -66,7 +82,7 @@ class Loss:
     kl: Estimator = "k3"
     """Estimator of the KL to the reference. k3: the paper's; k3_is: times the ratio, an unbiased gradient."""
     kl_coef: float = 0.04
-    """Weight of the KL penalty. 0: no reference model is loaded."""
+    """Weight of the KL penalty. 0: no reference is needed, and none is loaded."""
     reference_on: Literal["device", "host"] = "device"
     """Where the reference model is kept. host: in CPU memory, copied to the GPU once a step."""
     updates: int = 1
@@ -163,6 +179,8 @@ class Config:
     """grpo: learn from rewards; sft: imitate documents, as the built-in base did."""
     steps: int = 100
     """Number of steps; a step is one rollout."""
+    epochs: float | None = None
+    """Passes over the questions, instead of steps; config.yaml then has the steps that come out."""
     seed: int = 0
     """Seed. Each random number is a function of the seed, the step and the prompt."""
     out: str | None = None
@@ -185,7 +203,9 @@ class Config:
     init: str | None = None
     """A config.json: start from random weights of this shape (sft only)."""
     freeze: list[Literal["vision", "llm"]] = field(default_factory=list)
-    """Not trained. vision: tower and merger; llm: embedding, decoder, head (questions then need pictures)."""
+    """Not trained, no adapters. vision: tower and merger; llm: embedding, decoder, head (questions then need
+    pictures)."""
+    lora: Lora = field(default_factory=Lora)
     recompute: bool = False
     """Recompute each block's activations in the backward pass: less memory, a third more time."""
 
@@ -258,7 +278,7 @@ class Config:
 
 
 LEAST = {
-    0: "steps seed loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
+    0: "steps seed lora.rank loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
     "optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every report.every "
     "report.prompts",
     1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates loss.micro_tokens "
@@ -275,7 +295,7 @@ def check(config: Config) -> None:
             value = value_of(config, key)
             if value is not None and value < least:
                 raise ConfigError(f"{key}: must be at least {least}, got {value}")
-    for key in ("temperature", "optim.lr", "loss.logits_mib", "timeout"):
+    for key in ("temperature", "lora.alpha", "optim.lr", "loss.logits_mib", "timeout", "epochs"):
         value = value_of(config, key)
         if value is not None and value <= 0:
             raise ConfigError(f"{key}: must be above 0, got {value}")
@@ -292,12 +312,23 @@ def check(config: Config) -> None:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
     if config.init and config.method != "sft":
         raise ConfigError("init: random weights never earn a reward; use method=sft or drop init")
+    if config.lora.rank:
+        _check_lora(config)
     if config.shard == "always" and config.optim.name == "muon":
         raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never")
     if len(set(config.freeze)) > 1:
         raise ConfigError("freeze: with vision and llm both frozen nothing is left to train")
     if config.method == "grpo":
         _check_rollouts(config)
+
+
+def _check_lora(config: Config) -> None:
+    if config.init:
+        raise ConfigError("lora.rank: random weights need full training; use lora.rank=0 or a model")
+    if config.optim.name == "muon":
+        raise ConfigError("lora.rank: muon is for whole matrices; use optim.name=adamw")
+    if not config.lora.targets:
+        raise ConfigError("lora.targets: at least one layer is needed, such as q_proj")
 
 
 def _check_rollouts(config: Config) -> None:

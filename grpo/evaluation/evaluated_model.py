@@ -18,8 +18,7 @@ from data.chat import Chat
 from grpo.config import parse
 from grpo.evaluation.protocols import TURN_START, Protocol, family
 from grpo.evaluation.resume import weights_digest
-from grpo.storage.model_folder import check_agreement, model_folder
-from models import weights
+from grpo.storage.model_folder import base_folder, check_agreement, load_model, model_folder
 from models.config import ModelConfig
 
 # tokens; a picture as large as Qwen's processors leave it has 16,384
@@ -66,9 +65,10 @@ class EvaluatedModel:
     def open(self, device: str) -> tuple[torch.nn.Module, Chat]:
         """Load policy and chat. Raises ValueError naming the file."""
         pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        chat = Chat(self.folder, template=self.template, max_prompt=self.max_prompt, **pixels)
-        check_agreement(chat, ModelConfig.from_folder(self.folder))
-        policy = weights.load(self.folder, dtype=getattr(torch, self.dtype), device=device)
+        base = base_folder(self.folder)
+        chat = Chat(base, template=self.template, max_prompt=self.max_prompt, **pixels)
+        check_agreement(chat, ModelConfig.from_folder(base))
+        policy = load_model(self.folder, dtype=getattr(torch, self.dtype), device=device)
         return policy.requires_grad_(False), chat
 
 

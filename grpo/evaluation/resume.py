@@ -105,7 +105,12 @@ class Log:
 def weights_digest(folder: Path) -> str:
     """A hash of a model folder's weights: of their names, their sizes and BLOCKS pieces of each file."""
     found = hashlib.sha256()
-    for path in [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]:
+    files = [
+        folder / "config.json",
+        folder / "adapter_config.json",
+        *sorted(folder.glob("*model*.safetensors")),
+    ]
+    for path in filter(Path.is_file, files):
         size = path.stat().st_size
         found.update(f"{path.name} {size}".encode())
         with open(path, "rb") as file:

@@ -8,7 +8,8 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
     parts = ", ".join(f"{name} {shown_count(count)}" for name, count in plan.parameters.items())
     process = f"one of {ranks} ranks" if ranks > 1 else "one process"
     where = f"{plan.dtype} on a {'GPU' if plan.device == 'cuda' else 'CPU'}"
-    run = f"{cfg.recipe}: {cfg.method} on {cfg.model}, {cfg.steps:,} steps, {where}, {process}"
+    length = f"{cfg.steps:,} steps" if cfg.steps or cfg.epochs is None else f"{cfg.epochs:g} epochs"
+    run = f"{cfg.recipe}: {cfg.method} on {cfg.model}, {length}, {where}, {process}"
     lines = [f"{run}. At most, and nothing was loaded:", ""]
     lines += [f"{shown_count(sum(plan.parameters.values()))} parameters: {parts}", ""]
     lines += ["held all the time", *map(line, plan.held)]

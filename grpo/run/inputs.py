@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from data.sources.hub import matching
 from data.sources.jsonl import JsonlShard
 from data.sources.table import LAYOUTS
 from data.types import BadRow
@@ -32,10 +31,11 @@ from grpo.config import Config, ConfigError
 from grpo.rewards.user_code import names_a_file
 from grpo.storage.atomic import write_whole
 from grpo.storage.checkpoint import SIDE_FILES, checksum
+from grpo.storage.model_folder import base_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "pillow", "numpy")
-MODEL_FILES = (*SIDE_FILES, "config.json", "*.safetensors", "*.safetensors.index.json")
+MODEL_FILES = (*SIDE_FILES, "config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
 # of pictures: beyond this many bytes they are known by size and time alone. Opening one costs as much as
 # reading OPENING bytes.
 PICTURES = 250_000_000
@@ -49,7 +49,7 @@ NAMED = 3
 class Input(NamedTuple):
     """A file. read: whether its contents are compared, too."""
 
-    path: Path
+    path: str | Path
     read: bool = True
 
 
@@ -57,9 +57,13 @@ class Input(NamedTuple):
 Files = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
-def inputs_of(cfg: Config, base: Path, examples: Sequence) -> dict[str, dict[str, Input]]:
+def inputs_of(cfg: Config, start: Path, examples: Sequence) -> dict[str, dict[str, Input]]:
     """The files behind the settings `data`, `rewards` and `model` (or `init`), as {setting: {name: file}}."""
-    files = [path for pattern in MODEL_FILES for path in base.glob(pattern) if path.is_file()]
+    # an adapter after its base
+    folders = dict.fromkeys((base_folder(start), start))
+    files = [
+        path for base in folders for pattern in MODEL_FILES for path in base.glob(pattern) if path.is_file()
+    ]
     # the optimizer of a checkpoint is not read
     model = {path.name: Input(path) for path in files if not path.name.startswith("optimizer")}
     found = {"init" if cfg.init else "model": model}
@@ -74,20 +78,23 @@ def inputs_of(cfg: Config, base: Path, examples: Sequence) -> dict[str, dict[str
 def question_files(cfg: Config, examples) -> dict[str, Input]:
     """The files that a source reads, and the pictures that their rows name."""
     files = [shard.path.absolute() for shard in examples.shards]
-    data = Path(cfg.data or "")
-    if not data.is_file():
+    if not Path(cfg.data or "").is_file():
         held = [
-            part for names in LAYOUTS[cfg.task].files.get("heldout", ()) for part in re.split("[ |]", names)
+            part for parts in LAYOUTS[cfg.task].files.get("heldout", ()) for part in re.split("[ |]", parts)
         ]
-        files += matching(data.absolute() if data.is_dir() else files[0].parent, held)
-    # parquet holds its pictures
-    inner = lambda shard: shard if isinstance(shard, JsonlShard) else getattr(shard, "_file", None)
-    shards = [shard for shard in examples.shards if isinstance(inner(shard), JsonlShard)]
-    sizes = {path: size for shard in shards for path, size in named_files(shard, examples.beside)}
+        files += [
+            path for part in held for folder in {file.parent for file in files} for path in folder.glob(part)
+        ]
+    sizes: dict[str, int] = {}
+    for shard in examples.shards:
+        # `OwnShard` reads JSON lines, too; parquet holds its pictures
+        lines = shard if isinstance(shard, JsonlShard) else getattr(shard, "_file", None)
+        if isinstance(lines, JsonlShard):
+            sizes |= named_files(lines, examples.beside)
     read = sum(sizes.values()) + OPENING * len(sizes) <= PICTURES
+    found = {path: Input(path, read) for path in sizes} | {str(path): Input(path) for path in files}
     root = commonpath([path.parent for path in files])
-    found = {relpath(path, root): Input(path) for path in files}
-    return {relpath(path, root): Input(Path(path), read) for path in sizes} | found
+    return {path.removeprefix(f"{root}/"): file for path, file in found.items()}
 
 
 def texts(value: Any) -> Iterator[str]:
@@ -99,7 +106,7 @@ def texts(value: Any) -> Iterator[str]:
             yield from texts(each)
 
 
-def named_files(shard, beside: Path | None) -> Iterator[tuple[str, int]]:
+def named_files(shard: JsonlShard, beside: Path | None) -> Iterator[tuple[str, int]]:
     """(path, bytes) of each file in the folder of a file of questions (or in `beside`) that a row names, in
     any field."""
     names = set()
@@ -165,14 +172,14 @@ def fingerprints(files: Mapping[str, Mapping[str, Input]], known: Files) -> dict
     for setting, named in files.items():
         found[setting] = {}
         for name, file in named.items():
-            stat = file.path.stat()
+            stat = os.stat(file.path)
             mark: list[Any] = [stat.st_size, stat.st_mtime_ns, ""]
             before = list(known.get(setting, {}).get(name, ()))
             if before[:2] == mark[:2]:
                 mark = before
             elif file.read:
                 mark[1] = mark[1] if mark[1] < recent else 0
-                unread.append((mark, file.path))
+                unread.append((mark, Path(file.path)))
             found[setting][name] = mark
     with ThreadPoolExecutor() as pool:
         for (mark, _), digest in zip(unread, pool.map(checksum, [path for _, path in unread])):
@@ -240,7 +247,7 @@ class Record:
         found = changes(known, self.values["files"]) if known else {}
         for setting in {"model", "init"} & {*found}:
             # a base that is a run: of its newest checkpoint
-            found[setting] += f" in {next(iter(files[setting].values())).path.parent}"
+            found[setting] += f" in {Path(next(iter(files[setting].values())).path).parent}"
         if refused := [setting for setting in found if setting not in accepted]:
             what = f"{self.path.parent} holds a run that was made of other files"
             lines = "; ".join(found[setting] for setting in refused)

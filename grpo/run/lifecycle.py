@@ -83,7 +83,8 @@ class Lifecycle:
         self.begun = True
         if self.ranks.main:
             print(self.describe() + (f"\ngoing on after step {run.step}" if run.step else ""), flush=True)
-        if self.cfg.eval.items and not run.step:
+        # a checkpoint of step 0 has that evaluation in its metrics
+        if self.cfg.eval.items and self.last_saved < 0:
             run.metrics.write({"step": 0} | self.evaluate(0, every_set=True))
             self.show_again()
         self.recorder.open_bar()
@@ -100,7 +101,8 @@ class Lifecycle:
         self.recorder.close_bar()
         folder = self.run.folder
         evaluated = [row for row in report.read_metrics(folder) if "eval/accuracy" in row]
-        if evaluated:
+        # without an evaluation of the base (eval.items was 0 when the run began) there is no before
+        if evaluated and evaluated[0]["step"] == 0:
             pick = lambda row: {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")}
             base, final = (pick(evaluated[at]) for at in (0, -1))
             self.write_summary(base, final, time.perf_counter() - self.started)

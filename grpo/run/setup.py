@@ -6,9 +6,10 @@ settings, and the files of `grpo/run/inputs.py`. A change of either is named.
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from data.chat import Chat
+from data.sources.table import open_split
 from grpo.config import Config, check_same_run, contradictions, save
 from grpo.config.parse import Flags
 from grpo.gradient import TokenBudget
@@ -28,11 +30,11 @@ from grpo.rewards.rules import rule
 from grpo.run import inputs
 from grpo.run.held_out import open_questions
 from grpo.run.lock import claim
-from grpo.storage import checkpoint
+from grpo.storage import adapter, checkpoint
 from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import Metrics, read
-from grpo.storage.model_folder import check_agreement, model_folder
-from models import weights
+from grpo.storage.model_folder import base_folder, check_agreement, load_model, model_folder
+from models import lora, weights
 from models.config import ModelConfig
 from models.qwen_vl import QwenVL
 
@@ -77,27 +79,40 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
         raise checkpoint.CheckpointError(line)
     if line and ranks.main:
         tqdm.write(line, file=sys.stderr)
-    base = base_of(cfg, ranks)
+    start = start_of(cfg, ranks)
+    base = base_folder(start)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, **limits)
     examples, heldout = open_questions(cfg)
     record = inputs.Record(folder, found, changed)
-    on_main(ranks, lambda: record.compare(inputs.inputs_of(cfg, base, examples), ranks, flags.change))
-    policy = load_policy(cfg, ranks, base, found)
+    on_main(ranks, lambda: record.compare(inputs.inputs_of(cfg, start, examples), ranks, flags.change))
+    policy = load_policy(cfg, ranks, start, found)
     check_agreement(chat, policy.config)
     o = cfg.optim
     optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
-    reference = load_reference(cfg, ranks, base) if cfg.method == "grpo" and cfg.loss.kl_coef else None
+    reference = None
+    if cfg.method == "grpo" and cfg.loss.kl_coef:
+        # with LoRA the reference is the policy without its adapters
+        reference = policy if cfg.lora.rank else load_reference(cfg, ranks, start)
     logs = Metrics(None), Metrics(None)
     if ranks.main and not flags.dry_run:
-        logs = open_logs(cfg, base, record, found, step)
+        logs = open_logs(cfg, start, record, found, step)
     for line in [*flags.repeated, *contradictions(cfg, len(examples))] if ranks.main else ():
         tqdm.write(f"warning: {line}", file=sys.stderr)
     wait_for_all()
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)
     return Run(folder, base, policy, reference, optimizer, budget, chat, examples, heldout, *logs, step)
+
+
+def with_steps(cfg: Config) -> Config:
+    """The settings with the number of steps that `epochs` comes to. Raises BadSource."""
+    if cfg.epochs is None:
+        return cfg
+    part = {"columns": cfg.columns, "heldout": cfg.heldout}
+    questions = len(open_split(cfg.task, cfg.data, "train", cfg.limit, cfg.seed, **part))
+    return replace(cfg, steps=math.ceil(cfg.epochs * questions / cfg.prompts))
 
 
 def on_main(ranks: Ranks, work: Callable[[], T]) -> None:
@@ -112,9 +127,9 @@ def on_main(ranks: Ranks, work: Callable[[], T]) -> None:
         raise error
 
 
-def base_of(cfg: Config, ranks: Ranks) -> Path:
-    """The folder of the base. The commit of a hub model is noted when a run begins (`open_logs`), so a
-    continued run gets the same one, even if the branch has moved. Raises ValueError."""
+def start_of(cfg: Config, ranks: Ranks) -> Path:
+    """The folder of the base, or of an adapter of one. The commit of a hub model is noted when a run begins
+    (`open_logs`), so a continued run gets the same one, even if the branch has moved. Raises ValueError."""
     if cfg.init:
         return Path(cfg.init).parent
     note = cfg.folder / "base.json"
@@ -124,6 +139,7 @@ def base_of(cfg: Config, ranks: Ranks) -> Path:
     if ranks.main:
         commit = json.loads(note.read_text("utf-8"))["revision"] if note.is_file() else None
         found = model_folder(cfg.model, commit or cfg.revision)
+        base_folder(found)
         commit = commit or commit_of(found)
     wait_for_main("the model")
     commit = gather_objects([commit] if ranks.main else [])[0]
@@ -140,16 +156,40 @@ def sharded(cfg: Config, ranks: Ranks) -> bool:
     return cfg.shard == "always" or (cfg.shard == "auto" and ranks.size > 1 and cfg.optim.name != "muon")
 
 
-def load_policy(cfg: Config, ranks: Ranks, base: Path, found: Path | None) -> QwenVL:
-    """The policy to train: of the checkpoint `found`, or random (`init`), or the base, with frozen parts."""
-    if cfg.init and not found:
-        policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(ranks.device)
+def load_policy(cfg: Config, ranks: Ranks, start: Path, found: Path | None) -> QwenVL:
+    """The policy to train: of the checkpoint `found`, or random (`init`), or of `start`; with adapters, or
+    with frozen parts."""
+    if cfg.lora.rank:
+        policy = load_adapted(cfg, ranks, start, found)
     else:
-        policy = weights.load(found or base, device=ranks.device)
+        if cfg.init and not found:
+            policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(ranks.device)
+        else:
+            policy = load_model(found or start, device=ranks.device)
+        freeze(policy, cfg.freeze)
     policy.recompute = policy.visual.recompute = cfg.recompute
-    freeze(policy, cfg.freeze)
     if sharded(cfg, ranks):
         shard(policy, ranks, use_bfloat16(ranks, cfg.dtype))
+    return policy
+
+
+def load_adapted(cfg: Config, ranks: Ranks, start: Path, found: Path | None) -> QwenVL:
+    """The base with adapters: those of the checkpoint `found`, or of `start` if it is an adapter, or fresh
+    ones. Raises ValueError if saved adapters are not those of the settings."""
+    low = use_bfloat16(ranks, cfg.dtype)
+    policy = frozen(weights.load(base_folder(start), device=ranks.device), low)
+    layers = lora.chosen(policy, cfg.lora.targets, cfg.freeze)
+    folder = found or start
+    if adapter.is_adapter(folder):
+        saved = adapter.read(folder)
+        if (saved.rank, saved.alpha, saved.layers) != (cfg.lora.rank, cfg.lora.alpha, sorted(layers)):
+            names = sorted({name.rpartition(".")[2] for name in saved.layers})
+            has = f"has lora.rank={saved.rank} lora.alpha={saved.alpha:g} lora.targets=[{','.join(names)}]"
+            raise ValueError(f"the adapter in {folder} {has}, in {len(saved.layers)} layers; set the same")
+        pairs = saved.pairs(policy, folder)
+    else:
+        pairs = lora.fresh(layers, cfg.lora.rank, cfg.seed)
+    lora.attach(policy, pairs, cfg.lora.alpha / cfg.lora.rank)
     return policy
 
 
@@ -160,11 +200,11 @@ def freeze(policy: QwenVL, parts: Sequence[str]) -> None:
         parameter.requires_grad_(("vision" if name.startswith("visual.") else "llm") not in parts)
 
 
-def load_reference(cfg: Config, ranks: Ranks, base: Path) -> QwenVL:
+def load_reference(cfg: Config, ranks: Ranks, start: Path) -> QwenVL:
     """The frozen base. With several ranks, each keeps its part on its device."""
     on = ranks.device if sharded(cfg, ranks) or cfg.loss.reference_on == "device" else "cpu"
     low = use_bfloat16(ranks, cfg.dtype)
-    reference = frozen(weights.load(base, device=on), low)
+    reference = frozen(load_model(start, device=on), low)
     if sharded(cfg, ranks):
         shard(reference, ranks, low)
     return reference
@@ -180,7 +220,7 @@ def frozen(reference: QwenVL, use_bfloat16: bool) -> QwenVL:
 
 
 def open_logs(
-    cfg: Config, base: Path, record: inputs.Record, found: Path | None, step: int
+    cfg: Config, start: Path, record: inputs.Record, found: Path | None, step: int
 ) -> tuple[Metrics, Metrics]:
     """Write what the run is made of. -> metrics.jsonl and samples.jsonl, cut back to the step of the
     checkpoint `found`. Rank 0 calls it."""
@@ -188,7 +228,7 @@ def open_logs(
     # first, so that a kill between the two does not lose an accepted change
     record.write()
     save(cfg, folder)
-    if (commit := commit_of(base)) and not (folder / "base.json").is_file():
+    if (commit := commit_of(start)) and not (folder / "base.json").is_file():
         note = json.dumps({"model": cfg.model, "revision": commit}, indent=1)
         write_whole(folder / "base.json", note + "\n")
     path = folder / "metrics.jsonl"

@@ -1,7 +1,8 @@
 """Checkpoints: complete or invisible. From a complete one the run continues bit for bit.
 
 runs/<name>/checkpoints/step_000050/ is a Hugging Face folder (config, tokenizer, safetensors), with
-optimizer.safetensors and state.json beside it. `transformers` and evaluate.py load it. It is written to
+optimizer.safetensors and state.json beside it; of a LoRA run, an adapter instead of the weights
+(grpo/storage/adapter.py). `transformers` and evaluate.py load it. It is written to
 step_000050.tmp, flushed to disk, read back, and renamed. state.json holds the size and a checksum of each
 file, so that a damaged checkpoint is named and the one before it is used. The randomness of step n is a
 function of (seed, n), so {weights, optimizer, step} is the whole state.
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from data.processor import with_pixels
 from grpo.optim import Optimizer
 from grpo.parallel.ranks import wait_for_all
-from grpo.storage import sharded
+from grpo.storage import adapter, sharded
 from grpo.storage.background import Background
 from grpo.storage.snapshot import Snapshot, take
 from models import weights
@@ -127,13 +128,13 @@ def save_weights(
     # a file of the saved type has as many tensors as one of twice its bytes in float32
     size = weights.SHARD_BYTES * torch.float32.itemsize / dtype.itemsize
     onto_cpu = lambda name, tensor: tensor.detach().to("cpu", dtype, copy=True)
-    copy = weights.rank_copy(policy, rank, ranks, onto_cpu, max_shard_bytes=size).to(dtype)
+    copy = adapter.copy(policy, rank, ranks, onto_cpu, max_shard_bytes=size).to(dtype)
     try:
         if rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         wait_for_all()
-        paths = weights.save(copy, aside)
+        paths = adapter.write(copy, aside, base)
         if rank == 0:
             paths += write_side_files(base, aside, pixels)
         for path in paths:
@@ -158,6 +159,7 @@ class CheckpointWriter:
         self.run = run
         self.step = step
         self.state = state
+        self.base = base
         self.folder = run / "checkpoints" / f"step_{step:06d}"
         self.aside = self.folder.with_suffix(".tmp")
         self.side = [base / name for name in SIDE_FILES if (base / name).exists()]
@@ -180,7 +182,7 @@ class CheckpointWriter:
         if not self.aside.is_dir():
             why = "out=DIR has to be on a file system that all ranks share"
             raise OSError(f"{self.aside}, made by rank 0, is not there; {why}")
-        paths = weights.save(self.state.policy, self.aside)
+        paths = adapter.write(self.state.policy, self.aside, self.base)
         if rank == 0:
             paths += write_side_files(self.base, self.aside, self.pixels)
         shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"

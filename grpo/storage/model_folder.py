@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from data.chat import IMAGE, VIDEO, VISION_END, VISION_START, Chat
 from data.sources import hub
-from grpo.storage import checkpoint
+from grpo.storage import adapter, checkpoint
+from models import lora, weights
 from models.config import ModelConfig
+from models.qwen_vl import QwenVL
 
 BUILT_IN = Path(__file__).parent.parent.parent / "models" / "tiny"
 # of a hub model: no pickles, no code
@@ -40,7 +43,7 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
             return hub.snapshot(named[0], files, "model", named[1] or revision)
         except hub.HubError as error:
             raise ValueError(f"model {name!r}: there is no such folder, and from the hub: {error}") from error
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not adapter.is_adapter(folder):
         raise ValueError(
             f"model {name!r}: no config.json in {folder.absolute()}; give a folder in Hugging Face layout, a "
             "run folder, 'tiny', or a model of the hub such as Qwen/Qwen2-VL-2B"
@@ -49,6 +52,35 @@ def model_folder(name: str, revision: str | None = None, files: Sequence[str] = 
         advice = "take another checkpoint, or remove state.json if the change is yours"
         raise ValueError(f"damaged: {folder / wrong}; {advice}")
     return folder
+
+
+def base_folder(folder: Path) -> Path:
+    """The folder of the model that an adapter belongs to; of any other folder, itself. Raises ValueError."""
+    if not adapter.is_adapter(folder):
+        return folder
+    values = adapter.read_config(folder)
+    try:
+        base = model_folder(values["base_model_name_or_path"], values.get("revision"))
+    except ValueError as error:
+        raise ValueError(f"{folder / adapter.CONFIG}: base_model_name_or_path: {error}") from error
+    if adapter.is_adapter(base):
+        merge = f"merge it first: python -m grpo.export {base} DIR"
+        raise ValueError(f"{folder / adapter.CONFIG}: its base {base} is an adapter too; {merge}")
+    return base
+
+
+def load_model(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> QwenVL:
+    """The policy of a folder of `model_folder`. An adapter is added to the weights of its base. Raises
+    ValueError."""
+    policy = weights.load(base_folder(folder), dtype=dtype, device=device)
+    if adapter.is_adapter(folder):
+        found = adapter.read(folder)
+        lora.attach(policy, found.pairs(policy, folder), found.alpha / found.rank)
+        lora.merge(policy)
+        policy.requires_grad_(True)
+    return policy
 
 
 def check_agreement(chat: Chat, model: ModelConfig) -> None:

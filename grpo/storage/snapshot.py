@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from grpo.optim import Optimizer
-from grpo.storage import sharded
-from models import weights
+from grpo.storage import adapter, sharded
 from models.qwen_vl import QwenVL
 
 
@@ -19,7 +18,7 @@ class Snapshot:
     rank: int
     ranks: int
     # tensors on the CPU; those that another rank writes are on the meta device
-    policy: QwenVL
+    policy: QwenVL | adapter.Adapter
     # "model.norm.weight/exp_avg": this rank's shard, on the CPU
     optimizer: dict[str, Tensor]
     # the optimizer's own tensors of these names: they know the place of a shard, and go on changing
@@ -41,7 +40,7 @@ def take(policy: QwenVL, optimizer: Optimizer, memory: dict[str, Tensor] | None 
             memory[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return memory[name].copy_(tensor, non_blocking=True)
 
-    copy = weights.rank_copy(policy, rank, ranks, onto_cpu)
+    copy = adapter.copy(policy, rank, ranks, onto_cpu)
     states = {name: optimizer.state(p) for name, p in policy.named_parameters()}
     tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
     local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}

@@ -402,6 +402,51 @@ def test_an_end_that_the_tokenizer_does_not_have(words, value):
         Chat(words, template="shapes")
 
 
+def test_added_tokens_beside_the_tokenizer(words, qwen):
+    """transformers adds a token that only tokenizer_config.json or added_tokens.json has, so its ids are not
+    ours. The files must agree."""
+    from transformers import AutoTokenizer
+
+    chat = Chat(qwen, template="chatml")
+    theirs = AutoTokenizer.from_pretrained(qwen)
+    assert '"extra_special_tokens": [' in (qwen / "tokenizer_config.json").read_text()
+    assert theirs.get_vocab() == chat.tokenizer.get_vocab()
+    chat = Chat(words, template="shapes")
+    listed = {str(chat.tokenizer.token_to_id(name)): {"content": name} for name in (*SPECIAL, *TAGS)}
+    write(words / "tokenizer_config.json", {"added_tokens_decoder": listed})
+    Chat(words, template="shapes")
+    for change in ({"99": {"content": "<new>"}}, {"3": {"content": "<think>"}}):
+        write(words / "tokenizer_config.json", {"added_tokens_decoder": listed | change})
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json: added token '<(new|think)>' is"):
+            Chat(words, template="shapes")
+    for value in ([], "x", 3, {"a": {"content": "<think>"}}, {"3": "<think>"}, {"3": {}}, {"3": None}):
+        write(words / "tokenizer_config.json", {"added_tokens_decoder": value})
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json: added_tokens_decoder is"):
+            Chat(words, template="shapes")
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        for value in (["<think>", {"content": "<|im_end|>"}], {"start": "<think>"}, None, []):
+            write(words / "tokenizer_config.json", {key: value})
+            Chat(words, template="shapes")
+        for value in (["<new>"], {"start": "<new>"}, [{"content": "<new>"}]):
+            write(words / "tokenizer_config.json", {key: value})
+            with pytest.raises(ValueError, match=r"tokenizer_config\.json: added token '<new>' is None"):
+                Chat(words, template="shapes")
+        for value in (3, [3], [{}], {"start": 3}):
+            write(words / "tokenizer_config.json", {key: value})
+            with pytest.raises(ValueError, match=rf"tokenizer_config\.json: {key} is"):
+                Chat(words, template="shapes")
+    write(words / "tokenizer_config.json", {"added_tokens_decoder": {"3": {"content": 3}}})
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: added token 3 is 3"):
+        Chat(words, template="shapes")
+    write(words / "tokenizer_config.json", {})
+    write(words / "added_tokens.json", {"<think>": chat.tokenizer.token_to_id("<think>")})
+    Chat(words, template="shapes")
+    for value in (3, "3", [1], 3.5):
+        write(words / "added_tokens.json", {"<think>": value})
+        with pytest.raises(ValueError, match=r"added_tokens\.json: added token '<think>' is"):
+            Chat(words, template="shapes")
+
+
 def chat_id(folder, name):
     return Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(name)
 

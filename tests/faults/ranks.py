@@ -85,6 +85,8 @@ CASES = {
     "dynamic": ["loss.kl_coef=0", "rewards={format: 1, few.py:few: 1}", "max_rounds=3"],
     "vision frozen": ["freeze=[vision]"],
     "llm frozen": ["freeze=[llm]"],
+    "LoRA": ["lora.rank=4", "lora.targets=[q_proj, up_proj, qkv]", "optim.lr=1e-2", "loss.kl_coef=0.02"],
+    "LoRA in bfloat16": ["lora.rank=4", "dtype=bfloat16", "loss.micro_tokens=80", "recompute=true"],
     "muon": ["optim.name=muon"],
     "bfloat16": ["dtype=bfloat16", "loss.micro_tokens=80"],
     "imitation": DOCUMENTS,
@@ -194,7 +196,8 @@ def parted(one: dict, other: dict) -> tuple[float, str]:
 def compare(one: Path, other: Path) -> dict:
     """Two finished runs."""
     a, b = tokens_of(one), tokens_of(other)
-    weights_of = lambda out: load_file(complete(out)[-1] / "model.safetensors")
+    # weights or an adapter
+    weights_of = lambda out: load_file(next(complete(out)[-1].glob("*model.safetensors")))
     (apart, where), first, second = (
         parted(weights_of(one), weights_of(other)),
         metrics_of(one),

@@ -115,7 +115,7 @@ def example_of(source, gold, choices, folder):
             "relation": "is",
         }
     else:
-        layout = LAYOUT_OF[source]
+        layout = LAYOUT_OF.get(source, "own")
         values = values_of("own_choices" if source == "jsonl" and gold == "B" else layout, gold, choices)
     return LAYOUTS[source].example(Row(values, "file, row 1", "file/1", folder))
 

@@ -9,7 +9,7 @@ import time
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.answers.numbers import LONGEST, Number, parse, same
@@ -303,6 +303,32 @@ def test_fractions_in_every_spelling(above, below):
         f"$ {above} / {below} $",
     ):
         assert parse(text) == Number(value)
+
+
+@st.composite
+def formulas(draw, depth=0):
+    """A formula as we read it, and as Python evaluates it."""
+    kind = draw(st.sampled_from("12π√f(+-*/" if depth < 3 else "12π"))
+    if kind in "12":
+        return (str(draw(st.integers(1, 12))),) * 2
+    if kind == "π":
+        return "π", "math.pi"
+    (a, x), (b, y) = draw(formulas(depth + 1)), draw(formulas(depth + 1))
+    space = draw(st.sampled_from(["", " "]))
+    return {
+        "√": (f"√({a})", f"math.sqrt({x})"),
+        "f": (f"\\frac{{{a}}}{{{b}}}", f"(({x})/({y}))"),
+        "(": (f"({a})", f"({x})"),
+    }.get(kind, (f"{a}{space}{kind}{space}{b}", f"{x}{kind}{y}"))
+
+
+@given(formulas())
+@QUICK
+def test_a_formula_has_the_value_that_python_gives_it(pair):
+    text, python = pair
+    found = parse(text)
+    assume(found)
+    assert found.unit is None and float(found.value) == pytest.approx(eval(python, {"math": math}), rel=1e-9)
 
 
 NUMBERS = st.one_of(

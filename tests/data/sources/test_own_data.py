@@ -25,7 +25,7 @@ from data.chat import TEMPLATES, Chat
 from data.sources import SOURCES, open_source
 from data.sources.own import FIELDS
 from data.sources.table import columns_of, open_split
-from data.types import BadRow, BadSource, Example
+from data.types import BadExample, BadRow, BadSource, Example
 from grpo.config import ConfigError, parse
 from grpo.evaluation.scores import differences, read_completion
 from grpo.monitor import report
@@ -282,6 +282,32 @@ def test_an_integer_of_many_digits_is_text(tmp_path, digits, array):
     text = f'{{"question": "Q?", "answer": {"1" * digits}}}'
     (tmp_path / "x.json").write_text(f"[{text},\n{text}]" if array else text)
     assert read(tmp_path / "x.json")[0].answer == "1" * digits
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("A.PNG", "there is a.png; correct the name"),
+        ("sub", "it is a folder; name one picture in it"),
+        ("c.png", "put it there, or correct the name"),
+        ("https://a.b/c.png", "download it, and name pictures from there"),
+        ("file:///a.png", "leaves the folder"),
+        ("iVBORw0KGgo!", "is neither a file's name nor base64"),
+        ("data:image/svg+xml,<svg/>", "is neither a file's name nor base64"),
+        ("", "leaves the folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_opened_says_what_to_do(folder, name, words):
+    (folder / "sub").mkdir()
+    assert words in str(bad(read(write_lines(folder / "x.jsonl", [ROW | {"picture": name}])), 0))
+
+
+def test_base64_of_a_small_picture_and_in_lines(folder):
+    small = base64.b64encode(png(size=(1, 1))).decode()
+    lines = "\n".join(small[at : at + 20] for at in range(0, len(small), 20))
+    assert len(small) < 255
+    for text in (small, lines, f"data:image/png;base64,{small}"):
+        assert only(folder, ROW | {"picture": text}).pictures == (png(size=(1, 1)),)
 
 
 # ---- JSON and parquet follow one schema
@@ -633,6 +659,17 @@ def test_marks_in_choices_and_wording_count(folder, row, fine):
         return
     prompt = Chat(ROOT / "models" / "tiny", template="shapes").prompt(found[0])
     assert prompt.text.count("<|image_pad|>") == 2 and "<image>" not in prompt.text
+
+
+def test_an_example_of_ones_own_source_has_its_marks_counted():
+    chat = Chat(ROOT / "models" / "tiny", template="shapes")
+    for marks in range(4):
+        example = Example("u", "Q? " + "<image>" * marks, (), "3", pictures=(png(1), png(2)))
+        if marks in (0, 2):
+            assert chat.prompt(example).text.count("<|image_pad|>") == 2
+            continue
+        with pytest.raises(BadExample, match=f"has {marks} marks <image>, and there are 2 pictures"):
+            chat.prompt(example)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

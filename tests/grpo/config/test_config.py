@@ -178,6 +178,7 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
         (["steps=131"], [], [f"steps: 130 -> 131 (optim.decay=linear {RATE})"]),
         (["steps=129"], [], "steps: 130 -> 129"),
         (["steps=129"], ["steps"], ["steps: 130 -> 129"]),
+        (["eval.items=3", "eval.every=9"], [], ["eval.items: 200 -> 3"]),
         ([], ["cap"], []),
     ],
 )  # fmt: skip

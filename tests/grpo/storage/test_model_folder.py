@@ -5,7 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from qwen import qwen_folder
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import evaluate
@@ -97,3 +100,71 @@ def test_a_checkpoint_and_an_export_have_the_pixels_of_the_run(base, tmp_path, i
     again = Chat(saved, template="shapes")
     assert (again.pictures.min_pixels, again.pictures.max_pixels) == (800, 4000)
     assert not checkpoint.damage(saved)
+
+
+# ---- any value at any place of any file
+
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    3,
+    1.5,
+    1e300,
+    float("nan"),
+    float("inf"),
+    10**60,
+    "",
+    "x",
+    "14",
+    [],
+    [1],
+]
+VALUES += [[0.5] * 3, [1, 2, 3], [[]], ["a"], [None], {}, {"a": 1}, {"content": "<|im_end|>"}, "a" * 5000]
+FILES = ["config.json", "preprocessor_config.json", "tokenizer_config.json", "generation_config.json"]
+EXTRA = ["text_config", "rope_parameters", "head_dim", "size", "eos_token", "eos_token_id", "layer_types"]
+EXTRA += ["added_tokens_decoder", "extra_special_tokens", "quantization_config", "image_processor_type"]
+
+
+def places(values, path=()):
+    """The path of every value of a JSON file."""
+    inner = values.items() if isinstance(values, dict) else enumerate(values)
+    for key, value in inner:
+        yield (*path, key)
+        if isinstance(value, (dict, list)):
+            yield from places(value, (*path, key))
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def any_folder(request, tmp_path_factory):
+    return qwen_folder(tmp_path_factory.mktemp("any") / request.param, request.param)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_value_is_read_or_named(any_folder, data):
+    """A folder with one value replaced, removed or added opens, or is refused in one line that names it."""
+    file = any_folder / data.draw(st.sampled_from(FILES))
+    whole = file.read_text()
+    values = json.loads(whole)
+    *path, key = data.draw(st.sampled_from([*places(values), *((each,) for each in EXTRA)]))
+    inner = values
+    for each in path:
+        inner = inner[each]
+    if isinstance(inner, dict) and data.draw(st.booleans()):
+        inner.pop(key, None)
+    else:
+        inner[key] = data.draw(st.sampled_from(VALUES))
+    file.write_text(json.dumps(values))
+    try:
+        check_agreement(Chat(any_folder, template="chatml"), ModelConfig.from_folder(any_folder))
+    except ValueError as error:
+        said = str(error)
+        assert said.startswith(str(any_folder)) and "\n" not in said and len(said) < 300 + len(str(file)), (
+            said
+        )
+    finally:
+        file.write_text(whole)
