@@ -588,7 +588,7 @@ def test_shares_counts_and_numbers_of_questions(tmp_path):
         ("", "Accuracy"),
         ("", "Skipped"),
         ("", "Mean length"),
-        ("", "wrong → right"),
+        ("", "wrong \u2192 right"),
     }
 
 
