@@ -40,7 +40,6 @@ class Lifecycle:
         self.background = Background() if cfg.save.background else None
         # whether metrics.jsonl has been read, so that a report can be written
         self.begun = False
-        self.pixels = (run.chat.pictures.min_pixels, run.chat.pictures.max_pixels)
         self.shown = started
 
     def __enter__(self) -> "Lifecycle":
@@ -188,6 +187,11 @@ class Lifecycle:
         # torchrun ends the other ranks as soon as one has left
         wait_for_all()
         raise stopped
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Limits of a picture's size, for the processor's files."""
+        return self.run.chat.pictures.min_pixels, self.run.chat.pictures.max_pixels
 
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""
