@@ -69,12 +69,12 @@ def train_grpo(cfg, run, ranks, log) -> None:
         if run.reference is not None:
             batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
-        if cfg.loss.updates > 1:
+        if cfg.loss.updates * cfg.loss.minibatches > 1:
             batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget)  # (B, C)
 
         # 4  Learn: make what did better than its group more likely.                      docs/06, Eq. 4-7
-        for _ in range(cfg.loss.updates):
-            stats = accumulate_gradient(loss_of, run.policy, batch, run.budget)
+        for part in cfg.loss.updates * batch.minibatches(cfg.loss.minibatches):
+            stats = accumulate_gradient(loss_of, run.policy, batch, run.budget, part)
             grad_norm = run.optimizer.clip_and_step(cfg.optim.max_grad_norm)
 
         # 5  Keep: metrics, report, evaluation, checkpoint.                               docs/metrics

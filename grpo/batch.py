@@ -184,7 +184,8 @@ class Batch(Groups):
     dropped, dropped_tokens: groups that dynamic sampling left out, and their prompt and completion tokens.
     advantage: (B,), and weight: (B, C), float32, 0 until they are set.
     logp, logp_old, logp_ref: (B, C) float32, log-probs under the policy that sampled, the old policy and the
-    reference, by the training forward. `accumulate_gradient` writes logp in the first of the `updates`.
+    reference, by the training forward. `accumulate_gradient` writes logp in the first update.
+    stats: the `UpdateStats` of the latest update from each mini-batch, by the mini-batch's groups.
     """
 
     counts: Tensor = field(kw_only=True)
@@ -198,7 +199,7 @@ class Batch(Groups):
     logp: Tensor = field(init=False)
     logp_old: Tensor | None = None
     logp_ref: Tensor | None = None
-    updates: int = 0
+    stats: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.advantage = torch.zeros(self.length.numel())
@@ -225,6 +226,11 @@ class Batch(Groups):
         if self.logp_ref is not None:
             return list(range(len(self.prompts)))
         return self.advantage.view(self.length.shape).ne(0).any(dim=1).nonzero().flatten().tolist()
+
+    def minibatches(self, count: int) -> list[list[int]]:
+        """This rank's groups in each of `count` disjoint parts of the step's groups. Neighbours are in
+        different parts, so a rank with at least `count` groups has some of each part."""
+        return [[p for p, place in enumerate(self.places) if place % count == n] for n in range(count)]
 
     def cuts(self, budget: int, groups: list[int], *, apart: bool = False) -> Iterator[Cut]:
         """Cut these groups into micro-batches of at most `budget` tokens: prompts once, completions, padding.

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import TypeVar
 
 import numpy as np
@@ -59,28 +61,38 @@ class UpdateStats:
     loss: LossStats = field(default_factory=LossStats.zero)
     entropy: float = 0.0
 
+    def __add__(self, other: UpdateStats) -> UpdateStats:
+        return UpdateStats(self.loss + other.loss, self.entropy + other.entropy)
+
 
 @timed("learn")
-def accumulate_gradient(loss_of: LossOf, policy: QwenVL, batch: Batch, budget: TokenBudget) -> UpdateStats:
-    """Replace the policy's gradients by this rank's part of the batch's gradient. The first update of a batch
-    writes `batch.logp`. Raises OutOfMemory."""
+def accumulate_gradient(
+    loss_of: LossOf, policy: QwenVL, batch: Batch, budget: TokenBudget, part: list[int] | None = None
+) -> UpdateStats:
+    """Replace the policy's gradients by this rank's part of the batch's gradient. part: learn from these
+    groups only, one of `Batch.minibatches` (None: from all). -> the sums of this update and of the latest one
+    of every other part. The first update of a batch writes `batch.logp`. Raises OutOfMemory."""
+    whole = list(range(len(batch.prompts)))
+    part = whole if part is None else part
+    groups = [group for group in batch.teaching if group in part]
 
     def one_pass() -> tuple[UpdateStats, Tensor]:
         stats = UpdateStats()
         logp_now = torch.zeros(batch.mask.shape)  # (B, C)
-        for part, cut in passes(policy, batch, budget, batch.teaching):
-            loss, part_stats, logp, entropy = loss_of(part)
+        for micro, cut in passes(policy, batch, budget, groups):
+            loss, micro_stats, logp, entropy = loss_of(micro)
             loss.backward()
-            stats.loss = stats.loss + part_stats.to("cpu")
+            stats.loss = stats.loss + micro_stats.to("cpu")
             stats.entropy += float(entropy.sum())
             batch.write_back(logp_now, logp.detach(), cut)
         return stats, logp_now
 
     stats, logp = retry_with_less_memory(one_pass, policy, budget)
-    if batch.updates == 0:
-        batch.logp = logp
-    batch.updates += 1
-    return stats
+    if not batch.stats:
+        # a later part's log-probs are those of a policy that has moved
+        batch.logp = logp if part == whole or batch.logp_old is None else batch.logp_old
+    batch.stats[tuple(part)] = stats
+    return reduce(add, batch.stats.values())
 
 
 @timed("reference")

@@ -291,15 +291,26 @@ def test_groups_that_all_earned_the_same_teach_through_the_penalty_only(base, tm
     )
 
 
-def test_two_updates_of_one_rollout(base, tmp_path):
-    rows = metrics(run(base, tmp_path / "run", "loss.updates=2", "optim.lr=1e-2", "eval.items=0"))
-    # the stats are the last update's
+@pytest.mark.parametrize(
+    "settings, updates",
+    [(["loss.updates=2"], 2), (["loss.minibatches=3"], 3), (["loss.updates=2", "loss.minibatches=2"], 4)],
+    ids=["repeated", "mini-batches", "repeated mini-batches"],
+)
+def test_several_updates_of_one_rollout(base, tmp_path, settings, updates):
+    rows = metrics(run(base, tmp_path / "run", *settings, "optim.lr=1e-2", "eval.items=0"))
+    # the stats are the last update's, of every part
     assert all(row["ratio"] != 1 for row in rows)
     assert any(row["clip_ratio/region_mean"] > 0 for row in rows)
     # the gap is the first one's
     assert all(row["sampling/logp_gap_max"] <= 1e-5 for row in rows)
     state = load_file(complete(tmp_path / "run")[-1] / "optimizer.safetensors")
-    assert {float(v) for k, v in state.items() if k.endswith("/step")} == {6.0}
+    assert {float(v) for k, v in state.items() if k.endswith("/step")} == {3.0 * updates}
+
+
+def test_more_mini_batches_than_prompts_are_refused(base, tmp_path, capsys):
+    run(base, tmp_path / "run", "loss.minibatches=4", status=2)
+    assert "loss.minibatches: 4 parts of 3 prompts; raise prompts" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,9 @@ class Loss:
     reference_on: Literal["device", "host"] = "device"
     """Where the reference model is kept. host: in CPU memory, copied to the GPU once a step."""
     updates: int = 1
-    """Optimizer updates per rollout. With 1 update the ratio is 1, so no clip is reached."""
+    """Updates from the whole rollout, one after another. With 1 the ratio is 1, so no clip is reached."""
+    minibatches: int = 1
+    """Disjoint parts of the step's prompts, with an optimizer update each. `updates` repeats all of them."""
     micro_tokens: int = 16384
     """Most tokens (prompts once, completions, padding) in a forward pass; only memory and speed change."""
     sections: int = 4
@@ -220,7 +222,10 @@ class Config:
     limit: int | None = None
     """Use only this many examples, the first ones. null: all."""
     template: str = "shapes"
-    """Prompt template: a name in data/chat.py."""
+    """Prompt template: a name in data/templates.yaml, a FILE.yaml or FILE.jinja of your own, or chat: the
+    model's own chat template (docs/data.md)."""
+    system: str | None = None
+    """System prompt in place of the template's own. null: leave that."""
     max_prompt: int = 1024
     """Longest prompt in tokens, pictures included. A longer prompt is skipped and counted, never cut."""
     min_pixels: int | None = None
@@ -281,8 +286,8 @@ LEAST = {
     0: "steps seed lora.rank loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
     "optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every report.every "
     "report.prompts",
-    1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates loss.micro_tokens "
-    "eval.cap",
+    1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates "
+    "loss.minibatches loss.micro_tokens eval.cap",
     2: "max_prompt",
 }
 """{smallest value: keys}."""
@@ -343,6 +348,8 @@ def _check_rollouts(config: Config) -> None:
     for key, size in sizes.items():
         if size < 2:
             raise ConfigError(f"{key}: must be at least 2, because a group compares completions; got {size}")
+    if (parts := config.loss.minibatches) > config.prompts:
+        raise ConfigError(f"loss.minibatches: {parts} parts of {config.prompts} prompts; raise prompts")
     ends = [stage.until for stage in config.stages]
     if ends != sorted(set(ends)) or any(stage.cap < 1 for stage in config.stages):
         raise ConfigError(f"stages: `until` must grow and `cap` be at least 1, got until {ends}")
@@ -362,6 +369,8 @@ def contradictions(config: Config, questions: int) -> list[str]:
         return lines
     if config.stages and config.stages[-1].until > config.steps:
         lines.append(f"stages: until {config.stages[-1].until}, but the run ends at step {config.steps}")
+    if config.lora.rank and config.loss.reference_on == "host":
+        lines.append("loss.reference_on: has no effect with lora.rank: the reference is the policy itself")
     if config.max_rounds == 1 and config.enough < 1:
         lines.append("enough: has no effect without dynamic sampling; set max_rounds above 1")
     return lines

@@ -81,6 +81,7 @@ CASES = {
     "prompts that do not divide": [],
     "fewer prompts than ranks": ["prompts=2", "report.prompts=2", "eval.items=2"],
     "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"],
+    "mini-batches": ["loss.minibatches=3", "loss.updates=2"],
     "groups cut by rows": ["loss.micro_tokens=50"],
     "dynamic": ["loss.kl_coef=0", "rewards={format: 1, few.py:few: 1}", "max_rounds=3"],
     "vision frozen": ["freeze=[vision]"],

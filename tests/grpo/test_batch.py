@@ -12,6 +12,7 @@ from data.shapes.world import Shapes
 from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
+from grpo.parallel.ranks import Ranks
 from grpo.variants import WEIGHTINGS
 from models.mrope import mrope_positions
 
@@ -185,6 +186,27 @@ def test_sections_stay_apart(sources):
     batch = batch_of(sources, torch.zeros(4, 2, 3).long(), torch.full((4, 2), 3), section=[1, 0, 1, 0])
     assert [cut.groups for cut in batch.cuts(10**9, [0, 1, 2, 3], apart=True)] == [[1, 3], [0, 2]]
     assert [cut.groups for cut in batch.cuts(10**9, [0, 1, 2, 3])] == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_mini_batches_are_disjoint_and_the_same_on_any_number_of_ranks(sources, count, ranks):
+    """Every place of a step is in one part, and in the same part wherever its group is."""
+    places = list(range(10))
+    found = [set() for _ in range(count)]
+    for rank in range(ranks):
+        mine = Ranks(rank, ranks, torch.device("cpu")).share(places)
+        batch = batch_of(
+            [sources[0]] * len(mine),
+            torch.zeros(len(mine), 2, 3).long(),
+            torch.full((len(mine), 2), 3),
+            places=list(mine),
+        )
+        for part, groups in zip(found, batch.minibatches(count), strict=True):
+            part |= {mine[group] for group in groups}
+            # no rank waits while the others learn
+            assert groups or len(mine) < count
+    assert found == [set(places[n::count]) for n in range(count)]
 
 
 def test_without_a_penalty_only_groups_with_an_advantage_teach(sources):

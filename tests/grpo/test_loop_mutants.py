@@ -43,7 +43,14 @@ LOOP = {
         "batch.logp_old = score_tokens(run.policy,",
         "batch.logp_old = score_tokens(run.reference,",
     ),
-    "old policy scored with one update": ("if cfg.loss.updates > 1", "if cfg.loss.updates > 0"),
+    "old policy scored with one update": ("cfg.loss.minibatches > 1", "cfg.loss.minibatches > 0"),
+    "old policy not scored with mini-batches": (
+        "if cfg.loss.updates * cfg.loss.minibatches > 1",
+        "if cfg.loss.updates > 1",
+    ),
+    "mini-batches dropped": ("batch.minibatches(cfg.loss.minibatches)", "batch.minibatches(1)"),
+    "mini-batches not repeated": ("cfg.loss.updates * batch.minibatches", "batch.minibatches"),
+    "every update learns from all": ("run.budget, part)", "run.budget)"),
     "scale dropped": (
         "group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])",
         "group_advantages(ranks.gather(batch.reward))",
@@ -78,7 +85,6 @@ LOOP = {
     ),
     "warm-up dropped": ("warmup=optim.warmup", "warmup=0"),
     "lr_min dropped": (", lr_min=optim.lr_min", ""),
-    "one update": ("for _ in range(cfg.loss.updates)", "for _ in range(1)"),
     "gradient not clipped": (
         "grad_norm = run.optimizer.clip_and_step(cfg.optim.max_grad_norm)\n\n        # 5",
         "grad_norm = run.optimizer.clip_and_step(0)\n\n        # 5",

@@ -35,7 +35,7 @@ def learn(policy, batch, loss_on, weighting="token", micro=10**6, chunk=1000):
         token_weights, weighting=WEIGHTINGS[weighting], tokens=tokens, completions=documents, cap=9
     )
     loss_of = partial(LOSS_ON[loss_on], policy, weigh=weigh, chunk=chunk)
-    batch.updates = 0
+    batch.stats = {}
     stats = accumulate_gradient(loss_of, policy, batch, TokenBudget(micro, chunk, torch.device("cpu")))
     # which rounds them
     sum_gradients(policy)
