@@ -64,8 +64,8 @@ def card(checkpoint: Path, name: str) -> str:
 def snippet(folder: Path, cfg: Config, name: str) -> str:
     """Python that asks the policy about a picture, as it was trained, with transformers alone."""
     # a checkpoint holds the template that it was trained with
-    how = {"template": TRAINED} if (folder / RECORD).is_file() else {"template": cfg.template}
-    chat = Chat(folder, max_prompt=1 << 30, **how)
+    template = TRAINED if (folder / RECORD).is_file() else cfg.template
+    chat = Chat(folder, template=template, max_prompt=1 << 30)
     blank = Image.new("RGB", (64, 64))
     prompt = chat.prompt(Example("card", "{question}", (), "-", pictures=(lambda: blank,))).text
     ask = Template((PAGE / "ask.py.txt").read_text("utf-8"))

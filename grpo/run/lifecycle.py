@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -44,7 +45,6 @@ class Lifecycle:
         self.background = Background() if cfg.save.background else None
         # whether metrics.jsonl has been read, so that a report can be written
         self.begun = False
-        self.files = trained_with(cfg, run)
         self.shown = started
 
     def __enter__(self) -> "Lifecycle":
@@ -192,6 +192,11 @@ class Lifecycle:
         # torchrun ends the other ranks as soon as one has left
         wait_for_all()
         raise stopped
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The files of a checkpoint that say how the policy is asked."""
+        return trained_with(self.cfg, self.run)
 
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""
