@@ -20,7 +20,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from data.chat import TEMPLATES, Chat
+from data.chat import Chat
 from data.sources.table import SOURCES, columns_of, hook_of, open_split
 from data.types import Example
 from grpo.evaluation.answers import Asking, answer_all, answers_as_text, ask
@@ -80,7 +80,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "how the model is asked (default: as its run was, if it comes from one)": {
         "--protocol": dict(default="strict", choices=PROTOCOLS),
         "--prompt": dict(choices=("reasoning", "direct")),
-        "--template": dict(choices=TEMPLATES),
+        "--template": dict(metavar="NAME_OR_FILE"),
+        "--system": dict(metavar="TEXT"),
         "--cap": dict(type=int, metavar="N"),
         "--max-prompt": dict(type=int, metavar="N"),
         "--max-pixels": dict(type=int, metavar="N"),

@@ -9,42 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from tokenizers import Tokenizer
 
 from data.images import open_picture, preprocess
 from data.processor import PictureSettings, json_object, picture_settings, shown
+from data.templates import IMAGE, SHOWN, VISION_END, VISION_START, Template, open_template
 from data.types import MARK, BadExample, Example, Prompt, PromptTooLong, short
 
-VISION_START, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
-VIDEO = "<|video_pad|>"
 TURN_END = "<|im_end|>"
 MID_GREY = (128, 128, 128)
-
-
-@dataclass(frozen=True)
-class Template:
-    """The text around a question. `{pictures}` and `{asked}` are filled in; `<|…|>` are special tokens.
-
-    `opening`: the start of the answer that the prompt already holds; `Chat.text` puts it back in front.
-    `bare`: a completion without reasoning. Imitation learns from it where a source has no documents.
-    """
-
-    text: str
-    opening: str = ""
-    bare: str = "{answer}"
-
-
-_FILE = Path(__file__).with_name("templates.yaml")
-TEMPLATES = {name: Template(**each) for name, each in yaml.safe_load(_FILE.read_text("utf-8")).items()}
-_PIECE = re.compile(r"(<\|[a-z_]+\|>|\{pictures\}|\{asked\})")
+_PIECE = re.compile(r"(<\|[a-z_]+\|>|\{pictures\}|\{asked\}|\{system\})")
 
 
 class Chat:
@@ -52,22 +33,23 @@ class Chat:
 
     Reads tokenizer.json and the processor's file; tokenizer_config.json, generation_config.json and
     config.json only for the stop tokens. `max_prompt` is in tokens. `min_pixels` and `max_pixels` override
-    the folder's. Raises ValueError that names the file.
+    the folder's. `template`: opened, or a name, which `open_template` opens with `system`. Raises ValueError
+    that names the file.
     """
 
     def __init__(
         self,
         folder: str | Path,
         *,
-        template: str,
+        template: str | Template,
         max_prompt: int = 1024,
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        system: str | None = None,
     ) -> None:
         self.folder = Path(folder)
-        if template not in TEMPLATES:
-            raise ValueError(f"no template {template!r}; there are {', '.join(TEMPLATES)}")
-        self.template = TEMPLATES[template]
+        opened = isinstance(template, Template)
+        self.template = template if opened else open_template(template, self.folder, system)
         self.max_prompt = max_prompt
         self.tokenizer = _tokenizer(self.folder)
         self._pieces = list(filter(None, _PIECE.split(self.template.text)))
@@ -104,10 +86,10 @@ class Chat:
             has = f"has {len(tokens)} tokens ({placeholders.sum()} of them pictures), over the limit of"
             said = f"the prompt {has} {self.max_prompt}; raise max_prompt or lower max_pixels"
             raise PromptTooLong(f"example {short(example.uid)}: {said}")
-        shown = VISION_START + IMAGE + VISION_END
-        ahead = shown * (len(images) + 1 - len(parts))
+        ahead = SHOWN * (len(images) + 1 - len(parts))
+        filled = {"{pictures}": ahead, "{asked}": SHOWN.join(parts), "{system}": self.template.system}
         template = self.template.text if ahead else self.template.text.replace("{pictures}" + MARK, "")
-        text = template.replace("{pictures}", ahead).replace("{asked}", shown.join(parts))
+        text = _PIECE.sub(lambda piece: filled.get(piece[0], piece[0]), template)
         none = np.empty((0, self._patch_dim), np.float32)
         patches = np.concatenate([none, *(patches for patches, _ in seen)])  # (N, patch_dim)
         return Prompt(example.uid, text, np.array(tokens, np.int64), patches, grid)
@@ -156,6 +138,8 @@ class Chat:
                 pieces.append(parts[0])
                 for picture, part in zip(pictures[ahead:], parts[1:]):
                     pieces += [picture, part]
+            elif piece == "{system}":
+                pieces.append(self.template.system)
             elif piece in self._special:
                 pieces.append([piece])
             else:

@@ -14,7 +14,7 @@ from functools import partial
 from tqdm import tqdm
 
 from data.answers.parser import is_right, read
-from data.chat import TEMPLATES, Chat
+from data.chat import Chat
 from data.images import open_picture
 from data.lengths import Lengths, tokenizer_folder
 from data.sources.kinds import Kinds
@@ -71,7 +71,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument("--lengths", action="store_true", help=said)
     whose = "tiny (default), a folder, a run folder, or a model of the hub, whose weights are not needed"
     group.add_argument("--model", default="tiny", metavar="DIR_OR_ID", help=whose)
-    group.add_argument("--template", default="shapes", choices=TEMPLATES, help="(default shapes)")
+    group.add_argument("--template", default="shapes", metavar="NAME_OR_FILE", help="(default shapes)")
     for name, default, about in (
         ("--max-prompt", 1024, "longest prompt (default 1024)"),
         ("--cap", 512, "longest completion, and longest document in imitation (default 512)"),

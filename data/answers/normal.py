@@ -115,7 +115,7 @@ def split_list(text: str, brackets: bool) -> list[str]:
     """The parts between commas and semicolons outside of brackets.
 
     1,000 is one number where the other separators have a space behind them: (1,000, 2). brackets: around the
-    text; then alone it is two parts, as in (100,200).
+    text; then alone it is two parts, as in (100,200), unless the second is no number of its own: (1,000).
     """
     depth = 0
     cuts = []
@@ -124,6 +124,7 @@ def split_list(text: str, brackets: bool) -> list[str]:
         if sign in ",;" and depth == 0:
             cuts.append(at)
     others = [at for at in cuts if not _THOUSANDS.match(text, at)]
-    if (others or not brackets) and all(text[at] == ";" or text[at + 1 : at + 2] == " " for at in others):
+    alone = brackets and any(text[at + 1] != "0" for at in cuts if at not in others)
+    if (others or not alone) and all(text[at] == ";" or text[at + 1 : at + 2] == " " for at in others):
         cuts = others
     return [text[start + 1 : end] for start, end in zip([-1, *cuts], [*cuts, len(text)])]

@@ -222,7 +222,10 @@ class Config:
     limit: int | None = None
     """Use only this many examples, the first ones. null: all."""
     template: str = "shapes"
-    """Prompt template: a name in data/chat.py."""
+    """Prompt template: a name in data/templates.yaml, a FILE.yaml or FILE.jinja of your own, or chat: the
+    model's own chat template (docs/data.md)."""
+    system: str | None = None
+    """System prompt in place of the template's own. null: leave that."""
     max_prompt: int = 1024
     """Longest prompt in tokens, pictures included. A longer prompt is skipped and counted, never cut."""
     min_pixels: int | None = None
@@ -366,6 +369,8 @@ def contradictions(config: Config, questions: int) -> list[str]:
         return lines
     if config.stages and config.stages[-1].until > config.steps:
         lines.append(f"stages: until {config.stages[-1].until}, but the run ends at step {config.steps}")
+    if config.lora.rank and config.loss.reference_on == "host":
+        lines.append("loss.reference_on: has no effect with lora.rank: the reference is the policy itself")
     if config.max_rounds == 1 and config.enough < 1:
         lines.append("enough: has no effect without dynamic sampling; set max_rounds above 1")
     return lines

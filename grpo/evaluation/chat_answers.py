@@ -64,6 +64,7 @@ _NUMBER = re.compile(
     r"(?<![\w.,])[-+]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?(?:/[0-9]+)?(?![\w/]|[.,][0-9])"
 )
 _SECOND = re.compile(r" ?(?:or|to|and|[-~–,;]) ?[-+]?[0-9]")
+_REASON = re.compile(r"[,;]| (?:because|since|as)\b")
 _SENTENCE = re.compile(r"[.!](?![0-9])(?=\s|$)|\n")
 
 
@@ -116,18 +117,15 @@ def _index(letter: str, choices: Sequence[str]) -> int:
 
 
 def _at(said: str, at: int, choices: tuple[str, ...]) -> int:
-    """The letter or the choice that begins at a place."""
+    """The choice that begins at a place: the sentence, or its part before a reason; else the letter."""
+    line = said[at : at + LINE].partition("\n")[0]
+    line = _SENTENCE.split(line, maxsplit=1)[0]
+    for end in (len(line), *(found.start() for found in _REASON.finditer(line))):
+        if (index := chosen(line[:end], choices)) >= 0:
+            return index
     if letter := _LETTER.match(said, at):
         index = _index(letter["boxed"] or letter["square"] or letter["bare"], choices)
         return _beside(said, letter.end(), index, choices)
-    line = said[at : at + LINE].partition("\n")[0]
-    ends = [found.start() for found in _SENTENCE.finditer(line)] + [len(line)]
-    for end in (
-        ends[0],
-        *(found.start() for found in re.finditer(r"[,;]| (?:because|since|as)\b", line[: ends[0]])),
-    ):
-        if (index := chosen(line[:end], choices)) != NONE:
-            return index
     return NONE
 
 

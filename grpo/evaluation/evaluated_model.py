@@ -1,21 +1,24 @@
 """The model that is evaluated, and how it is asked: everything about its prompts that changes its scores.
 
-A checkpoint of a run is asked as its run asked it. Any other model is asked as the protocol says: an instruct
-model, whose chat template writes turns, in turns; a base model without. The command line overrides both.
+A checkpoint of a run, or its export, is asked as its run asked it. Any other model is asked as the protocol
+says: an instruct model, whose chat template writes turns, in turns; a base model without. The command line
+overrides both.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from data import templates
 from data.chat import Chat
-from grpo.config import parse
+from grpo.config import parse, typed
 from grpo.evaluation.protocols import TURN_START, Protocol, family
 from grpo.evaluation.resume import weights_digest
 from grpo.storage.model_folder import base_folder, check_agreement, load_model, model_folder
@@ -33,6 +36,7 @@ class Overrides:
 
     prompt: str | None = None
     template: str | None = None
+    system: str | None = None
     cap: int | None = None
     max_prompt: int | None = None
     max_pixels: int | None = None
@@ -56,6 +60,7 @@ class EvaluatedModel:
     digest: str = ""
     data: str | None = None
     heldout: float | None = None
+    system: str | None = None
 
     @property
     def direct(self) -> bool:
@@ -66,7 +71,10 @@ class EvaluatedModel:
         """Load policy and chat. Raises ValueError naming the file."""
         pixels = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         base = base_folder(self.folder)
-        chat = Chat(base, template=self.template, max_prompt=self.max_prompt, **pixels)
+        # an adapter has its own record
+        of = self.folder if self.template == templates.TRAINED else base
+        template = templates.open_template(self.template, of, self.system)
+        chat = Chat(base, template=template, max_prompt=self.max_prompt, **pixels)
         check_agreement(chat, ModelConfig.from_folder(base))
         policy = load_model(self.folder, dtype=getattr(torch, self.dtype), device=device)
         return policy.requires_grad_(False), chat
@@ -83,9 +91,13 @@ def evaluated_model(
     own = (run / "config.yaml").is_file() and any(
         (run / name).is_dir() for name in ("checkpoints", "weights")
     )
+    record = templates.record(folder)
     cap, max_prompt, max_pixels = protocol.cap, MAX_PROMPT, protocol.max_pixels
     if own:
         cfg = parse.load(run / "config.yaml")
+    elif record:
+        # an exported policy
+        cfg = recorded(record, folder)
     elif name == "tiny" or built_in:
         cfg = parse.load("shapes", ["max_prompt=1024"])
     else:
@@ -97,29 +109,33 @@ def evaluated_model(
     dtype = overrides.dtype if overrides.dtype != "auto" else cfg.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
+    if record and cfg.template not in templates.TEMPLATES:
+        # a file that may be gone
+        cfg = dataclasses.replace(cfg, template=templates.TRAINED, system=None)
     keep = overrides.template is not None or as_run
     template = template_for(overrides.template or cfg.template, protocol, overrides.prompt, keep)
+    system = cfg.system if overrides.system is None and template == cfg.template else overrides.system
     cap, max_prompt = overrides.cap or cap, overrides.max_prompt or max_prompt
     pixels = (cfg.min_pixels if as_run else None, overrides.max_pixels or max_pixels)
-    trained = (cfg.task if own else "", weights_digest(folder), cfg.data, cfg.heldout)
+    trained = (cfg.task if own or record else "", weights_digest(folder), cfg.data, cfg.heldout, system)
     return EvaluatedModel(name, folder, template, cap, max_prompt, *pixels, dtype, *trained)
+
+
+def recorded(record: dict[str, Any], folder: Path) -> parse.Config:
+    """The settings in a policy's record. Raises ConfigError naming the file."""
+    settings = record.get("settings")
+    if not isinstance(settings, dict):
+        raise parse.ConfigError(f"{folder / templates.RECORD}: there are no settings")
+    flat = typed.flatten(parse.Config, settings, str(folder / templates.RECORD))
+    return typed.build(parse.Config, flat)
 
 
 def renders_turns(folder: Path) -> bool:
     """Whether the model's chat template writes turns, as an instruct model's does; a base model's writes the
     question alone. The template is searched, never run. Raises ValueError naming a file that is no JSON."""
-    template: object = None
-    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
-        if template or not (folder / name).is_file():
-            continue
-        text = (folder / name).read_text("utf-8", "replace")
-        try:
-            found = json.loads(text) if name.endswith("json") else {"chat_template": text}
-        except ValueError as error:
-            raise ValueError(f"{folder / name}: not JSON: {error}") from error
-        template = found.get("chat_template") if isinstance(found, dict) else None
-    # several have names; what stands in {# #} and {% %} is not written
-    return TURN_START in re.sub(r"\{#.*?#\}|\{%.*?%\}", "", str(template or ""), flags=re.DOTALL)
+    source, _ = templates.chat_template(folder)
+    # what stands in {# #} and {% %} is not written
+    return TURN_START in re.sub(r"\{#.*?#\}|\{%.*?%\}", "", source, flags=re.DOTALL)
 
 
 def template_for(template: str, protocol: Protocol, prompt: str | None, keep: bool) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from data.answers import numbers
 from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract, is_right, read
-from data.chat import TEMPLATES
+from data.templates import TEMPLATES
 from data.types import LETTERS, Example
 from grpo.evaluation.chat_answers import find_answer
 from grpo.evaluation.statistics import wilson
@@ -320,7 +320,7 @@ PROTOCOLS: dict[str, Protocol] = {
 
 def family(template: str) -> str | None:
     """The kind of model that a template asks: "instruct" if it writes turns, else "base"; None for the
-    built-in world's template, which has no direct form."""
-    if template == "shapes":
+    built-in world's template and for those that are not built in, which have no direct form."""
+    if template == "shapes" or template not in TEMPLATES:
         return None
     return "instruct" if TURN_START in TEMPLATES[template].text else "base"

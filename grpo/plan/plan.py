@@ -22,6 +22,7 @@ from grpo.config.parse import Config
 from grpo.logprobs import chunk_of
 from grpo.memory import TokenCost
 from grpo.plan import known_models
+from grpo.plan.lora import with_adapters, with_frozen_tower
 from grpo.plan.ranks import FLOAT, SAMPLER, largest_block, merger_parameters, of_one_rank
 from grpo.plan.table import render, shown_bytes, shown_count
 from grpo.schedule import stage_at
@@ -146,6 +147,8 @@ def make_plan(
     """
     device, dtype = device_and_dtype(cfg.device, dtype or cfg.dtype)
     size = 2 if dtype == "bfloat16" else FLOAT
+    if cfg.lora.rank:
+        cfg = with_frozen_tower(cfg, model)
     parts = parameters(model)
     count = sum(parts.values())
     patches = cfg.max_prompt * model.vision.spatial_merge_size**2
@@ -172,6 +175,8 @@ def make_plan(
         stages.append(StagePlan(step, end - 1, group, stage.cap, rollout, learning, *most))
         step = end
     plan = Plan(parts, dtype, device, held, tuple(stages))
+    if cfg.lora.rank:
+        plan = with_adapters(plan, cfg, model)
     sharded = ranks > 1 and cfg.shard != "never" and cfg.optim.name != "muon"
     return of_one_rank(plan, model, ranks) if sharded else plan
 
@@ -272,7 +277,8 @@ def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
     parts = parameters(model)
     decoder = parts["decoder"] + parts.get("head", parts["embedding"])
     forward = 2.0 * (decoder * sum(load.tokens) + parts["vision"] * load.prompts * load.patches)
-    learning = cfg.loss.updates * (4 if cfg.recompute else 3)
+    # Beside adapters the weights are frozen: of them a backward makes no gradient.
+    learning = cfg.loss.updates * (3 + cfg.recompute - bool(cfg.lora.rank))
     if cfg.method == "sft":
         return forward * learning
     # Rollout, learning, reference, old policy.

@@ -9,7 +9,11 @@ from models.config import ModelConfig, VisionConfig
 FLOAT = 4
 # The policy that a rollout casts once; where the policy is sharded, it is part of what is gathered.
 SAMPLER = "bfloat16 policy"
-SHARDED = ("weights", "optimizer", "reference", "gradients")
+# With adapters: the frozen weights, what is trained, and the weights that a rollout adds up.
+BASE = "frozen weights"
+ADAPTERS = "adapters"
+MERGED = "merged weights"
+SHARDED = ("weights", BASE, "optimizer", "reference", "gradients")
 
 
 def merger_parameters(vision: VisionConfig) -> int:
@@ -45,7 +49,14 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
         learning += 2 * FLOAT * count
         gradients += ", and all in float64, as on a CPU"
     item = type(plan.held[0])
-    why = f"blocks x {size} bytes, embedding, merger and head x {FLOAT}{again}"
+    if any(each.name == ADAPTERS for each in plan.held):
+        # The frozen weights are in the dtype of the products, and have no gradients.
+        gathered = size * count
+        learning = size * (root + 2 * largest_block(parts, model))
+        again = ""
+        gradients = "no gradients"
+    rest = FLOAT if gradients != "no gradients" else size
+    why = f"blocks x {size} bytes, embedding, merger and head x {rest}{again}"
     in_rollout = item("gathered policy", gathered, why)
     in_learning = item("gathered parts", learning, f"embedding, merger, head, two blocks; {gradients}")
 

@@ -1,6 +1,7 @@
 """A plan (`grpo/plan/plan.py`) as a table for people."""
 
 from grpo.config.parse import Config
+from grpo.plan.ranks import BASE
 
 
 def render(cfg: Config, plan, ranks: int = 1) -> str:
@@ -35,7 +36,7 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
         lines.append(count_line("work", shown_flops(stage.flops), over))
     lines += ["", f"peak: {shown_bytes(plan.peak)}"]
     if cfg.save.background:
-        copied = shown_bytes(sum(item.bytes for item in plan.held[:2]))
+        copied = shown_bytes(sum(item.bytes for item in plan.held[:2] if item.name != BASE))
         copy = "the copy of weights and optimizer that checkpoints are written from"
         lines.append(f"and {copied} of the CPU's memory, for {copy} (save.background=false: none)")
     return "\n".join(lines) + "\n"

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from data.sources.jsonl import JsonlShard
 from data.sources.table import LAYOUTS
+from data.templates import is_file
 from data.types import BadRow
 from grpo.config import Config, ConfigError
 from grpo.rewards.user_code import names_a_file
@@ -58,7 +59,8 @@ Files = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 def inputs_of(cfg: Config, start: Path, examples: Sequence) -> dict[str, dict[str, Input]]:
-    """The files behind the settings `data`, `rewards` and `model` (or `init`), as {setting: {name: file}}."""
+    """The files behind the settings `data`, `template`, `rewards` and `model` (or `init`): {setting: {name:
+    file}}."""
     # an adapter after its base
     folders = dict.fromkeys((base_folder(start), start))
     files = [
@@ -69,6 +71,8 @@ def inputs_of(cfg: Config, start: Path, examples: Sequence) -> dict[str, dict[st
     found = {"init" if cfg.init else "model": model}
     if getattr(examples, "shards", ()):
         found["data"] = question_files(cfg, examples)
+    if is_file(cfg.template):
+        found["template"] = {cfg.template: Input(Path(cfg.template).absolute())}
     for name in cfg.rewards if cfg.method == "grpo" else ():
         if names_a_file(name):
             found.setdefault("rewards", {}).update(reward_files(name.rpartition(":")[0]))

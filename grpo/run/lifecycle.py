@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from data.processor import with_pixels
 from data.sources.table import hook_of
+from data.templates import OWN, RECORD, TEMPLATES, TRAINED, as_jinja, as_record
 from grpo.evaluation.tables import before_after
 from grpo.gradient import OutOfMemory
 from grpo.monitor import report
@@ -20,6 +22,8 @@ from grpo.storage.background import Background
 
 # where steps take no time, evaluations come too often to draw curves at each
 SHOW_SECONDS = 10.0
+# settings that decide how a policy was asked, and its recipe
+RECORDED = "recipe method task template system cap max_prompt min_pixels max_pixels dtype".split()
 
 
 class Lifecycle:
@@ -40,7 +44,7 @@ class Lifecycle:
         self.background = Background() if cfg.save.background else None
         # whether metrics.jsonl has been read, so that a report can be written
         self.begun = False
-        self.pixels = (run.chat.pictures.min_pixels, run.chat.pictures.max_pixels)
+        self.files = trained_with(cfg, run)
         self.shown = started
 
     def __enter__(self) -> "Lifecycle":
@@ -200,7 +204,7 @@ class Lifecycle:
             base=run.base,
             keep=self.cfg.save.keep,
             background=self.background,
-            pixels=self.pixels,
+            files=self.files,
         )
         self.last_saved = step
 
@@ -208,9 +212,24 @@ class Lifecycle:
         """Write the weights alone, in the type of the matrix products."""
         run = self.run
         dtype = torch.bfloat16 if use_bfloat16(self.ranks, self.cfg.dtype) else torch.float32
-        checkpoint.save_weights(run.folder, step, run.policy, base=run.base, dtype=dtype, pixels=self.pixels)
+        checkpoint.save_weights(run.folder, step, run.policy, base=run.base, dtype=dtype, files=self.files)
 
     def wait(self) -> None:
         """Wait until every checkpoint is written. Raises CheckpointError if one could not be."""
         if self.background:
             self.background.wait()
+
+
+def trained_with(cfg, run) -> dict[str, str]:
+    """The files that say how the policy is asked, {name: text}: for evaluate.py, for transformers and for
+    servers."""
+    chat = run.chat
+    files = with_pixels(run.base, chat.pictures.min_pixels, chat.pictures.max_pixels)
+    settings = {key: getattr(cfg, key) for key in RECORDED} | {"eval": {"cap": cfg.eval.cap}}
+    if cfg.template not in TEMPLATES:
+        settings["template"] = TRAINED
+    files[RECORD] = as_record(chat.template, settings=settings)
+    # the model's own chat template is better than one made of what training asked
+    if cfg.template != OWN or cfg.system is not None:
+        files["chat_template.jinja"] = as_jinja(chat.template)
+    return files

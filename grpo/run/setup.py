@@ -82,7 +82,7 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     start = start_of(cfg, ranks)
     base = base_folder(start)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
-    chat = Chat(base, template=cfg.template, **limits)
+    chat = Chat(base, template=cfg.template, system=cfg.system, **limits)
     examples, heldout = open_questions(cfg)
     record = inputs.Record(folder, found, changed)
     on_main(ranks, lambda: record.compare(inputs.inputs_of(cfg, start, examples), ranks, flags.change))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
-import importlib
 import os
 import queue
 import random
@@ -127,11 +126,13 @@ class Client:
         self.server = server
         self._key = server.key()
         try:
-            self._openai: Any = importlib.import_module("openai")
+            # pyrefly: ignore[missing-import]
+            import openai
         except ImportError:
             raise ServerError(
                 "a server needs the library openai, an optional extra: pip install openai"
             ) from None
+        self._openai: Any = openai
         self._api = self._openai.AsyncOpenAI(
             base_url=server.url, api_key=self._key, timeout=server.timeout, max_retries=0
         )

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,6 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from data.processor import with_pixels
 from grpo.optim import Optimizer
 from grpo.parallel.ranks import wait_for_all
 from grpo.storage import adapter, sharded
@@ -36,7 +35,7 @@ from models.weights import save_file
 
 SIDE_FILES = """tokenizer.json tokenizer_config.json generation_config.json preprocessor_config.json
 processor_config.json video_preprocessor_config.json chat_template.json chat_template.jinja
-special_tokens_map.json vocab.json merges.txt added_tokens.json""".split()
+special_tokens_map.json vocab.json merges.txt added_tokens.json trained_with.json""".split()
 # logs of the run; they are on disk before the checkpoint is visible, so they hold its step
 LOGS = ("metrics.jsonl", "samples.jsonl")
 # bytes per rank, an upper bound of config.json, state.json and the headers of safetensors
@@ -56,29 +55,29 @@ def save(
     base: Path,
     keep: int,
     background: Background | None = None,
-    pixels: tuple[int, int] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write run/checkpoints/step_NNNNNN, then remove all but the newest `keep` checkpoints (0: keep all).
     Every rank calls it. -> the folder.
 
     base: the folder of the tokenizer and processor files.  background: if given, return when the state is
-    copied, and write while training goes on.  pixels: least and most pixels of a picture in this run, for the
-    processor files (None: as in `base`).  Raises CheckpointError (for example, a full disk); with a
+    copied, and write while training goes on.  files: {name: text} of files in place of those of `base`, or
+    beside them.  Raises CheckpointError (for example, a full disk); with a
     background it may be the error of the save before. Older checkpoints are then untouched.
     """
     if background is None:
-        return write(run, step, take(policy, optimizer), base=base, keep=keep, pixels=pixels)
+        return write(run, step, take(policy, optimizer), base=base, keep=keep, files=files)
     # the copy of the save before is still being written
     background.wait()
     state = take(policy, optimizer, background.memory)
-    how = {"base": base, "keep": keep, "group": background.group, "pixels": pixels}
+    how = {"base": base, "keep": keep, "group": background.group, "files": files}
     background.start(partial(write, run, step, state, **how))
     return run / "checkpoints" / f"step_{step:06d}"
 
 
-def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group=None, pixels=None) -> Path:
+def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group=None, files=None) -> Path:
     """Write a snapshot as `save` does.  group: process group of all ranks; None: the default one."""
-    writer = CheckpointWriter(run, step, state, base, pixels)
+    writer = CheckpointWriter(run, step, state, base, files)
     try:
         if state.ranks == 1:
             writer.begin()
@@ -99,16 +98,18 @@ def write(run: Path, step: int, state: Snapshot, *, base: Path, keep: int, group
     return writer.folder
 
 
-def write_side_files(base: Path, folder: Path, pixels: tuple[int, int] | None) -> list[Path]:
-    """Write the files of tokenizer and processor into a folder. pixels: limits of a picture's size, in place
-    of the base's. -> the files."""
-    names = [name for name in SIDE_FILES if (base / name).exists()]
+def write_side_files(base: Path, folder: Path, files: Mapping[str, str] | None) -> list[Path]:
+    """Write the files of tokenizer and processor into a folder. files: {name: text} of others, in place of
+    the base's. -> the files."""
+    texts = files or {}
+    # beside a new chat template the one in an older kind of file would be another one
+    left = {*texts, *(["chat_template.json"] if "chat_template.jinja" in texts else [])}
+    names = [name for name in SIDE_FILES if (base / name).exists() and name not in left]
     for name in names:
         shutil.copyfile(base / name, folder / name)
-    texts = with_pixels(base, *pixels) if pixels else {}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in dict.fromkeys([*names, *texts])]
+    return [folder / name for name in (*names, *texts)]
 
 
 def save_weights(
@@ -118,7 +119,7 @@ def save_weights(
     *,
     base: Path,
     dtype: torch.dtype,
-    pixels: tuple[int, int] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write run/weights/step_NNNNNN: the policy in `dtype` and the side files, nothing to go on from. Every
     rank calls it, and each writes its share of the files. -> the folder. Raises CheckpointError."""
@@ -136,7 +137,7 @@ def save_weights(
         wait_for_all()
         paths = adapter.write(copy, aside, base)
         if rank == 0:
-            paths += write_side_files(base, aside, pixels)
+            paths += write_side_files(base, aside, files)
         for path in paths:
             flush(path)
         wait_for_all()
@@ -154,7 +155,7 @@ class CheckpointWriter:
     They raise OSError or SafetensorError."""
 
     def __init__(
-        self, run: Path, step: int, state: Snapshot, base: Path, pixels: tuple[int, int] | None = None
+        self, run: Path, step: int, state: Snapshot, base: Path, files: Mapping[str, str] | None = None
     ):
         self.run = run
         self.step = step
@@ -164,7 +165,7 @@ class CheckpointWriter:
         self.aside = self.folder.with_suffix(".tmp")
         self.side = [base / name for name in SIDE_FILES if (base / name).exists()]
         self.base = base
-        self.pixels = pixels
+        self.files = files
 
     def begin(self) -> None:
         """Make the folder if the disk has room."""
@@ -184,7 +185,7 @@ class CheckpointWriter:
             raise OSError(f"{self.aside}, made by rank 0, is not there; {why}")
         paths = adapter.write(self.state.policy, self.aside, self.base)
         if rank == 0:
-            paths += write_side_files(self.base, self.aside, self.pixels)
+            paths += write_side_files(self.base, self.aside, self.files)
         shard = "" if ranks == 1 else f"-{rank + 1:05}-of-{ranks:05}"
         paths.append(self.aside / f"optimizer{shard}.safetensors")
         save_file(optimizer, paths[-1], header)

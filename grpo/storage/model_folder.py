@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data.chat import IMAGE, VIDEO, VISION_END, VISION_START, Chat
+from data.chat import Chat
 from data.sources import hub
+from data.templates import IMAGE, VIDEO, VISION_END, VISION_START
 from grpo.storage import adapter, checkpoint
 from models import lora, weights
 from models.config import ModelConfig

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
-from data.chat import MID_GREY, TEMPLATES, Chat
+from data.chat import MID_GREY, Chat
+from data.templates import TEMPLATES
 from data.types import BadPicture, Example, PromptTooLong
 
 SPECIAL = (

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import train
 from data.sources import hub
@@ -16,7 +15,8 @@ from grpo.config import parse
 from grpo.plan import plan
 from grpo.storage import checkpoint
 from grpo.storage.checkpoint import complete
-from grpo.storage.model_folder import HUB_FILES, model_folder
+from grpo.storage.model_folder import HUB_FILES, load_model, model_folder
+from models import lora
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
 from qwen import jsonl_folder, problems_file, qwen_folder, sat_file
@@ -107,10 +107,8 @@ def metrics(folder):
 
 def moved(base, folder):
     """Names of the weights that training changed, and of those it did not: bit for bit."""
-    before, after = (
-        load_file(base / "model.safetensors"),
-        load_file(complete(folder)[-1] / "model.safetensors"),
-    )
+    # an adapter is added to its base
+    before, after = (load_model(each).state_dict() for each in (base, complete(folder)[-1]))
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     return changed, before.keys() - changed
@@ -155,6 +153,10 @@ def test_two_steps(recipe, base_of, data, tmp_path, capsys):
     assert [key for key in named - smaller if getattr(cfg, key) != getattr(ours, key)] == []
     assert cfg.optim.decay == ours.optim.decay and set(ours.rewards) <= set(cfg.rewards)
     changed, kept = moved(base, out)
+    if cfg.lora.rank:
+        layers = lora.chosen(load_model(base), cfg.lora.targets, cfg.freeze)
+        assert changed == {f"{name}.weight" for name in layers}
+        return
     frozen = {
         "vision": {n for n in changed | kept if n.startswith("visual.")},
         "llm": {n for n in changed | kept if not n.startswith("visual.")},

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.answers.parser import well_formed
-from data.chat import TEMPLATES
 from data.check import why_not_right
 from data.sources import SOURCES
 from data.sources.rows import Row
 from data.sources.table import LAYOUTS
+from data.templates import TEMPLATES
 from data.types import LETTERS, listed
 from grpo.config.parse import RECIPES, load
 from grpo.evaluation.protocols import PROTOCOLS

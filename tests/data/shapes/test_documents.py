@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from data.answers.parser import extract, well_formed
-from data.chat import TEMPLATES
 from data.shapes import documents, tokenizer
 from data.shapes.documents import AGAIN, CARELESS, MALFORMED, TERSE, Documents, answer_document, look
 from data.shapes.looking import agrees, conclusion, read_looks
 from data.shapes.world import COLORS, GRID, SIZES, TASKS, Shapes, free_pairs, gap, scatter
+from data.templates import TEMPLATES
 from models.config import ModelConfig
 
 TINY = Path(__file__).resolve().parents[3] / "models" / "tiny"

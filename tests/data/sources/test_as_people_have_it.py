@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from data import check
-from data.chat import IMAGE, Chat
+from data.chat import Chat
 from data.images import open_picture
 from data.sources import SOURCES, open_source
+from data.templates import IMAGE
 from data.types import BadPicture, BadRow, BadSource, Example
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 
 import evaluate
 from data import check
-from data.chat import TEMPLATES, Chat
+from data.chat import Chat
 from data.sources import SOURCES, open_source
 from data.sources.own import FIELDS
 from data.sources.table import columns_of, open_split
+from data.templates import TEMPLATES
 from data.types import BadExample, BadRow, BadSource, Example
 from grpo.config import ConfigError, parse
 from grpo.evaluation.scores import differences, read_completion

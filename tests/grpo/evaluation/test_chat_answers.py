@@ -154,6 +154,37 @@ def test_a_choice_that_is_another_s_letter_is_meant_by_its_letter():
     assert chat("The correct answer is (A).", shuffled).correct
 
 
+SETS = [
+    ("yes", "no"), ("left", "right"), ("3", "2", "1", "0"), ("the left one", "left", "the one above"), POINTS,
+    CLOSER, IMAGES, ("30°", "60°", "90°"), ("1,000", "2,000"), ("a red car", "a car", "a blue car"),
+    ("The current increases.", "The current decreases."), ("x > 2", "x < 2"), ("5 cm", "5 m", "15 cm"),
+    ("\\frac{1}{2}", "\\frac{1}{3}"), ("above", "below", "above the table"), ("no", "yes", "not sure"),
+    ("(3, 4)", "(4, 3)"), ("image B", "image A"), ("half", "quarter", "quarter to", "quarter past"),
+    ("neither; both are the same", "Solution B", "Solution A"),
+    ("about the same", "A is darker", "B is darker"),
+    ("True", "False"), ("12", "2", "21"), ("the cat on the mat", "the cat", "the mat"), ("0.5", "1", "1.5"),
+]  # fmt: skip
+FORMS = """({L})|{L}|{L}.|({L}) {t}|{L}. {t}|{L}: {t}|{L}) {t}|**({L}) {t}**|The answer is ({L}).
+    |The answer is ({L}) {t}.|The correct answer is ({L}) {t}|The correct answer is {L}. {t}|Answer: {L}
+    |The correct answer is: **({L}) {t}**|Answer: ({L}) {t}|**Answer:** ({L}) {t}|So the answer is {L}.
+    |Therefore, the correct option is {L}: {t}.|I would choose ({L}).|({L}) is correct.|Option {L} is correct.
+    |\\boxed{{{L}}}|The answer is $\\boxed{{\\text{{{L}}}}}$.|<answer>{L}</answer>|The answer is {t}.
+    |Answer: {t}|{t}
+    |<think>hm</think> <answer>({L}) {t}</answer>|The final answer is **{L}**.|答案是{L}|故选{L}。|Sure! ({L})
+    |Based on what I see, ({L}).|The correct answer is ({L}), {t}.|({L}), {t}|It is ({L}) {t}, I think.
+    |({L}) {t}.
+    |My choice: ({L})|The right answer is option ({L}) because it fits.|({L}) because it fits
+    |The best answer is ({L}): {t}.|Choice ({L}) fits best."""
+
+
+@pytest.mark.parametrize("choices", SETS, ids=lambda choices: choices[0])
+def test_every_form_of_every_choice_is_read_as_its_letter(choices):
+    for form in map(str.strip, FORMS.split("|")):
+        for said, choice in zip(LETTERS, choices):
+            text = form.format(L=said, t=choice)
+            assert letter(text, choices) == letter(f"Look closely.\n\n{text}", choices) == said, text
+
+
 PIECES = st.sampled_from(
     ["(A)", "(B)", "yes", "no", "The answer is", "not", "or", " ", ".", "\n", "is", "A", "**", "correct"]
 )

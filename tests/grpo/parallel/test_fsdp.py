@@ -23,9 +23,10 @@ from grpo.parallel import fsdp
 from grpo.parallel.ranks import Ranks, sum_gradients
 from grpo.plan import plan
 from grpo.rollout import generate
+from grpo.run.setup import frozen
 from grpo.storage.model_folder import BUILT_IN
 from grpo.variants import token_mean
-from models import weights
+from models import lora, weights
 
 RANKS = Ranks(0, 1, torch.device("cpu"))
 HOW = {"name": "adamw", "lr": 1e-3, "beta2": 0.999, "weight_decay": 0.1}
@@ -196,6 +197,30 @@ def test_whole_gathers_and_puts_back(base, alone):
         # whatever happens inside
         raise KeyError
     assert all(isinstance(p, DTensor) for p in cut.parameters() if p.dim() >= 2)
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
+def test_adapters_stay_whole_and_are_merged_as_in_one_process(base, batch, alone, low):
+    """Log-probs, gradients, and the weights that sample, bit for bit."""
+    policies = [frozen(weights.load(base), low) for _ in range(2)]
+    for policy in policies:
+        pairs = lora.fresh(lora.chosen(policy, ["q_proj", "down_proj", "qkv"]), 4, seed=0)
+        random = torch.Generator().manual_seed(1)
+        pairs = {name: (a, torch.randn(b.shape, generator=random) * 0.1) for name, (a, b) in pairs.items()}
+        lora.attach(policy, pairs, 2.0)
+    plain, cut = policies
+    fsdp.shard(cut, RANKS, use_bfloat16=low)
+    whole = {name for name, p in cut.named_parameters() if p.dim() > 1 and not isinstance(p, DTensor)}
+    assert len(whole) == 2 * len(pairs) and all(".lora_" in name for name in whole)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low, cache_enabled=False):
+        assert torch.equal(learn(plain, batch, 60), learn(cut, batch, 60))
+        trained = [(p, q) for p, q in zip(plain.parameters(), cut.parameters()) if q.requires_grad]
+        assert len(trained) == len(whole)
+        assert all(torch.equal(p.grad, q.grad) and p.grad.any() for p, q in trained)
+        with fsdp.whole_weights(plain) as one, fsdp.whole_weights(cut) as other:
+            assert dict(one.named_parameters()).keys() == dict(other.named_parameters()).keys()
+            for p, q in zip(one.parameters(), other.parameters()):
+                assert torch.equal(p, q)
 
 
 def test_an_empty_group_has_no_effect(base, batch):

@@ -60,8 +60,10 @@ def learn(policy, cfg, count, group, cap, length, side):
 def main(case: dict) -> None:
     """Learn something small, so that libraries take their share before counting begins, then as much as is
     planned."""
-    model = replace(ModelConfig.from_folder(BUILT_IN), **case["model"])
-    model = replace(model, vision=replace(model.vision, hidden_size=model.hidden_size))
+    built_in = ModelConfig.from_folder(BUILT_IN)
+    model = replace(built_in, **{key: value for key, value in case["model"].items() if key != "vision"})
+    tower = {"hidden_size": model.hidden_size} | case["model"].get("vision", {})
+    model = replace(model, vision=replace(built_in.vision, **tower))
     side = case["side"]
     cfg = parse.load(
         "shapes",

@@ -173,6 +173,9 @@ LARGE = {
     "num_key_value_heads": 4,
     "vocab_size": 8192,
 }
+# Qwen3-VL
+DEEPSTACK = MIDDLE | {"architecture": "qwen3_vl", "head_dim": 64, "mrope_section": [12, 10, 10]}
+DEEPSTACK["vision"] = {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -182,8 +185,9 @@ LARGE = {
         (MIDDLE, 12, "prompts=4 group=6 cap=60 max_prompt=100 loss.micro_tokens=1000 recompute=true"),
         (MIDDLE | {"vocab_size": 50000}, 8, "prompts=1 group=2 cap=50 max_prompt=60 loss.logits_mib=10"),
         (LARGE, 8, "prompts=2 group=4 cap=30 max_prompt=100 loss.micro_tokens=250"),
+        (DEEPSTACK, 12, "prompts=4 group=6 cap=60 max_prompt=100"),
     ],
-    ids=["built-in", "recomputed", "many words", "large, in two"],
+    ids=["built-in", "recomputed", "many words", "large, in two", "Qwen3-VL"],
 )
 def test_the_peak_of_learning_is_what_a_process_grows_by(model, side, settings):
     """1.5 to 100 million parameters, a picture in each prompt; a tenth is what --plan promises."""

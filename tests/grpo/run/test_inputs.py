@@ -45,6 +45,7 @@ def place(tmp_path, base):
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (data / "heldout.jsonl").write_text(json.dumps(rows[0]) + "\n")
     (data / "notes.md").write_text("not read")
+    (tmp_path / "mine.yaml").write_text("text: '{pictures}{asked}'")
     files = {"pay.py": REWARD, "beside.py": "import deeper", "deeper.py": "", "late.py": "", "other.py": ""}
     files |= {"package/__init__.py": "", "package/inner.py": "from . import twin", "package/twin.py": ""}
     for name, text in files.items():
@@ -60,6 +61,7 @@ def record(place, accepted=(), found=True):
         init=None,
         data=str(place / "data"),
         task="jsonl",
+        template=str(place / "mine.yaml"),
         method="grpo",
         rewards={f"{place / 'rewards' / 'pay.py'}:pay": 1.0, "length": 1.0},
     )
@@ -103,6 +105,7 @@ def copied(path: Path) -> None:
         ("data/images/3.png", Path.unlink, "data: images/3.png is gone"),
         ("data/images/3.png", copied, None),
         ("data/notes.md", longer, None),
+        ("mine.yaml", longer, "mine.yaml has"),
         ("rewards/pay.py", longer, "pay.py has"),
         ("rewards/pay.py", copied, None),
         ("rewards/beside.py", longer, "beside.py has"),
@@ -128,7 +131,7 @@ def test_a_changed_file_is_named_and_a_copied_one_is_the_same(place, name, chang
         return
     with pytest.raises(ConfigError, match="holds a run that was made of other files") as error:
         record(place)
-    key = name.partition("/")[0]
+    key = "template" if name == "mine.yaml" else name.partition("/")[0]
     assert setting in str(error.value) and f"accept it with change={key}," in str(error.value)
     assert (place / "run" / "inputs.json").read_text() == before
     [note] = record(place, accepted=[key]).values["changed"]

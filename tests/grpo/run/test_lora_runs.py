@@ -92,6 +92,13 @@ def test_frozen_parts_have_no_adapters(base, tmp_path):
     assert {name.split(".")[3] for name in tensors(complete(tower)[0])} == {"visual"}
 
 
+def test_imitation_with_adapters(base, tmp_path):
+    out = run(
+        base, tmp_path / "run", "method=sft", "lora.rank=2", "eval.items=0", "save.every=1", "prompts=2"
+    )
+    assert len(metrics(out)) == 3 and tensors(complete(out)[0]).keys() == tensors(complete(out)[-1]).keys()
+
+
 def test_an_adapter_is_trained_on_or_merged(trained, base, tmp_path, capsys):
     """model=ADAPTER with lora.rank goes on with it; without, all weights of the merged model are trained."""
     start = complete(trained)[-1]

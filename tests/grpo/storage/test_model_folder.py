@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen import qwen_folder
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 import evaluate
 import train
 from data.chat import Chat
 from data.types import Example
 from grpo import export
+from grpo.evaluation.evaluated_model import Overrides, evaluated_model
+from grpo.evaluation.protocols import PROTOCOLS
 from grpo.storage import checkpoint
 from grpo.storage.model_folder import check_agreement
 from models.config import ModelConfig
@@ -100,6 +103,32 @@ def test_a_checkpoint_and_an_export_have_the_pixels_of_the_run(base, tmp_path, i
     again = Chat(saved, template="shapes")
     assert (again.pictures.min_pixels, again.pictures.max_pixels) == (800, 4000)
     assert not checkpoint.damage(saved)
+
+
+def test_a_policy_is_asked_as_it_was_trained_wherever_its_folder_is(base, tmp_path, in_process, monkeypatch):
+    """With a template of one's own: the checkpoint, and its export, when run and template file are gone."""
+    own = tmp_path / "mine.yaml"
+    own.write_text('text: "{pictures}{system} User: {asked}\\nAssistant: <think>"\nopening: <think>\n')
+    out = tmp_path / "run"
+    args = [f"model={base}", f"out={out}", "steps=1", "prompts=1", "group=2", "cap=5", "eval.items=0"]
+    args += [f"template={own}", "system=User: User:", "max_prompt=999", "max_pixels=4000", "device=cpu"]
+    assert train.main(["shapes", *args]) == 0
+    exported = export.export(str(out), tmp_path / "exported")
+    own.unlink()
+    (checkpoint.complete(out)[-1]).rename(saved := tmp_path / "moved")
+    strict, asked = PROTOCOLS["strict"], Example("u", "Is it red?", ("yes", "no"), "no")
+    for folder in (exported, saved):
+        model = evaluated_model(str(folder), strict, Overrides(), "cpu", False)
+        assert (model.template, model.cap, model.max_prompt, model.max_pixels) == ("trained", 5, 999, 4000)
+        assert model.trained_on == "shapes"
+        text = model.open("cpu")[1].prompt(asked).text
+        assert text == f"User: User: User: {asked.asked}\nAssistant: <think>"
+        source = (folder / "chat_template.jinja").read_text()
+        user = [{"role": "user", "content": [{"type": "text", "text": asked.asked}]}]
+        assert _compile_jinja_template(source).render(messages=user) == text
+    (exported / "trained_with.json").write_text('{"settings": {"cap": "many"}, "template": {}}')
+    with pytest.raises(ValueError, match=r"trained_with.json.*cap.*many"):
+        evaluated_model(str(exported), strict, Overrides(), "cpu", False)
 
 
 # ---- any value at any place of any file

@@ -1,0 +1,53 @@
+"""--plan of a run with adapters (models/lora.py): from the plan of a run that trains all weights."""
+
+from dataclasses import replace
+
+import torch
+
+from grpo.config.parse import Config
+from grpo.plan.ranks import ADAPTERS, BASE, FLOAT, MERGED, SAMPLER
+from models import lora
+from models.config import ModelConfig
+from models.qwen_vl import QwenVL
+
+
+def adapted_layers(cfg: Config, model: ModelConfig) -> dict[str, torch.nn.Linear]:
+    """{name: layer} of the layers that get an adapter, on the meta device. Raises ValueError."""
+    with torch.device("meta"):
+        policy = QwenVL(model)
+    return lora.chosen(policy, cfg.lora.targets, cfg.freeze)
+
+
+def with_frozen_tower(cfg: Config, model: ModelConfig) -> Config:
+    """The settings, with a frozen tower if it has no adapter: then it keeps no activations."""
+    seen = "vision" in cfg.freeze or any(name.startswith("visual.") for name in adapted_layers(cfg, model))
+    return cfg if seen else replace(cfg, freeze=[*cfg.freeze, "vision"])
+
+
+def with_adapters(plan, cfg: Config, model: ModelConfig):
+    """The `Plan` of a run with adapters."""
+    layers = adapted_layers(cfg, model).values()
+    count = sum(plan.parameters.values())
+    pairs = sum(cfg.lora.rank * (layer.in_features + layer.out_features) for layer in layers)
+    matrices = sum(layer.weight.numel() for layer in layers)
+    largest = max(layer.weight.numel() for layer in layers)
+    size = 2 if plan.dtype == "bfloat16" else FLOAT
+    item = type(plan.held[0])
+    millions = f"{pairs / 1e6:.1f} M numbers"
+    base = item(BASE, size * count, f"{count / 1e9:.2f} B x {size} bytes")
+    adapters = item(ADAPTERS, 3 * FLOAT * pairs, f"{millions} and AdamW's two moments, x {FLOAT} bytes")
+    reference = item("reference", 0, "the policy without its adapters")
+    in_rollout = item(MERGED, size * matrices, f"of layers with an adapter, added up once: x {size} bytes")
+    gradients = item("gradients of adapters", FLOAT * pairs, f"{millions} x {FLOAT} bytes")
+    why = f"of one layer, made again where it is used: x {FLOAT + size} bytes"
+    in_learning = item("merged weight", (FLOAT + size) * largest, why)
+
+    def of_stage(stage):
+        rollout = tuple(each for each in stage.rollout if each.name != SAMPLER)
+        gone = ("gradients", "gradients of a part", "bfloat16 copies")
+        learning = tuple(each for each in stage.learning if each.name not in gone)
+        rollout = (in_rollout, *rollout) if rollout else ()
+        return replace(stage, rollout=rollout, learning=(gradients, *learning, in_learning))
+
+    held = (base, adapters, reference, *plan.held[3:])
+    return replace(plan, held=held, stages=tuple(map(of_stage, plan.stages)))
