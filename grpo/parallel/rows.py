@@ -2,7 +2,7 @@
 
 The P·G rows of a step are numbered b = p·G + g and cut into neighbouring pieces. So what is gathered from all
 ranks is in the order that one rank would have, and at most ranks - 1 groups are on two ranks or more. A rank
-computes the prompt of every group of which it has a row. A run does not use it yet: `Ranks.share` shares out
+computes the prompt of every group that it has a row of. A run does not use it yet: `Ranks.share` shares out
 whole groups, so with fewer prompts than ranks some ranks have no row.
 """
 
