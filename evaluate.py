@@ -37,6 +37,7 @@ from grpo.evaluation.resume import Kept, Log
 from grpo.evaluation.scores import Answers, differences, scores
 from grpo.evaluation.tables import as_markdown, difference_table, k_table, labels, score_table
 from grpo.memory import MemoryBudget, memory_budget
+from grpo.sampling import Truncation
 from grpo.storage.atomic import write_whole
 from grpo.storage.checkpoint import CheckpointError
 
@@ -45,9 +46,19 @@ HELP = Path(__file__).parent / "grpo" / "evaluation" / "help.yaml"
 # of the endless built-in questions: six times the 64 over which tasks, answers and letters are balanced
 DRAWN_ITEMS = 384
 # arguments that have a smallest value
-LEAST = {"items": 1, "samples": 0, "cap": 1, "max_prompt": 2, "max_pixels": 1, "wave": 1, "seed": 0}
+LEAST = {
+    "items": 1,
+    "samples": 0,
+    "cap": 1,
+    "top_k": 1,
+    "max_prompt": 2,
+    "max_pixels": 1,
+    "wave": 1,
+    "seed": 0,
+}
 # arguments that an interrupted evaluation must have in common with the one that goes on
 KEPT = "task data columns heldout split items seed samples temperature blind ban prefix protocol".split()
+KEPT += ["top_k", "top_p"]
 
 
 def wave(text: str) -> int | str:
@@ -68,6 +79,8 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--items": dict(type=int, metavar="N"),
         "--samples": dict(type=int, default=0, metavar="K"),
         "--temperature": dict(type=float, metavar="T"),
+        "--top-k": dict(type=int, metavar="K"),
+        "--top-p": dict(type=float, metavar="P"),
         "--blind": dict(action="store_true"),
         "--ban": dict(action="append", default=[], metavar="WORD"),
         "--prefix": dict(metavar="TEXT"),
@@ -126,6 +139,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
             made.error(f"argument --{name.replace('_', '-')}: must be at least {least}, got {value}")
     if args.temperature is not None and not (args.samples and 0 < args.temperature < float("inf")):
         made.error("argument --temperature: must be above 0, and goes with --samples; the rest is greedy")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        made.error(f"argument --top-p: must be above 0 and at most 1, got {args.top_p}")
+    if (args.top_k or args.top_p) and not args.samples:
+        made.error("argument --top-k or --top-p: goes with --samples; the rest is greedy")
     if args.device == "cuda" and not torch.cuda.is_available():
         made.error("argument --device: PyTorch sees no GPU here")
     for name in ("json", "markdown"):
@@ -231,13 +248,20 @@ def block_of(title: str, answers: Answers, args: argparse.Namespace) -> dict[str
     return {"title": title, "scores": found, "skipped": answers.skipped, "answers": rows}
 
 
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The changed fields of `Asking` for --samples."""
+    sampling: dict[str, Any] = {"samples": args.samples, "temperature": args.temperature}
+    if args.top_k or args.top_p:
+        sampling["truncation"] = Truncation(args.top_k, args.top_p or 1.0)
+    return sampling
+
+
 def passes(args: argparse.Namespace, chat: Chat, again: bool) -> list[tuple[str, str, dict[str, Any]]]:
     """Ways of asking: (key in the JSON, title, changed fields of `Asking`). again: of --compare's model."""
     found: list[tuple[str, str, dict[str, Any]]] = [("compare" if again else "greedy", "greedy", {})]
     if args.samples:
         title = f"{args.samples} samples a question at temperature {args.temperature:g}"
-        sampling = {"samples": args.samples, "temperature": args.temperature}
-        found.append(("compare_sampled" if again else "sampled", title, sampling))
+        found.append(("compare_sampled" if again else "sampled", title, sampling_of(args)))
     if again:
         return found
     if args.blind:
@@ -257,7 +281,7 @@ def one_question(args: argparse.Namespace) -> str:
     policy, chat = model.open(args.device)
     *pictures, question = args.ask
     reader = partial(PROTOCOLS[args.protocol].read, direct=model.direct)
-    sampling = {"samples": args.samples, "temperature": args.temperature} if args.samples else {}
+    sampling = sampling_of(args) if args.samples else {}
     how = Asking(model.cap, seed=args.seed, read=reader, **sampling)
     return answers_as_text(ask(policy, chat, [Path(each) for each in pictures], question, args.choice, how))
 

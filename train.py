@@ -33,7 +33,7 @@ from grpo.run.lifecycle import Lifecycle
 from grpo.run.questions import chosen_prompts
 from grpo.run.setup import open_run, with_steps
 from grpo.run.signals import Interrupted
-from grpo.sampling import uid_hash
+from grpo.sampling import Truncation, uid_hash
 from grpo.schedule import lr_at, stage_at
 from grpo.sft import LOSS_ON, count_tokens, fit_documents, pad_documents
 from grpo.storage import checkpoint
@@ -70,7 +70,8 @@ def train_grpo(cfg, run, ranks, log) -> None:
             batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
         if cfg.loss.updates * cfg.loss.minibatches > 1:
-            batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget)  # (B, C)
+            cut = loss_truncation(cfg)
+            batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget, cut)  # (B, C)
 
         # 4  Learn: make what did better than its group more likely.                      docs/06, Eq. 4-7
         for part in cfg.loss.updates * batch.minibatches(cfg.loss.minibatches):
@@ -85,7 +86,9 @@ def train_grpo(cfg, run, ranks, log) -> None:
 def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):
     """The clipped surrogate and the KL penalty of one micro-batch. -> (loss, LossStats, log-probs and
     entropies of the tokens, both (b, c))."""
-    logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=chunk)
+    logp, entropy = completion_logprobs(
+        policy, part, temperature=cfg.temperature, chunk=chunk, truncation=loss_truncation(cfg)
+    )
     loss, stats = policy_loss(
         logp,
         part.logp_old,
@@ -132,12 +135,22 @@ def sample_groups(cfg, run, policy, prompts: list, step: int, stage) -> Rollout:
         address=(cfg.seed, step, [uid_hash(prompt.uid) for prompt in prompts]),
     )
     rollout = retry_with_fewer_rows(
-        lambda rows: write(options=DecodeOptions(max_rows=rows, recorded=cfg.cuda_graphs)),
+        lambda rows: write(options=DecodeOptions((), rows, cfg.cuda_graphs, truncation_of(cfg), cfg.logp_of)),
         rows_that_fit(policy, padded, stage.group, stage.cap, cfg.max_rows),
     ).to("cpu")
     if not rollout.logp.isfinite().all():
         raise NonFinite("a log-prob of the rollout is not finite", prompts, step)
     return rollout
+
+
+def truncation_of(cfg) -> Truncation | None:
+    """The settings top_k and top_p; None where they leave out no word."""
+    return None if cfg.top_k is None and cfg.top_p == 1 else Truncation(cfg.top_k, cfg.top_p)
+
+
+def loss_truncation(cfg) -> Truncation | None:
+    """The truncation of the log-probs in the loss."""
+    return truncation_of(cfg) if cfg.logp_of == "sampled" else None
 
 
 def learning_rate(cfg, step: int) -> float:

@@ -29,6 +29,7 @@ from grpo.exactness import sum_dtype, sum_in_float64
 from grpo.logprobs import completion_logprobs
 from grpo.objective import LossStats
 from grpo.parallel.ranks import gather_objects, rank
+from grpo.sampling import Truncation
 from grpo.timing import timed
 from models.lora import adapters_off
 from models.qwen_vl import QwenVL
@@ -97,14 +98,21 @@ def accumulate_gradient(
 
 @timed("reference")
 @torch.no_grad()
-def score_tokens(policy: QwenVL, batch: Batch, temperature: float, budget: TokenBudget) -> Tensor:
+def score_tokens(
+    policy: QwenVL,
+    batch: Batch,
+    temperature: float,
+    budget: TokenBudget,
+    truncation: Truncation | None = None,
+) -> Tensor:
     """The log-probs of a batch's completions under a policy that is not trained here. -> (B, C) on the CPU, 0
     outside the mask. Raises OutOfMemory."""
 
     def one_pass() -> Tensor:
         logps = torch.zeros(batch.mask.shape)  # (B, C)
         for part, cut in passes(policy, batch, budget, list(range(len(batch.prompts)))):
-            logp, _ = completion_logprobs(policy, part, temperature=temperature, chunk=budget.chunk)
+            how = {"temperature": temperature, "chunk": budget.chunk, "truncation": truncation}
+            logp, _ = completion_logprobs(policy, part, **how)
             batch.write_back(logps, logp, cut)
         return logps
 

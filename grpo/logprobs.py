@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from grpo.sampling import log_distribution
+from grpo.sampling import Truncation, least_kept, log_distribution
 from models.layers import linear_in_float32
 
 # MiB of a chunk's logits, unless a setting gives them. A GPU needs more tokens per product, because each
@@ -40,7 +40,9 @@ def chunk_of(vocabulary: int, mib: float | None, device: str) -> int:
     return tokens - tokens % 16 if tokens > 16 else tokens
 
 
-def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tuple[Tensor, Tensor]:
+def completion_logprobs(
+    policy, batch, *, temperature: float, chunk: int, truncation: Truncation | None = None
+) -> tuple[Tensor, Tensor]:
     """Score the completions of a batch under a policy.
 
     policy: callable (prompts, tokens (P, G, C), length (P, G)) -> hidden (P, G, C, D), with .head_weight
@@ -50,6 +52,8 @@ def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tup
     temperature: > 0, the one that sampled the tokens (greedy evaluation is scored at 1).
     chunk: tokens per application of the vocabulary head (`chunk_of`). About 2 * chunk * V floats exist at
     once, 3 if the temperature is not 1.
+    truncation: log-probs are of the distribution without the words that it leaves out. A token that would be
+    left out itself, after an update, stays, with the words that are likelier.
 
     -> logp (B, C) float32 of each completion token, with gradient if the policy has one; entropy (B, C)
     float32 in nats, detached. Both are 0 outside the mask. The result does not depend on chunk. Raises
@@ -62,16 +66,25 @@ def completion_logprobs(policy, batch, *, temperature: float, chunk: int) -> tup
     mask = batch.mask
     hidden = policy(batch.prompts, batch.tokens, batch.length).reshape(*mask.shape, -1)  # (B, C, D)
     tokens = batch.tokens.reshape(mask.shape)
-    return masked_logprobs(policy, hidden, tokens, mask, temperature=temperature, chunk=chunk)
+    return masked_logprobs(
+        policy, hidden, tokens, mask, temperature=temperature, chunk=chunk, truncation=truncation
+    )
 
 
 def masked_logprobs(
-    policy, hidden: Tensor, tokens: Tensor, mask: Tensor, *, temperature: float, chunk: int
+    policy,
+    hidden: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float,
+    chunk: int,
+    truncation: Truncation | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy of `tokens` (...), which `hidden` (..., D) predicts; 0 outside `mask` (...).
     -> two tensors (...)."""
     real = (hidden[mask], policy.head_weight, tokens[mask])
-    logp, entropy = _Score.apply(*real, policy.logits, temperature, chunk)  # (T,) each
+    logp, entropy = _Score.apply(*real, policy.logits, temperature, chunk, truncation)  # (T,) each
     empty = torch.zeros(mask.shape, device=logp.device)
     return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
 
@@ -82,7 +95,7 @@ class _Score(torch.autograd.Function):
     chunk was all): for TOKENS_PER_BLOCK tokens and a block of words at a time, as many numbers as a chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, head, tokens, logits_of, temperature, chunk):
+    def forward(ctx, hidden, head, tokens, logits_of, temperature, chunk, truncation=None):
         device = hidden.device.type
         # Of the matrix products.
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
@@ -92,6 +105,8 @@ class _Score(torch.autograd.Function):
         logp, entropy = (torch.zeros(len(tokens), device=hidden.device) for _ in range(2))
         normaliser = logp.double()
         banned = torch.zeros(len(head), dtype=torch.bool, device=head.device)
+        # each token's smallest logit that counts
+        least = torch.zeros_like(logp)
         kept = []
         for part in _parts(len(tokens), chunk):
             logits = logits_of(rows[part], weight)  # (c, V)
@@ -99,7 +114,14 @@ class _Score(torch.autograd.Function):
             # The normaliser is read off one word that is not banned: the chosen one, if it is not.
             some = torch.where(banned[tokens[part]], banned.long().argmin(), tokens[part])[:, None]
             scaled = logits.gather(-1, some) / temperature
-            all_logp = log_distribution(logits, temperature)
+            if truncation is not None:
+                logits = logits / temperature
+                # midway to the next word below it, as in least_kept
+                below = torch.where(logits < scaled, logits, -torch.inf).amax(dim=-1, keepdim=True)
+                own = torch.maximum((scaled + below) / 2, below)
+                least[part] = torch.minimum(least_kept(logits, truncation), own).squeeze(-1)
+                logits.masked_fill_(logits < least[part, None], -torch.inf)
+            all_logp = log_distribution(logits, temperature if truncation is None else 1.0)
             del logits
             logp[part] = all_logp.gather(-1, tokens[part, None]).squeeze(-1)
             normaliser[part] = (scaled.double() - all_logp.gather(-1, some)).squeeze(-1)
@@ -111,6 +133,7 @@ class _Score(torch.autograd.Function):
                 kept.append(all_logp)
             # Free them before the next chunk's exist.
             del all_logp, probability
+        ctx.least = None if truncation is None else least
         ctx.save_for_backward(hidden, head, tokens, normaliser, banned, *kept)
         ctx.mark_non_differentiable(entropy)
         return logp, entropy
@@ -138,6 +161,8 @@ class _Score(torch.autograd.Function):
                 logits = kept[0].clone() if kept else linear_in_float32(rows[part], weight).float()
                 if ctx.temperature != 1 and not kept:
                     logits.div_(ctx.temperature)
+                if ctx.least is not None and not kept:
+                    logits.masked_fill_(logits < ctx.least[part, None], -torch.inf)
                 of_token = (tokens[part], slope[part], normaliser[part])
                 of_logits = _logit_slope(logits, words.start, *of_token, banned[words]).to(ctx.dtype)
                 if of_hidden is not None:
@@ -145,7 +170,7 @@ class _Score(torch.autograd.Function):
                 if of_head is not None:
                     of_words = of_logits.T @ rows[part]
                     of_head[words] = of_words if part.start == 0 else of_head[words] + of_words
-        return of_hidden, of_head, None, None, None, None
+        return of_hidden, of_head, None, None, None, None, None
 
 
 def _parts(count: int, chunk: int) -> Iterator[slice]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from grpo.cuda_graphs import Repeat
-from grpo.sampling import sample, uniforms
+from grpo.sampling import Truncation, sample, uniforms
 from models.cache import KVCache
 
 # Close slots when at most this share of them would be left.
@@ -55,11 +55,14 @@ class Rollout:
 @dataclass(frozen=True)
 class DecodeOptions:
     """How `generate` decodes. banned: ids that may not be drawn. max_rows: at most this many rows at the same
-    time (None: all). recorded: replay decode steps as CUDA graphs (grpo/cuda_graphs.py)."""
+    time (None: all). recorded: replay decode steps as CUDA graphs (grpo/cuda_graphs.py). truncation, logp_of:
+    see `sample`."""
 
     banned: Sequence[int] = ()
     max_rows: int | None = None
     recorded: bool = False
+    truncation: Truncation | None = None
+    logp_of: str = "sampled"
 
 
 @dataclass
@@ -81,6 +84,7 @@ class DecodingRows:
     stops: Tensor
     banned: Tensor
     temperature: float
+    options: DecodeOptions
 
     def decode_one(self, policy) -> None:
         """Decode one more token in every slot. It works in place, in fixed shapes, and never waits for the
@@ -93,7 +97,8 @@ class DecodingRows:
         place = torch.where(self.running, self.cache.filled - 1, cap)
         if len(self.banned):
             logits.index_fill_(-1, self.banned, torch.finfo(torch.float32).min)
-        drawn, logp = sample(logits, self.uniform[self.row, place], self.temperature)  # (slots,)
+        how = (self.temperature, self.options.truncation, self.options.logp_of)
+        drawn, logp = sample(logits, self.uniform[self.row, place], *how)  # (slots,)
         self.tokens[self.row, place] = drawn
         self.logp[self.row, place] = logp
         self.running &= ~torch.isin(drawn, self.stops) & (self.cache.filled < cap)
@@ -182,7 +187,7 @@ def generate(
     stops, banned = (
         torch.tensor(x, dtype=torch.long, device=device) for x in ([*stop_ids], [*options.banned])
     )
-    rows = DecodingRows(cache, *slots, uniform, *drawn, stops, banned, temperature)
+    rows = DecodingRows(cache, *slots, uniform, *drawn, stops, banned, temperature, options)
     rows.draw(policy.logits(hidden))
     decode_one = Repeat(partial(rows.decode_one, policy), options.recorded)
     while True:

@@ -6,6 +6,7 @@ number of ranks, or on an interruption of the run.
 """
 
 import hashlib
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,31 +21,69 @@ def _signed(x: int) -> int:
 _STEP, _MUL1, _MUL2 = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
+class Truncation(NamedTuple):
+    """Draw from the likeliest words only. top_k: from that many (None: from all). top_p: of these, from the
+    fewest whose probabilities, which then add up to 1, reach top_p."""
+
+    top_k: int | None = None
+    top_p: float = 1.0
+
+
+def least_kept(logits: Tensor, truncation: Truncation) -> Tensor:
+    """The logit below which a word is left out, (..., V) -> (..., 1).  logits: over the temperature.
+
+    As in transformers, top-k comes first, and words as likely as the last one stay. The result is midway
+    between the last logit that stays and the next one, so that another rounding of the logits keeps the same
+    words.
+    """
+    words = logits.shape[-1]
+    top_k = min(truncation.top_k or words, words)
+    # one more, for the first that is left out
+    values = logits.topk(min(top_k + 1, words)).values
+    p = torch.softmax(values[..., :top_k], dim=-1)
+    # a word stays if the words before it do not reach top_p; sums reach 1 before the last word, by rounding
+    stays = (p.cumsum(dim=-1) - p < truncation.top_p) | (truncation.top_p == 1)
+    count = stays.sum(dim=-1, keepdim=True).clamp(min=1)
+    last = values.gather(-1, count - 1)
+    after = values.gather(-1, count.clamp(max=values.shape[-1] - 1))
+    middle = (last + after) / 2
+    return torch.where(middle > after, middle, last)
+
+
 # [Eq. 1]
-def log_distribution(logits: Tensor, temperature: float) -> Tensor:
+def log_distribution(logits: Tensor, temperature: float, truncation: Truncation | None = None) -> Tensor:
     """log softmax(logits / temperature), in float32: the policy. (..., V) -> (..., V). Rollouts draw from it,
-    and the loss scores with it. So the policy that samples is the policy that learns."""
+    and the loss scores with it. So the policy that samples is the policy that learns. truncation: words that
+    it leaves out have -inf."""
     logits = logits.float()
     if temperature != 1:
         # a division by 1 would need one more (..., V) of memory
         logits = logits / temperature
+    if truncation is not None:
+        logits = logits.masked_fill(logits < least_kept(logits, truncation), -torch.inf)
     return torch.log_softmax(logits, dim=-1)
 
 
-def sample(logits: Tensor, u: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+def sample(
+    logits: Tensor,
+    u: Tensor | None,
+    temperature: float,
+    truncation: Truncation | None = None,
+    logp_of: str = "sampled",
+) -> tuple[Tensor, Tensor]:
     """One token per distribution: the first whose cumulative probability exceeds u.
 
     logits (..., V), u (...) float32 in [0, 1), temperature >= 0 -> tokens (...) long, logp (...) float32
-    under `log_distribution`. Temperature 0 is greedy: it takes the likeliest token, ignores u (which may be
-    None), and reports logp at temperature 1. A token of probability 0 is never returned. Raises ValueError
-    for a temperature above 0 without u.
+    under `log_distribution`, with the truncation (logp_of "sampled") or without ("full"). Temperature 0 is
+    greedy: it takes the likeliest token, ignores u (which may be None), and reports logp at temperature 1. A
+    token of probability 0 is never returned. Raises ValueError for a temperature above 0 without u.
     """
     if temperature == 0:
         tokens = logits.argmax(dim=-1)
         return tokens, _at(log_distribution(logits, 1.0), tokens)
     if u is None:
         raise ValueError(f"sample: temperature {temperature} needs u, a uniform number per distribution")
-    logp = log_distribution(logits, temperature)
+    logp = log_distribution(logits, temperature, truncation)
     p = logp.exp()
     # The sum of float32 probabilities is only nearly 1, and a parallel scan is only nearly monotone. So the
     # entry of an impossible token becomes 0, which no threshold >= 0 is below, and u is scaled by the largest
@@ -54,6 +93,8 @@ def sample(logits: Tensor, u: Tensor | None, temperature: float) -> tuple[Tensor
     threshold = u.unsqueeze(-1) * cumulative.amax(dim=-1, keepdim=True)
     # argmax returns the first maximum
     tokens = (cumulative > threshold).view(torch.uint8).argmax(dim=-1)
+    if truncation is not None and logp_of == "full":
+        logp = log_distribution(logits, temperature)
     return tokens, _at(logp, tokens)
 
 

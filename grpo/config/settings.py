@@ -245,6 +245,13 @@ class Config:
     """Other group sizes and caps for the first steps: [{until: 200, group: 16, cap: 1024}, ...]."""
     temperature: float = 1.0
     """Temperature of sampling and of the log-probs in the loss."""
+    top_k: int | None = None
+    """Draw from the top_k likeliest words only. null: from all."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest words whose probabilities reach top_p. 1: from all."""
+    logp_of: Literal["sampled", "full"] = "sampled"
+    """With top_k or top_p: log-probs in the loss. sampled: of the words that could be drawn, renormalised;
+    full: of all words, as transformers and TRL take them."""
     max_rows: int | None = None
     """Completions decoded at the same time; it does not change them. null: as many as fit into memory."""
     cuda_graphs: bool = False
@@ -286,7 +293,7 @@ LEAST = {
     0: "steps seed lora.rank loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
     "optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every report.every "
     "report.prompts",
-    1: "prompts group cap max_rounds limit max_rows min_pixels max_pixels loss.updates "
+    1: "prompts group cap top_k max_rounds limit max_rows min_pixels max_pixels loss.updates "
     "loss.minibatches loss.micro_tokens eval.cap",
     2: "max_prompt",
 }
@@ -307,6 +314,8 @@ def check(config: Config) -> None:
     for key in ("optim.beta2", "loss.clip_low"):
         if not 0 <= value_of(config, key) < 1:
             raise ConfigError(f"{key}: must be in [0, 1), got {value_of(config, key)}")
+    if not 0 < config.top_p <= 1:
+        raise ConfigError(f"top_p: must be above 0 and at most 1, got {config.top_p}")
     if not 0 < config.enough <= 1:
         raise ConfigError(f"enough: must be above 0 and at most 1 (a share of groups), got {config.enough}")
     if not 0 <= config.optim.lr_min <= 1:
@@ -371,6 +380,8 @@ def contradictions(config: Config, questions: int) -> list[str]:
         lines.append(f"stages: until {config.stages[-1].until}, but the run ends at step {config.steps}")
     if config.lora.rank and config.loss.reference_on == "host":
         lines.append("loss.reference_on: has no effect with lora.rank: the reference is the policy itself")
+    if config.logp_of == "full" and config.top_k is None and config.top_p == 1:
+        lines.append("logp_of: has no effect without top_k or top_p")
     if config.max_rounds == 1 and config.enough < 1:
         lines.append("enough: has no effect without dynamic sampling; set max_rounds above 1")
     return lines

@@ -19,7 +19,7 @@ from grpo.evaluation.scores import Answers, Completion, read_completion
 from grpo.memory import WAVE, MemoryBudget
 from grpo.parallel.ranks import gather_objects
 from grpo.rollout import DecodeOptions, generate
-from grpo.sampling import uid_hash
+from grpo.sampling import Truncation, uid_hash
 
 # the "step" in the address of an evaluation's random numbers; training steps are 0, 1, …
 EVAL_STEP = -1
@@ -34,12 +34,13 @@ class Asking:
     cap: longest completion, tokens. samples: completions a question. temperature: 0 is greedy. blind: shows
     mid-grey pictures instead. banned: token ids that are never drawn. prefix: token ids behind the prompt,
     with which every completion begins; they are in its text, and not in its tokens and length. read: finds
-    the answer in a completion. measure: of the task's hook.
+    the answer in a completion. measure: of the task's hook. truncation: words that are never drawn.
     """
 
     cap: int
     samples: int = 1
     temperature: float = 0.0
+    truncation: Truncation | None = None
     seed: int = 0
     blind: bool = False
     banned: Sequence[int] = ()
@@ -119,7 +120,7 @@ def _write(policy, chat, asked: list[Asked], how: Asking) -> list[list[Written]]
         cap=how.cap,
         temperature=how.temperature,
         stop_ids=chat.stop_ids,
-        options=DecodeOptions(how.banned),
+        options=DecodeOptions(how.banned, truncation=how.truncation),
         address=(how.seed, EVAL_STEP, [uid_hash(prompt.uid) for prompt in prompts]),
     )
     begun = torch.tensor(how.prefix, dtype=torch.long, device=rollout.tokens.device)

@@ -48,9 +48,11 @@ _LETTER = re.compile(
     r"(?:\((?P<boxed>[A-Za-z])\)|\[(?P<square>[A-Z])\]|(?P<bare>[A-Z])"
     r"(?![\w'’]|[-+] ?\d| (?!(?:because|since|as|which|with|or|and|is)\b)[a-z]))"
 )
-_FRONT = re.compile(r"\s*(?:[(\[]([A-Z])[)\]]|([A-Z])(?:[.)]\s|\s*(?:\n|$)|(?=,? (?:because|since|as)\b)))")
-_BRACKETED = re.compile(r"[(\[]([A-Z])[)\]]")
-_OTHER = re.compile(r"\s*(?:,|/|&|\bor\b|\band\b|\bnor\b)\s*(?:\(([A-Z])\)|([A-Z])\b(?! [a-z]))")
+_FRONT = re.compile(
+    r"\s*(?:[(\[]([A-Za-z])[)\]]|([A-Z])(?:[.)]\s|\s*(?:\n|$)|(?=,? (?:because|since|as)\b)))"
+)
+_BRACKETED = re.compile(r"(?<!\w)[(\[]([A-Za-z])[)\]]")
+_OTHER = re.compile(r"\s*(?:,|/|&|\bor\b|\band\b|\bnor\b)\s*(?:\(([A-Za-z])\)|([A-Z])\b(?! [a-z]))")
 # what takes back or leaves open what follows it in the same clause
 _DENIED = re.compile(
     r"\b(?:not|no|never|neither|nor|without|cannot|unlike|whether|if|rather than|instead of)\b|n't\b",

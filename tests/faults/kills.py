@@ -154,6 +154,13 @@ def left_behind(out: Path) -> dict:
             ]
         elif name == "summary.json":
             content = {k: v for k, v in json.loads(content).items() if k not in ("seconds", "resumed_after")}
+        elif name == "inputs.json":
+            # sizes and checksums of files; a time that is newer than two seconds is not kept
+            content = json.loads(content)
+            content["files"] = {
+                setting: {file: (size, digest) for file, (size, _, digest) in files.items()}
+                for setting, files in content["files"].items()
+            }
         elif name == "report.html":
             # drawn from the others, times included
             content = b""

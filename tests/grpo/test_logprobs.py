@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grpo import logprobs
 from grpo.logprobs import chunk_of, completion_logprobs
-from grpo.sampling import sample
+from grpo.sampling import Truncation, sample
 
 P, G, C, D, V = 2, 3, 7, 8, 31
 LENGTH = torch.tensor([[7, 1, 4], [2, 7, 5]])
@@ -319,3 +319,34 @@ def test_a_batch_without_tokens():
 def test_wrong_settings_are_errors(wrong):
     with pytest.raises(ValueError, match="must both be positive"):
         completion_logprobs(ToyPolicy(), make_batch(), **wrong)
+
+
+# ---- the likeliest words only
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 26, 1000])
+@pytest.mark.parametrize("truncation", [Truncation(5), Truncation(None, 0.8), Truncation(9, 0.9)], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_truncated_log_probs_and_their_gradient(chunk, truncation, temperature, monkeypatch):
+    """Against autograd over the words that stay. A token that is left out reaches down to itself."""
+    monkeypatch.setattr(logprobs, "TOKENS_PER_BLOCK", 5)
+    policy, batch = ToyPolicy(impossible=[3]), make_batch()
+    batch.tokens[batch.tokens == 3] = 4
+    logits = policy.logits(policy(batch.prompts, batch.tokens).flatten(0, 1)) / temperature
+    chosen = batch.tokens.flatten(0, 1)[..., None]
+    order = logits.detach().sort(dim=-1, descending=True).values
+    p = order[..., : truncation.top_k].softmax(-1)
+    count = ((p.cumsum(-1) - p) < truncation.top_p).sum(-1, keepdim=True)
+    least = torch.minimum(order.gather(-1, count - 1), logits.detach().gather(-1, chosen))
+    left = torch.where(logits < least, -torch.inf, logits)
+    assert (logits.detach().gather(-1, chosen) < order.gather(-1, count - 1)).any(), "some are left out"
+    expected = torch.where(batch.mask, left.log_softmax(-1).gather(-1, chosen)[..., 0], 0.0)
+    upstream = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2))
+    gradients = torch.autograd.grad((expected * upstream).sum(), policy.parameters())
+    how = {"temperature": temperature, "chunk": chunk, "truncation": truncation}
+    logp, entropy = completion_logprobs(policy, batch, **how)
+    torch.testing.assert_close(logp, expected, rtol=1e-6, atol=1e-6)
+    wanted = torch.special.entr(left.softmax(-1)).sum(-1)
+    torch.testing.assert_close(entropy, torch.where(batch.mask, wanted, 0.0), rtol=1e-5, atol=1e-6)
+    for found, each in zip(torch.autograd.grad((logp * upstream).sum(), policy.parameters()), gradients):
+        torch.testing.assert_close(found, each, rtol=1e-5, atol=4e-6)

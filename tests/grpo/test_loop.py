@@ -206,7 +206,7 @@ def test_the_loss_gets_its_settings(train):
         }
         assert old is None and ref.shape == weight.shape == logp.shape and len(advantage) == len(logp)
     for _, how in world.called("completion_logprobs"):
-        assert how == {"temperature": 0.7, "chunk": 7}
+        assert how == {"temperature": 0.7, "chunk": 7, "truncation": None}
 
 
 def test_weights_and_advantages_get_their_settings(train):
@@ -444,3 +444,13 @@ def test_imitation_gets_its_settings(train):
         assert args[0].dtype == torch.bool
     assert [logged.lr for logged in world.logged] == [0.01, 0.02]
     assert [logged.batch.skipped for logged in world.logged] == [2, 2]
+
+
+def test_the_loss_is_truncated_as_the_rollout_was_unless_it_takes_full_log_probs(train):
+    cut = lambda **settings: SimpleNamespace(**{"top_k": None, "top_p": 1.0, "logp_of": "sampled"} | settings)
+    assert train.truncation_of(cut()) is None and train.loss_truncation(cut()) is None
+    for settings in ({"top_k": 5}, {"top_p": 0.9}, {"top_k": 5, "top_p": 0.9}):
+        wanted = (settings.get("top_k"), settings.get("top_p", 1.0))
+        assert train.truncation_of(cut(**settings)) == train.loss_truncation(cut(**settings)) == wanted
+        assert train.truncation_of(cut(**settings, logp_of="full")) == wanted
+        assert train.loss_truncation(cut(**settings, logp_of="full")) is None

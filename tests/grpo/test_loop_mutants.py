@@ -24,10 +24,11 @@ LOOP = {
         "temperature=cfg.temperature, chunk=chunk",
         "temperature=1.0, chunk=chunk",
     ),
+    "full log-probs truncated": ('if cfg.logp_of == "sampled"', 'if cfg.logp_of != ""'),
     "temperature dropped in the rollout": ("temperature=cfg.temperature,\n", "temperature=1.0,\n"),
     "temperature dropped for the reference": (
-        "score_tokens(run.reference, batch, cfg.temperature,",
-        "score_tokens(run.reference, batch, 1.0,",
+        "score_reference(run.reference, batch, cfg.temperature,",
+        "score_reference(run.reference, batch, 1.0,",
     ),
     "temperature dropped for the old policy": (
         "score_tokens(run.policy, batch, cfg.temperature,",
@@ -38,7 +39,7 @@ LOOP = {
         "        part.logp_ref,\n        part.logp_old,",
     ),
     "old policy dropped": ("        part.logp_old,\n", "        None,\n"),
-    "the reference is the policy": ("score_tokens(run.reference,", "score_tokens(run.policy,"),
+    "the reference is the policy": ("score_reference(run.reference,", "score_reference(run.policy,"),
     "the old policy is the reference": (
         "batch.logp_old = score_tokens(run.policy,",
         "batch.logp_old = score_tokens(run.reference,",

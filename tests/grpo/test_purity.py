@@ -81,13 +81,18 @@ CASES = {
     ],
     (objective, "gradient_weight"): [((LOGP, old, ROWS[:, 0], WEIGHT), {}) for old in (OLD, None)],
     (names, "choose"): [(("thing", "a", {"a": 1}), {})],
-    (sampling, "log_distribution"): [((draw(3, 7), 0.7), {})],
+    (sampling, "least_kept"): [((draw(3, 7), sampling.Truncation(2, 0.9)), {})],
+    (sampling, "log_distribution"): [
+        ((draw(3, 7), 0.7, truncation), {}) for truncation in (None, sampling.Truncation(2, 0.9))
+    ],
     (sampling, "sample"): [((draw(3, 7), torch.tensor([0.1, 0.5, 0.9]), t), {}) for t in (0, 0.7, 1.0)],
     (sampling, "uniforms"): [((1, 2, [3, 4], 2, 5), {})],
     (sampling, "uid_hash"): [(("shapes/0",), {})],
     (logprobs, "chunk_of"): [((7, mib, "cpu"), {}) for mib in (None, 0.001)],
     (logprobs, "completion_logprobs"): [
-        ((Policy(), BATCH), dict(temperature=0.7, chunk=chunk)) for chunk in (2, 100)
+        ((Policy(), BATCH), dict(temperature=0.7, chunk=chunk, truncation=truncation))
+        for chunk in (2, 100)
+        for truncation in (None, sampling.Truncation(2, 0.9))
     ],
     (logprobs, "masked_logprobs"): [
         (

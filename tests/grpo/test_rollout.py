@@ -14,7 +14,7 @@ from grpo import rollout as module
 from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.rollout import DecodeOptions, generate
-from grpo.sampling import sample, uid_hash, uniforms
+from grpo.sampling import Truncation, sample, uid_hash, uniforms
 from models.cache import KVCache
 
 CAP, GROUP, SEED, STEP = 14, 4, 3, 8
@@ -386,6 +386,22 @@ def test_placeholders_are_never_drawn_however_much_the_policy_wants_to(chat, sou
 
 
 # ---- the policy that samples is the policy that is trained
+
+
+@pytest.mark.parametrize("logp_of", ["sampled", "full"])
+@pytest.mark.parametrize("truncation", [Truncation(4), Truncation(None, 0.7)], ids=str)
+def test_truncated_log_probs_are_those_of_the_training_forward(policy, chat, sources, truncation, logp_of):
+    """And completions are those of the untruncated rollout only by chance."""
+    rollout = write(policy, chat, sources, truncation=truncation, logp_of=logp_of)
+    assert rows(rollout) != rows(write(policy, chat, sources))
+    assert rows(rollout) == rows(write(policy, chat, sources, truncation=truncation, max_rows=5))
+    batch = micro_batch(batch_of(sources, rollout.tokens, rollout.length), chat.image_token)
+    how = {"temperature": 1.0, "chunk": 64, "truncation": truncation if logp_of == "sampled" else None}
+    logp, _ = completion_logprobs(policy, batch, **how)
+    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() < 1e-5
+    other = {"sampled": None, "full": truncation}[logp_of]
+    logp, _ = completion_logprobs(policy, batch, **how | {"truncation": other})
+    assert (logp.view(rollout.logp.shape) - rollout.logp).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])

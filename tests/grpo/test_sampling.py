@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grpo.sampling import log_distribution, sample, uid_hash, uniforms
+from grpo.sampling import Truncation, least_kept, log_distribution, sample, uid_hash, uniforms
 
 IMPOSSIBLE = torch.finfo(torch.float32).min
 
@@ -182,3 +182,54 @@ def test_distribution_is_float32_at_the_given_temperature():
 def test_sampling_without_uniform_numbers_is_an_error():
     with pytest.raises(ValueError, match=r"temperature 0\.7 needs u"):
         sample(torch.zeros(2, 3), None, 0.7)
+
+
+# ---- the likeliest words only
+
+TRUNCATIONS = [Truncation(k, p) for k in (None, 1, 3, 50, 999) for p in (1.0, 0.95, 0.5, 1e-6)]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+def test_top_k_and_top_p_keep_the_words_that_transformers_keeps(truncation, temperature):
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(200, 99, generator=torch.Generator().manual_seed(0)) * 3
+    logits[:, :5] = torch.finfo(torch.float32).min
+    theirs = TemperatureLogitsWarper(temperature)(None, logits.clone())
+    if truncation.top_k:
+        theirs = TopKLogitsWarper(truncation.top_k)(None, theirs)
+    if truncation.top_p < 1:
+        theirs = TopPLogitsWarper(truncation.top_p)(None, theirs)
+    ours = log_distribution(logits, temperature, truncation)
+    assert torch.equal(ours > -200, torch.log_softmax(theirs, -1) > -200)
+    torch.testing.assert_close(ours.exp(), theirs.softmax(-1), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("truncation", TRUNCATIONS, ids=str)
+def test_what_is_left_out_is_never_drawn(truncation):
+    g = torch.Generator().manual_seed(1)
+    logits, u = torch.randn(2000, 40, generator=g) * 3, torch.rand(2000, generator=g)
+    kept = log_distribution(logits, 0.9, truncation)
+    tokens, logp = sample(logits, u, 0.9, truncation)
+    assert (logp > -torch.inf).all() and torch.equal(logp, kept.gather(-1, tokens[:, None])[:, 0])
+    same, full = sample(logits, u, 0.9, truncation, "full")
+    assert torch.equal(same, tokens)
+    assert torch.equal(full, log_distribution(logits, 0.9).gather(-1, tokens[:, None])[:, 0])
+    if truncation.top_k == 1 or truncation.top_p == 1e-6:
+        assert torch.equal(tokens, logits.argmax(-1)) and not logp.any()
+
+
+def test_without_truncation_nothing_changes():
+    g = torch.Generator().manual_seed(2)
+    logits, u = torch.randn(500, 40, generator=g), torch.rand(500, generator=g)
+    for nothing in (Truncation(), Truncation(40), Truncation(10**9, 1.0)):
+        for a, b in zip(sample(logits, u, 0.7), sample(logits, u, 0.7, nothing)):
+            assert torch.equal(a, b)
+
+
+def test_equal_words_stay_together_and_another_rounding_keeps_the_same():
+    equal = torch.tensor([[2.0, 1.0, 1.0, 1.0, 0.0]])
+    assert (log_distribution(equal, 1.0, Truncation(2)) > -torch.inf).tolist() == [[True] * 4 + [False]]
+    assert least_kept(torch.tensor([[3.0, 1.0, 0.0]]), Truncation(1)).item() == 2.0
+    assert least_kept(torch.tensor([[3.0, 1.0]]), Truncation(5)).item() == 1.0

@@ -39,7 +39,8 @@ ANSWERED = {
         |No, the cat is not under the table.|The cat is to the left of the dog. So the answer is **(B)**.
         |I would choose (B).|I would choose option B.|Option (B) is correct.|(B) is the correct answer.
         |Option B is the best choice.|The best option is B because the cat sits.|$\\boxed{B}$|\\boxed{no}
-        |The answer is $\\boxed{\\text{B}}$.|**(B) no**|[B]|B) no|B: no|(b)|The answer is (b).
+        |The answer is $\\boxed{\\text{B}}$.|**(B) no**|[B]|B) no|B: no
+        |(b) The man is out.|As shown, (b).|(b)|The answer is (b).
         |The answer would be (B).
         |My answer is (B).|The final answer is (B) no.
         |(A) is not right, as the cat is outside. (B) is correct.
@@ -83,7 +84,7 @@ OPEN = {
         |A cat is on the mat.|A nice picture!
         |Please choose (A) yes or (B) no.|\\boxed{A} \\boxed{B}|(A)/(B)|(A), (B)
         |<answer>A</answer> <answer>B</answer>
-        |I can't determine if the answer is yes.|(A) is wrong.|No cat is there.""",
+        |I can't determine if the answer is yes.|(a) or (b)|f(a) is 3|(A) is wrong.|No cat is there.""",
     SIDES: "The man is not on the left.|Left or right?|The man on the left looks right.|"
     "I can't tell whether it is left.",
     OBJECTS: "a cat|a red car and a dog|car|It is either a dog or nothing.|The image shows a car.|A red bus",
