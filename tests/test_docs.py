@@ -244,7 +244,9 @@ def test_constraints_pin_everything_and_no_build_of_torch():
     asked = re.findall(
         r'"([\w-]+)>=', text_of(ROOT / "pyproject.toml").partition("[tool")[0].partition("[project]")[2]
     )
-    assert len(asked) > 10 and {each.lower() for each in asked} <= pinned
+    # loggers are left to pip: trackio needs a Pillow that is older than the pinned one
+    asked = {each.lower() for each in asked} - {"tensorboard", "wandb", "trackio"}
+    assert len(asked) > 10 and asked <= pinned
 
 
 # ---- what the docs point to
@@ -326,7 +328,7 @@ def written(monkeypatch, tmp_path) -> set[str]:
     run = SimpleNamespace(
         step=0,
         folder=tmp_path,
-        policy=None,
+        policy=torch.nn.Module(),
         chat=SimpleNamespace(piece=str),
         metrics=Lines(),
         samples=Lines(),

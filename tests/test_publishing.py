@@ -1,4 +1,4 @@
-"""What a person meets before the code: extras, citation, changelog, issue templates, workflow."""
+"""What a person meets before the code: extras, citation, changelog, issue templates, workflow, a report."""
 
 import re
 from pathlib import Path
@@ -54,3 +54,11 @@ def test_the_workflow_calls_the_tests_of_a_stranger():
     [path] = (ROOT / ".github/workflows").glob("*.yml")
     steps = yaml.safe_load(path.read_text("utf-8"))["jobs"]["tests"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+
+
+def test_the_shipped_report_is_a_finished_run_of_the_main_job():
+    page = (ROOT / "docs/results/shapes/report.html").read_text("utf-8")
+    assert '"finished":true' in page and "<title>shapes · Glimpse</title>" in page
+    assert len(page) < 3_000_000
+    # the folder of a run is the first path that a config names
+    assert "out: runs/shapes\\n" in page

@@ -16,6 +16,7 @@ from PIL import Image
 
 from data.chat import Chat
 from data.sources.table import hook_of
+from data.templates import RECORD, TRAINED
 from data.types import Example
 from grpo.config import Config, load_run
 from grpo.evaluation.statistics import wilson
@@ -62,7 +63,9 @@ def card(checkpoint: Path, name: str) -> str:
 
 def snippet(folder: Path, cfg: Config, name: str) -> str:
     """Python that asks the policy about a picture, as it was trained, with transformers alone."""
-    chat = Chat(folder, template=cfg.template, max_prompt=1 << 30)
+    # a checkpoint holds the template that it was trained with
+    template = TRAINED if (folder / RECORD).is_file() else cfg.template
+    chat = Chat(folder, template=template, max_prompt=1 << 30)
     blank = Image.new("RGB", (64, 64))
     prompt = chat.prompt(Example("card", "{question}", (), "-", pictures=(lambda: blank,))).text
     ask = Template((PAGE / "ask.py.txt").read_text("utf-8"))

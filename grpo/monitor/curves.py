@@ -46,9 +46,14 @@ PANELS = tuple(Panel(**panel) for panel in yaml.safe_load((PAGE / "panels.yaml")
 def own_panels(hook: TaskHook) -> list[Panel]:
     """The panels of a task's own measurements."""
     return [
-        Panel(title, note, {f"aha/{name}": label for name, label in labels.items()}, "share")
+        Panel(title, note, {f"aha/{name}": with_arrow(label) for name, label in labels.items()}, "share")
         for title, note, labels in hook.charts
     ]
+
+
+def with_arrow(label: str) -> str:
+    """A label with a real arrow."""
+    return label.replace("->", "\u2192")
 
 
 def charts(rows: Sequence[Mapping[str, Any]], hook: TaskHook, most: int = 600) -> list[dict[str, Any]]:

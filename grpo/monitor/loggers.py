@@ -69,10 +69,14 @@ class Wandb(Logger):
     library = "wandb"
 
     def __init__(self, folder: Path, settings: dict[str, Any], id: str):
-        self.module = importlib.import_module(self.library)
+        self.module = self.load()
         project = os.environ.get(f"{self.library.upper()}_PROJECT") or "glimpse"
         same = {"project": project, "config": settings, "resume": "allow"}
         self.run = self.module.init(**same, **self.named(folder, id))
+
+    def load(self) -> Any:
+        """The library."""
+        return importlib.import_module("wandb")
 
     def named(self, folder: Path, id: str) -> dict[str, Any]:
         """How the library finds the same run again."""
@@ -92,6 +96,9 @@ class Trackio(Wandb):
     """trackio has the same functions, and knows a run by its name. TRACKIO_PROJECT names the project."""
 
     library = "trackio"
+
+    def load(self) -> Any:
+        return importlib.import_module("trackio")
 
     def named(self, folder: Path, id: str) -> dict[str, Any]:
         return {"name": f"{folder.name}-{id}"}

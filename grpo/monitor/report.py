@@ -29,7 +29,7 @@ import yaml
 from data.types import TaskHook
 from grpo.evaluation import reflection
 from grpo.monitor import warnings
-from grpo.monitor.curves import PAGE, WORDS, charts, hook_of_run, settings_of, write_curves
+from grpo.monitor.curves import PAGE, WORDS, charts, hook_of_run, settings_of, with_arrow, write_curves
 from grpo.storage.atomic import write_whole
 from grpo.storage.jsonl import read
 
@@ -106,7 +106,7 @@ def collect(folder: Path, ended: str = "") -> dict[str, Any]:
         "summary": summary,
         "written": None if summary["finished"] else round(time.time()),
         "state": {"name": "finished"} if summary["finished"] else _state(folder, rows, known, ended),
-        "compared": compared(summary["base"], summary["final"], hook),
+        "compared": compared(both(summary), summary["final"], hook),
         "step": done,
         "charts": _rounded(charts(rows, hook)),
         "warnings": warnings.warnings(rows),
@@ -154,19 +154,25 @@ def _state(
     return {"name": "running", "until": round(time.time() + QUIET_SECONDS + (QUIET_STEPS + 2 * every) * pace)}
 
 
+def both(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The first evaluation; of an unfinished run without the sets that are asked again at the end only."""
+    base, final = summary["base"], summary["final"]
+    return base if summary["finished"] else {key: value for key, value in base.items() if key in final}
+
+
 def compared(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHook) -> list[dict[str, Any]]:
     """The table of before and after, a part for each set of questions: {title, rows, same}. A row: {label,
     says, inner, share, n, before, after}. n: questions. same: the rows whose number has not changed."""
     own = {**hook.columns, **{name: label for *_, labels in hook.charts for name, label in labels.items()}}
-    known = {name: {"label": label} for name, label in own.items()} | NAMES["scores"]
+    known = {name: {"label": with_arrow(label)} for name, label in own.items()} | NAMES["scores"]
     titles = {"": "", **NAMES["sets"], **hook.sets}
     parts: dict[str, dict[str, Any]] = {}
     # each task's accuracy below the accuracy of all
     for key in sorted(dict.fromkeys([*base, *final]), key=lambda key: "accuracy" not in key.split("/")):
-        title = key.partition("/")[0]
-        if title not in titles and key.removeprefix(f"{title}/").partition("/")[0] not in known:
-            title = ""
-        name = key.removeprefix(f"{title}/") if title else key
+        title, _, name = key.partition("/")
+        # "pairs/accuracy" is of a set of questions, "accuracy/Count" is not
+        title = title if title in titles or name.partition("/")[0] in known else ""
+        name = name if title else key
         kind, _, task = name.partition("/")
         if kind in NAMES["hidden"] or (kind == "aha" and "/" in task):
             continue

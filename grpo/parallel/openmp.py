@@ -1,24 +1,23 @@
 """How OpenMP's threads wait for each other. Every program here imports this before torch.
 
-PyTorch splits an operation over OpenMP's threads. A thread that is ready first waits for the others: it runs
-an empty loop for milliseconds, and only then sleeps. If other programs run, the thread it waits for may need
-that very core. Then two runs on two cores take many times as long as one (docs/ranks.md).
+PyTorch splits an operation over OpenMP's threads. A thread that is ready first waits for the others: with
+libgomp (PyTorch's wheels for Linux) it runs an empty loop for milliseconds, and only then sleeps. If other
+programs run, the thread it waits for may need that very core. Then two runs on two cores take many times as
+long as one (docs/ranks.md). The threads of libiomp and libomp (elsewhere) offer their core while they wait.
 """
 
 import os
 from collections.abc import MutableMapping
 
-# libgomp (PyTorch's wheels for Linux): turns of the loop, a few microseconds; its own default is 300,000.
-# libiomp and libomp (macOS, Windows, conda): milliseconds; their own default is 200.
-SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+# Turns of the loop: a few microseconds. libgomp's own default is 300,000.
+SPIN_COUNT = "1000"
 
 
 def wait_briefly(environment: MutableMapping[str, str]) -> None:
-    """Set how long threads wait awake. A variable that is set stays. If OMP_WAIT_POLICY is set, which says
-    the same for every library, nothing is set."""
+    """Set how long threads wait awake, unless GOMP_SPINCOUNT is set, or OMP_WAIT_POLICY, which says the same
+    for every library."""
     if "OMP_WAIT_POLICY" not in environment:
-        for name, value in SHORT_WAIT.items():
-            environment.setdefault(name, value)
+        environment.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 # OpenMP reads it once, when torch loads it.

@@ -43,6 +43,8 @@ PICTURES = 250_000_000
 OPENING = 25_000
 # nanoseconds
 RECENT = 2_000_000_000
+# rows of a larger file of questions are not read for the pictures that they name
+QUESTIONS = 250_000_000
 # changed files of one setting that a message names
 NAMED = 3
 
@@ -93,7 +95,7 @@ def question_files(cfg: Config, examples) -> dict[str, Input]:
     for shard in examples.shards:
         # `OwnShard` reads JSON lines, too; parquet holds its pictures
         lines = shard if isinstance(shard, JsonlShard) else getattr(shard, "_file", None)
-        if isinstance(lines, JsonlShard):
+        if isinstance(lines, JsonlShard) and lines.path.stat().st_size <= QUESTIONS:
             sizes |= named_files(lines, examples.beside)
     read = sum(sizes.values()) + OPENING * len(sizes) <= PICTURES
     found = {path: Input(path, read) for path in sizes} | {str(path): Input(path) for path in files}

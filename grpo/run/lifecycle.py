@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -191,6 +192,11 @@ class Lifecycle:
         # torchrun ends the other ranks as soon as one has left
         wait_for_all()
         raise stopped
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """The files of a checkpoint that say how the policy is asked."""
+        return trained_with(self.cfg, self.run)
 
     def save(self, step: int) -> None:
         """Write a checkpoint, or start to write it in the background."""

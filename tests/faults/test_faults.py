@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import interrupts
 import pytest
 
 HERE = Path(__file__).resolve().parent
@@ -127,3 +128,20 @@ def test_changed_runs_do_what_the_table_says():
 def test_every_kind_of_damage():
     status, said, last = called("damage")
     assert status == 0 and last["cases"] >= 40 and not last["failed"], said
+
+
+def test_ctrl_c_leaves_a_page_curves_and_a_checkpoint(capsys):
+    assert interrupts.main(["--times", "1", "--seed", "3"]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gone", ["report.html", "curves.png", "checkpoints"])
+def test_interrupts_notices_what_is_missing(tmp_path, gone):
+    (tmp_path / "checkpoints" / "step_000007").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_000007" / "state.json").touch()
+    (tmp_path / "report.html").write_text("stopped by SIGINT after step 7 of 40</html>")
+    (tmp_path / "curves.png").write_bytes(b"IEND1234")
+    said = "train.py: stopped by SIGINT after step 7 of 40: saved"
+    assert interrupts.missing(tmp_path, said, 130, 130) == []
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    assert len(interrupts.missing(tmp_path, said, 130, 130)) == 1
+    assert interrupts.missing(tmp_path, "", 130, 130) and interrupts.missing(tmp_path, said, 1, 130)

@@ -25,10 +25,17 @@ const h = (name, attributes = {}, ...children) => fill(document.createElement(na
 const SVG = "http://www.w3.org/2000/svg";
 const svg = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
 
+// A share in percent. Only what is all or nothing says so: 0.996 is 99.6 %, not 100 %.
+function percent(value) {
+  const text = (100 * value).toFixed(Math.abs(value) < 0.0995 && value !== 0 ? 1 : 0);
+  if (value > 0.5 && value < 1 && +text === 100) return value < 0.9995 ? `${(100 * value).toFixed(1)} %` : "> 99.9 %";
+  return value > 0 && +text === 0 ? "< 0.1 %" : `${text} %`;
+}
+
 // Numbers as a person writes them.
 function number(value, scale) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  if (scale === "share") return `${(100 * value).toFixed(Math.abs(value) < 0.0995 && value !== 0 ? 1 : 0)} %`;
+  if (scale === "share") return percent(value);
   const size = Math.abs(value);
   if (size === 0) return "0";
   if (size < 0.001 || size >= 1e5) return value.toExponential(1).replace("e+", "e").replaceAll("-", "−");

@@ -19,7 +19,7 @@ const minutes = when => new Date(when).toLocaleTimeString([], { hour: "2-digit",
 function state() {
   const { name, why, until } = run.state, box = h("aside", { class: "state" });
   if (name === "finished") return false;
-  const say = text => box.replaceChildren(h("b", {}, "Not finished. "), text);
+  const say = text => box.replaceChildren(h("b", {}, name === "stopped" ? "Not finished: " : "Not finished. "), text);
   if (name !== "running") { say(why); return box; }
   let used = Date.now();
   for (const kind of ["pointermove", "pointerdown", "keydown", "scroll"]) addEventListener(kind, () => { used = Date.now(); }, { passive: true });
@@ -44,7 +44,7 @@ function headlines({ base, final }) {
 
 function comparison() {
   const titles = ["", "n", "before", "", "after", "change"].map((title, i) => h("th", { class: i === 3 ? "wide" : "" }, title));
-  const table = rows => h("table", {}, h("thead", {}, h("tr", {}, titles)), h("tbody", {}, rows));
+  const table = rows => h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, titles.map(title => title.cloneNode(true)))), h("tbody", {}, rows)));
   const heading = part => part.title ? [h("tr", { class: "heading" }, h("td", { colspan: 6 }, words(part.title)))] : [];
   const rows = list => run.compared.filter(part => part[list].length).flatMap(part => [...heading(part), ...part[list].map(comparisonRow)]);
   const same = run.compared.reduce((count, part) => count + part.same.length, 0);
@@ -84,7 +84,8 @@ function reflection() {
     return [h("tr", { class: "heading" }, heading), inside.map(row)];
   });
   const titles = ["", "reflect", "right with", "right without", "difference inside a question", "questions"];
-  return h("table", { class: "reflection" }, h("thead", {}, h("tr", {}, titles.map(title => h("th", {}, title)))), h("tbody", {}, body));
+  const table = h("table", { class: "reflection" }, h("thead", {}, h("tr", {}, titles.map(title => h("th", {}, title)))), h("tbody", {}, body));
+  return h("div", { class: "scroll" }, table);
 }
 
 function again() {

@@ -282,6 +282,7 @@ def test_scores_of_one_answer_a_question():
     assert flat_scores(found) == {
         "accuracy": 0.5,
         "accuracy/T": pytest.approx(1 / 3),
+        **{"questions": 4, "questions/T": 3, "questions/U": 1},
         "accuracy/U": 1.0,
         "format": 0.75,
         "mean_length": 6.0,

@@ -588,7 +588,7 @@ def test_shares_counts_and_numbers_of_questions(tmp_path):
         ("", "Accuracy"),
         ("", "Skipped"),
         ("", "Mean length"),
-        ("", "wrong -> right"),
+        ("", "wrong \u2192 right"),
     }
 
 
@@ -620,3 +620,13 @@ def test_questions_that_were_learned_come_first(tmp_path):
             Metrics(tmp_path / "samples.jsonl").write(line)
     found = report.collect(tmp_path)["questions"]
     assert [question["uid"] for question in found] == ["learned", "always", "never", "lost"]
+
+
+def test_an_unfinished_run_compares_what_was_asked_twice(tmp_path):
+    folder = unfinished(tmp_path / "run")
+    rows = read(folder / "metrics.jsonl")
+    rows[0] |= {"eval/sampled/accuracy": 0.5, "eval/pairs/accuracy": 0.5, "eval/questions": 200}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = report.collect(folder)["compared"]
+    assert [part["title"] for part in parts] == [""]
+    assert parts[0]["rows"][0]["label"] == "Accuracy" and parts[0]["rows"][1]["inner"]
