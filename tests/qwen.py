@@ -163,6 +163,20 @@ def jsonl_folder(folder: Path, rows: int = 24, documents: bool = False) -> Path:
     return folder
 
 
+def chains_folder(folder: Path, rows: int = 24) -> Path:
+    """A folder with a JSON array of Vision-R1-cold, and its pictures."""
+    (folder / "mulberry_images").mkdir(parents=True)
+    chain = "<think> I see it. </think><answer> Final Answer:B </answer>"
+    array = []
+    for i in range(rows):
+        (folder / "mulberry_images" / f"{i}.jpg").write_bytes(photograph(i))
+        asked = {"from": "user", "value": f"<image>What stands at {i}? A. a cup B. a jug"}
+        turns = [asked, {"from": "assistant", "value": chain}]
+        array.append({"images": f"mulberry_images/{i}.jpg", "conversations": turns})
+    (folder / "vision_r1_mulberry_sft_full.json").write_text(json.dumps(array))
+    return folder
+
+
 def problems_file(path: Path, rows: int = 24) -> Path:
     """A parquet file as the hub's Osilly/Vision-R1-rl and hiyouga/geometry3k lay it out."""
     import pyarrow
