@@ -52,7 +52,7 @@ def values_of(kind):
     elif get_origin(kind) is list:
         found = st.lists(values_of(get_args(kind)[0]), max_size=3)
     elif get_origin(kind) is dict:
-        found = st.dictionaries(TEXT, KINDS[float], max_size=3)
+        found = st.dictionaries(TEXT, values_of(get_args(kind)[1]), max_size=3)
     elif kind is Stage:
         found = st.builds(Stage, st.integers(0, 99), st.integers(2, 9), st.integers(1, 99))
     else:

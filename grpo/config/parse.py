@@ -120,8 +120,8 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
         if not equals:
             raise ConfigError(f"argument {text!r}: settings are written key=value")
         given |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat | given)
-    _refuse_two_lengths(given, "arguments")
     try:
+        _refuse_two_lengths(given)
         config = typed.build(Config, _over(flat, given))
     except ConfigError as error:
         changed = " with " + " ".join(overrides) if overrides else ""
@@ -156,7 +156,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     tree = _read(path)
     # config.yaml of a run has both
     if "format" not in tree:
-        _refuse_two_lengths(tree, path.name)
+        _refuse_two_lengths(tree, f"{path.name}: ")
     tree = {key: value for key, value in tree.items() if key not in ("about", "format")}
     flat = {}
     if (base := tree.pop("base", None)) is not None:
@@ -179,10 +179,10 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return below | cleared | above
 
 
-def _refuse_two_lengths(given: Mapping[str, Any], where: str) -> None:
+def _refuse_two_lengths(given: Mapping[str, Any], where: str = "") -> None:
     """Raise ConfigError for a run whose length is given twice."""
     if given.get("steps") is not None and given.get("epochs") is not None:
-        raise ConfigError(f"{where}: steps and epochs both say how long the run is; give one of them")
+        raise ConfigError(f"{where}steps and epochs both say how long the run is; give one of them")
 
 
 def _read(path: Path) -> dict[str, Any]:

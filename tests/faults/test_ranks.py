@@ -30,7 +30,7 @@ def asked(*arguments):
 @pytest.mark.parametrize(
     "names",
     [
-        ("prompts that do not divide", "dynamic", "imitation, fewer prompts than ranks"),
+        ("dynamic", "imitation, fewer prompts than ranks"),
         pytest.param((), marks=pytest.mark.slow, id="every case"),
     ],
 )

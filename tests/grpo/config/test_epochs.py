@@ -21,7 +21,7 @@ def test_steps_and_epochs_clear_each_other(tmp_path):
 def test_both_together_are_an_error(tmp_path, where):
     (tmp_path / "both.yaml").write_text("steps: 3\nepochs: 2\n" if where == "file" else "")
     given = ["steps=3", "epochs=2"] if where == "arguments" else []
-    with pytest.raises(ConfigError, match="steps and epochs both say how long the run is"):
+    with pytest.raises(ConfigError, match=r"^both.yaml.*: steps and epochs both say how long the run is"):
         load(tmp_path / "both.yaml", given)
 
 

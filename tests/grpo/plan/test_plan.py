@@ -183,8 +183,15 @@ DEEPSTACK["vision"] = {"num_position_embeddings": 36, "deepstack_visual_indexes"
     [
         ({}, 6, "prompts=8 group=8 cap=40 max_prompt=60"),
         (MIDDLE, 12, "prompts=4 group=6 cap=60 max_prompt=100 loss.micro_tokens=1000 recompute=true"),
-        (MIDDLE | {"vocab_size": 50000}, 8, "prompts=1 group=2 cap=50 max_prompt=60 loss.logits_mib=10"),
-        (LARGE, 8, "prompts=2 group=4 cap=30 max_prompt=100 loss.micro_tokens=250"),
+        pytest.param(
+            MIDDLE | {"vocab_size": 50000},
+            8,
+            "prompts=1 group=2 cap=50 max_prompt=60 loss.logits_mib=10",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            LARGE, 8, "prompts=2 group=4 cap=30 max_prompt=100 loss.micro_tokens=250", marks=pytest.mark.slow
+        ),
         (DEEPSTACK, 12, "prompts=4 group=6 cap=60 max_prompt=100"),
     ],
     ids=["built-in", "recomputed", "many words", "large, in two", "Qwen3-VL"],
