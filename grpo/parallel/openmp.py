@@ -1,4 +1,4 @@
-"""How OpenMP's threads wait for each other. Every program here imports this before torch.
+"""How long OpenMP's threads wait awake for each other. Every program here imports this before torch.
 
 PyTorch splits an operation over OpenMP's threads. A thread that is ready first waits for the others: with
 libgomp (PyTorch's wheels for Linux) it runs an empty loop for milliseconds, and only then sleeps. If other
@@ -9,8 +9,9 @@ long as one (docs/ranks.md). The threads of libiomp and libomp (elsewhere) offer
 import os
 from collections.abc import MutableMapping
 
-# Turns of the loop: a few microseconds. libgomp's own default is 300,000.
-SPIN_COUNT = "1000"
+# Turns of the loop: libgomp's own default. 1000 makes two runs at once fast, but on a quiet machine it made one
+# run alone three times slower (docs/ranks.md).
+SPIN_COUNT = "300000"
 
 
 def wait_briefly(environment: MutableMapping[str, str]) -> None:
