@@ -9,8 +9,8 @@ long as one (docs/ranks.md). The threads of libiomp and libomp (elsewhere) offer
 import os
 from collections.abc import MutableMapping
 
-# Turns of the loop: libgomp's own default. With 1000 two runs at once are fast, but on a quiet machine one run
-# alone was three times slower (docs/ranks.md).
+# Turns of the loop: the default of libgomp. With 1000 two runs at once are fast, but on a quiet machine one
+# run alone was three times slower (docs/ranks.md).
 SPIN_COUNT = "300000"
 
 
