@@ -66,11 +66,11 @@ class TensorBoard(Logger):
 class Wandb(Logger):
     """Weights & Biases. WANDB_PROJECT names the project, WANDB_MODE=offline sends nothing."""
 
-    library = "wandb"
+    package = "wandb"
 
     def __init__(self, folder: Path, settings: dict[str, Any], id: str):
         self.module = self.load()
-        project = os.environ.get(f"{self.library.upper()}_PROJECT") or "glimpse"
+        project = os.environ.get(f"{self.package.upper()}_PROJECT") or "glimpse"
         same = {"project": project, "config": settings, "resume": "allow"}
         self.run = self.module.init(**same, **self.named(folder, id))
 
@@ -95,7 +95,7 @@ class Wandb(Logger):
 class Trackio(Wandb):
     """trackio has the same functions, and knows a run by its name. TRACKIO_PROJECT names the project."""
 
-    library = "trackio"
+    package = "trackio"
 
     def load(self) -> Any:
         return importlib.import_module("trackio")
