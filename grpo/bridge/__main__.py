@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data.sources.table import open_split
+from data.sources.table import LAYOUTS, open_split
 from data.types import Example
 from grpo.bridge import plan
 from grpo.bridge.run import Bridge
@@ -48,7 +48,9 @@ def help_text() -> str:
     known = recipes()
     wide = max(map(len, known), default=0)
     lines = ["Recipes:", *(f"  {name:<{wide}}  {about}" for name, about in known.items()), ""]
-    lines.append("Settings (key=value), with their defaults; `pseudo`, `describe` and `reason` have the same, and")
+    lines.append(
+        "Settings (key=value), with their defaults; `pseudo`, `describe` and `reason` have the same, and"
+    )
     lines.append("so have the writers `vision` (of the first two) and `reasoner`:")
     repeated = ("describe.", "reason.", "reasoner.")
     keys = [key for key in leaves(Settings) if not key.startswith(repeated)]
@@ -65,7 +67,7 @@ def open_examples(settings: Settings) -> Sequence[Example]:
         settings.limit,
         settings.seed,
         columns=settings.columns or None,
-        heldout=settings.heldout,
+        heldout=settings.heldout if settings.task in LAYOUTS else settings.heldout or None,
     )
 
 

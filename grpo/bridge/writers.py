@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
 from grpo.bridge.settings import Writer as WriterSettings
@@ -37,7 +37,7 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def opened(settings: WriterSettings, name: str) -> Iterator[Writer]:
+def opened(settings: WriterSettings, name: str) -> Generator[Writer]:
     """The writer that the settings ask for, until the block ends. name: of the settings, for errors. Raises
     ValueError."""
     if settings.kind == "server":
@@ -94,9 +94,7 @@ class FunctionWriter:
         """Nothing is held."""
 
 
-def reply_of(
-    job: Job, written: str, finish: str, tokens_in: int, tokens_out: int, seconds: float
-) -> Reply:
+def reply_of(job: Job, written: str, finish: str, tokens_in: int, tokens_out: int, seconds: float) -> Reply:
     """What a model or a function wrote, as a reply."""
     thinking, text = split_thinking(written)
     thinking = thinking.strip().removeprefix("<think>").strip()
