@@ -25,14 +25,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def append_line(path: Path, line: bytes) -> None:
+def append_line(path: Path, line: bytes, sync: bool = False) -> int:
     """Append a line (with its newline) in one system call; a kill during the call can still cut a long line.
-    If it raises OSError (for example, a full disk), the file is as before."""
+    sync: return when it is on the disk. -> where it begins. If it raises OSError (for example, a full disk),
+    the file is as before."""
     with open(path, "ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
             if file.write(line) != len(line):
                 raise OSError(f"{path}: the disk took only part of a line of {len(line)} bytes; is it full?")
+            if sync:
+                os.fsync(file.fileno())
         except OSError:
             file.truncate(before)
             raise
+        return before
