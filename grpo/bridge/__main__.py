@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data.sources.table import open_split
+import grpo.parallel.openmp
+
+from data.sources.table import LAYOUTS, open_split
 from data.types import Example
 from grpo.bridge import plan
+from grpo.bridge.output import TRAIN, write_results
+from grpo.bridge.report import about, write_report
 from grpo.bridge.run import Bridge
 from grpo.bridge.settings import Settings, load, recipes
 from grpo.bridge.store import Store
@@ -48,7 +52,9 @@ def help_text() -> str:
     known = recipes()
     wide = max(map(len, known), default=0)
     lines = ["Recipes:", *(f"  {name:<{wide}}  {about}" for name, about in known.items()), ""]
-    lines.append("Settings (key=value), with their defaults; `pseudo`, `describe` and `reason` have the same, and")
+    lines.append(
+        "Settings (key=value), with their defaults; `pseudo`, `describe` and `reason` have the same, and"
+    )
     lines.append("so have the writers `vision` (of the first two) and `reasoner`:")
     repeated = ("describe.", "reason.", "reasoner.")
     keys = [key for key in leaves(Settings) if not key.startswith(repeated)]
@@ -65,7 +71,7 @@ def open_examples(settings: Settings) -> Sequence[Example]:
         settings.limit,
         settings.seed,
         columns=settings.columns or None,
-        heldout=settings.heldout,
+        heldout=settings.heldout if settings.task in LAYOUTS else settings.heldout or None,
     )
 
 
@@ -78,6 +84,9 @@ def bridge(settings: Settings, stop: Interrupts) -> int:
         if stop.first:
             print(f"stopped; the same command goes on from here ({settings.out})", file=sys.stderr)
             return 128 + stop.first
+        funnel = write_results(store.folder, examples, store.of, settings.filters, settings.output)
+        page = write_report(store.folder, funnel, about(settings, store, work.parked, work.left_out))
+        print(*funnel.lines(), store.folder / TRAIN, page, sep="\n")
         return after(work)
 
 

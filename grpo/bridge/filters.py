@@ -56,12 +56,12 @@ TELLING = 10
 
 @dataclass(frozen=True)
 class Rules:
-    """Settings of the filters. Raises ValueError for a language without known letters."""
+    """Settings of the filters. Raises ValueError for what cannot be right."""
 
     languages: list[str] = field(default_factory=lambda: ["en"])
-    """languages of the chains; letters of scripts that none of them has are foreign"""
+    """languages of the chains; a script of another one is refused"""
     foreign: float = 0.02
-    """most foreign letters, as a share of a chain's letters"""
+    """share of a chain's letters that may be of another script"""
     least_words: int = 20
     """a chain of fewer words is too short"""
     most_words: int = 12000

@@ -43,7 +43,8 @@ class Writer:
     timeout: float = 600.0
     """server: seconds of one try"""
     retries: int = 5
-    """server: further tries after a timeout, a lost connection, a reply that is no JSON, 408, 409, 429, 5xx"""
+    """server: further tries after a timeout, a lost connection, a reply that is no JSON, 408, 409, 429 or
+    5xx"""
     at_once: int = 16
     """server: most requests in flight, halved by a 429; local: questions that are written together"""
     price: dict[str, float] = field(default_factory=lambda: {"in": 0.0, "out": 0.0})
@@ -55,7 +56,7 @@ class Writer:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """local: where the model is; auto: a GPU if there is one"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """local: of the weights; auto: bfloat16 on a GPU, float32 on a CPU, where a run can be repeated exactly"""
+    """local: of the weights; auto: bfloat16 on a GPU, and on a CPU float32, which can be repeated exactly"""
 
     @property
     def name(self) -> str:
@@ -103,8 +104,8 @@ class Settings:
     """file, folder or hub data set of the questions"""
     columns: dict[str, str] = field(default_factory=dict)
     """{our name of a column: the file's}"""
-    heldout: float | None = None
-    """share of the rows that is left for evaluation, as in train.py"""
+    heldout: float = 0.0
+    """share of a file's rows that is left for evaluation, as in train.py"""
     limit: int | None = None
     """the first questions only"""
     out: str = ""
@@ -139,7 +140,9 @@ class Settings:
             if most is not None and most <= 0:
                 ways = "give what may be spent, or null for no limit"
                 raise ConfigError(f"budget.{name}: {most:g} lets nothing be asked; {ways}")
-        if self.budget.money is not None and not any(sum(self.writer(stage).price.values()) for stage in self.active):
+        if self.budget.money is not None and not any(
+            sum(self.writer(stage).price.values()) for stage in self.active
+        ):
             raise ConfigError("budget.money: no price is known; set vision.price and reasoner.price")
 
     @property

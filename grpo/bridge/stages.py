@@ -118,7 +118,7 @@ def job(
     text = filled(asking.prompt, example, earlier)
     address = json.dumps([asking.seed, asking.stage, example.uid, attempt]).encode()
     seed = int.from_bytes(hashlib.sha256(address).digest()[:4], "big") >> 1
-    told = {
+    told: dict[str, object] = {
         "model": asking.model,
         "text": text,
         "system": asking.system,

@@ -8,12 +8,10 @@ stands is kept in a temporary database on disk, so memory does not grow with the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import BinaryIO
 
 from grpo.bridge.stages import STAGES
 from grpo.serving.messages import Reply
@@ -87,15 +85,12 @@ class Store:
         self._places.execute(
             "CREATE TABLE last (stage TEXT, uid TEXT, place INT, PRIMARY KEY (stage, uid)) WITHOUT ROWID"
         )
-        self._open: dict[str, BinaryIO] = {}
         for stage, name in FILES.items():
             if (self.folder / name).exists():
                 self._read(stage, self.folder / name)
 
     def close(self) -> None:
-        """Close the files."""
-        for file in self._open.values():
-            file.close()
+        """Remove the temporary database."""
         self._places.close()
 
     def _read(self, stage: str, path: Path) -> None:
@@ -129,11 +124,9 @@ class Store:
         row = self._places.execute("SELECT place FROM last WHERE stage = ? AND uid = ?", (stage, uid))
         if (found := row.fetchone()) is None:
             return None
-        if stage not in self._open:
-            self._open[stage] = open(self.folder / FILES[stage], "rb")
-        file = self._open[stage]
-        file.seek(found[0])
-        return Stored.read(file.readline())
+        with open(self.folder / FILES[stage], "rb") as file:
+            file.seek(found[0])
+            return Stored.read(file.readline())
 
     def questions(self, stage: str) -> int:
         """How many questions a stage has replies to."""
@@ -149,5 +142,4 @@ class Store:
         return self
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(OSError):
-            self.close()
+        self.close()

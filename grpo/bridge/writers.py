@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
+from data.shapes.reasoner import reason
 from grpo.bridge.settings import Writer as WriterSettings
 from grpo.bridge.stages import Job
 from grpo.config.typed import ConfigError
@@ -21,7 +22,7 @@ from grpo.serving.messages import Reply, split_thinking
 
 # name -> (the text of a request, a generator of its own) -> what is written, with `<think> … </think>` if it
 # thinks
-FUNCTIONS: dict[str, Callable[[str, random.Random], str]] = {}
+FUNCTIONS: dict[str, Callable[[str, random.Random], str]] = {"shapes": reason}
 
 
 class Writer(Protocol):
@@ -37,7 +38,7 @@ class Writer(Protocol):
 
 
 @contextlib.contextmanager
-def opened(settings: WriterSettings, name: str) -> Iterator[Writer]:
+def opened(settings: WriterSettings, name: str) -> Generator[Writer]:
     """The writer that the settings ask for, until the block ends. name: of the settings, for errors. Raises
     ValueError."""
     if settings.kind == "server":
@@ -94,9 +95,7 @@ class FunctionWriter:
         """Nothing is held."""
 
 
-def reply_of(
-    job: Job, written: str, finish: str, tokens_in: int, tokens_out: int, seconds: float
-) -> Reply:
+def reply_of(job: Job, written: str, finish: str, tokens_in: int, tokens_out: int, seconds: float) -> Reply:
     """What a model or a function wrote, as a reply."""
     thinking, text = split_thinking(written)
     thinking = thinking.strip().removeprefix("<think>").strip()

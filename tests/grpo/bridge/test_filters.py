@@ -140,7 +140,7 @@ def test_a_benchmark_is_known_by_pixels_and_by_words(tmp_path):
     picture = world.draw(scene)
     question = "What is the sum of all the numbers that the five boxes in the picture show?"
     (tmp_path / "bench.jsonl").write_text(f'{{"question": "{question}", "answer": "5"}}\n')
-    rules = Rules(against=({"task": "shapes"}, {"task": "jsonl", "data": str(tmp_path / "bench.jsonl")}))
+    rules = Rules(against=[{"task": "shapes"}, {"task": "jsonl", "data": str(tmp_path / "bench.jsonl")}])
     known = Known(replace(rules, against=rules.against[1:]))
     assert known.reasons(Example("w", question.upper(), (), "5")) == ["in a benchmark"]
     assert known.reasons(Example("v", "What is the sum?", (), "5")) == []

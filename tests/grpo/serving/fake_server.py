@@ -36,11 +36,7 @@ class Fake(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(
-        self,
-        script=(),
-        seconds=0.0,
-        answer=lambda body: message("yes"),
-        fault=lambda body, arrival: None,
+        self, script=(), seconds=0.0, answer=lambda body: message("yes"), fault=lambda body, arrival: None
     ):
         super().__init__(("127.0.0.1", 0), Handler)
         self.script, self.seconds, self.answer, self.fault = list(script), seconds, answer, fault
