@@ -4,15 +4,10 @@ A single value that has the right type is refused here if no run can mean it (`c
 not go together are refused; one that another makes pointless is a line on the terminal (`contradictions`).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from grpo.config.typed import ConfigError
-
-if TYPE_CHECKING:
-    from grpo.config.settings import Config
 
 LEAST = {
     0: "steps seed lora.rank loss.kl_coef loss.entropy_coef loss.clip_high loss.sections optim.warmup "
@@ -25,7 +20,7 @@ LEAST = {
 """{smallest value: keys}."""
 
 
-def check(config: Config) -> None:
+def check(config) -> None:
     """Refuse values that have the right type and make no sense. Raises ConfigError that names the key."""
     for least, keys in LEAST.items():
         for key in keys.split():
@@ -61,7 +56,7 @@ def check(config: Config) -> None:
         _check_rollouts(config)
 
 
-def _check_lora(config: Config) -> None:
+def _check_lora(config) -> None:
     if config.init:
         raise ConfigError("lora.rank: random weights need full training; use lora.rank=0 or a model")
     if config.optim.name == "muon":
@@ -70,7 +65,7 @@ def _check_lora(config: Config) -> None:
         raise ConfigError("lora.targets: at least one layer is needed, such as q_proj")
 
 
-def _check_rollouts(config: Config) -> None:
+def _check_rollouts(config) -> None:
     if not config.rewards:
         raise ConfigError("rewards: at least one reward part is needed")
     if config.cuda_graphs and config.device == "cpu":
@@ -91,7 +86,7 @@ def _check_rollouts(config: Config) -> None:
         raise ConfigError(f"stages: `until` must grow and `cap` be at least 1, got until {ends}")
 
 
-def contradictions(config: Config, questions: int) -> list[str]:
+def contradictions(config, questions: int) -> list[str]:
     """A line for each setting that has not the effect that it seems to have.  questions: number of them."""
     lines = []
     if config.revision and (config.model == "tiny" or Path(config.model).exists()):
@@ -114,7 +109,7 @@ def contradictions(config: Config, questions: int) -> list[str]:
     return lines
 
 
-def value_of(config: Config, key: str) -> Any:
+def value_of(config, key: str) -> Any:
     """The value at a dotted key: value_of(config, "optim.lr")."""
     for name in key.split("."):
         config = getattr(config, name)
