@@ -199,7 +199,7 @@ def _parts(count: int, chunk: int) -> Iterator[slice]:
     return (slice(first, first + chunk) for first in range(0, count, chunk))
 
 
-# [Eq. 8, 10]
+# [Eq. 8]
 def _logit_slope(
     logits: Tensor,
     first: int,

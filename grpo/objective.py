@@ -177,7 +177,7 @@ def policy_loss(
     )
 
 
-# [Eq. 9]
+# [Eq. 10]
 def entropy_bonus(entropy: Tensor, weight: Tensor, coef: float) -> Tensor:
     """What the loss is lowered by: coef times the weighted sum of the policy's entropies. -> a scalar.
 

@@ -291,7 +291,7 @@ def test_a_misspelt_bound_is_an_error():
         grpo.objective.policy_loss(x, None, None, torch.zeros(1), x, clip_hihg=0.3)
 
 
-# ---- Eq. 9: the entropy bonus
+# ---- Eq. 10: the entropy bonus
 
 
 def test_the_entropy_bonus_is_a_weighted_sum_and_its_gradient_the_weight(objective):
