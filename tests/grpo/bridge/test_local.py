@@ -20,8 +20,7 @@ def recipe(folder):
     file = folder / "local.yaml"
     file.write_text(
         "task: shapes\nlimit: 7\n"
-        "vision: {kind: local, model: tiny, template: shapes_caption, at_once: 3, device: cpu, "
-        "max_prompt: 192}\n"
+        "vision: {kind: local, model: tiny, template: shapes_caption, at_once: 3, device: cpu}\n"
         "reasoner: {kind: function, model: think}\n"
         "describe: {prompt: describe_picture, max_tokens: 60, temperature: 1.0}\n"
         "reason: {prompt: shapes_reason}\n"
