@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import grpo.parallel.openmp
+
 from data.sources.table import LAYOUTS, open_split
 from data.types import Example
 from grpo.bridge import plan
+from grpo.bridge.output import TRAIN, write_results
+from grpo.bridge.report import about, write_report
 from grpo.bridge.run import Bridge
 from grpo.bridge.settings import Settings, load, recipes
 from grpo.bridge.store import Store
@@ -80,6 +84,9 @@ def bridge(settings: Settings, stop: Interrupts) -> int:
         if stop.first:
             print(f"stopped; the same command goes on from here ({settings.out})", file=sys.stderr)
             return 128 + stop.first
+        funnel = write_results(store.folder, examples, store.of, settings.filters, settings.output)
+        page = write_report(store.folder, funnel, about(settings, store, work.parked, work.left_out))
+        print(*funnel.lines(), store.folder / TRAIN, page, sep="\n")
         return after(work)
 
 

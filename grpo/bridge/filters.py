@@ -56,7 +56,7 @@ TELLING = 10
 
 @dataclass(frozen=True)
 class Rules:
-    """Settings of the filters. Raises ValueError for a language without known letters."""
+    """Settings of the filters. Raises ValueError for what cannot be right."""
 
     languages: list[str] = field(default_factory=lambda: ["en"])
     """languages of the chains; a script of another one is refused"""
@@ -67,7 +67,7 @@ class Rules:
     most_words: int = 12000
     """a chain of more words is too long"""
     against: list[dict[str, str]] = field(default_factory=list)
-    """benchmarks whose questions are refused: [{task: mathvista, data: FILE}]"""
+    """benchmarks whose pictures and questions are refused: [{task: mathvista, data: FILE}]"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.foreign <= 1:

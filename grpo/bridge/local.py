@@ -18,8 +18,7 @@ from data.chat import Chat
 from data.types import MARK, BadExample, Example, Prompt
 from grpo.batch import collate_prompts
 from grpo.bridge.settings import Writer as WriterSettings
-from grpo.bridge.stages import Job
-from grpo.bridge.writers import reply_of
+from grpo.bridge.stages import Job, reply_of
 from grpo.rollout import DecodeOptions, generate, least_rows
 from grpo.sampling import Truncation, uid_hash
 from grpo.serving.client import Stop

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from grpo.bridge.filters import Rules
+from grpo.bridge.output import Output
 from grpo.bridge.stages import STAGES, check_prompts, prompt_text
 from grpo.config.parse import RECIPES
 from grpo.config.typed import ConfigError, Typed, assign, build, convert, flatten, nearest, read_yaml
@@ -124,6 +125,7 @@ class Settings:
     reason: Stage = field(default_factory=Stage)
     budget: Budget = field(default_factory=Budget)
     filters: Rules = field(default_factory=Rules)
+    output: Output = field(default_factory=Output)
 
     def __post_init__(self) -> None:
         if self.reason.prompt is None:

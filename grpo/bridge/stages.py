@@ -23,7 +23,7 @@ from PIL import Image
 from data.images import open_picture, smart_resize
 from data.types import MARK, Example, Picture
 from grpo.config.typed import ConfigError, nearest
-from grpo.serving.messages import Reply, Request, png
+from grpo.serving.messages import Reply, Request, png, split_thinking
 
 STAGES = ("pseudo", "describe", "reason")
 # what a prompt may hold -> the stage that it comes from
@@ -155,3 +155,10 @@ def within(image: Image.Image, max_pixels: int | None) -> Image.Image:
         return image
     height, width = smart_resize(image.height, image.width, factor=SIDE, min_pixels=1, max_pixels=max_pixels)
     return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def reply_of(job: Job, written: str, finish: str, tokens_in: int, tokens_out: int, seconds: float) -> Reply:
+    """What a model or a function wrote, as a reply."""
+    thinking, text = split_thinking(written)
+    thinking = thinking.strip().removeprefix("<think>").strip()
+    return Reply(job.name, text.strip(), thinking, finish, tokens_in, tokens_out, seconds)

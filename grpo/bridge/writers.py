@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol
 
+from data.shapes.reasoner import reason
 from grpo.bridge.settings import Writer as WriterSettings
-from grpo.bridge.stages import Job
+from grpo.bridge.stages import Job, reply_of
 from grpo.config.typed import ConfigError
 from grpo.names import choose
 from grpo.serving.client import Client, Server, Stop
-from grpo.serving.messages import Reply, split_thinking
+from grpo.serving.messages import Reply
 
 # name -> (the text of a request, a generator of its own) -> what is written, with `<think> … </think>` if it
 # thinks
-FUNCTIONS: dict[str, Callable[[str, random.Random], str]] = {}
+FUNCTIONS: dict[str, Callable[[str, random.Random], str]] = {"shapes": reason}
 
 
 class Writer(Protocol):
@@ -92,10 +93,3 @@ class FunctionWriter:
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def reply_of(job: Job, written: str, finish: str, tokens_in: int, tokens_out: int, seconds: float) -> Reply:
-    """What a model or a function wrote, as a reply."""
-    thinking, text = split_thinking(written)
-    thinking = thinking.strip().removeprefix("<think>").strip()
-    return Reply(job.name, text.strip(), thinking, finish, tokens_in, tokens_out, seconds)

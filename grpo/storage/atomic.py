@@ -1,17 +1,28 @@
 """Writes that a kill or a full disk cannot leave half done: a whole file, or one more line."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in pieces, which replaces `path` at the end of the block, flushed to disk. If the block
+    raises, the file is as before."""
+    aside = path.with_name(path.name + ".tmp")
+    with open(aside, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file by `content` (text: UTF-8), flushed to disk. After an OSError the file is as before."""
-    aside = path.with_name(path.name + ".tmp")
-    with open(aside, "wb") as file:
+    with replacing(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 def append_line(path: Path, line: bytes, sync: bool = False) -> int:

@@ -155,8 +155,8 @@ def test_a_benchmark_is_known_by_pixels_and_by_words(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"against": ({"data": "x"},)}, "against: write {task: NAME, data: FILE}"),
-        ({"against": ({"task": "nonsense"},)}, "against: no task 'nonsense'"),
+        ({"against": [{"data": "x"}]}, "against: write {task: NAME, data: FILE}"),
+        ({"against": [{"task": "nonsense"}]}, "against: no task 'nonsense'"),
         ({"least_words": 9, "most_words": 3}, "leave no chain"),
         ({"foreign": 2.0}, "foreign: a share"),
     ],
