@@ -148,6 +148,35 @@ def test_one_prompt_and_one_completion(policy, chat, sources, together):
     assert alone.tokens.shape[:2] == (1, 1) and rows(alone) == [[rows(together)[0][0]]]
 
 
+@pytest.mark.parametrize("few", [None, 2])
+@pytest.mark.parametrize("first, end", [(0, 16), (3, 6), (5, 16), (0, 1), (15, 16)])
+def test_some_rows_are_those_of_all(policy, chat, sources, together, first, end, few):
+    """Bit for bit, also a row alone; the others of their groups are empty."""
+    p = first // GROUP
+    found = write(
+        policy,
+        chat,
+        sources[p : -(-end // GROUP)],
+        rows=range(first - p * GROUP, end - p * GROUP),
+        max_rows=few,
+    )
+    here = torch.arange(p * GROUP, p * GROUP + found.length.numel())
+    here = ((first <= here) & (here < end)).view(found.length.shape)
+    for name in ("tokens", "length", "stopped", "logp"):
+        value = getattr(found, name)
+        wanted = (
+            getattr(together, name)[p : p + len(value)][..., : value.shape[2]]
+            if value.dim() == 3
+            else (getattr(together, name)[p : p + len(value)])
+        )
+        mask = here[..., None] if value.dim() == 3 else here
+        if name == "logp" and few:
+            # two rows at a time add up in another order
+            torch.testing.assert_close(value, wanted * mask, atol=1e-5, rtol=0)
+        else:
+            assert torch.equal(value, wanted * mask), name
+
+
 @pytest.mark.parametrize("share, often", [(0.0, False), (0.3, True), (0.99, True)])
 def test_closing_slots_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
     calls, keep = [], KVCache.keep
