@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from grpo.cuda_graphs import Repeat
@@ -144,18 +143,20 @@ def least_rows(device: str) -> int:
     return MIN_ROWS[0] + MIN_ROWS[1] * torch.get_num_threads() if device == "cpu" else MIN_ROWS_ON_GPU
 
 
-def start_rows(policy, prompts, group: int, cap: int, prompt: Tensor, least: int) -> tuple[KVCache, Tensor]:
-    """Read the prompts, and decode the first token of some rows. prompt (rows,) long: the prompt of each row.
-    -> the cache, and hidden states (rows, D) that predict the first completion tokens.
+def start_rows(policy, prompts, group: int, cap: int, rows: range, least: int) -> tuple[KVCache, Tensor]:
+    """Read the prompts, and decode the first token of some rows. -> the cache, and hidden states (rows, D)
+    that predict the first completion tokens.
 
     All rows of a prompt start with its last token (see the fork in models/qwen_vl.py). So this step runs once
     per prompt (or for `least` rows in all), and the result is copied.
     """
-    first_rows = torch.arange(min(len(prompts.tokens) * group, len(prompt)), device=prompt.device) // group
+    slot = torch.arange(len(rows), device=prompts.tokens.device)
+    prompt = (rows.start + slot) // group
     rows_per_prompt = -(-least // len(prompts.tokens))
-    few = rows_per_prompt >= group or rows_per_prompt * len(prompts.tokens) > len(prompt)
-    if few and torch.equal(prompt, first_rows):
-        cache = policy.prefill(prompts, group, cap, len(prompt))
+    if rows_per_prompt >= group or rows_per_prompt * len(prompts.tokens) > len(rows):
+        cache = policy.prefill(prompts, group, cap, len(rows))
+        if rows.start:
+            cache.begin(slot, prompt)
         return cache, policy.decode(prompts.last[prompt], cache)
     cache = policy.prefill(prompts, rows_per_prompt, cap)
     hidden = policy.decode(prompts.last.repeat_interleave(rows_per_prompt), cache)
@@ -189,14 +190,9 @@ def generate(
     least = least_rows(device.type)
     # The first row without a slot.
     waiting = asked.start + min(len(asked), options.max_rows or count)
+    cache, hidden = start_rows(policy, prompts, group, cap, range(asked.start, waiting), least)
     row = torch.arange(asked.start, waiting, device=device)
-    running = torch.ones_like(row, dtype=torch.bool)
-    if options.rows is not None and device.type == "cpu" and len(row) == len(asked) < least:
-        # A rank with few rows computes what one with all of them would: finished rows fill its slots.
-        row = F.pad(row, (0, least - len(row)), value=asked.start)
-        running = F.pad(running, (0, least - len(running)), value=False)
-    cache, hidden = start_rows(policy, prompts, group, cap, row // group, least)
-    slots = (row, torch.zeros_like(row), running)
+    slots = (row, torch.zeros_like(row), torch.ones_like(row, dtype=torch.bool))
     uniform = uniforms(*address, group, cap + 1).to(device).flatten(0, 1)
     drawn = (row.new_zeros(count, cap + 1), torch.zeros(count, cap + 1, device=device))
     stops, banned = (
@@ -206,16 +202,16 @@ def generate(
     rows.draw(policy.logits(hidden))
     decode_one = Repeat(partial(rows.decode_one, policy), options.recorded)
     while True:
-        left = int(rows.running.sum())
+        running = int(rows.running.sum())
         finished = (~rows.running).nonzero().flatten()[: asked.stop - waiting]
         if len(finished):
             new = torch.arange(waiting, waiting + len(finished), device=device)
             rows.begin(finished, new, new // group, prompts.last[new // group])
             waiting += len(finished)
             decode_one.forget()
-        elif not left:
+        elif not running:
             return rows.rollout(group)
-        elif (most := max(left, min(least, len(rows.row)))) <= CLOSE_AT * len(rows.row):
+        elif (most := max(running, min(least, len(rows.row)))) <= CLOSE_AT * len(rows.row):
             rows.close(most)
             decode_one.forget()
         decode_one(cache.reach(TOKENS_BETWEEN_CHECKS.get(device.type, 16), decode_one.multiple), cache.span)
