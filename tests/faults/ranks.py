@@ -97,7 +97,7 @@ CASES = {
         "rewards={format: 1, few.py:few: 1}",
         "max_rounds=3",
     ],
-    "fewer rows than ranks": ["prompts=1", "group=2"],
+    "fewer rows than ranks": ["prompts=1", "group=2", "loss.sections=3"],
     "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"],
     "mini-batches": ["loss.minibatches=3", "loss.updates=2"],
     "groups cut by rows": ["loss.micro_tokens=50"],
