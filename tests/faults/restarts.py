@@ -203,6 +203,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--nodes", action="store_true", help="two machines; the second one is gone for a while"
+    )
     asked = parser.parse_args(arguments)
     chance, identical, lost, named, seconds = random.Random(asked.seed), 0, 0, 0, {}
     with tempfile.TemporaryDirectory(prefix="glimpse-restarts-") as folder:
@@ -211,14 +214,18 @@ def main(arguments: list[str] | None = None) -> int:
         straight = left_behind(torchrun(base, place / "straight", "nothing", 0, 0)[0])
         for number in range(asked.times):
             event, step, rank = (
-                list(EVENTS)[number % len(EVENTS)],
+                "gone" if asked.nodes else list(EVENTS)[number % len(EVENTS)],
                 chance.randint(1, STEPS),
-                chance.randrange(2),
+                1 if asked.nodes else chance.randrange(2),
             )
-            out, said, took = torchrun(base, place / str(number), event, step, rank)
+            at = place / str(number)
+            out, said, took = (
+                two_nodes(base, at, step) if asked.nodes else torchrun(base, at, event, step, rank)
+            )
             same = said.endswith("exit status 0\n") and left_behind(out) == straight
             identical, lost = identical + same, lost + (event != "starve")
-            if EVENTS[event] and re.search(rf"on rank {1 - rank}: rank {rank} .*{EVENTS[event]}", said):
+            why = EVENTS["kill" if event == "gone" else event]
+            if why and re.search(rf"on rank {1 - rank}: rank {rank} .*{why}", said):
                 named += 1
                 seconds.setdefault(event, []).append(round(took, 1))
             print(
