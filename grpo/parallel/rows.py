@@ -58,8 +58,8 @@ def _fill(prompts, rows, group: int, pieces: int, limit: int) -> list[range]:
 
 
 def cut_groups(count: int, group: int, pieces: int) -> list[range]:
-    """Cut the rows of `count` groups into `pieces` neighbouring ranges of whole groups, the numbers of which
-    differ by one at most."""
+    """Cut the rows of `count` groups into `pieces` neighbouring ranges of whole groups; the longest has one
+    group more than the shortest, or as many."""
     ends = [group * -(-piece * count // pieces) for piece in range(pieces + 1)]
     return [range(first, end) for first, end in pairwise(ends)]
 
