@@ -273,6 +273,26 @@ def shards(_) -> str:
     ) + rows
 
 
+def by_model(_) -> str:
+    """What the recipe own chooses for each known model, and the peak of its plan."""
+    from grpo.config import parse, value_of
+    from grpo.plan import known_models, plan
+
+    keys = ("template", "optim.lr", "cap", "max_prompt", "max_pixels", "max_rows")
+    text = "| model | trained | " + " | ".join(f"`{key}`" for key in keys) + " | peak (`--plan`) |\n"
+    text += "|---|---|" + "---|" * (len(keys) + 1) + "\n"
+    for model in ("tiny", *known_models.KNOWN):
+        # all weights: of the recipe's own model
+        for rank in ("", "lora.rank=0") if model == parse.load("own").model else ("",):
+            cfg = parse.load("own", [f"model={model}", *filter(None, [rank])])
+            peak = plan.text(cfg).partition("peak: ")[2].partition("\n")[0]
+            trained = f"adapters, rank {cfg.lora.rank}" if cfg.lora.rank else "all weights"
+            values = [value_of(cfg, key) for key in keys]
+            shown = " | ".join("-" if value is None else f"`{value}`" for value in values)
+            text += f"| `{model.rpartition('/')[2]}` | {trained} | {shown} | {peak} |\n"
+    return text
+
+
 def adversarial(_) -> str:
     """Answers that fool checkers, with the verdict of every rule; test_numbers.py asserts each."""
     from tests.data.answers.adversarial import CASES
@@ -336,6 +356,7 @@ GENERATORS = {
     "documents": documents_shown,
     "sizes": sizes,
     "shards": shards,
+    "by_model": by_model,
     "adversarial": adversarial,
     "readme": readme,
     "results": results,

@@ -45,6 +45,8 @@ SMALL = [
 PAID = ["rewards.length=100"]
 # its documents are that long
 OWN = {
+    # of its model; the twin has no chat template
+    "own": ["template=chatml"],
     "vision_r1_rl": ["stages=[{until: 1, group: 4, cap: 12}]"],
     "vision_r1_cold": ["cap=60"],
     "sat_dapo": ["max_rounds=2"],
