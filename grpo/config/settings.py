@@ -303,6 +303,16 @@ class Config:
         return dataclasses.asdict(self)
 
 
+def data_name(data: str | None) -> str:
+    """The name of data: of a folder, of a file without its ending, or of a dataset of the hub. "" if none."""
+    # FOLDER,PICTURES; OWNER/NAME@REVISION:FILE
+    path = Path((data or "").partition(",")[0])
+    if not path.exists():
+        path = Path(re.split("[@:]", str(path))[0])
+    name = os.path.basename(os.path.abspath(path)) if data else ""
+    return name if path.is_dir() else name.partition(".")[0]
+
+
 def differences(config: Config, other: Config) -> list[str]:
     """["optim.lr: 1e-06 -> 2e-06", ...]: the differences between two runs."""
     pairs = ((key, value_of(config, key), value_of(other, key)) for key in leaves(Config))
