@@ -96,7 +96,8 @@ def collect(folder: Path, ended: str = "") -> dict[str, Any]:
     reached = done >= known["steps"] if rows and known.get("steps") else (folder / "summary.json").exists()
     summary = _summary(folder, rows, reached and not ended)
     data = Path(str(known["data"])).name if known.get("data") else ""
-    name = known.get("name") or known.get("recipe")
+    # a run of an earlier version has no name
+    name = known.get("name") or (data if known.get("task") == "jsonl" else known.get("recipe"))
     return {
         "name": _cut(str(name or folder.resolve().name), 80),
         "data": _cut(data, 80),

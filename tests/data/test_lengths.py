@@ -4,7 +4,7 @@ import re
 from io import BytesIO
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from qwen import qwen_folder
 
 from data.chat import Chat
@@ -51,8 +51,9 @@ def test_a_length_is_that_of_the_prompt(folder, tmp_path):
 
 
 def test_no_picture_is_unpacked(folder, monkeypatch):
-    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("unpacked"))
-    Chat(folder, template="chatml").length(asks(jpeg(300, 200)))
+    picture = jpeg(300, 200)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("unpacked"))
+    Chat(folder, template="chatml").length(asks(picture))
 
 
 def proposed(said: str) -> dict[str, int]:
