@@ -17,6 +17,7 @@ tests/test_docs.py fails where a doc differs from what this would write.
 import ast
 import html
 import re
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -40,6 +41,14 @@ GENERATED = re.compile(
 def documents() -> list[Path]:
     """README.md, CONTRIBUTING.md and everything below docs/."""
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Every command of a document's bash blocks, split into words."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    split = (shlex.split(part, comments=True) for line in lines for part in line.split("&&"))
+    return [words for words in split if words]
 
 
 def source_of(path: str, name: str | None = None, first: str | None = None, last: str | None = None) -> str:
