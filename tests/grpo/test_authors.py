@@ -28,8 +28,31 @@ def test_a_changed_value_would_be_noticed():
 
 def test_everything_that_trains_is_in_the_table():
     """Beside the values that are no choice of the authors'."""
-    ours = {"recipe", "name", "steps", "seed", "out", "device", "shard", "timeout", "by_model", "revision", "init"}
-    ours |= {"columns", "heldout", "limit", "system", "blind", "max_rows", "cuda_graphs", "enough", "stages", "log"}
+    ours = {
+        "recipe",
+        "name",
+        "steps",
+        "seed",
+        "out",
+        "device",
+        "shard",
+        "timeout",
+        "by_model",
+        "revision",
+        "init",
+    }
+    ours |= {
+        "columns",
+        "heldout",
+        "limit",
+        "system",
+        "blind",
+        "max_rows",
+        "cuda_graphs",
+        "enough",
+        "stages",
+        "log",
+    }
     # of a clip that is never reached with one update; of what is 0 or off; of memory
     ours |= {"loss.clip_low", "loss.clip_high", "loss.entropy_coef", "loss.reference_on", "loss.micro_tokens"}
     ours |= {"loss.sections", "loss.logits_mib", "lora.alpha", "lora.targets", "epochs"}
