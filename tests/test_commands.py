@@ -30,7 +30,9 @@ PROGRAMS = ("train.py", "evaluate.py", "-m")
 OTHERS = r"pip install |pytest|hf |python (docs/minimal.py|tests/(bench|faults)/|-m (venv|tests\.docs_sync))"
 RUN = [text for text in COMMANDS if {*shlex.split(text)} & {*PROGRAMS} and not re.match(OTHERS, text)]
 # one of each kind
-QUICK = r"-m |train.py (own|sat_sft_paper|visualthinker_sat_paper|.*--plan)|--help|runs/mine|--model Qwen2-VL-2B"
+QUICK = (
+    r"-m |train.py (own|sat_sft_paper|visualthinker_sat_paper|.*--plan)|--help|runs/mine|--model Qwen2-VL-2B"
+)
 TRAINING = [text for text in RUN if "train.py" in text]
 
 pytestmark = pytest.mark.usefixtures("in_process")
