@@ -97,8 +97,8 @@ class Loss:
     micro_tokens: int = 16384
     """Most tokens (prompts once, completions, padding) in a forward pass; only memory and speed change."""
     sections: int = 4
-    """CPU, float32: split a step into this many fixed sections, so that 1, 2 and 4 ranks give bit-identical
-    runs. 0: one section per group, for any number of ranks."""
+    """CPU, float32: split a step's rows into this many fixed sections, so that 1, 2 and 4 ranks give
+    bit-identical runs. 0: one section per group, for any number of ranks up to `prompts`."""
     logits_mib: float | None = None
     """MiB of logits at a time; the peak is twice that, the gradient the same. null: CPU 115, GPU 512."""
 
