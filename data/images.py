@@ -72,7 +72,7 @@ def _decoded(picture: bytes | Path, name: str) -> Image.Image:
 
 @contextmanager
 def _opened(picture: bytes | Path, name: str) -> Iterator[Image.Image]:
-    """A picture file of which only the header has been read, its size checked. Raises BadPicture, with the
+    """A picture file. Only its header has been read, and its size is checked. Raises BadPicture, with the
     name, for whatever Pillow raises."""
     where = picture if isinstance(picture, Path) else f"{len(picture)} bytes"
     try:

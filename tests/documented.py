@@ -49,6 +49,8 @@ class Workplace:
         for name in ("SAT", "vision_r1"):
             (folder / name).mkdir()
         (folder / "Qwen2-VL-2B").symlink_to(self.twins["qwen2_vl"])
+        # the commands are typed in the clone
+        (folder / "models").symlink_to(docs_sync.ROOT / "models")
         for name in ("photo.jpg", "left.jpg", "right.jpg"):
             (folder / name).write_bytes(photograph(1))
         (folder / "my.yaml").write_text("base: visualthinker_sat\nloss: {kl_coef: 0.1}\n")
@@ -119,6 +121,9 @@ class Workplace:
         if cfg.data is None and self.files.get(cfg.task):
             less["data"] = self.files[cfg.task]
         said = {word.partition("=")[0] for word in argv}
+        for word in argv:
+            if word.startswith("loss.minibatches="):
+                less["prompts"] = word.partition("=")[2]
         said |= {"steps"} & said and {"epochs"}
         return [*argv, *(f"{key}={value}" for key, value in less.items() if key not in said)]
 
@@ -128,6 +133,7 @@ class Workplace:
             if not any(word == f"out=runs/{name}" for word in words):
                 self.run_of(name)
         file = str(self.files[task])
+        words = ["model=Qwen2-VL-2B" if word == "model=FOLDER" else word for word in words]
         words = [re.sub(r"\b(FILE|FOLDER|PATH|DATA|PICTURES)\b…?", lambda _: file, word) for word in words]
         return [str(self.run_of("mine")) if word == "RUN" else word for word in words]
 

@@ -1,7 +1,7 @@
 """Every command of README.md and docs/ runs, on a tiny twin of its model and files in the layout of its data.
 
-In the suite: each training command is planned and opened, and the cheap ones are run. All of them are run by
-`pytest -m slow tests/test_commands.py`.
+In the suite all training commands are planned, and the QUICK commands are run. The others are run by
+`pytest -m slow tests/test_commands.py` (two minutes).
 """
 
 import importlib
@@ -29,6 +29,10 @@ PROGRAMS = ("train.py", "evaluate.py", "-m")
 # the files of pip, the tests and the benchmarks: what is not run here, and the test that checks it
 OTHERS = r"pip install |pytest|hf |python (docs/minimal.py|tests/(bench|faults)/|-m (venv|tests\.docs_sync))"
 RUN = [text for text in COMMANDS if {*shlex.split(text)} & {*PROGRAMS} and not re.match(OTHERS, text)]
+# one of each kind
+QUICK = (
+    r"-m |train.py (own|sat_sft_paper|visualthinker_sat_paper|.*--plan)|--help|runs/mine|--model Qwen2-VL-2B"
+)
 TRAINING = [text for text in RUN if "train.py" in text]
 
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -112,7 +116,18 @@ def test_every_command_is_known():
     }
 
 
-@pytest.mark.parametrize("text", RUN)
+@pytest.mark.parametrize("text", TRAINING)
+def test_it_is_planned(text, there, capsys):
+    """With the twin in place of a run that there would be."""
+    argv = [re.sub("^model=(runs/.*|FOLDER)", "model=Qwen2-VL-2B", word) for word in parts(text)[1]]
+    argv = [word for word in argv if not word.startswith("--")]
+    assert train.main([*argv, "--plan"]) == 0
+    assert "peak: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param(text, marks=[] if re.search(QUICK, text) else pytest.mark.slow) for text in RUN]
+)
 def test_it_runs(text, there, tmp_path):
     try:
         status = run(there, text, tmp_path)

@@ -65,7 +65,7 @@ def test_the_unfinished_decay_is_that_of_two_epochs():
     """A line to 0 after two epochs, and ours to lr_min at step 1,500, are one line."""
     cfg = parse.load("visualthinker_sat_paper")
     planned = cfg.steps / (1 - cfg.optim.lr_min)
-    # two epochs of the rows with one picture, of which array/SAT has 127 K in 175 K
+    # two epochs of the rows with one picture: 127 K of the 175 K in array/SAT
     assert planned == pytest.approx(2 * 15_000 * 127 / 175 / cfg.prompts, rel=0.01)
     for step in (0, 500, 1499):
         ours = lr_at(step, steps=1500, lr=1e-6, warmup=0, decay="linear", lr_min=cfg.optim.lr_min)
