@@ -204,7 +204,7 @@ class Recorder:
         if self.ranks.main and sys.stderr.isatty():
             cfg = self.cfg
             look = dict(unit="step", smoothing=0.1, dynamic_ncols=True)
-            self.bar = tqdm(total=cfg.steps, initial=self.run.step, desc=cfg.recipe, **look)
+            self.bar = tqdm(total=cfg.steps, initial=self.run.step, desc=cfg.name, **look)
 
     def show_progress(self, row: dict) -> None:
         """One step more, with the metrics of BAR: in the bar, or as a line `step 3/60 reward=1.2 ...`."""
