@@ -114,7 +114,7 @@ class AdamW8bit(torch.optim.Optimizer):
         return state
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure=None) -> None:  # pyrefly: ignore[bad-override]
         """Apply the gradients."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -165,6 +165,11 @@ def first_row(p: Tensor) -> int:
     return min(p.device_mesh.get_local_rank() * rows, p.shape[0])
 
 
+def trained_by_muon(name: str, dimensions: int) -> bool:
+    """Whether Muon takes a parameter: a matrix that is no embedding."""
+    return dimensions == 2 and not name.endswith(("embed_tokens.weight", "lm_head.weight"))
+
+
 # {optim.name: what updates matrices}; all vectors have PyTorch's AdamW
 OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
@@ -189,8 +194,7 @@ class Optimizer:
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
         trained = {n: p for n, p in policy.named_parameters() if p.requires_grad}
         muon = name == "muon"
-        embedding = ("embed_tokens.weight", "lm_head.weight")
-        hidden = [p for n, p in trained.items() if muon and p.dim() == 2 and not n.endswith(embedding)]
+        hidden = [p for n, p in trained.items() if muon and trained_by_muon(n, p.dim())]
         # The patch embedding is a convolution, which Muon does not take. It needs its own rate: with lr,
         # colours and sizes are learned long after places.
         patches = [p for p in trained.values() if muon and p.dim() > 2]

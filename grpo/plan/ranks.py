@@ -3,10 +3,9 @@
 
 from dataclasses import replace
 
+from grpo.plan.states import FLOAT
 from models.config import ModelConfig, VisionConfig
 
-# Bytes of a float32.
-FLOAT = 4
 # The policy that a rollout casts once; where the policy is sharded, it is part of what is gathered.
 SAMPLER = "bfloat16 policy"
 # With adapters: the frozen weights, what is trained, and the weights that a rollout adds up.
@@ -32,20 +31,20 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
     parts = plan.parameters
     use_bfloat16, tied = plan.dtype == "bfloat16", "head" not in parts
     count, embedding = sum(parts.values()), parts["embedding"]
-    size = 2 if use_bfloat16 else FLOAT
+    size, casts = (2, plan.number == FLOAT) if use_bfloat16 else (FLOAT, False)
     # The embedding, the head, the tower's embeddings and the mergers are gathered for a whole pass.
     vision = model.vision
     tower = (vision.patch_dim + vision.num_position_embeddings) * vision.width
     root = embedding + parts.get("head", 0) + tower + merger_parameters(vision)
-    gathered = size * (count - root) + FLOAT * root
+    gathered = size * (count - root) + plan.number * root
     again = ""
-    learning = 2 * FLOAT * root + 3 * size * largest_block(parts, model)
+    learning = 2 * plan.number * root + 3 * size * largest_block(parts, model)
     gradients = "gradients of these"
-    if use_bfloat16:
+    if casts:
         # The embedding is not cast; a tied head is a cast copy of it.
         gathered += size * (root if tied else root - embedding)
         again = f" and once more x {size}"
-    elif plan.device == "cpu":
+    elif plan.device == "cpu" and not use_bfloat16:
         learning += 2 * FLOAT * count
         gradients += ", and all in float64, as on a CPU"
     item = type(plan.held[0])
@@ -55,13 +54,13 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
         learning = size * (root + 2 * largest_block(parts, model))
         again = ""
         gradients = "no gradients"
-    rest = FLOAT if gradients != "no gradients" else size
+    rest = plan.number if gradients != "no gradients" else size
     why = f"blocks x {size} bytes, embedding, merger and head x {rest}{again}"
     in_rollout = item("gathered policy", gathered, why)
     in_learning = item("gathered parts", learning, f"embedding, merger, head, two blocks; {gradients}")
 
     def shard(item):
-        if item.name == "bfloat16 copies" and use_bfloat16:
+        if item.name == "bfloat16 copies" and casts:
             why = "of embedding, merger and head; blocks are gathered in bfloat16"
             return replace(item, bytes=size * root, why=why)
         if item.name in SHARDED and item.bytes:

@@ -221,7 +221,7 @@ def frozen(reference: QwenVL, use_bfloat16: bool) -> QwenVL:
 
 
 def matrices_in_bfloat16(policy: QwenVL) -> QwenVL:
-    """Round matrices to bfloat16, in place. Norms and biases stay as they are."""
+    """Round matrices to bfloat16, in place. Norms and biases do not change."""
     for parameter in policy.parameters():
         if parameter.dim() > 1:
             parameter.data = parameter.data.bfloat16()

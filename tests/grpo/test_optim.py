@@ -19,7 +19,7 @@ UNSIGNED = """0 0.000240625 0.00198438 0.00676563 0.0177344 0.0416406 0.0655469 
 
 
 def gradients(policy, step):
-    """Of very different sizes in a row, as they are in a language model."""
+    """Of very different sizes in a row."""
     random = torch.Generator().manual_seed(step)
     normal = lambda p: torch.randn(p.shape, generator=random)
     return [normal(p) * torch.exp(2 * normal(p)) for p in policy.parameters()]
