@@ -12,6 +12,7 @@ is fixed once for the whole update. `method: sft` (imitation, grpo/sft.py) share
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import grpo.parallel.openmp
@@ -21,7 +22,7 @@ from grpo.config import parse
 from grpo.gradient import OutOfMemory, accumulate_gradient, score_reference, score_tokens
 from grpo.logprobs import completion_logprobs
 from grpo.memory import retry_with_fewer_rows, rows_that_fit
-from grpo.objective import group_advantages, policy_loss, token_weights
+from grpo.objective import entropy_bonus, group_advantages, policy_loss, token_weights
 from grpo.optim import NonFinite
 from grpo.parallel.fsdp import whole_weights
 from grpo.parallel.ranks import end_with, join_ranks, leave_ranks, precision
@@ -62,12 +63,14 @@ def train_grpo(cfg, run, ranks, log) -> None:
         batch = groups.batch(dynamic=cfg.max_rounds > 1, sections=cfg.loss.sections)
 
         # 3  Compare: each answer with the other answers to its question.                 docs/05, Eq. 3
-        advantage = group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])
-        batch.advantage = advantage[batch.own].flatten()  # (B,)
+        advantage = group_advantages(batch.reward, scale=ADVANTAGE_SCALES[cfg.advantage])  # (P, G)
+        batch.advantage = advantage[batch.share.places].flatten()  # (B,)
         total = ranks.sum(batch.counts).clamp(min=1)
         batch.weight = weigh(batch.mask, tokens=total[0], completions=total[1], cap=stage.cap)  # (B, C)
         if run.reference is not None:
             batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
+        # an entropy bonus moves groups without an advantage, too
+        batch.all_teach = cfg.loss.entropy_coef > 0
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
         if cfg.loss.updates * cfg.loss.minibatches > 1:
             cut = loss_truncation(cfg)
@@ -84,11 +87,10 @@ def train_grpo(cfg, run, ranks, log) -> None:
 
 
 def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):
-    """The clipped surrogate and the KL penalty of one micro-batch. -> (loss, LossStats, log-probs and
-    entropies of the tokens, both (b, c))."""
-    logp, entropy = completion_logprobs(
-        policy, part, temperature=cfg.temperature, chunk=chunk, truncation=loss_truncation(cfg)
-    )
+    """The clipped surrogate, the KL penalty and the entropy bonus of one micro-batch. -> (loss, LossStats,
+    log-probs and entropies of the tokens, both (b, c))."""
+    how = {"truncation": loss_truncation(cfg), "entropy_grad": cfg.loss.entropy_coef > 0}
+    logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=chunk, **how)
     loss, stats = policy_loss(
         logp,
         part.logp_old,
@@ -101,24 +103,29 @@ def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):
         clip_low=cfg.loss.clip_low,
         clip_high=cfg.loss.clip_high,
     )
-    return loss, stats, logp, entropy
+    if cfg.loss.entropy_coef:
+        bonus = entropy_bonus(entropy, part.weight, cfg.loss.entropy_coef)
+        loss = loss - bonus
+        stats.loss = stats.loss - bonus.detach()
+    return loss, stats, logp, entropy.detach()
 
 
 def sample_and_score(cfg, run, ranks, step: int, stage, attempt: int = 0) -> Groups:
-    """Ask this rank's questions of a step, or of a later attempt at it, G times each, and score the
-    answers."""
-    questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step, attempt)
+    """Ask this rank's questions of a step, or of a later attempt at it, and score the answers: G of each
+    question, on all ranks together."""
+    questions, prompts, share, skipped = chosen_prompts(run, cfg, ranks, step, stage, attempt)
     with whole_weights(run.policy) as policy:
-        rollout = sample_groups(cfg, run, policy, prompts, step, stage)  # (P, G, C)
+        rollout = sample_groups(cfg, run, policy, prompts, share.rows, step, stage)  # (P, G, C)
     texts = run.chat.texts(rollout.tokens, rollout.length)
     reward, parts = score(texts, questions, cfg.rewards, rollout.length, stage.cap)  # (P, G)
-    return Groups(questions, prompts, rollout, texts, reward, parts, skipped, [attempt] * len(prompts))
+    # a group may have rows on several ranks
+    reward = ranks.sum(share.among_all(reward))  # (P of all ranks, G)
+    return Groups(questions, prompts, rollout, texts, reward, parts, skipped, share)
 
 
 @timed("rollout")
-def sample_groups(cfg, run, policy, prompts: list, step: int, stage) -> Rollout:
-    """Let the policy complete each prompt G times, as many rows at a time as fit into memory. Raises
-    NonFinite."""
+def sample_groups(cfg, run, policy, prompts: list, rows: range, step: int, stage) -> Rollout:
+    """Let the policy write these of the P·G rows, as many at a time as fit into memory. Raises NonFinite."""
     if not prompts:
         return Rollout.none(stage.group)
     padded = collate_prompts(
@@ -134,8 +141,9 @@ def sample_groups(cfg, run, policy, prompts: list, step: int, stage) -> Rollout:
         stop_ids=run.chat.stop_ids,
         address=(cfg.seed, step, [uid_hash(prompt.uid) for prompt in prompts]),
     )
+    options = DecodeOptions((), None, cfg.cuda_graphs, truncation_of(cfg), cfg.logp_of, rows)
     rollout = retry_with_fewer_rows(
-        lambda rows: write(options=DecodeOptions((), rows, cfg.cuda_graphs, truncation_of(cfg), cfg.logp_of)),
+        lambda most: write(options=replace(options, max_rows=most)),
         rows_that_fit(policy, padded, stage.group, stage.cap, cfg.max_rows),
     ).to("cpu")
     if not rollout.logp.isfinite().all():
@@ -169,7 +177,7 @@ def train_sft(cfg, run, ranks, log) -> None:
     fit = partial(fit_documents, run.chat, cap=cfg.cap, too_long=cfg.sft.too_long)
     for step in range(run.step, cfg.steps):
         run.optimizer.set_lr(learning_rate(cfg, step))
-        questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step, fit=fit)
+        questions, prompts, _, skipped = chosen_prompts(run, cfg, ranks, step, cfg, fit=fit)
         tokens, length = pad_documents([q.extra["documents"] for q in questions])  # (P, G, C), (P, G)
         batch = Batch.of_documents(questions, prompts, tokens, length, skipped)
         total = ranks.sum(count_tokens(batch, cfg.sft.loss_on, policy.config.placeholder_ids))

@@ -4,18 +4,16 @@ A single value that has the right type is refused here if no run can mean it (`c
 not go together are refused; one that another makes pointless is a line on the terminal (`contradictions`).
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from grpo.config.typed import ConfigError
 
-# settings.py, where it is defined, imports this file
-Config = Any
-
 LEAST = {
-    0: "steps seed lora.rank loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
-    "optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every report.every "
-    "report.prompts",
+    0: "steps seed lora.rank loss.kl_coef loss.entropy_coef loss.clip_high loss.sections optim.warmup "
+    "optim.weight_decay optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every "
+    "report.every report.prompts",
     1: "prompts group cap top_k max_rounds limit max_rows min_pixels max_pixels loss.updates "
     "loss.minibatches loss.micro_tokens eval.cap",
     2: "max_prompt",
@@ -23,7 +21,7 @@ LEAST = {
 """{smallest value: keys}."""
 
 
-def check(config: Config) -> None:
+def check(config) -> None:
     """Refuse values that have the right type and make no sense. Raises ConfigError that names the key."""
     for least, keys in LEAST.items():
         for key in keys.split():
@@ -47,6 +45,8 @@ def check(config: Config) -> None:
         raise ConfigError(f"heldout: must be in [0, 1) (a share of the rows), got {config.heldout}")
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
+    if config.name and not re.fullmatch(r"\w[\w .+-]*", config.name):
+        raise ConfigError(f"name: {config.name!r} is no name of a folder; write letters, digits, - and _")
     if config.init and config.method != "sft":
         raise ConfigError("init: random weights never earn a reward; use method=sft or drop init")
     if config.lora.rank:
@@ -61,7 +61,7 @@ def check(config: Config) -> None:
         _check_rollouts(config)
 
 
-def _check_lora(config: Config) -> None:
+def _check_lora(config) -> None:
     if config.init:
         raise ConfigError("lora.rank: random weights need full training; use lora.rank=0 or a model")
     if config.optim.name == "muon":
@@ -72,14 +72,16 @@ def _check_lora(config: Config) -> None:
         raise ConfigError("lora.targets: at least one layer is needed, such as q_proj")
 
 
-def _check_rollouts(config: Config) -> None:
+def _check_rollouts(config) -> None:
     if not config.rewards:
         raise ConfigError("rewards: at least one reward part is needed")
     if config.cuda_graphs and config.device == "cpu":
         raise ConfigError("cuda_graphs: a CPU has none; drop it, or set device=cuda")
-    if config.max_rounds > 1 and config.loss.kl_coef:
-        why = "dynamic sampling leaves out groups that a KL penalty would still move"
-        raise ConfigError(f"max_rounds: {why}; set loss.kl_coef=0, as DAPO and GPG do")
+    terms = {"loss.kl_coef": "a KL penalty", "loss.entropy_coef": "an entropy bonus"}
+    for key, term in terms.items():
+        if config.max_rounds > 1 and value_of(config, key):
+            why = f"dynamic sampling leaves out groups that {term} would still move"
+            raise ConfigError(f"max_rounds: {why}; set {key}=0, as DAPO and GPG do")
     sizes = {"group": config.group} | {f"stages[{i}].group": s.group for i, s in enumerate(config.stages)}
     for key, size in sizes.items():
         if size < 2:
@@ -91,7 +93,7 @@ def _check_rollouts(config: Config) -> None:
         raise ConfigError(f"stages: `until` must grow and `cap` be at least 1, got until {ends}")
 
 
-def contradictions(config: Config, questions: int) -> list[str]:
+def contradictions(config, questions: int) -> list[str]:
     """A line for each setting that has not the effect that it seems to have.  questions: number of them."""
     lines = []
     if config.revision and (config.model == "tiny" or Path(config.model).exists()):
@@ -114,7 +116,7 @@ def contradictions(config: Config, questions: int) -> list[str]:
     return lines
 
 
-def value_of(config: Config, key: str) -> Any:
+def value_of(config, key: str) -> Any:
     """The value at a dotted key: value_of(config, "optim.lr")."""
     for name in key.split("."):
         config = getattr(config, name)

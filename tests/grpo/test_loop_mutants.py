@@ -20,6 +20,15 @@ LOOP = {
     "surrogate dropped": ("        surrogate=SURROGATES[cfg.loss.surrogate],\n", ""),
     "KL estimator dropped": ("        kl=KL_ESTIMATORS[cfg.loss.kl],\n", ""),
     "KL coefficient dropped": ("        kl_coef=cfg.loss.kl_coef,\n", ""),
+    "entropy without a gradient": ('"entropy_grad": cfg.loss.entropy_coef > 0', '"entropy_grad": False'),
+    "entropy bonus dropped": ("    if cfg.loss.entropy_coef:\n", "    if False:\n"),
+    "entropy coefficient is the penalty's": (
+        "part.weight, cfg.loss.entropy_coef)",
+        "part.weight, cfg.loss.kl_coef)",
+    ),
+    "entropy bonus: sign": ("loss = loss - bonus\n", "loss = loss + bonus\n"),
+    "entropy bonus: not in the statistics": ("stats.loss = stats.loss - bonus.detach()", "pass"),
+    "entropy bonus in no idle group": ("batch.all_teach = cfg.loss.entropy_coef > 0", "pass"),
     "temperature dropped in the loss": (
         "temperature=cfg.temperature, chunk=chunk",
         "temperature=1.0, chunk=chunk",
@@ -53,11 +62,12 @@ LOOP = {
     "mini-batches not repeated": ("cfg.loss.updates * batch.minibatches", "batch.minibatches"),
     "every update learns from all": ("run.budget, part)", "run.budget)"),
     "scale dropped": (
-        "group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])",
-        "group_advantages(ranks.gather(batch.reward))",
+        "group_advantages(batch.reward, scale=ADVANTAGE_SCALES[cfg.advantage])",
+        "group_advantages(batch.reward)",
     ),
-    "own rewards only": ("group_advantages(ranks.gather(batch.reward)", "group_advantages((batch.reward)"),
-    "rows of another rank": ("advantage[batch.own]", "advantage[-len(batch.prompts) :]"),
+    "own rewards only": ("ranks.sum(share.among_all(reward))", "share.among_all(reward)"),
+    "rows of another rank": ("advantage[batch.share.places]", "advantage[: len(batch.prompts)]"),
+    "rows of other ranks too": ("cfg.logp_of, rows)", "cfg.logp_of)"),
     "weighting dropped": (
         "weigh = partial(token_weights, weighting=WEIGHTINGS[cfg.loss.weighting])",
         "weigh = token_weights",
