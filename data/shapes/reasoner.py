@@ -64,7 +64,7 @@ def _asked(text: str) -> Example:
 
 
 def described(text: str) -> dict[str, Thing]:
-    """The objects that a description tells of, by colour, each as it is told of first. What it does not say
+    """The objects that a description tells of, by colour, as it first tells of each. What it does not say
     of them is NOTHING, or "" for a shape."""
     found: dict[str, Thing] = {}
     colors = list(re.finditer(rf"\b({'|'.join(COLORS)})\b", text))

@@ -1,6 +1,6 @@
 """A run's settings from YAML recipes and `key=value` arguments, and the text of --help and --list.
 
-    defaults  <  base recipe  <  recipe  <  command line
+    defaults  <  what goes with the model (by_model)  <  base recipe  <  recipe  <  command line
 
 The settings themselves are in `grpo/config/settings.py`, and the beginning of --help is in `help.txt`. Each
 mistake raises a ConfigError that names the file or the argument, and the nearest right key, recipe or value.
@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from grpo.config import typed
+from grpo.config import by_model, typed
 from grpo.config.renamed import replacement
 from grpo.config.settings import HEADINGS, Config, differences
 from grpo.config.typed import ConfigError, Typed, assign, convert, flatten, leaves, nearest
@@ -28,7 +28,16 @@ HELP = Path(__file__).with_name("help.txt")
 # of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
 FORMAT = 2
 # settings and groups that may change when a run is continued: they do not change a gradient
-FREE = ("out.", "recompute.", "device.", "timeout.", "max_rows.", "cuda_graphs.", "loss.reference_on.")
+FREE = (
+    "name.",
+    "out.",
+    "recompute.",
+    "device.",
+    "timeout.",
+    "max_rows.",
+    "cuda_graphs.",
+    "loss.reference_on.",
+)
 FREE += ("loss.micro_tokens.", "loss.logits_mib.", "eval.", "save.", "report.", "log.")
 # of these a change is noted: what is evaluated before and after it does not compare
 NOTED = ("eval.items", "eval.cap", "eval.task", "eval.data")
@@ -111,7 +120,8 @@ def _repeated(overrides: list[str]) -> tuple[str, ...]:
 
 
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """A recipe (a name or a YAML file) with `key=value` over it. Fills in `out`. Raises ConfigError."""
+    """A recipe (a name or a YAML file) with `key=value` over it. Fills in `name` and `out`. Raises
+    ConfigError, and with `by_model` ValueError if there is no such model."""
     path = _recipe_path(recipe)
     flat = {"recipe": path.stem} | _layers(path)
     given: dict[str, Any] = {}
@@ -122,11 +132,12 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
         given |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat | given)
     try:
         _refuse_two_lengths(given)
-        config = typed.build(Config, _over(flat, given))
+        flat = _over(flat, given)
+        config = typed.build(Config, by_model.filled(flat) if flat.get("by_model") else flat)
     except ConfigError as error:
         changed = " with " + " ".join(overrides) if overrides else ""
         raise ConfigError(f"{path.name}{changed}: {error}") from None
-    return dataclasses.replace(config, out=str(config.folder))
+    return dataclasses.replace(config, name=config.name or config.folder.name, out=str(config.folder))
 
 
 def _recipe_path(recipe: str | Path, beside: Path | None = None) -> Path:
@@ -201,7 +212,10 @@ def save(config: Config, folder: str | Path) -> Path:
     """Write config.yaml, whole or not at all. `load` and `load_run` read an equal Config. -> its path."""
     path = Path(folder) / "config.yaml"
     tree = {"format": FORMAT} | config.to_dict()
-    write_whole(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    if chosen := "".join(f"# {line}\n" for line in by_model.explained(config)):
+        text = f"# chosen for {config.model}, because nothing else said them:\n{chosen}{text}"
+    write_whole(path, text)
     return path
 
 

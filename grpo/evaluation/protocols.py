@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from data.answers import numbers
 from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract, is_right, read
-from data.templates import TEMPLATES
+from data.templates import TEMPLATES, TURN_START
 from data.types import LETTERS, Example
 from grpo.evaluation.chat_answers import find_answer
 from grpo.evaluation.statistics import wilson
@@ -35,8 +35,6 @@ LONGEST = 20_000
 CAP = 1024
 # CV-Bench: mean of 2D (mean of its two sources) and 3D
 WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
-# begins a turn in the prompts of instruct models
-TURN_START = "<|im_start|>"
 # runs in a process of its own
 VERDICT = "grpo.rewards.math_verify:verdict"
 

@@ -100,8 +100,8 @@ def collect(folder: Path, ended: str = "") -> dict[str, Any]:
     # a run that was made longer has a summary from before; without evaluations there is none
     reached = done >= known["steps"] if rows and known.get("steps") else (folder / "summary.json").exists()
     summary = _summary(folder, rows, reached and not ended)
-    # one's own data is what a run is about, whatever recipe it borrowed
     data = Path(str(known["data"])).name if known.get("data") else ""
+    # a run of an earlier version has no name
     name = known.get("name") or (data if known.get("task") == "jsonl" else known.get("recipe"))
     return {
         "name": _cut(str(name or folder.resolve().name), 80),

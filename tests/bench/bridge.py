@@ -1,6 +1,6 @@
 """How fast is the bridge, and what memory does it take?    python tests/bench/bridge.py [--items 1000 5000]
 
-One text stage of so many questions against a server in a process of its own, which answers each request
+One text stage of this many questions against a server in a process of its own, which answers each request
 after 200 ms, 16 at a time. So at most 80 requests a second are possible. The bridge stores every reply on
 disk before it takes the next one. Prints a line for each number of questions: requests a second, the share
 of the bound, processor seconds and peak memory of the bridge's process; ends with a line of JSON.
@@ -71,7 +71,7 @@ def serve(pipe) -> None:
 
 
 def bridge(count: int, url: str, place: Path, pipe) -> None:
-    """A bridge of so many questions. Sends seconds, processor seconds and peak memory."""
+    """A bridge of this many questions. Sends seconds, processor seconds and peak memory."""
     from grpo.bridge import __main__ as program
 
     data = place / "items.jsonl"

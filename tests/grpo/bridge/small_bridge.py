@@ -94,7 +94,7 @@ def faults(seed: int):
 
 
 def run(arguments: list[str], kill_after: int | None = None) -> int:
-    """The command in a forked process, killed by SIGKILL after so many replies. -> its exit status."""
+    """The command in a forked process, killed by SIGKILL after this many replies. -> its exit status."""
     process = os.fork()
     if not process:
         status = 99

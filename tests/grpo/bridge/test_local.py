@@ -59,7 +59,7 @@ def test_a_stopped_local_run_ends_as_an_undisturbed_one_bit_for_bit(tmp_path, mo
 
 
 def kill_after(patch, count):
-    """End the program in place of storing a reply, after so many."""
+    """End the program in place of storing a reply, after this many."""
     add = program.Store.add
     left = [count]
 

@@ -10,9 +10,10 @@ from math import sqrt
 import pytest
 
 from data.answers.parser import answer_paper
+from data.templates import renders_turns
 from data.types import Example
 from grpo.evaluation import protocols
-from grpo.evaluation.evaluated_model import renders_turns, template_for
+from grpo.evaluation.evaluated_model import template_for
 from grpo.evaluation.protocols import (
     PAIRS,
     PROTOCOLS,
