@@ -113,6 +113,16 @@ def settings(prefix: str | None) -> str:
     return f"{text}\n{intro}{stage}".lstrip("\n")
 
 
+def bridge_settings(_) -> str:
+    """The settings of the bridge. Stages have the same, and so have its two writers."""
+    from grpo.bridge.settings import Settings
+    from grpo.config.parse import markdown_table
+
+    lines = markdown_table(cls=Settings).splitlines(keepends=True)
+    repeated = ("| `describe.", "| `reason.", "| `reasoner.")
+    return "".join(line for line in lines if not line.startswith(repeated)) + "\n"
+
+
 def recipes(_) -> str:
     """What --list prints, as a table."""
     from grpo.config.parse import recipes
@@ -383,6 +393,7 @@ def tree(_) -> str:
 GENERATORS = {
     "tree": tree,
     "settings": settings,
+    "bridge_settings": bridge_settings,
     "recipes": recipes,
     "mixture": mixture,
     "world": world,

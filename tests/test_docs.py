@@ -21,6 +21,8 @@ import evaluate
 from data.shapes.world import Shapes
 from data.sources.table import SOURCES
 from grpo.batch import Batch
+from grpo.bridge import __main__ as bridge
+from grpo.bridge import settings
 from grpo.config import parse
 from grpo.evaluation.scores import Answers, read_completion
 from grpo.gradient import UpdateStats
@@ -170,6 +172,9 @@ def test_commands_are_understood(path, monkeypatch):
             assert (ROOT / words[words.index("-c") + 1]).is_file()
         elif words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]) is not None, words
+            if words[2] == "grpo.bridge" and "--help" not in words:
+                recipe, given, _ = bridge.arguments(words[3:])
+                assert settings.load(recipe, given).task in SOURCES
         elif words[0] == "python" and words[1].startswith(("tests/bench/", "tests/faults/")):
             asked = {word for word in words[2:] if word.startswith("--")}
             assert asked <= set(re.findall(r'add_argument\("(--[\w-]+)"', text_of(ROOT / words[1]))), words

@@ -260,19 +260,27 @@ def check_same_run(config: Config, folder: str | Path, accepted: Iterable[str] =
     return list(changed.values())
 
 
-def help_text(width: int = 110) -> str:
+def help_text() -> str:
     """The text of --help: the idea, examples, and every setting with its default, below its heading."""
     lines = [HELP.read_text("utf-8").rstrip("\n")]
-    for key, (kind, default, text) in leaves(Config).items():
-        if (heading := HEADINGS.get(key.partition(".")[0])) and f"\n{heading}" not in lines:
+    heading = ""
+    for key in leaves(Config):
+        if (new := HEADINGS.get(key.partition(".")[0])) and new != heading:
+            heading = new
             lines.append(f"\n{heading}")
-        words = typed.described(kind)
-        choices = f" [{words.removeprefix('one of ')}]" if words.startswith("one of ") else ""
-        label = f"  {key}={_plain(default)}"
-        body = textwrap.wrap(text + choices, width - 30, break_on_hyphens=False)
-        lines.append(f"{label:<30}{body[0]}" if len(label) < 29 else f"{label}\n{'':30}{body[0]}")
-        lines += [f"{'':30}{line}" for line in body[1:]]
+        lines += setting_help(Config, key)
     return "\n".join(lines) + "\n"
+
+
+def setting_help(cls: type, key: str, width: int = 110) -> list[str]:
+    """The lines of --help about one setting of a tree."""
+    kind, default, text = leaves(cls)[key]
+    words = typed.described(kind)
+    choices = f" [{words.removeprefix('one of ')}]" if words.startswith("one of ") else ""
+    label = f"  {key}={_plain(default)}"
+    body = textwrap.wrap(text + choices, width - 30, break_on_hyphens=False)
+    first = [f"{label:<30}{body[0]}"] if len(label) < 29 else [label, f"{'':30}{body[0]}"]
+    return [*first, *(f"{'':30}{line}" for line in body[1:])]
 
 
 def list_text() -> str:
@@ -282,10 +290,10 @@ def list_text() -> str:
     return "\n".join(f"  {name:<{wide}}  {about}" for name, about in known.items()) + "\n"
 
 
-def markdown_table(prefix: str = "") -> str:
+def markdown_table(prefix: str = "", cls: type = Config) -> str:
     """The table of the docs: setting, default and help of each key that starts with `prefix`."""
     table = ["| setting | default | meaning |", "|---|---|---|"]
-    for key, (_, default, text) in leaves(Config).items():
+    for key, (_, default, text) in leaves(cls).items():
         if key.startswith(prefix):
             table.append(f"| `{key}` | `{_plain(default)}` | {text} |")
     return "\n".join(table)

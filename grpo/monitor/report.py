@@ -61,19 +61,24 @@ def write_report(run_folder: str | Path, ended: str = "") -> list[Path]:
     gap. Raises ValueError if one is broken."""
     folder = Path(run_folder)
     run = collect(folder, ended)
-    scripts = ("dom.js", "charts.js", "questions.js", "page.js")
-    script = "\n".join((PAGE / name).read_text("utf-8") for name in scripts)
+    write_page(folder / "report.html", run["name"], run, ("charts.js", "questions.js", "page.js"))
+    return [folder / "report.html"]
+
+
+def write_page(path: Path, title: str, data: Any, scripts: Sequence[str]) -> None:
+    """One page without network or server. scripts: files of `grpo/monitor/page/`, behind dom.js; they find
+    the data as `run`."""
+    script = "\n".join((PAGE / name).read_text("utf-8") for name in ("dom.js", *scripts))
     style = (PAGE / "style.css").read_text("utf-8")
     policy = (
         f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; "
         f"script-src {_hash(script)}"
     )
-    title = html.escape(f"{run['name']} · Glimpse", quote=False)
-    parts = {"POLICY": policy, "TITLE": title, "STYLE": style, "DATA": embedded(run), "SCRIPT": script}
+    parts = {"POLICY": policy, "TITLE": html.escape(f"{title} · Glimpse", quote=False)}
+    parts |= {"STYLE": style, "DATA": embedded(data), "SCRIPT": script}
     skeleton = (PAGE / "page.html").read_text("utf-8")
     page = re.sub(r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->", lambda match: parts[match[1]], skeleton)
-    write_whole(folder / "report.html", page)
-    return [folder / "report.html"]
+    write_whole(path, page)
 
 
 def embedded(data: Any) -> str:
