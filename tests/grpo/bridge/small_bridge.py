@@ -37,11 +37,12 @@ def items(folder: Path, count: int = 12) -> Path:
 
 
 def command(url: str, data: Path, out: Path, *more: str) -> list[str]:
-    """The arguments of a bridge that asks one server for everything."""
+    """The arguments of a bridge that asks one server for everything. Its tries are many more than the faults of
+    a request that passes: on a busy machine a reply may also come too late."""
     writer = [
         f"{name}.{text}"
         for name in ("vision", "reasoner")
-        for text in (f"url={url}", "model=m", "key_env=null", "retries=2", "timeout=0.3", "at_once=4")
+        for text in (f"url={url}", "model=m", "key_env=null", "retries=6", "timeout=0.5", "at_once=4")
     ]
     return ["vision_r1", f"data={data}", "heldout=0", f"out={out}", *writer, *more]
 
