@@ -37,8 +37,8 @@ def items(folder: Path, count: int = 12) -> Path:
 
 
 def command(url: str, data: Path, out: Path, *more: str) -> list[str]:
-    """The arguments of a bridge that asks one server for everything. Its tries are many more than the faults of
-    a request that passes: on a busy machine a reply may also come too late."""
+    """The arguments of a bridge that asks one server for everything. It tries more often than a passing fault
+    comes: on a busy machine a reply may also come too late."""
     writer = [
         f"{name}.{text}"
         for name in ("vision", "reasoner")
