@@ -13,6 +13,9 @@ from grpo.bridge import __main__ as program
 from grpo.bridge.store import FILES, Store
 from grpo.serving import client
 
+# short, because silence ends with the timeout; more tries than passing faults, because a reply may also come
+# too late on a busy machine
+IMPATIENT = [f"{name}.{text}" for name in ("vision", "reasoner") for text in ("timeout=0.5", "retries=6")]
 CHAIN = (
     "First I look at the numbers one after the other. Seven is odd, so two does not divide it. Wait, let me "
     "check three as well. Three times two is six, and one is left, so three does not divide it either."
@@ -37,12 +40,11 @@ def items(folder: Path, count: int = 12) -> Path:
 
 
 def command(url: str, data: Path, out: Path, *more: str) -> list[str]:
-    """The arguments of a bridge that asks one server for everything. It tries more often than a passing fault
-    comes: on a busy machine a reply may also come too late."""
+    """The arguments of a bridge that asks one server for everything."""
     writer = [
         f"{name}.{text}"
         for name in ("vision", "reasoner")
-        for text in (f"url={url}", "model=m", "key_env=null", "retries=6", "timeout=0.5", "at_once=4")
+        for text in (f"url={url}", "model=m", "key_env=null", "retries=2", "timeout=20", "at_once=4")
     ]
     return ["vision_r1", f"data={data}", "heldout=0", f"out={out}", *writer, *more]
 

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("openai")
 
 from fake_server import message, serving
-from small_bridge import answer, command, faults, items, replies, run
+from small_bridge import IMPATIENT, answer, command, faults, items, replies, run
 
 from grpo.bridge import __main__ as program
 from grpo.bridge import run as running
@@ -68,12 +68,12 @@ def test_the_same_command_asks_nothing_again(data):
 def test_a_killed_bridge_ends_as_an_undisturbed_one(tmp_path):
     data = items(tmp_path / "data", 5)
     with serving(answer=answer, fault=faults(1)) as fake:
-        straight = command(fake.url, data, tmp_path / "straight")
+        straight = command(fake.url, data, tmp_path / "straight", *IMPATIENT)
         status = run(straight)
         wanted = replies(tmp_path / "straight")
         # another server's memory of arrivals would be another one
         fake.arrivals.clear()
-        killed = command(fake.url, data, tmp_path / "killed")
+        killed = command(fake.url, data, tmp_path / "killed", *IMPATIENT)
         assert run(killed, kill_after=7) == -9
         assert run(killed) == status
     assert replies(tmp_path / "killed") == wanted and status in (0, 3)
