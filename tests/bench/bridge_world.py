@@ -5,7 +5,8 @@ The built-in base describes its pictures by our own rollout, a text-only reasone
 filters keep the right chains. This is done twice: with a caption of everything ("Describe the picture."), and
 with one that has colours and shapes only ("List the shapes."), which lacks what three of the four tasks ask
 for. Prints the kept share of each task with its 95 % interval (Wilson), beside chance; the last line is one
-JSON object, which is also in measured.json. The folder has the replies, the results and report.html of both. What is there already is read.
+JSON object, which is also written to measured.json there (docs/results/bridge/ has the recorded one). The
+folder has the replies, the results and report.html of both. A bridge that is there already is read.
 """
 
 import argparse
