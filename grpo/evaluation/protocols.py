@@ -4,8 +4,8 @@
 repeat published evaluations, so that their numbers can be compared with ours: `paper`
 (VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval), `cambrian` and `blink` (the official scores of
 CV-Bench and BLINK), `mathvista` (MathVista's official comparison, with a rule where it asks GPT-4 to find
-the answer). `chat` reads models that talk and write no tags. A protocol has the templates that ask, the
-reader of a completion, the total and the cap. No protocol asks a question twice.
+the answer), `official` (the comparisons of further benchmarks). `chat` reads models that talk and write no
+tags. A protocol has the templates that ask, the reader of a completion, the total and the cap.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from math import floor, sqrt
-from typing import Any, NamedTuple
+from math import floor
 
-from data.answers import numbers
-from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract, is_right, read
+from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract
 from data.templates import TEMPLATES
 from data.types import LETTERS, Example
+from grpo.evaluation import comparisons
 from grpo.evaluation.chat_answers import find_answer
-from grpo.evaluation.statistics import wilson
+from grpo.evaluation.comparisons import Comparison, Reading, parsed, tagged
 from grpo.rewards.math_verify import NOTHING, RIGHT, spellings
 from grpo.rewards.user_code import RewardError, open_reward
 
@@ -33,8 +31,6 @@ from grpo.rewards.user_code import RewardError, open_reward
 LONGEST = 20_000
 # VisualThinker-R1-Zero's max_new_tokens in evaluation, and BLINK's
 CAP = 1024
-# CV-Bench: mean of 2D (mean of its two sources) and 3D
-WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
 # begins a turn in the prompts of instruct models
 TURN_START = "<|im_start|>"
 # runs in a process of its own
@@ -45,15 +41,6 @@ PAIRS = {
     "base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"},
     "instruct": {"reasoning": "chatml_eval", "direct": "chatml_direct"},
 }
-
-
-class Reading(NamedTuple):
-    """What was read: the answer (or None, and `why`), its letter if it is a choice, whether it is right."""
-
-    answer: str | None
-    letter: str | None
-    why: str
-    correct: bool
 
 
 class Reader(typing.Protocol):
@@ -70,9 +57,7 @@ class Reader(typing.Protocol):
 def strict(text: str, example: Example, direct: bool = False) -> Reading:
     """The reward's own parser. A direct prompt asks for no tags, so there the first line that is not empty
     is the answer, and all of it."""
-    said = _with_tags(text) if direct else text
-    found = read(said, example)
-    return Reading(found.answer, found.letter, found.why, is_right(said, example))
+    return parsed(_with_tags(text) if direct else text, example)
 
 
 def paper(text: str, example: Example, direct: bool = False) -> Reading:
@@ -104,38 +89,25 @@ def chat(text: str, example: Example, direct: bool = False) -> Reading:
     said, why = find_answer(text, example)
     if why:
         return Reading(None, None, why, False)
-    return strict(f"{ANSWER}{said}{END_ANSWER}", example)
+    return strict(tagged(said), example)
 
 
 def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
     """The answer as `strict` finds it, compared as MathVista's evaluation does: a letter in brackets, else
     what `strict` reads, else the nearest choice; whole numbers; decimals, rounded as the question asks."""
-    said = _with_tags(text) if direct else text
-    found = extract(said, ())
+    return _by(comparisons.mathvista, text, example, direct)
+
+
+def official(text: str, example: Example, direct: bool = False) -> Reading:
+    """The answer as `strict` finds it, compared by the rule of the benchmark that the question is from."""
+    return _by(comparisons.compared, text, example, direct)
+
+
+def _by(compare: Comparison, text: str, example: Example, direct: bool) -> Reading:
+    found = extract(_with_tags(text) if direct else text, ())
     if found.answer is None:
         return Reading(None, None, found.why, False)
-    if example.choices:
-        letters: dict[str, str] = dict(zip(LETTERS, example.choices))
-        bracketed = re.search(r"\(([A-Za-z])\)", found.answer)
-        letter = bracketed[1].upper() if bracketed else found.answer.strip()
-        answer = letters.get(letter) or (not bracketed and extract(said, example.choices).answer)
-        answer = answer or min(example.choices, key=partial(_distance, found.answer[:200]))
-        return Reading(answer, LETTERS[example.choices.index(answer)], "", answer == example.answer)
-    gold = numbers.parse(example.answer)
-    kind = example.extra.get("answer_type", "text")
-    if kind not in ("integer", "float") or gold is None:
-        same = "".join(found.answer.split()) == "".join(example.answer.split())
-        return Reading(found.answer, None, "", same)
-    number = numbers.parse(found.answer)
-    # 7.9 is cut to 7, and 4/3 is no integer
-    if number is None or (kind == "integer" and number.value % 1 and "." not in found.answer):
-        return Reading(None, None, "not a number", False)
-    precision = float(example.extra.get("precision") or 0)
-    # a table's empty field is NaN
-    places = int(precision) if precision == precision else 0
-    shown = int if kind == "integer" else lambda value: round(float(value), places)
-    right = shown(number.value) == shown(gold.value) or numbers.same(number, gold)
-    return Reading(str(shown(number.value)), None, "", right)
+    return compare(found.answer, example)
 
 
 def _with_tags(text: str) -> str:
@@ -187,16 +159,6 @@ def _patterns(strings: tuple[str, ...]) -> list[re.Pattern[str]]:
     return [re.compile(pattern) for pattern in patterns]
 
 
-def _distance(a: str, b: str) -> int:
-    """Levenshtein's distance: how many letters to insert, delete or replace."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1]
-
-
 @lru_cache(maxsize=1)
 def math_verify() -> str | None:
     """The version of the extra math-verify, None where it is not installed."""
@@ -206,53 +168,7 @@ def math_verify() -> str | None:
         return None
 
 
-# ---- making a total
-
-
-class Mark(NamedTuple):
-    """A question in a total: its task, its picture's source, the share of its completions that are right."""
-
-    task: str
-    source: str | None
-    right: float
-
-
-def micro(marks: Sequence[Mark]) -> dict[str, Any]:
-    """Every question alike. Returns {"value", "interval"} (Wilson's)."""
-    right = sum(mark.right for mark in marks)
-    return {"value": right / len(marks), "interval": list(wilson(min(right, len(marks)), len(marks)))}
-
-
-def source_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
-    """CV-Bench's official score: ((ADE20K + COCO) / 2 + Omni3D) / 2, of the accuracies by source. Raises
-    ValueError where a source is missing."""
-    found = {name: [mark for mark in marks if mark.source == name] for name in WEIGHTS}
-    if missing := [name for name in WEIGHTS if not found[name]]:
-        need = f"the source-averaged total needs questions of {', '.join(WEIGHTS)}"
-        problem = f"there are none of {', '.join(missing)}"
-        raise ValueError(f"{need}, and {problem}; it is for --task cvbench, all of it")
-    return _weighted({name: (float(weight), micro(found[name])) for name, weight in WEIGHTS.items()})
-
-
-def task_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
-    """BLINK's official score: the mean of the accuracies of its subtasks, of whatever size."""
-    tasks = dict.fromkeys(mark.task for mark in marks)
-    share = 1 / len(tasks)
-    return _weighted({task: (share, micro([mark for mark in marks if mark.task == task])) for task in tasks})
-
-
-def _weighted(parts: Mapping[str, tuple[float, dict[str, Any]]]) -> dict[str, Any]:
-    """A weighted mean of totals, with its interval (MOVER: Zou and Donner, Stat. Med. 27:1693, 2008)."""
-    value = sum(weight * part["value"] for weight, part in parts.values())
-    low, high = (
-        sqrt(sum((weight * (part["value"] - part["interval"][end])) ** 2 for weight, part in parts.values()))
-        for end in (0, 1)
-    )
-    shares = {name: part["value"] for name, (_, part) in parts.items()}
-    return {"value": value, "interval": [value - low, value + high], "parts": shares}
-
-
-TOTALS = {"micro": micro, "source_averaged": source_averaged, "task_averaged": task_averaged}
+# ---- printing a total
 
 
 def rounded(share: float) -> str:
@@ -273,11 +189,11 @@ def truncated(share: float) -> str:
 class Protocol:
     """How a benchmark is asked and scored.
 
-    total: a name in TOTALS.  cap: longest completion, tokens.  templates: {"base" | "instruct": {"reasoning"
-    | "direct": a template}}.  max_pixels: larger pictures are scaled down (None: as the model's processor
-    says). as_trained: a checkpoint of a run is asked with the run's template, cap and limits instead of
-    these.  form: of the template, where neither a run nor the command line chooses one.  shown: prints an
-    accuracy.
+    total: a name in `totals.TOTALS`.  cap: longest completion, tokens.  templates: {"base" | "instruct":
+    {"reasoning" | "direct": a template}}.  max_pixels: larger pictures are scaled down (None: as the model's
+    processor says). as_trained: a checkpoint of a run is asked with the run's template, cap and limits
+    instead of these.  form: of the template, where neither a run nor the command line chooses one.  shown:
+    prints an accuracy.
     """
 
     name: str
@@ -306,6 +222,7 @@ ABOUT = {
     "cambrian": "strict reading; CV-Bench's official total, the mean of 2D (of its two sources) and 3D",
     "blink": "strict reading; BLINK's official total, the mean of its subtasks",
     "mathvista": "strict reading; MathVista's comparison: nearest choice, whole numbers, rounded decimals",
+    "official": "strict reading; the comparison of the benchmark's owners (ChartQA: within 5 %, and so on)",
     "chat": "for models that talk: the letter or choice that they state, every question alike; asked direct",
 }
 PROTOCOLS: dict[str, Protocol] = {
@@ -314,6 +231,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "cambrian": Protocol("cambrian", ABOUT["cambrian"], total="source_averaged"),
     "blink": Protocol("blink", ABOUT["blink"], total="task_averaged"),
     "mathvista": Protocol("mathvista", ABOUT["mathvista"], read=mathvista),
+    "official": Protocol("official", ABOUT["official"], read=official),
     "chat": Protocol("chat", ABOUT["chat"], read=chat, form="direct"),
 }
 
