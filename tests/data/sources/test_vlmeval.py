@@ -265,7 +265,7 @@ def test_mathverse_as_a_table(tmp_path):
         "Text Lite",
         {"subject": "Plane Geometry", "subfield": "Angle"},
     )
-    # the question is in the picture; its choices are known to whoever counts
+    # the question is in the picture; its choices are known from the other version
     assert (
         vision.asked == "Please first conduct reasoning, and then answer the question."
         and vision.letter == "C"
