@@ -193,7 +193,8 @@ def mathvista_example(row: Row) -> Example:
     choices = tuple(plain_list(row, "choices"))
     precision, about = row.values.get("precision"), about_of(row, "metadata")
     if question.startswith("Hint:"):
-        query, unit = question, ""
+        query = question
+        unit = ""
         question = question.partition("\nQuestion: ")[2].partition("\nChoices:")[0]
         precision = precision or (2 if "two decimal places" in query else 1 if "one decimal" in query else 0)
         option = row.text("answer_option", missing="").strip()

@@ -151,7 +151,9 @@ def _parts(text: str) -> list[str]:
     last = text.strip().rpartition("\n")[2]
     whole = ",".join(boxed(text) or re.findall(r"\$(.*?)\$", last)) or text
     whole = _DECORATION.sub("", whole.replace("，", ",").replace("（", "(").replace("）", ")"))
-    pieces, depth, piece = [], 0, ""
+    pieces: list[str] = []
+    piece = ""
+    depth = 0
     for letter in whole + ",":
         depth += _BRACKETS.get(letter, 0)
         if letter == "," and depth <= 0:
