@@ -19,9 +19,10 @@ from data.shapes import tokenizer
 from data.types import Example
 from grpo.config import parse
 from grpo.evaluation import answers as evaluation
-from grpo.evaluation import resume
+from grpo.evaluation import passes, resume
 from grpo.evaluation.answers import Asking
-from grpo.evaluation.scores import Answers, read_completion
+from grpo.evaluation.evaluated_model import banned_ids
+from grpo.evaluation.scores import Answers, differences, read_completion
 from grpo.evaluation.tables import difference_table, k_table, markdown, score_table, table
 from models import weights
 from models.config import ModelConfig
@@ -177,7 +178,7 @@ def test_the_table_prints_what_the_json_holds(run, tmp_path, capsys, monkeypatch
         answers.skipped = ["example 'x': damaged"]
         return answers
 
-    monkeypatch.setattr(evaluate, "answer_all", invented)
+    monkeypatch.setattr(passes, "answer_all", invented)
     status, out, err = call(capsys, "--model", run, "--items", 16, "--blind", "--json", tmp_path / "a.json")
     assert status == 0, err
     lines = [line.split() for line in out.splitlines()]
@@ -344,7 +345,7 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
             )
         return answers
 
-    monkeypatch.setattr(evaluate, "answer_all", invented)
+    monkeypatch.setattr(passes, "answer_all", invented)
     monkeypatch.setattr("grpo.evaluation.protocols.math_verify", lambda: None)
     found = {}
     for protocol in ("strict", "cambrian", "paper"):
@@ -382,7 +383,7 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
 
 KILLER = """
 import os, signal, sys
-from grpo.evaluation import resume
+from grpo.evaluation import passes, resume
 import evaluate
 
 real, left = resume.Log._append, [int(sys.argv.pop(1))]
@@ -533,7 +534,7 @@ def test_one_question(run, pictures, capsys, monkeypatch):
             ]
         ]
 
-    monkeypatch.setattr("grpo.evaluation.answers.answer_all", answered)
+    monkeypatch.setattr("grpo.evaluation.conversation.answer_all", answered)
     out = call(capsys, "--model", run, "--ask", *pictures, "Red?", "--choice", "yes", "--choice", "no")[1]
     assert out == "<think> red </think> <answer> (B) </answer>\nanswer: (B) no\n"
 
@@ -568,7 +569,7 @@ def test_the_saved_folder_loads_in_transformers(run, capsys):
     image.save(buffer, "PNG")
     example = Example("u", "Is it red ?", ("yes", "no"), "yes", pictures=(buffer.getvalue(),))
     prompt = chat.prompt(example)
-    answer = evaluate.answer_all(policy, chat, [example], Asking(cap=8))[0][0]
+    answer = evaluation.answer_all(policy, chat, [example], Asking(cap=8))[0][0]
     ids = torch.tensor([prompt.tokens.tolist()])
     theirs = model.generate(
         input_ids=ids,
@@ -604,7 +605,7 @@ def test_differences_pair_by_question_and_point_at_the_first():
 
     first = [said("a", "T", "A"), said("b", "T", "A"), said("c", "U", "B"), said("only first", "U", "A")]
     second = [said("c", "U", "A"), said("only second", "T", "A"), said("b", "T", "B"), said("a", "T", "A")]
-    found = evaluate.differences(first, second)
+    found = differences(first, second)
     assert list(found) == ["T", "U", "all"]
     assert (found["T"]["n"], found["T"]["first"], found["T"]["second"], found["T"]["difference"]) == (
         2,
@@ -615,7 +616,7 @@ def test_differences_pair_by_question_and_point_at_the_first():
     assert (found["U"]["only_a"], found["U"]["only_b"], found["U"]["difference"]) == (0, 1, -1.0)
     assert (found["all"]["n"], found["all"]["difference"], found["all"]["p"]) == (3, 0.0, 1.0)
     with pytest.raises(ValueError, match="both"):
-        evaluate.differences(first[-1:], second)
+        differences(first[-1:], second)
 
 
 class Pieces:
@@ -638,13 +639,13 @@ class Pieces:
 
 
 def test_a_word_is_banned_however_it_is_spelt():
-    assert evaluate.banned_ids(Pieces(), ["but"]) == [1, 2]
-    assert evaluate.banned_ids(Pieces(), ["house", "but"]) == [1, 2, 3, 5]
+    assert banned_ids(Pieces(), ["but"]) == [1, 2]
+    assert banned_ids(Pieces(), ["house", "but"]) == [1, 2, 3, 5]
     # never the space alone
-    assert evaluate.banned_ids(Pieces(), ["odd"]) == [6]
+    assert banned_ids(Pieces(), ["odd"]) == [6]
     for word in ("unheard", " ", ""):
         with pytest.raises(ValueError, match="--ban"):
-            evaluate.banned_ids(Pieces(), [word])
+            banned_ids(Pieces(), [word])
 
 
 def test_tables():

@@ -5,7 +5,8 @@ repeat published evaluations, so that their numbers can be compared with ours: `
 (VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval), `cambrian` and `blink` (the official scores of
 CV-Bench and BLINK), `mathvista` (MathVista's official comparison, with a rule where it asks GPT-4 to find
 the answer), `official` (the comparisons of further benchmarks). `chat` reads models that talk and write no
-tags. A protocol has the templates that ask, the reader of a completion, the total and the cap.
+tags. `vision_r1` repeats Vision-R1's own evaluation, which samples and asks again. A protocol has the
+templates that ask, the reader of a completion, the total and the cap.
 """
 
 from __future__ import annotations
@@ -17,15 +18,18 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from math import floor
+from typing import Any
 
 from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract
 from data.templates import TEMPLATES
 from data.types import LETTERS, Example
 from grpo.evaluation import comparisons
+from grpo.evaluation import vision_r1 as published
 from grpo.evaluation.chat_answers import find_answer
 from grpo.evaluation.comparisons import Comparison, Reading, parsed, tagged
 from grpo.rewards.math_verify import NOTHING, RIGHT, spellings
 from grpo.rewards.user_code import RewardError, open_reward
+from grpo.sampling import Truncation
 
 # characters of a completion that `paper` reads; a longer one is unread
 LONGEST = 20_000
@@ -40,6 +44,11 @@ VERDICT = "grpo.rewards.math_verify:verdict"
 PAIRS = {
     "base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"},
     "instruct": {"reasoning": "chatml_eval", "direct": "chatml_direct"},
+}
+# the question alone, with the model's own system prompt
+PLAIN = {
+    "base": dict.fromkeys(("reasoning", "direct"), "visualthinker_direct"),
+    "instruct": dict.fromkeys(("reasoning", "direct"), "chatml_direct"),
 }
 
 
@@ -186,6 +195,19 @@ def truncated(share: float) -> str:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Published evaluations that sample. tries: in all, while no answer tag is closed."""
+
+    temperature: float
+    top_p: float
+    tries: int
+
+    def changes(self) -> dict[str, Any]:
+        """The changed fields of `Asking`."""
+        return {"temperature": self.temperature, "truncation": Truncation(None, self.top_p)}
+
+
+@dataclass(frozen=True)
 class Protocol:
     """How a benchmark is asked and scored.
 
@@ -193,7 +215,8 @@ class Protocol:
     {"reasoning" | "direct": a template}}.  max_pixels: larger pictures are scaled down (None: as the model's
     processor says). as_trained: a checkpoint of a run is asked with the run's template, cap and limits
     instead of these.  form: of the template, where neither a run nor the command line chooses one.  shown:
-    prints an accuracy.
+    prints an accuracy.  prepare: makes the question that is asked.  sampling: None is greedy.
+    extracted, rule: the parts of `read`, for a judge: what is taken out of a completion, and how it compares.
     """
 
     name: str
@@ -206,6 +229,14 @@ class Protocol:
     as_trained: bool = False
     form: str = "reasoning"
     shown: Callable[[float], str] = rounded
+    prepare: Callable[[Example], Example] | None = None
+    sampling: Sampling | None = None
+    extracted: Callable[[str], str] = str
+    rule: Comparison | None = None
+
+    def compare(self, said: str, example: Example) -> Reading:
+        """The reading of an answer that was found in a completion."""
+        return self.rule(said, example) if self.rule else self.read(tagged(said), example)
 
     def checker(self) -> str:
         """What compares the answers, for the record."""
@@ -223,6 +254,7 @@ ABOUT = {
     "blink": "strict reading; BLINK's official total, the mean of its subtasks",
     "mathvista": "strict reading; MathVista's comparison: nearest choice, whole numbers, rounded decimals",
     "official": "strict reading; the comparison of the benchmark's owners (ChartQA: within 5 %, and so on)",
+    "vision_r1": "Vision-R1's published evaluation: its question, 512-pixel JPEG, sampled, up to five tries",
     "chat": "for models that talk: the letter or choice that they state, every question alike; asked direct",
 }
 PROTOCOLS: dict[str, Protocol] = {
@@ -232,6 +264,18 @@ PROTOCOLS: dict[str, Protocol] = {
     "blink": Protocol("blink", ABOUT["blink"], total="task_averaged"),
     "mathvista": Protocol("mathvista", ABOUT["mathvista"], read=mathvista),
     "official": Protocol("official", ABOUT["official"], read=official),
+    "vision_r1": Protocol(
+        "vision_r1",
+        ABOUT["vision_r1"],
+        read=published.vision_r1,
+        cap=16_000,
+        templates=PLAIN,
+        form="direct",
+        prepare=published.prepared,
+        sampling=Sampling(temperature=0.6, top_p=0.95, tries=5),
+        extracted=published.extracted,
+        rule=published.by_rule,
+    ),
     "chat": Protocol("chat", ABOUT["chat"], read=chat, form="direct"),
 }
 

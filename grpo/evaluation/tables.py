@@ -112,6 +112,21 @@ def before_after(base: Mapping[str, float], final: Mapping[str, float], hook: Ta
     return "\n".join(lines)
 
 
+def ladder_table(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What each step of a published evaluation adds, in points."""
+    return table(*ladder_rows(steps))
+
+
+def ladder_rows(steps: Sequence[Mapping[str, Any]]) -> Rows:
+    """Its cells."""
+    rows = [
+        [each["step"], percent(each["accuracy"]), interval(*each["interval"]), f"{100 * each['adds']:+.1f}"]
+        for each in steps
+    ]
+    rows[0][-1] = ""
+    return ["", "accuracy", "95 % interval", "adds"], rows
+
+
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown, the first column aligned left, the others right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
@@ -138,7 +153,7 @@ def as_markdown(result: Mapping[str, Any], shown: Shown = None, hook: TaskHook =
         pixels = f", pictures of at most {who['max_pixels']} pixels" if who["max_pixels"] else ""
         asked = f"template `{who['template']}`, at most {who['cap']} tokens{pixels}"
         lines.append(f"- `{who['name']}`: {asked}, {who['dtype']}, weights {who['digest']}")
-    for key, block in [("greedy", result), *result["more"].items()]:
+    for key, block in [("first", result), *result["more"].items()]:
         lines += ["", f"## {block['title']}", "", markdown(*score_rows(block["scores"], shown, hook)), ""]
         lines += [f"- {note}" for note in notes(block["scores"], shown, hook)]
         lines += [f"- skipped: {why}" for why in block["skipped"]]
@@ -148,6 +163,8 @@ def as_markdown(result: Mapping[str, Any], shown: Shown = None, hook: TaskHook =
             left, right = labels(key, names)
             lines += ["", f"{left} minus {right}, question by question:", ""]
             lines.append(markdown(*difference_rows(block["differences"], left, right)))
+    if "steps" in result:
+        lines += ["", "What each step of the evaluation adds:", "", markdown(*ladder_rows(result["steps"]))]
     return "\n".join(lines) + "\n"
 
 
