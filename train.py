@@ -21,7 +21,7 @@ from grpo.config import parse
 from grpo.gradient import OutOfMemory, accumulate_gradient, score_reference, score_tokens
 from grpo.logprobs import completion_logprobs
 from grpo.memory import retry_with_fewer_rows, rows_that_fit
-from grpo.objective import group_advantages, policy_loss, token_weights
+from grpo.objective import entropy_bonus, group_advantages, policy_loss, token_weights
 from grpo.optim import NonFinite
 from grpo.parallel.fsdp import whole_weights
 from grpo.parallel.ranks import end_with, join_ranks, leave_ranks, precision
@@ -68,6 +68,8 @@ def train_grpo(cfg, run, ranks, log) -> None:
         batch.weight = weigh(batch.mask, tokens=total[0], completions=total[1], cap=stage.cap)  # (B, C)
         if run.reference is not None:
             batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
+        # an entropy bonus moves groups without an advantage, too
+        batch.all_teach = cfg.loss.entropy_coef > 0
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
         if cfg.loss.updates * cfg.loss.minibatches > 1:
             cut = loss_truncation(cfg)
@@ -84,11 +86,10 @@ def train_grpo(cfg, run, ranks, log) -> None:
 
 
 def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):
-    """The clipped surrogate and the KL penalty of one micro-batch. -> (loss, LossStats, log-probs and
-    entropies of the tokens, both (b, c))."""
-    logp, entropy = completion_logprobs(
-        policy, part, temperature=cfg.temperature, chunk=chunk, truncation=loss_truncation(cfg)
-    )
+    """The clipped surrogate, the KL penalty and the entropy bonus of one micro-batch. -> (loss, LossStats,
+    log-probs and entropies of the tokens, both (b, c))."""
+    how = {"truncation": loss_truncation(cfg), "entropy_grad": cfg.loss.entropy_coef > 0}
+    logp, entropy = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=chunk, **how)
     loss, stats = policy_loss(
         logp,
         part.logp_old,
@@ -101,7 +102,11 @@ def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):
         clip_low=cfg.loss.clip_low,
         clip_high=cfg.loss.clip_high,
     )
-    return loss, stats, logp, entropy
+    if cfg.loss.entropy_coef:
+        bonus = entropy_bonus(entropy, part.weight, cfg.loss.entropy_coef)
+        loss = loss - bonus
+        stats.loss = stats.loss - bonus.detach()
+    return loss, stats, logp, entropy.detach()
 
 
 def sample_and_score(cfg, run, ranks, step: int, stage, attempt: int = 0) -> Groups:

@@ -185,6 +185,7 @@ class Batch(Groups):
     advantage: (B,), and weight: (B, C), float32, 0 until they are set.
     logp, logp_old, logp_ref: (B, C) float32, log-probs under the policy that sampled, the old policy and the
     reference, by the training forward. `accumulate_gradient` writes logp in the first update.
+    all_teach: a term of the loss has a gradient even where all advantages are 0.
     stats: the `UpdateStats` of the latest update from each mini-batch, by the mini-batch's groups.
     """
 
@@ -199,6 +200,7 @@ class Batch(Groups):
     logp: Tensor = field(init=False)
     logp_old: Tensor | None = None
     logp_ref: Tensor | None = None
+    all_teach: bool = False
     stats: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -222,8 +224,9 @@ class Batch(Groups):
 
     @property
     def teaching(self) -> list[int]:
-        """The groups that have a gradient: with a KL penalty all, else those with a nonzero advantage."""
-        if self.logp_ref is not None:
+        """The groups that have a gradient: with a KL penalty or an entropy bonus all, else those with a
+        nonzero advantage."""
+        if self.all_teach or self.logp_ref is not None:
             return list(range(len(self.prompts)))
         return self.advantage.view(self.length.shape).ne(0).any(dim=1).nonzero().flatten().tolist()
 

@@ -14,6 +14,7 @@ the loss, which is known only after all log-probs are.
 
 from collections.abc import Iterator
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ LOGITS_MIB = {"cpu": 115.0, "cuda": 512.0}
 TOKENS_PER_BLOCK = 2048
 # A logit below this is that of a banned word: a constant without a gradient.
 LOWEST = torch.finfo(torch.float32).min / 2
+# exp of it is 0 in float32, and 0 times it is 0
+LOG_OF_ZERO = -200.0
 
 
 def chunk_of(vocabulary: int, mib: float | None, device: str) -> int:
@@ -41,7 +44,13 @@ def chunk_of(vocabulary: int, mib: float | None, device: str) -> int:
 
 
 def completion_logprobs(
-    policy, batch, *, temperature: float, chunk: int, truncation: Truncation | None = None
+    policy,
+    batch,
+    *,
+    temperature: float,
+    chunk: int,
+    truncation: Truncation | None = None,
+    entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Score the completions of a batch under a policy.
 
@@ -54,10 +63,11 @@ def completion_logprobs(
     once, 3 if the temperature is not 1.
     truncation: log-probs are of the distribution without the words that it leaves out. A token that would be
     left out itself, after an update, stays, with the words that are likelier.
+    entropy_grad: the entropy has a gradient, too. Its backward pass needs chunk * V floats more.
 
     -> logp (B, C) float32 of each completion token, with gradient if the policy has one; entropy (B, C)
-    float32 in nats, detached. Both are 0 outside the mask. The result does not depend on chunk. Raises
-    ValueError if temperature or chunk is not positive.
+    float32 in nats, detached unless entropy_grad. Both are 0 outside the mask. The result does not depend on
+    chunk. Raises ValueError if temperature or chunk is not positive.
     """
     if temperature <= 0 or chunk < 1:
         raise ValueError(
@@ -66,9 +76,8 @@ def completion_logprobs(
     mask = batch.mask
     hidden = policy(batch.prompts, batch.tokens, batch.length).reshape(*mask.shape, -1)  # (B, C, D)
     tokens = batch.tokens.reshape(mask.shape)
-    return masked_logprobs(
-        policy, hidden, tokens, mask, temperature=temperature, chunk=chunk, truncation=truncation
-    )
+    how = {"truncation": truncation, "entropy_grad": entropy_grad}
+    return masked_logprobs(policy, hidden, tokens, mask, temperature=temperature, chunk=chunk, **how)
 
 
 def masked_logprobs(
@@ -80,13 +89,24 @@ def masked_logprobs(
     temperature: float,
     chunk: int,
     truncation: Truncation | None = None,
+    entropy_grad: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probs and entropy of `tokens` (...), which `hidden` (..., D) predicts; 0 outside `mask` (...).
     -> two tensors (...)."""
     real = (hidden[mask], policy.head_weight, tokens[mask])
-    logp, entropy = _Score.apply(*real, policy.logits, temperature, chunk, truncation)  # (T,) each
+    how = _How(temperature, chunk, truncation, entropy_grad)
+    logp, entropy = _Score.apply(*real, policy.logits, how)  # (T,) each
     empty = torch.zeros(mask.shape, device=logp.device)
     return empty.masked_scatter(mask, logp), empty.masked_scatter(mask, entropy)
+
+
+class _How(NamedTuple):
+    """Settings of `masked_logprobs`."""
+
+    temperature: float
+    chunk: int
+    truncation: Truncation | None
+    entropy_grad: bool
 
 
 class _Score(torch.autograd.Function):
@@ -95,12 +115,11 @@ class _Score(torch.autograd.Function):
     chunk was all): for TOKENS_PER_BLOCK tokens and a block of words at a time, as many numbers as a chunk."""
 
     @staticmethod
-    def forward(ctx, hidden, head, tokens, logits_of, temperature, chunk, truncation=None):
+    def forward(ctx, hidden, head, tokens, logits_of, how):
+        temperature, chunk, truncation, entropy_grad = ctx.how = how
         device = hidden.device.type
         # Of the matrix products.
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
-        ctx.temperature = temperature
-        ctx.chunk = chunk
         rows, weight = hidden.to(ctx.dtype), head.to(ctx.dtype)
         logp, entropy = (torch.zeros(len(tokens), device=hidden.device) for _ in range(2))
         normaliser = logp.double()
@@ -134,22 +153,24 @@ class _Score(torch.autograd.Function):
             # Free them before the next chunk's exist.
             del all_logp, probability
         ctx.least = None if truncation is None else least
-        ctx.save_for_backward(hidden, head, tokens, normaliser, banned, *kept)
-        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(hidden, head, tokens, normaliser, entropy, banned, *kept)
+        if not entropy_grad:
+            ctx.mark_non_differentiable(entropy)
         return logp, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grad_outputs):  # pyrefly: ignore[bad-override]
-        hidden, head, tokens, normaliser, banned, *kept = ctx.saved_tensors
+        hidden, head, tokens, normaliser, entropy, banned, *kept = ctx.saved_tensors
+        temperature = ctx.how.temperature
         rows = hidden.to(ctx.dtype)
-        slope = grad_outputs[0] / ctx.temperature
+        slope, entropy_slope = (each / temperature for each in grad_outputs)
         of_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         # The first tokens write it.
         make = torch.empty_like if len(tokens) else torch.zeros_like
         of_head = make(head) if ctx.needs_input_grad[1] else None
         each = TOKENS_PER_BLOCK
-        block = max(1, ctx.chunk * len(head) // each)
+        block = max(1, ctx.how.chunk * len(head) // each)
         if kept:
             # Log-probs are logits at temperature 1 whose exponentials add up to 1.
             normaliser = torch.zeros_like(normaliser)
@@ -159,18 +180,19 @@ class _Score(torch.autograd.Function):
             for part, words in product(_parts(len(tokens), each), _parts(len(head), block)):
                 weight = head[words].to(ctx.dtype)
                 logits = kept[0].clone() if kept else linear_in_float32(rows[part], weight).float()
-                if ctx.temperature != 1 and not kept:
-                    logits.div_(ctx.temperature)
+                if temperature != 1 and not kept:
+                    logits.div_(temperature)
                 if ctx.least is not None and not kept:
                     logits.masked_fill_(logits < ctx.least[part, None], -torch.inf)
                 of_token = (tokens[part], slope[part], normaliser[part])
-                of_logits = _logit_slope(logits, words.start, *of_token, banned[words]).to(ctx.dtype)
+                bonus = (entropy_slope[part], entropy[part]) if ctx.how.entropy_grad else None
+                of_logits = _logit_slope(logits, words.start, *of_token, banned[words], bonus).to(ctx.dtype)
                 if of_hidden is not None:
                     of_hidden[part] += of_logits @ weight
                 if of_head is not None:
                     of_words = of_logits.T @ rows[part]
                     of_head[words] = of_words if part.start == 0 else of_head[words] + of_words
-        return of_hidden, of_head, None, None, None, None, None
+        return of_hidden, of_head, None, None, None
 
 
 def _parts(count: int, chunk: int) -> Iterator[slice]:
@@ -179,19 +201,34 @@ def _parts(count: int, chunk: int) -> Iterator[slice]:
 
 # [Eq. 8]
 def _logit_slope(
-    logits: Tensor, first: int, tokens: Tensor, slope: Tensor, normaliser: Tensor, banned: Tensor
+    logits: Tensor,
+    first: int,
+    tokens: Tensor,
+    slope: Tensor,
+    normaliser: Tensor,
+    banned: Tensor,
+    of_entropy: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability).
+    """Gradient of the loss in the logits of some words: slope · (1[this is the chosen word] - probability),
+    and the entropy's part, -probability · (log probability + entropy) · its slope.
 
     logits (T, w): of w words from number `first` on, over the temperature; overwritten by the result (T, w).
     tokens (T,): the chosen ones. slope (T,): the loss's gradient in the log-prob, over the temperature.
     normaliser (T,) float64: log of the sum over all words of exp(logit / temperature). banned (w,) bool:
-    words whose logits are constants.
+    words whose logits are constants. of_entropy: the loss's gradient in the entropy, over the temperature,
+    and the entropy, (T,) each; None: the entropy is not in the loss.
     """
     near = normaliser.float()
     # Corrects for rounding the normaliser to float32, which shifts every probability by the same 1e-6.
     rest = (near - normaliser).exp().float()
-    of_logits = logits.sub_(near[:, None]).exp_().mul_((-slope * rest)[:, None])
+    logp = logits.sub_(near[:, None])
+    if of_entropy is None:
+        of_logits = logp.exp_().mul_((-slope * rest)[:, None])
+    else:
+        entropy_slope, entropy = of_entropy
+        probability = logp.exp().mul_(rest[:, None])
+        pulls = logp.clamp_(min=LOG_OF_ZERO).add_(entropy[:, None]).mul_(entropy_slope[:, None])
+        of_logits = pulls.add_(slope[:, None]).mul_(probability).neg_()
     place = tokens - first
     here = (place >= 0) & (place < logits.shape[1])
     place = place.clamp(0, logits.shape[1] - 1)[:, None]

@@ -177,11 +177,22 @@ def policy_loss(
     )
 
 
+# [Eq. 10]
+def entropy_bonus(entropy: Tensor, weight: Tensor, coef: float) -> Tensor:
+    """What the loss is lowered by: coef times the weighted sum of the policy's entropies. -> a scalar.
+
+    entropy (B, C) in nats, with gradient; weight (B, C) as in `policy_loss`: where it is 0 nothing is read.
+    Source: A3C (arXiv 1602.01783), section 4. EasyR1 had it until March 2025, with 0.001.
+    """
+    return coef * (weight * torch.where(weight != 0, entropy.float(), 0.0)).sum()
+
+
 @dataclass
 class LossStats:
     """What happened in a loss: sums over its tokens, each with the token's weight w. Detached scalars.
 
-    loss: kl_coef * kl - surrogate.  policy: -surrogate.  kl: without kl_coef; 0 without a reference.  ratio.
+    loss: kl_coef * kl - surrogate, minus the entropy bonus.  policy: -surrogate.  kl: without kl_coef; 0
+    without a reference.  ratio.
     clip_low: 1 where r < 1 - clip_low and A < 0.  clip_high: 1 where r > 1 + clip_high and A > 0.
     kl_clamped: 1 where logp_ref - logp > 20.  weight: 1, so w itself; over a whole update the sum is 1 for
     "token" and "completion", and less for "constant".

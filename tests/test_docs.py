@@ -105,7 +105,7 @@ def test_a_changed_source_would_be_noticed(tmp_path, monkeypatch):
             docs_sync.source_of(*missing)
 
 
-@pytest.mark.parametrize("number", range(1, 10))
+@pytest.mark.parametrize("number", range(1, 11))
 def test_each_equation_stands_once_in_the_docs_beside_its_code(number):
     found = [path for path in DOCS for _ in range(text_of(path).count(f"[Eq. {number}]"))]
     assert len(found) == 1, f"[Eq. {number}] stands in {[name(path) for path in found]}"

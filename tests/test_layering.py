@@ -1,6 +1,6 @@
 """Imports go one way, between folders and between files: read from the source.
 
-train.py, evaluate.py -> run -> monitor -> evaluation -> config -> storage -> the algorithm (the files
+train.py, evaluate.py, bridge -> run -> monitor -> evaluation -> config -> storage -> the algorithm (the files
 directly in grpo/, and rewards/) -> serving -> parallel -> models, data. models/ and data/ do not import
 each other.
 """
@@ -14,7 +14,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OWN = {"grpo", "models", "data", "train", "evaluate", "tests"}
 STDLIB = set(sys.stdlib_module_names)
-FOLDERS = ["parallel", "serving", "", "rewards", "storage", "config", "plan", "evaluation", "monitor", "run"]
+FOLDERS = [
+    *("parallel", "serving", ""),
+    *("rewards", "storage", "config", "plan", "evaluation", "monitor", "run", "bridge"),
+]
 """The folders of grpo/ from the lowest up; "" is grpo/ itself. A file imports from its own and lower ones."""
 
 ENTRIES = {"export", "report", "words"}

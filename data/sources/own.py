@@ -228,6 +228,13 @@ def own_example(row: Row) -> Example:
     return Example(uid, row.text("question"), choices, answer, task, found, extra | {"kind": kind}, wording)
 
 
+def answer_example(row: Row) -> Example:
+    """The same without its chain of thought, so that imitation learns the answer alone."""
+    example = own_example(row)
+    extra = {name: value for name, value in example.extra.items() if name != "documents"}
+    return replace(example, extra=extra)
+
+
 def _choices(row: Row) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The choices, a list of texts or numbers or an object with letters as keys; and the labels A, B, … or
     1, 2, … that they carried themselves."""
@@ -358,3 +365,4 @@ def _ground(folder: Path) -> Path:
 
 JSONL = replace(layout("jsonl", OwnShard, own_example), optional=FIELDS)
 VISION_R1_COLD = replace(layout("vision_r1_cold", OwnShard, own_example), optional=FIELDS)
+VISION_R1_COLD_ANSWERS = replace(VISION_R1_COLD, example=answer_example)

@@ -135,6 +135,7 @@ LAYOUTS: dict[str, Layout] = {
     "clevr": training.CLEVR,
     "vision_r1": training.VISION_R1,
     "vision_r1_cold": own.VISION_R1_COLD,
+    "vision_r1_cold_answers": own.VISION_R1_COLD_ANSWERS,
     "jsonl": own.JSONL,
     "blink": benchmarks.BLINK,
     "cvbench": benchmarks.CVBENCH,

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from grpo.config.typed import ConfigError, leaves
+from grpo.config.checks import check, value_of
+from grpo.config.typed import leaves
 from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
 
 # a setting takes the names that a table knows
@@ -83,6 +84,8 @@ class Loss:
     """Estimator of the KL to the reference. k3: the paper's; k3_is: times the ratio, an unbiased gradient."""
     kl_coef: float = 0.04
     """Weight of the KL penalty. 0: no reference is needed, and none is loaded."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, which keeps the policy's entropy up. 0: none, and no entropy gradient."""
     reference_on: Literal["device", "host"] = "device"
     """Where the reference model is kept. host: in CPU memory, copied to the GPU once a step."""
     updates: int = 1
@@ -287,111 +290,6 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""
         return dataclasses.asdict(self)
-
-
-LEAST = {
-    0: "steps seed lora.rank loss.kl_coef loss.clip_high loss.sections optim.warmup optim.weight_decay "
-    "optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every report.every "
-    "report.prompts",
-    1: "prompts group cap top_k max_rounds limit max_rows min_pixels max_pixels loss.updates "
-    "loss.minibatches loss.micro_tokens eval.cap",
-    2: "max_prompt",
-}
-"""{smallest value: keys}."""
-
-
-def check(config: Config) -> None:
-    """Refuse values that have the right type and make no sense. Raises ConfigError that names the key."""
-    for least, keys in LEAST.items():
-        for key in keys.split():
-            value = value_of(config, key)
-            if value is not None and value < least:
-                raise ConfigError(f"{key}: must be at least {least}, got {value}")
-    for key in ("temperature", "lora.alpha", "optim.lr", "loss.logits_mib", "timeout", "epochs"):
-        value = value_of(config, key)
-        if value is not None and value <= 0:
-            raise ConfigError(f"{key}: must be above 0, got {value}")
-    for key in ("optim.beta2", "loss.clip_low"):
-        if not 0 <= value_of(config, key) < 1:
-            raise ConfigError(f"{key}: must be in [0, 1), got {value_of(config, key)}")
-    if not 0 < config.top_p <= 1:
-        raise ConfigError(f"top_p: must be above 0 and at most 1, got {config.top_p}")
-    if not 0 < config.enough <= 1:
-        raise ConfigError(f"enough: must be above 0 and at most 1 (a share of groups), got {config.enough}")
-    if not 0 <= config.optim.lr_min <= 1:
-        raise ConfigError(f"optim.lr_min: must be in [0, 1] (a fraction of lr), got {config.optim.lr_min}")
-    if config.heldout is not None and not 0 <= config.heldout < 1:
-        raise ConfigError(f"heldout: must be in [0, 1) (a share of the rows), got {config.heldout}")
-    if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
-        raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
-    if config.init and config.method != "sft":
-        raise ConfigError("init: random weights never earn a reward; use method=sft or drop init")
-    if config.lora.rank:
-        _check_lora(config)
-    if config.shard == "always" and config.optim.name == "muon":
-        raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never")
-    if len(set(config.freeze)) > 1:
-        raise ConfigError("freeze: with vision and llm both frozen nothing is left to train")
-    if config.method == "grpo":
-        _check_rollouts(config)
-
-
-def _check_lora(config: Config) -> None:
-    if config.init:
-        raise ConfigError("lora.rank: random weights need full training; use lora.rank=0 or a model")
-    if config.optim.name == "muon":
-        raise ConfigError("lora.rank: muon is for whole matrices; use optim.name=adamw")
-    if not config.lora.targets:
-        raise ConfigError("lora.targets: at least one layer is needed, such as q_proj")
-
-
-def _check_rollouts(config: Config) -> None:
-    if not config.rewards:
-        raise ConfigError("rewards: at least one reward part is needed")
-    if config.cuda_graphs and config.device == "cpu":
-        raise ConfigError("cuda_graphs: a CPU has none; drop it, or set device=cuda")
-    if config.max_rounds > 1 and config.loss.kl_coef:
-        why = "dynamic sampling leaves out groups that a KL penalty would still move"
-        raise ConfigError(f"max_rounds: {why}; set loss.kl_coef=0, as DAPO and GPG do")
-    sizes = {"group": config.group} | {f"stages[{i}].group": s.group for i, s in enumerate(config.stages)}
-    for key, size in sizes.items():
-        if size < 2:
-            raise ConfigError(f"{key}: must be at least 2, because a group compares completions; got {size}")
-    if (parts := config.loss.minibatches) > config.prompts:
-        raise ConfigError(f"loss.minibatches: {parts} parts of {config.prompts} prompts; raise prompts")
-    ends = [stage.until for stage in config.stages]
-    if ends != sorted(set(ends)) or any(stage.cap < 1 for stage in config.stages):
-        raise ConfigError(f"stages: `until` must grow and `cap` be at least 1, got until {ends}")
-
-
-def contradictions(config: Config, questions: int) -> list[str]:
-    """A line for each setting that has not the effect that it seems to have.  questions: number of them."""
-    lines = []
-    if config.revision and (config.model == "tiny" or Path(config.model).exists()):
-        lines.append(f"revision: {config.revision!r} has no effect on {config.model}, which is no hub model")
-    if 0 < config.steps <= config.optim.warmup:
-        warmup = f"optim.warmup: {config.optim.warmup} steps of warm-up in a run of {config.steps}"
-        lines.append(f"{warmup}: the learning rate only reaches optim.lr at the end, or never")
-    if config.prompts > questions:
-        lines.append(f"prompts: {config.prompts} per step, but there are {questions} questions; all are used")
-    if config.method == "sft":
-        return lines
-    if config.stages and config.stages[-1].until > config.steps:
-        lines.append(f"stages: until {config.stages[-1].until}, but the run ends at step {config.steps}")
-    if config.lora.rank and config.loss.reference_on == "host":
-        lines.append("loss.reference_on: has no effect with lora.rank: the reference is the policy itself")
-    if config.logp_of == "full" and config.top_k is None and config.top_p == 1:
-        lines.append("logp_of: has no effect without top_k or top_p")
-    if config.max_rounds == 1 and config.enough < 1:
-        lines.append("enough: has no effect without dynamic sampling; set max_rounds above 1")
-    return lines
-
-
-def value_of(config: Config, key: str) -> Any:
-    """The value at a dotted key: value_of(config, "optim.lr")."""
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
 
 
 def differences(config: Config, other: Config) -> list[str]:

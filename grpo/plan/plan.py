@@ -238,8 +238,9 @@ def _learning(cfg: Config, model: ModelConfig, load: Load, size: int, device: st
     words = model.vocab_size
     again = ", recomputed block by block" if cfg.recompute else ""
     chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.tokens[1])
-    # Float32 copies of a chunk's logits: themselves, divided by the temperature, and their log-softmax.
-    alive = 2 + (cfg.temperature != 1)
+    # Float32 copies of a chunk's logits: themselves, divided by the temperature, and their log-softmax. With
+    # an entropy bonus the backward pass makes their probabilities, too.
+    alive = 2 + (cfg.temperature != 1 or cfg.loss.entropy_coef > 0)
     # A frozen tower keeps no activations.
     trained_load = replace(micro, patches=0) if "vision" in cfg.freeze else micro
     kept = activations(model, trained_load, size, cfg.recompute, device)

@@ -215,6 +215,9 @@ def test_without_a_penalty_only_groups_with_an_advantage_teach(sources):
     batch.logp_ref = None
     batch.advantage = torch.tensor([[0.0, 0, 0], [1, -1, 0], [0, 0, 0], [0, 0, 1e-3]]).flatten()
     assert batch.teaching == [1, 3]
+    # an entropy bonus moves the others, too
+    batch.all_teach = True
+    assert batch.teaching == [0, 1, 2, 3]
 
 
 # ---- masks

@@ -84,6 +84,64 @@ def test_equal_to_the_plain_form_in_value_and_gradient(chunk, temperature):
         assert wanted.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 26, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("impossible", [(), (0, 30)], ids=["all words", "two banned"])
+def test_the_entropys_gradient_is_that_of_full_logits(chunk, temperature, impossible, monkeypatch):
+    """Each log-prob and each entropy has a slope of its own. A banned word's is 0, not NaN."""
+    monkeypatch.setattr(logprobs, "TOKENS_PER_BLOCK", 5)
+    policy, batch = ToyPolicy(impossible=impossible), make_batch()
+    batch.tokens = batch.tokens.clamp(1, 29)
+    g = torch.Generator().manual_seed(2)
+    slopes = torch.randn(2, *batch.mask.shape, generator=g)
+    logits = policy.logits(policy(batch.prompts, batch.tokens).flatten(0, 1)) / temperature
+    logp = logits.log_softmax(dim=-1)
+    chosen = logp.gather(-1, batch.tokens.flatten(0, 1)[..., None]).squeeze(-1)
+    every = torch.stack([chosen, -(logp.exp() * logp.clamp(min=-1e9)).sum(-1)])
+    wanted = torch.autograd.grad((torch.where(batch.mask, every, 0.0) * slopes).sum(), policy.parameters())
+    how = {"temperature": temperature, "chunk": chunk, "entropy_grad": True}
+    both = torch.stack(completion_logprobs(policy, batch, **how))
+    found = torch.autograd.grad((both * slopes).sum(), policy.parameters(), retain_graph=True)
+    for a, b in zip(found, wanted):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    alone = torch.autograd.grad((both[1] * slopes[1]).sum(), policy.parameters())
+    assert all(a.isfinite().all() and a.abs().max() > 0.1 for a in alone)
+    assert not alone[1][list(impossible)].any()
+
+
+def test_the_entropys_gradient_by_finite_differences():
+    """A small step along a random direction of the head changes the sum of entropies by the gradient's
+    part in that direction. No formula of the entropy's gradient is used."""
+    policy, batch = ToyPolicy(), make_batch()
+    how = {"temperature": 0.8, "chunk": 5, "entropy_grad": True}
+    summed = lambda: completion_logprobs(policy, batch, **how)[1].double().sum()
+    (gradient,) = torch.autograd.grad(summed(), [policy.head.weight])
+    direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(4))
+    value = []
+    for side in (3e-3, -3e-3):
+        with torch.no_grad():
+            policy.head.weight.add_(side * direction)
+            value.append(summed())
+            policy.head.weight.sub_(side * direction)
+    measured = float(value[0] - value[1]) / 6e-3
+    assert measured == pytest.approx(float((gradient * direction).sum()), rel=1e-3)
+
+
+def test_an_entropy_without_a_slope_leaves_the_gradient_bit_for_bit():
+    """With entropy_grad off nothing is computed, and on with slope 0 it adds nothing but rounding."""
+    policy, batch = ToyPolicy(), make_batch()
+    upstream = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2))
+    found = []
+    for entropy_grad in (False, True):
+        how = {"temperature": 0.7, "chunk": 4, "entropy_grad": entropy_grad}
+        logp, entropy = completion_logprobs(policy, batch, **how)
+        assert entropy.requires_grad == entropy_grad
+        found.append((logp, entropy, torch.autograd.grad((logp * upstream).sum(), policy.parameters())))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    for a, b in zip(found[0][2], found[1][2]):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
 def both_gradients(policy, batch, chunk, parameters, temperature=0.8):
     """Of the parameters, by the plain form and by ours, for a loss in which every token has a slope of its
     own."""
@@ -342,7 +400,8 @@ def test_truncated_log_probs_and_their_gradient(chunk, truncation, temperature, 
     assert (logits.detach().gather(-1, chosen) < order.gather(-1, count - 1)).any(), "some are left out"
     expected = torch.where(batch.mask, left.log_softmax(-1).gather(-1, chosen)[..., 0], 0.0)
     upstream = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2))
-    gradients = torch.autograd.grad((expected * upstream).sum(), policy.parameters())
+    keep = {"retain_graph": True}
+    gradients = torch.autograd.grad((expected * upstream).sum(), policy.parameters(), **keep)
     how = {"temperature": temperature, "chunk": chunk, "truncation": truncation}
     logp, entropy = completion_logprobs(policy, batch, **how)
     torch.testing.assert_close(logp, expected, rtol=1e-6, atol=1e-6)
@@ -350,3 +409,10 @@ def test_truncated_log_probs_and_their_gradient(chunk, truncation, temperature, 
     torch.testing.assert_close(entropy, torch.where(batch.mask, wanted, 0.0), rtol=1e-5, atol=1e-6)
     for found, each in zip(torch.autograd.grad((logp * upstream).sum(), policy.parameters()), gradients):
         torch.testing.assert_close(found, each, rtol=1e-5, atol=4e-6)
+    # the entropy is that of the words that stay; 0 * -inf at the others would be NaN
+    p = left.softmax(-1)
+    stays = torch.where(p > 0, p * left.log_softmax(-1).clamp(min=-1e9), 0.0).sum(-1)
+    wanted = torch.autograd.grad((torch.where(batch.mask, -stays, 0.0) * upstream).sum(), policy.parameters())
+    _, entropy = completion_logprobs(policy, batch, **how, entropy_grad=True)
+    for found, each in zip(torch.autograd.grad((entropy * upstream).sum(), policy.parameters()), wanted):
+        torch.testing.assert_close(found, each, rtol=1e-5, atol=1e-5)

@@ -128,7 +128,13 @@ class World:
             ),
         )
         self.ranks = SimpleNamespace(gather=lambda rows: rows, sum=lambda tensor: tensor)
-        for name in ("policy_loss", "token_weights", "group_advantages", "completion_logprobs"):
+        for name in (
+            "policy_loss",
+            "token_weights",
+            "group_advantages",
+            "completion_logprobs",
+            "entropy_bonus",
+        ):
             self.spy(name, getattr(train, name))
         self.spy("chosen_prompts", self.choose)
         self.spy("generate", self.write)
@@ -206,7 +212,8 @@ def test_the_loss_gets_its_settings(train):
         }
         assert old is None and ref.shape == weight.shape == logp.shape and len(advantage) == len(logp)
     for _, how in world.called("completion_logprobs"):
-        assert how == {"temperature": 0.7, "chunk": 7, "truncation": None}
+        assert how == {"temperature": 0.7, "chunk": 7, "truncation": None, "entropy_grad": False}
+    assert not world.called("entropy_bonus") and not world.logged[0].batch.all_teach
 
 
 def test_weights_and_advantages_get_their_settings(train):
@@ -281,12 +288,25 @@ def test_two_updates_repeat_all_mini_batches(train):
     check_step(train, 2, minibatches=2)
 
 
-def check_step(train, updates, minibatches=1):
+def test_an_entropy_bonus_is_that_of_the_formula(train):
+    """Also where no completion of a group did better than another."""
+    check_step(train, 1, entropy_coef=0.3)
+    check_step(train, 1, minibatches=3, entropy_coef=0.3)
+
+
+def test_an_entropy_bonus_alone_moves_the_policy(train):
+    """Without a penalty and with equal rewards."""
+    world = World(train, "loss.kl_coef=0", "loss.entropy_coef=0.3", reference=False, equal=[{0, 1, 2}]).go()
+    assert all(logged.grad_norm > 0 and logged.batch.teaching == [0, 1, 2] for logged in world.logged)
+
+
+def check_step(train, updates, minibatches=1, entropy_coef=0.0):
     """The weights after each step, against the objective on the whole batch at once, and PyTorch's AdamW.
 
     A mini-batch is every n-th prompt. Weights, advantages and old log-probs are those of the whole batch.
     """
     settings = [f"loss.updates={updates}", f"loss.minibatches={minibatches}"]
+    settings += [f"loss.entropy_coef={entropy_coef}"]
     several = updates * minibatches > 1
     world = World(train, *settings, "optim.warmup=0", "optim.decay=constant").go()
     policy, reference = Unigram(1), world.run.reference
@@ -312,6 +332,11 @@ def check_step(train, updates, minibatches=1):
             clip = {"clip_low": 0.11, "clip_high": 0.37}
             pulled = weight * of_part
             loss, found = policy_loss(logp, old if several else None, ref, advantage, pulled, **how, **clip)
+            # every token's distribution is the same one
+            p = (policy.head_weight[:, 0] / 0.7).softmax(0)
+            bonus = entropy_coef * pulled.sum() * -(p * p.log()).sum()
+            loss = loss - bonus
+            found.loss = found.loss - bonus.detach()
             # the metrics are those of the last pass over all parts
             stats = found if update % minibatches == 0 else stats + found
             policy.zero_grad()

@@ -20,6 +20,15 @@ LOOP = {
     "surrogate dropped": ("        surrogate=SURROGATES[cfg.loss.surrogate],\n", ""),
     "KL estimator dropped": ("        kl=KL_ESTIMATORS[cfg.loss.kl],\n", ""),
     "KL coefficient dropped": ("        kl_coef=cfg.loss.kl_coef,\n", ""),
+    "entropy without a gradient": ('"entropy_grad": cfg.loss.entropy_coef > 0', '"entropy_grad": False'),
+    "entropy bonus dropped": ("    if cfg.loss.entropy_coef:\n", "    if False:\n"),
+    "entropy coefficient is the penalty's": (
+        "part.weight, cfg.loss.entropy_coef)",
+        "part.weight, cfg.loss.kl_coef)",
+    ),
+    "entropy bonus: sign": ("loss = loss - bonus\n", "loss = loss + bonus\n"),
+    "entropy bonus: not in the statistics": ("stats.loss = stats.loss - bonus.detach()", "pass"),
+    "entropy bonus in no idle group": ("batch.all_teach = cfg.loss.entropy_coef > 0", "pass"),
     "temperature dropped in the loss": (
         "temperature=cfg.temperature, chunk=chunk",
         "temperature=1.0, chunk=chunk",

@@ -96,6 +96,23 @@ OBJECTIVE = {
         "(weight * (kl_coef * distance - gain)).sum()",
         "(weight * (kl_coef * distance - gain)).mean()",
     ),
+    "entropy bonus: coefficient dropped": (
+        "return coef * (weight * torch.where(weight",
+        "return (weight * torch.where(weight",
+    ),
+    "entropy bonus: unweighted": (
+        "coef * (weight * torch.where(weight != 0, entropy.float(), 0.0)).sum()",
+        "coef * torch.where(weight != 0, entropy.float(), 0.0).sum()",
+    ),
+    "entropy bonus: a mean": (
+        "torch.where(weight != 0, entropy.float(), 0.0)).sum()",
+        "torch.where(weight != 0, entropy.float(), 0.0)).mean()",
+    ),
+    "entropy bonus: padding is read": ("torch.where(weight != 0, entropy.float(), 0.0)", "entropy.float()"),
+    "entropy bonus: no gradient": (
+        "torch.where(weight != 0, entropy.float(), 0.0)",
+        "torch.where(weight != 0, entropy.detach().float(), 0.0)",
+    ),
     "statistics: a mean over all tokens": ("(weight * x).sum().detach()", "x.float().mean().detach()"),
     "statistics: clip sides swapped": (
         'clip_low=total((ratio < 1 - clip["clip_low"]) & (advantage < 0))',

@@ -289,3 +289,29 @@ def test_a_misspelt_bound_is_an_error():
     x = torch.zeros(1, 1)
     with pytest.raises(TypeError, match="clip_hihg"):
         grpo.objective.policy_loss(x, None, None, torch.zeros(1), x, clip_hihg=0.3)
+
+
+# ---- Eq. 10: the entropy bonus
+
+
+def test_the_entropy_bonus_is_a_weighted_sum_and_its_gradient_the_weight(objective):
+    """d bonus / d H = coef * w. Where the weight is 0 nothing is read, not even NaN."""
+    weight = torch.tensor([[0.25, 0.5, 0.0], [0.125, 0.0, 0.0]])
+    entropy = torch.tensor([[2.0, 1.0, math.nan], [4.0, math.nan, math.inf]], requires_grad=True)
+    bonus = objective.entropy_bonus(entropy, weight, 0.1)
+    close(bonus, 0.1 * (0.5 + 0.5 + 0.5))
+    bonus.backward()
+    close(entropy.grad, 0.1 * weight)
+
+
+def test_entropy_bonuses_of_micro_batches_add_up(objective):
+    """However the rows are cut: the weights are those of the whole update."""
+    g = torch.Generator().manual_seed(0)
+    mask = torch.rand(6, 5, generator=g) < 0.6
+    entropy = torch.rand(6, 5, generator=g)
+    weight = objective.token_weights(mask, tokens=mask.sum(), completions=6, cap=5)
+    whole = objective.entropy_bonus(entropy, weight, 0.3)
+    parts = [objective.entropy_bonus(entropy[rows], weight[rows], 0.3) for rows in ([0, 3], [1, 2, 4, 5])]
+    close(sum(parts), whole)
+    # equal entropies: the bonus is coef times the entropy, for weights whose sum is 1
+    close(objective.entropy_bonus(torch.full((6, 5), 0.7), weight / weight.sum(), 0.3), 0.21)

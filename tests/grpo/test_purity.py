@@ -80,6 +80,7 @@ CASES = {
         for s in variants.SURROGATES.values()
     ],
     (objective, "gradient_weight"): [((LOGP, old, ROWS[:, 0], WEIGHT), {}) for old in (OLD, None)],
+    (objective, "entropy_bonus"): [((LOGP.exp(), WEIGHT, coef), {}) for coef in (0.0, 0.1)],
     (names, "choose"): [(("thing", "a", {"a": 1}), {})],
     (sampling, "least_kept"): [((draw(3, 7), sampling.Truncation(2, 0.9)), {})],
     (sampling, "log_distribution"): [
@@ -90,9 +91,10 @@ CASES = {
     (sampling, "uid_hash"): [(("shapes/0",), {})],
     (logprobs, "chunk_of"): [((7, mib, "cpu"), {}) for mib in (None, 0.001)],
     (logprobs, "completion_logprobs"): [
-        ((Policy(), BATCH), dict(temperature=0.7, chunk=chunk, truncation=truncation))
+        ((Policy(), BATCH), dict(temperature=0.7, chunk=chunk, truncation=truncation, entropy_grad=grad))
         for chunk in (2, 100)
         for truncation in (None, sampling.Truncation(2, 0.9))
+        for grad in (False, True)
     ],
     (logprobs, "masked_logprobs"): [
         (

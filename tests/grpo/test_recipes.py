@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import train
 from data.sources import hub
@@ -19,39 +18,11 @@ from grpo.storage.model_folder import HUB_FILES, load_model, model_folder
 from models import lora
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-from qwen import chains_folder, jsonl_folder, problems_file, qwen_folder, sat_file
+from qwen import qwen_folder
+from tiny_recipes import bases, data_of, metrics, moved, small
 
 RECIPES = list(parse.recipes())
 REAL = [name for name in RECIPES if parse.load(name).model not in ("tiny",)]
-# Nothing a recipe chooses is touched, only how much of it there is. A random policy never answers right, so
-# it is paid for its length as well.
-SMALL = [
-    "steps=2",
-    "prompts=2",
-    "group=3",
-    "cap=40",
-    "max_pixels=6272",
-    "min_pixels=3136",
-    "device=cpu",
-    "dtype=float32",
-    "eval.items=2",
-    "eval.every=0",
-    "eval.cap=4",
-    "save.every=1",
-    "save.keep=0",
-    "optim.warmup=0",
-    "optim.lr=1e-3",
-]
-PAID = ["rewards.length=100"]
-# its documents are that long
-OWN = {
-    "vision_r1_rl": ["stages=[{until: 1, group: 4, cap: 12}]"],
-    "vision_r1_cold": ["cap=60"],
-    "sat_dapo": ["max_rounds=2"],
-    "sat_gpg": ["max_rounds=2"],
-}
-
-
 pytestmark = pytest.mark.usefixtures("in_process")
 
 
@@ -61,58 +32,20 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def base_of(base, tmp_path_factory):
+def base_of(tmp_path_factory):
     """The tiny twin of a recipe's model."""
-    qwen3 = qwen_folder(tmp_path_factory.mktemp("models") / "qwen3_vl", "qwen3_vl")
-    return lambda recipe: qwen3 if "Qwen3-VL" in parse.load(recipe).model else base
+    return bases(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """{task: a file or folder in its layout}."""
-    folder = tmp_path_factory.mktemp("data")
-    sat = sat_file(folder / "SAT_train.parquet")
-    return {
-        "sat": sat,
-        "sat_paper": sat,
-        "jsonl": jsonl_folder(folder / "mine", documents=True),
-        "vision_r1": problems_file(folder / "train.parquet"),
-        "vision_r1_cold": chains_folder(folder / "cold"),
-    }
-
-
-def small(recipe, base, data, out, *settings):
-    """The command line of a recipe scaled down."""
-    cfg = parse.load(recipe)
-    return [
-        recipe,
-        f"model={base}",
-        f"data={data[cfg.task]}",
-        f"out={out}",
-        *SMALL,
-        *(PAID if cfg.method == "grpo" else []),
-        *OWN.get(recipe, []),
-        *settings,
-    ]
+    return data_of(tmp_path_factory.mktemp("data"))
 
 
 def trained(recipe, base, data, out, *settings):
     assert train.main(small(recipe, base, data, out, *settings)) == 0
     return out
-
-
-def metrics(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "step_time" and not k.startswith("time/")} for row in rows]
-
-
-def moved(base, folder):
-    """Names of the weights that training changed, and of those it did not: bit for bit."""
-    # an adapter is added to its base
-    before, after = (load_model(each).state_dict() for each in (base, complete(folder)[-1]))
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    return changed, before.keys() - changed
 
 
 # ---- all of them
@@ -198,12 +131,47 @@ def test_the_papers_numbers_are_the_recipes():
     )
     sft = parse.load("sat_sft")
     assert (sft.method, sft.optim.lr, sft.sft.loss_on) == ("sft", 2e-5, "answer")
-    assert [(s.group, s.cap) for s in (*parse.load("vision_r1_rl").stages, parse.load("vision_r1_rl"))] == [
-        (16, 4096),
-        (8, 8192),
-    ]
     for name in ("sat_gpg", "sat_dapo"):
         assert parse.load(name).loss.kl_coef == 0 and parse.load(name).max_rounds > 1
+
+
+VISION_R1 = {
+    "vision_r1_rl": ((16, 4096, 100), (8, 8192, 200)),
+    "vision_r1_easyr1": ((16, 4096, 100), (8, 8192, 200)),
+    "vision_r1_long": ((4, 16384, 300),),
+    "vision_r1_16k16": ((16, 16384, 200),),
+    "vision_r1_4k16": ((16, 4096, 200),),
+    "vision_r1_4k16_8k16": ((16, 4096, 100), (16, 8192, 200)),
+    "vision_r1_4k16_6k12_8k8": ((16, 4096, 100), (12, 6144, 200), (8, 8192, 300)),
+    "vision_r1_third_stage": ((16, 4096, 100), (8, 8192, 200), (4, 16384, 300)),
+    "vision_r1_zero": ((16, 4096, 300),),
+    "vision_r1_zero_ptst": ((16, 4096, 100), (8, 8192, 200)),
+    "vision_r1_zero_sft_ptst": ((16, 4096, 100), (8, 8192, 200)),
+}
+
+
+@pytest.mark.parametrize("recipe", VISION_R1)
+def test_vision_r1s_stages_are_the_papers(recipe):
+    """arXiv 2503.06749, Tables 3, 5 and 6: (group, cap, last step) of each stage. What is not the stages is
+    the same in all, but for the reward and the prompt of Zero, and the values of EasyR1."""
+    cfg, main = parse.load(recipe), parse.load("vision_r1_rl")
+    stages = [(s.group, s.cap, s.until) for s in cfg.stages]
+    assert (*stages, (cfg.group, cfg.cap, cfg.steps)) == VISION_R1[recipe]
+    other = {difference.partition(":")[0] for difference in parse.differences(main, cfg)}
+    other -= {"recipe", "out", "stages", "group", "cap", "steps"}
+    if "zero" in recipe:
+        assert other == {"rewards", "system"} and cfg.rewards == {"accuracy": 1, "format": 1}
+        assert cfg.system.startswith("A conversation between User and Assistant. ") and "\n" not in cfg.system
+    elif recipe == "vision_r1_easyr1":
+        loss = {"loss.weighting", "loss.minibatches", "loss.entropy_coef"}
+        assert other == loss | {"prompts", "max_prompt", "min_pixels", "max_pixels", "optim.weight_decay"}
+        assert (cfg.prompts / cfg.loss.minibatches, cfg.loss.weighting, cfg.loss.entropy_coef) == (
+            128,
+            "token",
+            1e-3,
+        )
+    else:
+        assert not other
 
 
 def test_every_recipe_is_in_the_docs_with_its_command():

@@ -51,6 +51,19 @@ def test_both_arrays_are_read(cold):
     assert found[0].pictures[0] == pictures / LLAVA["image"]
 
 
+def test_the_answers_without_their_chains(cold):
+    """Imitation then learns what the template makes of the answer."""
+    folder, pictures = cold
+    where = f"{folder},{pictures}"
+    whole, bare = (
+        list(open_split(name, where, "train", None, 0, heldout=0))
+        for name in ("vision_r1_cold", "vision_r1_cold_answers")
+    )
+    assert [e.answer for e in bare] == ["Final Answer:B", "Final Answer:B", "Final Answer:3"]
+    assert not any("documents" in e.extra for e in bare)
+    assert [e.uid for e in bare] == [e.uid for e in whole]
+
+
 def test_a_missing_picture_is_named(cold):
     folder, pictures = cold
     (pictures / MULBERRY["images"]).unlink()
