@@ -11,7 +11,7 @@ from data.sources.jsonl import JsonlShard
 from data.sources.own import inside
 from data.sources.parquet import ParquetShard
 from data.sources.rows import Row, layout
-from data.types import LETTERS, Example, listed, short
+from data.types import LETTERS, Example, MissingPicture, listed, short
 
 # VisualThinker-R1-Zero's exact wording of a caption (arXiv 2503.05132, its evaluation on VSR)
 VSR_WORDING = (
@@ -72,7 +72,11 @@ def vsr_example(row: Row) -> Example:
     caption = row.text("caption")
     root = row.beside or row.folder
     part = "val2017" if "/val2017/" in row.text("image_link") else "train2017"
-    picture = inside(row, "image", name, [root, root / part, root / "images", root / "images" / part])
+    try:
+        picture = inside(row, "image", name, [root, root / part, root / "images", root / "images" / part])
+    except MissingPicture as error:
+        error.link = row.text("image_link")
+        raise
     choices, task = ("True", "False"), row.text("relation", missing="")
     wording = VSR_WORDING.format(caption=caption)
     return Example(row.uid, caption, choices, choices[1 - label], task, (picture,), wording=wording)
