@@ -65,7 +65,7 @@ def wave(text: str) -> int | str:
 # {title of --help: {option: arguments of add_argument, but for its help}}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "what is asked": {
-        "--model": dict(default="tiny", metavar="DIR_OR_ID"),
+        "--model": dict(metavar="DIR_OR_ID"),
         "--compare": dict(metavar="DIR_OR_ID"),
         "--task": dict(default="shapes", choices=SOURCES),
         "--data": dict(metavar="FILE_OR_ID"),
@@ -158,6 +158,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         if (path := getattr(args, name)) and not path.absolute().parent.is_dir():
             made.error(f"argument --{name}: there is no folder {path.absolute().parent}")
     check_together(made, args)
+    # beside --checkpoints it is the base
+    args.model = args.model or (None if args.checkpoints else "tiny")
     args.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     args.temperature = args.temperature or 1.0
     args.columns = columns_of(args.columns)
@@ -286,7 +288,8 @@ def compare(block: dict[str, Any], first: Answers, answers: Answers, key: str, n
 def over_steps(args: argparse.Namespace) -> dict[str, Any]:
     """--checkpoints: ask each policy of the runs once, print the table, and return what --json writes. Raises
     ValueError."""
-    points = [point for run in args.checkpoints for point in checkpoints.points_of(run)]
+    points = [checkpoints.Point(checkpoints.BASE, 0, Path(args.model))] if args.model else []
+    points += [point for run in args.checkpoints for point in checkpoints.points_of(run)]
     models = [model_of(str(point.folder), args) for point in points]
     examples = questions(args, models)
     log, config = begun(args, models, examples)

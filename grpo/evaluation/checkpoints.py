@@ -16,6 +16,9 @@ from grpo.evaluation.tables import interval, markdown, table
 from grpo.storage import adapter, checkpoint
 from grpo.storage.atomic import write_whole
 
+# the name of the policy from which the runs began, as step 0
+BASE = "base"
+
 
 class Point(NamedTuple):
     """One policy of a run: the step after which it was kept, and its folder."""
@@ -107,8 +110,9 @@ def draw(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> str:
 
     names = short_names([point["run"] for point in points])
     figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    for run in dict.fromkeys(point["run"] for point in points):
-        own = [point for point in points if point["run"] == run]
+    for run in dict.fromkeys(point["run"] for point in points if point["run"] != BASE):
+        # every run begins at the base
+        own = [point for point in points if point["run"] in (BASE, run)]
         steps = [point["step"] for point in own]
         totals = [point["scores"]["total"] for point in own]
         (line,) = axis.plot(steps, [total["value"] for total in totals], marker="o", label=names[run])

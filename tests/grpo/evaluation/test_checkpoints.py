@@ -107,6 +107,21 @@ def test_two_runs_beside_each_other(runs, tmp_path, capsys, monkeypatch):
     ]
 
 
+def test_the_base_is_step_0(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(passes, "answer_all", invented)
+    base = runs / "rl" / "weights" / "step_000005"
+    argv = ["--checkpoints", str(runs / "sft"), "--model", str(base), "--items", "8", "--device", "cpu"]
+    assert evaluate.main([*argv, "--json", str(tmp_path / "c.json")]) == 0
+    points = json.loads((tmp_path / "c.json").read_text())["points"]
+    assert [(point["run"], point["step"], point["scores"]["accuracy"]) for point in points] == [
+        ("base", 0, 6 / 8),
+        (str(runs / "sft"), 10, 5 / 8),
+        (str(runs / "sft"), 20, 3 / 8),
+    ]
+    # the best of a run's own policies
+    assert "sft: last (step 20) 37.5, best (step 10) 62.5" in capsys.readouterr().out
+
+
 def test_without_matplotlib_the_table_is_there(runs, tmp_path, capsys, monkeypatch):
     import sys
 
