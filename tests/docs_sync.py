@@ -273,6 +273,30 @@ def shards(_) -> str:
     ) + rows
 
 
+def needs(prefix: str) -> str:
+    """What the recipes of 7 B parameters whose names begin with `prefix` need, at most; from the plan. An
+    epoch of Vision-R1-cold has 260,994 chains."""
+    from grpo.config import parse
+    from grpo.plan import known_models, plan
+
+    heads = "recipe", "steps", "completions, or chains", "peak on 1, 8 and 32 GPUs", "arithmetic"
+    text = f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}\n"
+    for name in (name for name in parse.recipes() if name.startswith(prefix)):
+        cfg = parse.load(name)
+        model = known_models.KNOWN[cfg.model]
+        stages = plan.make_plan(cfg, model).stages
+        steps = [stage.last - stage.first + 1 for stage in stages]
+        if cfg.epochs:
+            steps = [-(-int(cfg.epochs * 260_994) // cfg.prompts)]
+        group = [stage.group * cfg.prompts for stage in stages]
+        each = ", then ".join(f"{rows:,} x {stage.cap:,}" for rows, stage in zip(group, stages, strict=True))
+        peaks = (plan.make_plan(cfg, model, ranks=ranks).peak / 2**30 for ranks in (1, 8, 32))
+        flops = sum(count * stage.flops for count, stage in zip(steps, stages)) / 1e15
+        cells = f"`{name}`", f"{sum(steps):,}", each, " / ".join(f"{peak:,.0f}" for peak in peaks) + " GiB"
+        text += f"| {' | '.join(cells)} | {flops:,.0f} PFLOP |\n"
+    return text
+
+
 def adversarial(_) -> str:
     """Answers that fool checkers, with the verdict of every rule; test_numbers.py asserts each."""
     from tests.data.answers.adversarial import CASES
@@ -336,6 +360,7 @@ GENERATORS = {
     "documents": documents_shown,
     "sizes": sizes,
     "shards": shards,
+    "needs": needs,
     "adversarial": adversarial,
     "readme": readme,
     "results": results,

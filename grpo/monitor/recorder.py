@@ -169,9 +169,8 @@ class Recorder:
         for name, holds in found.items():
             if holds and name not in self.warned:
                 self.warned.add(name)
-                self.warn(
-                    f"step {step}: {warnings.GUARDS[name].says} (docs/troubleshooting.md, guard/{name})"
-                )
+                said = warnings.GUARDS[name].message(list(self.recent))
+                self.warn(f"step {step}: {said} (docs/troubleshooting.md, guard/{name})")
         return {f"guard/{name}": int(holds) for name, holds in found.items()}
 
     def write_samples(self, step: int, batch: Batch) -> None:
