@@ -381,7 +381,7 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
 
 
 def test_a_table_of_vlmevalkit(run, tmp_path, capsys, monkeypatch):
-    """MME's layout, with pictures in base64: the invented answers are all yes, so one of each pair is right."""
+    """MME's layout, with pictures in base64. The invented answers are all yes: one of each pair is right."""
 
     def invented(policy, chat, examples, how, *rest, **options):
         answers = Answers()
