@@ -196,3 +196,24 @@ def problems_file(path: Path, rows: int = 24) -> Path:
         path,
     )
     return path
+
+
+def blink_file(path: Path, rows: int = 24) -> Path:
+    """A parquet file as the hub's BLINK-Benchmark/BLINK lays a subtask out."""
+    import pyarrow
+    import pyarrow.parquet
+
+    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    listed = "Select from the following choices.\n(A) yes\n(B) no"
+    columns = {
+        "idx": [f"val_Spatial_Relation_{i}" for i in range(rows)],
+        "question": [f"Is the car beneath the cat at {i}?" for i in range(rows)],
+        "sub_task": ["Spatial_Relation"] * rows,
+        "image_1": pyarrow.array([{"bytes": photograph(i), "path": None} for i in range(rows)], picture),
+        **{f"image_{n}": pyarrow.array([None] * rows, picture) for n in (2, 3, 4)},
+        "choices": [["yes", "no"]] * rows,
+        "answer": ["(A)" if i % 2 else "(B)" for i in range(rows)],
+        "prompt": [f"Is the car beneath the cat at {i}?\n{listed}" for i in range(rows)],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path

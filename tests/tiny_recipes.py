@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from qwen import chains_folder, jsonl_folder, problems_file, qwen_folder, sat_file
+from qwen import blink_file, chains_folder, jsonl_folder, problems_file, qwen_folder, sat_file
 
 from grpo.config import parse
 from grpo.storage.checkpoint import complete
@@ -16,8 +16,6 @@ SMALL = [
     "prompts=2",
     "group=3",
     "cap=40",
-    "max_pixels=6272",
-    "min_pixels=3136",
     "device=cpu",
     "dtype=float32",
     "eval.items=2",
@@ -28,6 +26,8 @@ SMALL = [
     "optim.warmup=0",
     "optim.lr=1e-3",
 ]
+# of pictures that are not the built-in world's
+PIXELS = ["max_pixels=6272", "min_pixels=3136"]
 # a random policy never answers right, so it is paid for its length as well
 PAID = ["rewards.length=100"]
 
@@ -43,14 +43,17 @@ def data_of(folder: Path) -> dict[str, Path]:
         "vision_r1": problems_file(folder / "train.parquet"),
         "vision_r1_cold": cold,
         "vision_r1_cold_answers": cold,
+        "blink": blink_file(folder / "val-00000-of-00001.parquet"),
     }
 
 
 def bases(folder: Path):
-    """recipe -> the tiny twin of its model."""
+    """recipe -> the tiny twin of its model; the built-in model is its own."""
     made = {}
 
-    def base_of(recipe: str) -> Path:
+    def base_of(recipe: str) -> Path | str:
+        if parse.load(recipe).model == "tiny":
+            return "tiny"
         kind = "qwen3_vl" if "Qwen3-VL" in parse.load(recipe).model else "qwen2_vl"
         if kind not in made:
             made[kind] = qwen_folder(folder / kind, kind)
@@ -62,13 +65,13 @@ def bases(folder: Path):
 def overrides(recipe: str) -> list[str]:
     """The settings that scale a recipe down."""
     cfg = parse.load(recipe)
-    own = [*SMALL, *(PAID if cfg.method == "grpo" else [])]
+    own = [*SMALL, *(PAID if cfg.method == "grpo" else []), *(PIXELS if cfg.model != "tiny" else [])]
     if cfg.stages:
         stages = [f"{{until: {i + 1}, group: 4, cap: {12 + 8 * i}}}" for i in range(len(cfg.stages))]
         own.append(f"stages=[{', '.join(stages)}]")
     if cfg.method == "sft":
-        # its documents are that long
-        own.append("cap=60")
+        # its documents are up to that long
+        own.append("cap=128")
     if cfg.max_rounds > 2:
         own.append("max_rounds=2")
     if cfg.loss.minibatches > 2:
@@ -79,7 +82,8 @@ def overrides(recipe: str) -> list[str]:
 def small(recipe, base, data, out, *settings) -> list[str]:
     """The command line of a recipe scaled down."""
     task = parse.load(recipe).task
-    return [recipe, f"model={base}", f"data={data[task]}", f"out={out}", *overrides(recipe), *settings]
+    where = [f"data={data[task]}"] if task in data else []
+    return [recipe, f"model={base}", *where, f"out={out}", *overrides(recipe), *settings]
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -4,6 +4,7 @@ A single value that has the right type is refused here if no run can mean it (`c
 not go together are refused; one that another makes pointless is a line on the terminal (`contradictions`).
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ def check(config) -> None:
         raise ConfigError(f"heldout: must be in [0, 1) (a share of the rows), got {config.heldout}")
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
+    if config.name and not re.fullmatch(r"\w[\w .+-]*", config.name):
+        raise ConfigError(f"name: {config.name!r} is no name of a folder; write letters, digits, - and _")
     if config.init and config.method != "sft":
         raise ConfigError("init: random weights never earn a reward; use method=sft or drop init")
     if config.lora.rank:

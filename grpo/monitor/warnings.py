@@ -22,11 +22,16 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True)
 class Guard:
     """Holds if the last `steps` rows are `bad`. bad: of these rows and of the run's first ones. says: what
-    happened, and what to do."""
+    happened, and what to do. now: of these rows, a sentence with the figure, for the terminal."""
 
     steps: int
     bad: Callable[[Sequence[Row], Sequence[Row]], bool]
     says: str
+    now: Callable[[Sequence[Row]], str] = lambda last: ""
+
+    def message(self, rows: Sequence[Row]) -> str:
+        """What to print when it holds in the last of these rows."""
+        return self.now(rows[-self.steps :]) + self.says
 
 
 def number(row: Row, name: str) -> float:
@@ -85,6 +90,12 @@ def no_progress(last: Sequence[Row], first: Sequence[Row]) -> bool:
     return mean(last, "reward") - mean(first, "reward") <= 2 * noise**0.5
 
 
+def cut_now(last: Sequence[Row]) -> str:
+    """How many of the last completions were cut."""
+    share = mean(last, "completions/clipped_ratio")
+    return f"{share:.0%} of this stage's completions are cut; their reward is 0 whatever they say. "
+
+
 SAYS = yaml.safe_load((Path(__file__).parent / "page" / "warnings.yaml").read_text("utf-8"))
 GUARDS = {
     "kl": Guard(3, each("kl", lambda v: v > 2.0), SAYS["kl"]),
@@ -94,7 +105,7 @@ GUARDS = {
     "no_thinking": Guard(20, no_thinking, SAYS["no_thinking"]),
     "shrinking": Guard(20, shrinking, SAYS["shrinking"]),
     "no_progress": Guard(50, no_progress, SAYS["no_progress"]),
-    "truncated": Guard(5, each("completions/clipped_ratio", lambda v: v >= 0.9), SAYS["truncated"]),
+    "truncated": Guard(5, each("completions/clipped_ratio", lambda v: v >= 0.9), SAYS["truncated"], cut_now),
     "entropy": Guard(10, each("entropy", lambda v: v < 0.01), SAYS["entropy"]),
     "identical": Guard(5, each("completions/identical_groups", lambda v: v >= 0.5), SAYS["identical"]),
 }

@@ -23,7 +23,7 @@ from grpo.logprobs import chunk_of
 from grpo.memory import TokenCost
 from grpo.plan import known_models
 from grpo.plan.lora import with_adapters, with_frozen_tower
-from grpo.plan.ranks import FLOAT, SAMPLER, largest_block, merger_parameters, of_one_rank
+from grpo.plan.ranks import FLOAT, SAMPLER, largest_block, largest_share, merger_parameters, of_one_rank
 from grpo.plan.table import render, shown_bytes, shown_count
 from grpo.schedule import stage_at
 from grpo.storage.model_folder import model_folder
@@ -79,13 +79,14 @@ class Plan:
 @dataclass(frozen=True)
 class Load:
     """What one forward computes: prompts of `prompt` tokens with `patches` patches each, and rows of `cap`
-    tokens."""
+    tokens, `group` of a prompt at most."""
 
     prompts: int
     prompt: int
     patches: int
     rows: int
     cap: int
+    group: int
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -163,12 +164,14 @@ def make_plan(
     stages: list[StagePlan] = []
     step = 0
     steps = max(cfg.steps, 1)
-    prompts = -(-cfg.prompts // ranks)
     while step < steps:
         stage = stage_at(step, cfg.stages, cfg)
         end = steps if stage is cfg else min(stage.until, cfg.steps)
         group = stage.group if cfg.method == "grpo" else DOCUMENTS if cfg.task == "documents" else 1
-        load = Load(prompts, cfg.max_prompt, patches, prompts * group, stage.cap)
+        # groups of documents are not split
+        split = (group, cfg.loss.sections) if cfg.method == "grpo" else (1, 0)
+        prompts, rows = largest_share(cfg.prompts, cfg.max_prompt, split[0], stage.cap, split[1], ranks)
+        load = Load(prompts, cfg.max_prompt, patches, rows * (group // split[0]), stage.cap, group)
         rollout = _rollout(cfg, model, load, size, device) if cfg.method == "grpo" else ()
         most = (load.tokens, prompts * patches, _work(cfg, model, load))
         learning = _learning(cfg, model, load, size, device)
@@ -288,9 +291,9 @@ def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
 
 def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:
     """The largest micro-batch, as `grpo/batch.py` cuts them, and whether there are several."""
-    group = load.rows // load.prompts
+    group = min(load.group, load.rows)
     fit = min(load.prompts, budget // (load.prompt + group * load.cap))
-    rows = fit * group or min(group, max(1, (budget - load.prompt) // load.cap))
+    rows = min(fit * group, load.rows) or min(group, max(1, (budget - load.prompt) // load.cap))
     part = replace(load, prompts=max(fit, 1), rows=rows)
     return part, part != load
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from data.chat import Chat
+from data.lengths import check_prompts
 from data.sources.table import open_split
 from grpo.config import Config, check_same_run, contradictions, save
 from grpo.config.parse import Flags
@@ -84,6 +85,8 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, system=cfg.system, **limits)
     examples, heldout = open_questions(cfg)
+    if cfg.data:
+        on_main(ranks, lambda: measure(chat, examples))
     record = inputs.Record(folder, found, changed)
     on_main(ranks, lambda: record.compare(inputs.inputs_of(cfg, start, examples), ranks, flags.change))
     policy = load_policy(cfg, ranks, start, found)
@@ -104,6 +107,12 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)
     return Run(folder, base, policy, reference, optimizer, budget, chat, examples, heldout, *logs, step)
+
+
+def measure(chat: Chat, examples: Sequence) -> None:
+    """Print how many questions are too long, if some are. Raises TooLong if most are."""
+    if line := check_prompts(chat, examples):
+        tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 def with_steps(cfg: Config) -> Config:

@@ -21,6 +21,8 @@ pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
 from qwen import qwen_folder
 from tiny_recipes import bases, data_of, metrics, moved, small
 
+from tests.bench.every_recipe import tried
+
 RECIPES = list(parse.recipes())
 REAL = [name for name in RECIPES if parse.load(name).model not in ("tiny",)]
 pytestmark = pytest.mark.usefixtures("in_process")
@@ -81,7 +83,8 @@ def test_two_steps(recipe, base_of, data, tmp_path, capsys):
         "enough",
         "sft",
     }
-    ours = parse.load(recipe)
+    # own takes what goes with the twin
+    ours = parse.load(recipe, [f"model={base}"] if cfg.by_model else [])
     assert cfg.max_rounds == min(ours.max_rounds, 2)
     smaller = {"group", "cap", "rewards", "max_rounds"}
     assert [key for key in named - smaller if getattr(cfg, key) != getattr(ours, key)] == []
@@ -99,6 +102,12 @@ def test_two_steps(recipe, base_of, data, tmp_path, capsys):
         "what is frozen stays, to the bit, and all else moves"
     )
     assert bool(kept) == bool(cfg.freeze)
+
+
+@pytest.mark.parametrize("recipe", ["vision_r1_rl", "vision_r1_cold_answers"])
+def test_a_third_step_goes_on_from_the_checkpoint(recipe, base_of, data, tmp_path):
+    """As `python tests/bench/every_recipe.py` does for all; RL goes on in its second stage."""
+    assert tried(recipe, base_of(recipe), data, tmp_path / "run")["wrong"] == ""
 
 
 # ---- what single recipes promise

@@ -48,6 +48,18 @@ NEARLY = {
 }
 
 
+def test_the_guard_of_the_cap_says_how_many_are_cut():
+    """Of the rows that it looked at, and not of earlier ones."""
+    rows = [HEALTHY] * 3 + [
+        HEALTHY | {"completions/clipped_ratio": share} for share in (0.9, 0.92, 0.94, 1, 1)
+    ]
+    said = GUARDS["truncated"].message(rows)
+    assert said.startswith(
+        "95% of this stage's completions are cut; their reward is 0 whatever they say. nine"
+    )
+    assert GUARDS["entropy"].message(rows) == GUARDS["entropy"].says
+
+
 @pytest.mark.parametrize("name", ILL)
 def test_a_guard_holds_after_so_many_steps_and_not_before(name):
     ill, steps = HEALTHY | ILL[name], GUARDS[name].steps
@@ -352,7 +364,10 @@ def test_a_guard_speaks_once_and_a_resumed_run_knows(base, tmp_path, monkeypatch
     argv = [*QUICK[:1], *QUICK[2:], "steps=8", f"model={base}", f"out={tmp_path / 'run'}", "save.every=6"]
     assert train.main(argv) == 0
     said = capsys.readouterr().err
-    assert said.count(GUARDS["truncated"].says) == 1 and "step 5: nine completions in ten" in said
+    assert (
+        said.count(GUARDS["truncated"].says) == 1
+        and "step 5: 100% of this stage's completions are cut" in said
+    )
     rows = rows_of(tmp_path / "run")
     assert [row["guard/truncated"] for row in rows] == [0, 0, 0, 0, 1, 1, 1, 1]
     assert not any(

@@ -154,7 +154,7 @@ def kept_by_autograd(model, count, length, group, cap, side, recompute):
 )
 def test_activations_are_what_autograd_keeps(model, shape):
     count, length, group, cap, side = shape
-    load = plan.Load(count, length, side * side, count * group, cap)
+    load = plan.Load(count, length, side * side, count * group, cap, group)
     planned = {again: plan.activations(model, load, 4, again) for again in (False, True)}
     whole, inputs = (kept_by_autograd(model, *shape, again) for again in (False, True))
     assert planned[False] == pytest.approx(whole, rel=0.1)
@@ -366,6 +366,9 @@ def test_stages_cover_all_steps_and_ranks_share_the_prompts():
         (30, 49, 4, 32),
     ]
     assert stages[2].tokens == (3 * cfg.max_prompt, 3 * 4 * 32)
+    # no rank is without a row
+    assert plan.make_plan(cfg, TINY, ranks=40).stages[2].tokens == (cfg.max_prompt, 32)
+    assert plan.make_plan(cfg, TINY, ranks=20).stages[2].tokens == (cfg.max_prompt, 2 * 32)
     short = parse.load("shapes", ["steps=10", "stages=[{until: 20, group: 16, cap: 64}]"])
     assert [(s.first, s.last) for s in plan.make_plan(short, TINY).stages] == [(0, 9)]
 
