@@ -20,14 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from math import floor
 from typing import Any
 
-<<<<<<< HEAD
 from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract
-from data.templates import TEMPLATES
-=======
-from data.answers import numbers
-from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract, is_right, read
 from data.templates import TEMPLATES, TURN_START
->>>>>>> main
 from data.types import LETTERS, Example
 from grpo.evaluation import comparisons
 from grpo.evaluation import vision_r1 as published
@@ -41,13 +35,6 @@ from grpo.sampling import Truncation
 LONGEST = 20_000
 # VisualThinker-R1-Zero's max_new_tokens in evaluation, and BLINK's
 CAP = 1024
-<<<<<<< HEAD
-# begins a turn in the prompts of instruct models
-TURN_START = "<|im_start|>"
-=======
-# CV-Bench: mean of 2D (mean of its two sources) and 3D
-WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
->>>>>>> main
 # runs in a process of its own
 VERDICT = "grpo.rewards.math_verify:verdict"
 
