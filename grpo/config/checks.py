@@ -53,6 +53,8 @@ def check(config) -> None:
         _check_lora(config)
     if config.shard == "always" and config.optim.name == "muon":
         raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never")
+    if config.optim.name == "adamw_bf16" and config.dtype != "bfloat16":
+        raise ConfigError("optim.name: adamw_bf16 keeps the weights in bfloat16; set dtype=bfloat16 as well")
     if len(set(config.freeze)) > 1:
         raise ConfigError("freeze: with vision and llm both frozen nothing is left to train")
     if config.method == "grpo":
@@ -64,6 +66,8 @@ def _check_lora(config) -> None:
         raise ConfigError("lora.rank: random weights need full training; use lora.rank=0 or a model")
     if config.optim.name == "muon":
         raise ConfigError("lora.rank: muon is for whole matrices; use optim.name=adamw")
+    if config.optim.name == "adamw_bf16":
+        raise ConfigError("lora.rank: adapters are float32; use optim.name=adamw_8bit or adamw")
     if not config.lora.targets:
         raise ConfigError("lora.targets: at least one layer is needed, such as q_proj")
 

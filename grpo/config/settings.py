@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.config.checks import check, value_of
 from grpo.config.typed import leaves
+from grpo.optim import OPTIMIZERS
 from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
 
 # a setting takes the names that a table knows
 if TYPE_CHECKING:
-    Weighting = Surrogate = Estimator = Scale = str
+    Weighting = Surrogate = Estimator = Scale = OptimizerName = str
 else:
     Weighting = Literal[tuple(WEIGHTINGS)]
     Surrogate = Literal[tuple(SURROGATES)]
     Estimator = Literal[tuple(KL_ESTIMATORS)]
     Scale = Literal[tuple(ADVANTAGE_SCALES)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 # the linear layers of a decoder block
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -117,9 +119,9 @@ class Imitation:
 class Optim:
     """The optimizer and its learning rate."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw: as in the papers; muon: orthogonal updates of matrices and AdamW for the rest, for training from
-    random weights."""
+    name: OptimizerName = "adamw"
+    """adamw: as in the papers; adamw_8bit: with moments of one byte; adamw_bf16: weights in bfloat16 too
+    (docs/optimizers.md); muon: orthogonal updates of matrices, for training from random weights."""
     lr: float = 1e-6
     """Peak learning rate."""
     warmup: int = 0
@@ -198,8 +200,8 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: on a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of matrix products. auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are
-    always float32."""
+    """Type of matrix products. auto: bfloat16 on a GPU, else float32. Weights, loss and optimizer are float32
+    for all of them, if optim.name is adamw."""
     shard: Literal["auto", "always", "never"] = "auto"
     """Shard policy and optimizer over the ranks (FSDP2, docs/ranks.md). auto: several ranks, no muon."""
     timeout: float = 600.0

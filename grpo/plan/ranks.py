@@ -4,10 +4,9 @@
 from dataclasses import replace
 
 from grpo.parallel.rows import Share, share_rows
+from grpo.plan.states import FLOAT
 from models.config import ModelConfig, VisionConfig
 
-# Bytes of a float32.
-FLOAT = 4
 # The policy that a rollout casts once; where the policy is sharded, it is part of what is gathered.
 SAMPLER = "bfloat16 policy"
 # With adapters: the frozen weights, what is trained, and the weights that a rollout adds up.
@@ -41,7 +40,7 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
     root = _root(plan.parameters, model)
 
     def shard(item):
-        if item.name == "bfloat16 copies" and plan.dtype == "bfloat16":
+        if item.name == "bfloat16 copies" and item.bytes:
             why = "of embedding, merger and head; blocks are gathered in bfloat16"
             return replace(item, bytes=2 * root, why=why)
         if item.name in SHARDED and item.bytes:
@@ -71,15 +70,15 @@ def _gathered(plan, model: ModelConfig) -> tuple:
     use_bfloat16, tied = plan.dtype == "bfloat16", "head" not in parts
     count, root = sum(parts.values()), _root(parts, model)
     size = 2 if use_bfloat16 else FLOAT
-    gathered = size * (count - root) + FLOAT * root
+    gathered = size * (count - root) + plan.number * root
     again = ""
-    learning = 2 * FLOAT * root + 3 * size * largest_block(parts, model)
+    learning = 2 * plan.number * root + 3 * size * largest_block(parts, model)
     gradients = "gradients of these"
-    if use_bfloat16:
+    if size < plan.number:
         # The embedding is not cast; a tied head is a cast copy of it.
         gathered += size * (root if tied else root - parts["embedding"])
         again = f" and once more x {size}"
-    elif plan.device == "cpu":
+    elif plan.device == "cpu" and not use_bfloat16:
         learning += 2 * FLOAT * count
         gradients += ", and all in float64, as on a CPU"
     if any(each.name == ADAPTERS for each in plan.held):
@@ -88,7 +87,7 @@ def _gathered(plan, model: ModelConfig) -> tuple:
         learning = size * (root + 2 * largest_block(parts, model))
         again = ""
         gradients = "no gradients"
-    rest = FLOAT if gradients != "no gradients" else size
+    rest = plan.number if gradients != "no gradients" else size
     why = f"blocks x {size} bytes, embedding, merger and head x {rest}{again}"
     item = type(plan.held[0])
     in_learning = item("gathered parts", learning, f"embedding, merger, head, two blocks; {gradients}")

@@ -107,6 +107,7 @@ CASES = {
     "LoRA": ["lora.rank=4", "lora.targets=[q_proj, up_proj, qkv]", "optim.lr=1e-2", "loss.kl_coef=0.02"],
     "LoRA in bfloat16": ["lora.rank=4", "dtype=bfloat16", "loss.micro_tokens=80", "recompute=true"],
     "muon": ["optim.name=muon"],
+    "small states": ["optim.name=adamw_8bit", "loss.kl_coef=0.02"],
     "bfloat16": ["dtype=bfloat16", "loss.micro_tokens=80"],
     "imitation": DOCUMENTS,
     "imitation, fewer prompts than ranks": [*DOCUMENTS, "prompts=2", "sft.loss_on=prompt_and_answer"],

@@ -167,7 +167,7 @@ def test_vision_r1s_stages_are_the_papers(recipe):
     stages = [(s.group, s.cap, s.until) for s in cfg.stages]
     assert (*stages, (cfg.group, cfg.cap, cfg.steps)) == VISION_R1[recipe]
     other = {difference.partition(":")[0] for difference in parse.differences(main, cfg)}
-    other -= {"recipe", "out", "stages", "group", "cap", "steps"}
+    other -= {"recipe", "name", "out", "stages", "group", "cap", "steps"}
     if "zero" in recipe:
         assert other == {"rewards", "system"} and cfg.rewards == {"accuracy": 1, "format": 1}
         assert cfg.system.startswith("A conversation between User and Assistant. ") and "\n" not in cfg.system
