@@ -12,6 +12,7 @@ is fixed once for the whole update. `method: sft` (imitation, grpo/sft.py) share
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import grpo.parallel.openmp
@@ -62,8 +63,8 @@ def train_grpo(cfg, run, ranks, log) -> None:
         batch = groups.batch(dynamic=cfg.max_rounds > 1, sections=cfg.loss.sections)
 
         # 3  Compare: each answer with the other answers to its question.                 docs/05, Eq. 3
-        advantage = group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])
-        batch.advantage = advantage[batch.own].flatten()  # (B,)
+        advantage = group_advantages(batch.reward, scale=ADVANTAGE_SCALES[cfg.advantage])  # (P, G)
+        batch.advantage = advantage[batch.share.places].flatten()  # (B,)
         total = ranks.sum(batch.counts).clamp(min=1)
         batch.weight = weigh(batch.mask, tokens=total[0], completions=total[1], cap=stage.cap)  # (B, C)
         if run.reference is not None:
@@ -110,20 +111,21 @@ def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):
 
 
 def sample_and_score(cfg, run, ranks, step: int, stage, attempt: int = 0) -> Groups:
-    """Ask this rank's questions of a step, or of a later attempt at it, G times each, and score the
-    answers."""
-    questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step, attempt)
+    """Ask this rank's questions of a step, or of a later attempt at it, and score the answers: G of each
+    question, on all ranks together."""
+    questions, prompts, share, skipped = chosen_prompts(run, cfg, ranks, step, stage, attempt)
     with whole_weights(run.policy) as policy:
-        rollout = sample_groups(cfg, run, policy, prompts, step, stage)  # (P, G, C)
+        rollout = sample_groups(cfg, run, policy, prompts, share.rows, step, stage)  # (P, G, C)
     texts = run.chat.texts(rollout.tokens, rollout.length)
     reward, parts = score(texts, questions, cfg.rewards, rollout.length, stage.cap)  # (P, G)
-    return Groups(questions, prompts, rollout, texts, reward, parts, skipped, [attempt] * len(prompts))
+    # a group may have rows on several ranks
+    reward = ranks.sum(share.among_all(reward))  # (P of all ranks, G)
+    return Groups(questions, prompts, rollout, texts, reward, parts, skipped, share)
 
 
 @timed("rollout")
-def sample_groups(cfg, run, policy, prompts: list, step: int, stage) -> Rollout:
-    """Let the policy complete each prompt G times, as many rows at a time as fit into memory. Raises
-    NonFinite."""
+def sample_groups(cfg, run, policy, prompts: list, rows: range, step: int, stage) -> Rollout:
+    """Let the policy write these of the P·G rows, as many at a time as fit into memory. Raises NonFinite."""
     if not prompts:
         return Rollout.none(stage.group)
     padded = collate_prompts(
@@ -139,8 +141,9 @@ def sample_groups(cfg, run, policy, prompts: list, step: int, stage) -> Rollout:
         stop_ids=run.chat.stop_ids,
         address=(cfg.seed, step, [uid_hash(prompt.uid) for prompt in prompts]),
     )
+    options = DecodeOptions((), None, cfg.cuda_graphs, truncation_of(cfg), cfg.logp_of, rows)
     rollout = retry_with_fewer_rows(
-        lambda rows: write(options=DecodeOptions((), rows, cfg.cuda_graphs, truncation_of(cfg), cfg.logp_of)),
+        lambda most: write(options=replace(options, max_rows=most)),
         rows_that_fit(policy, padded, stage.group, stage.cap, cfg.max_rows),
     ).to("cpu")
     if not rollout.logp.isfinite().all():
@@ -174,7 +177,7 @@ def train_sft(cfg, run, ranks, log) -> None:
     fit = partial(fit_documents, run.chat, cap=cfg.cap, too_long=cfg.sft.too_long)
     for step in range(run.step, cfg.steps):
         run.optimizer.set_lr(learning_rate(cfg, step))
-        questions, prompts, skipped = chosen_prompts(run, cfg, ranks, step, fit=fit)
+        questions, prompts, _, skipped = chosen_prompts(run, cfg, ranks, step, cfg, fit=fit)
         tokens, length = pad_documents([q.extra["documents"] for q in questions])  # (P, G, C), (P, G)
         batch = Batch.of_documents(questions, prompts, tokens, length, skipped)
         total = ranks.sum(count_tokens(batch, cfg.sft.loss_on, policy.config.placeholder_ids))

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
-from data.images import open_picture, preprocess
+from data.images import open_picture, preprocess, size_of, smart_resize
 from data.processor import PictureSettings, json_object, picture_settings, shown
 from data.templates import IMAGE, SHOWN, VISION_END, VISION_START, Template, open_template
 from data.types import MARK, BadExample, Example, Prompt, PromptTooLong, short
@@ -75,13 +75,7 @@ class Chat:
         seen = [preprocess(image, **asdict(self.pictures)) for image in images]
         grid = np.array([grid for _, grid in seen], np.int64).reshape(-1, 3)
         placeholders = grid.prod(axis=1) // self.pictures.merge**2
-        pictures = [[VISION_START, *[IMAGE] * count, VISION_END] for count in placeholders]
-        # without pictures a mark is a text like any other
-        parts = example.asked.split(MARK) if images else [example.asked]
-        if len(parts) - 1 not in (0, len(images)):
-            said = f"has {len(parts) - 1} marks {MARK}, and there are {len(images)} pictures"
-            raise BadExample(f"example {short(example.uid)}: the question {said}")
-        tokens = self._encoded(parts, pictures)
+        parts, tokens = self._tokens(example, placeholders.tolist())
         if len(tokens) > self.max_prompt:
             has = f"has {len(tokens)} tokens ({placeholders.sum()} of them pictures), over the limit of"
             said = f"the prompt {has} {self.max_prompt}; raise max_prompt or lower max_pixels"
@@ -93,6 +87,29 @@ class Chat:
         none = np.empty((0, self._patch_dim), np.float32)
         patches = np.concatenate([none, *(patches for patches, _ in seen)])  # (N, patch_dim)
         return Prompt(example.uid, text, np.array(tokens, np.int64), patches, grid)
+
+    def length(self, example: Example) -> tuple[int, list[int]]:
+        """The number of a prompt's tokens, and of those that each of its pictures has. Only the headers of
+        picture files are read. Raises BadPicture and BadExample."""
+        seen = self.pictures
+        limits = {"min_pixels": seen.min_pixels, "max_pixels": seen.max_pixels}
+        counts = []
+        for number, each in enumerate(example.pictures, 1):
+            width, height = size_of(each, name=f"example {short(example.uid)}, picture {number}")
+            height, width = smart_resize(height, width, factor=seen.patch * seen.merge, **limits)
+            counts.append(height * width // (seen.patch * seen.merge) ** 2)
+        return len(self._tokens(example, counts)[1]), counts
+
+    def _tokens(self, example: Example, counts: Sequence[int]) -> tuple[list[str], list[int]]:
+        """The parts of a question between its pictures, and the prompt's tokens.  counts: the tokens of each
+        picture.  Raises BadExample for a wrong number of marks."""
+        pictures = [[VISION_START, *[IMAGE] * count, VISION_END] for count in counts]
+        # without pictures a mark is a text like any other
+        parts = example.asked.split(MARK) if pictures else [example.asked]
+        if len(parts) - 1 not in (0, len(pictures)):
+            said = f"has {len(parts) - 1} marks {MARK}, and there are {len(pictures)} pictures"
+            raise BadExample(f"example {short(example.uid)}: the question {said}")
+        return parts, self._encoded(parts, pictures)
 
     def encode(self, text: str) -> list[int]:
         """Ordinary text -> token ids. The names of special tokens in it stay text."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -52,15 +54,32 @@ def open_picture(picture: Picture, *, name: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
 
 
+def size_of(picture: Picture, *, name: str) -> tuple[int, int]:
+    """(width, height) of a picture, not turned upright. Of a file only the header is read. Raises as
+    `open_picture`."""
+    if not isinstance(picture, (bytes, bytearray, Path)):
+        return open_picture(picture, name=name).size
+    with _opened(picture, name) as image:
+        return image.size
+
+
 def _decoded(picture: bytes | Path, name: str) -> Image.Image:
+    with _opened(picture, name) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+    return image
+
+
+@contextmanager
+def _opened(picture: bytes | Path, name: str) -> Iterator[Image.Image]:
+    """A picture file. Only its header has been read, and its size is checked. Raises BadPicture, with the
+    name, for whatever Pillow raises."""
     where = picture if isinstance(picture, Path) else f"{len(picture)} bytes"
     try:
         with Image.open(picture if isinstance(picture, Path) else BytesIO(picture)) as image:
             # the header has the size: nothing is unpacked yet
             _check_size(image, name)
-            ImageOps.exif_transpose(image, in_place=True)
-            image.load()
-        return image
+            yield image
     except BadPicture:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

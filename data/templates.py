@@ -21,6 +21,8 @@ from data.processor import json_object
 VISION_START, IMAGE, VISION_END = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>"
 VIDEO = "<|video_pad|>"
 SHOWN = VISION_START + IMAGE + VISION_END
+# begins a turn in the prompts of instruct models
+TURN_START = "<|im_start|>"
 # names of no built-in template: the model's own chat template; what a folder's policy was trained with
 OWN, TRAINED = "chat", "trained"
 # in a policy's folder: what it was trained with
@@ -137,6 +139,14 @@ def chat_template(folder: Path) -> tuple[str, Path]:
         if source and isinstance(source, str):
             return source, file
     return "", folder
+
+
+def renders_turns(folder: Path) -> bool:
+    """Whether the model's chat template writes turns, as an instruct model's does; a base model's writes the
+    question alone. The template is searched, never run. Raises ValueError naming a file that is no JSON."""
+    source, _ = chat_template(folder)
+    # what stands in {# #} and {% %} is not written
+    return TURN_START in re.sub(r"\{#.*?#\}|\{%.*?%\}", "", source, flags=re.DOTALL)
 
 
 def _text(file: Path) -> str:

@@ -25,6 +25,7 @@ from grpo.batch import Groups, collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.objective import group_advantages, policy_loss, token_weights
 from grpo.optim import clip_gradient
+from grpo.parallel.rows import Share
 from grpo.rewards.rules import score
 from grpo.rollout import generate
 from grpo.sampling import uid_hash
@@ -82,7 +83,7 @@ for step in range(STEPS):
 
     # 3  Compare: each completion with its own group. Every token gets a weight in the loss.
     advantage = group_advantages(reward)  # (P, G)
-    groups = Groups(questions, prompts, rollout, texts, reward, parts, skipped=0, attempt=[0] * P)
+    groups = Groups(questions, prompts, rollout, texts, reward, parts, 0, Share.whole(P, G))
     batch = groups.batch(dynamic=False, sections=1)
     batch.advantage = advantage.flatten()  # (B,), B = P * G
     batch.weight = token_weights(

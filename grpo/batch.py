@@ -6,7 +6,7 @@ Padding is on the right. Masks come from lengths, never from token values. A gro
 
 Dynamic sampling (DAPO, arXiv 2503.14476, Sec. 3.2; GPG, arXiv 2504.02546) drops a group whose completions all
 earned the same, because its advantage is 0, and asks another question instead. All ranks ask in the same
-attempts, and keep the groups that one rank alone would have kept; a rank keeps only groups that it has drawn.
+attempts, and keep the groups that one rank alone would have kept; a rank keeps only rows that it has drawn.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grpo.exactness import sections_of
-from grpo.parallel.ranks import gather_objects, rank
+from grpo.parallel.rows import Share
 from grpo.rollout import Rollout
 from models.mrope import mrope_positions
 from models.qwen_vl import PromptBatch
@@ -29,7 +28,7 @@ from models.qwen_vl import PromptBatch
 # rewards closer than this are equal, as in `group_advantages`
 EQUAL = 1e-6
 # what `Groups` holds as lists of one item a group
-LISTS = ("questions", "prompts", "texts", "attempt")
+LISTS = ("questions", "prompts", "texts")
 
 
 def collate_prompts(prompts, *, image_token: int, merge: int = 2) -> PromptBatch:
@@ -69,10 +68,11 @@ def _mask(rows) -> Tensor:
 
 @dataclass
 class Groups:
-    """P questions that this rank asked in a step, with G scored completions each. P may be 0.
+    """P questions that this rank asked in a step, with G scored completions each. P may be 0. Of a group that
+    is split over ranks each has some rows; the others have length 0 here, and no tokens.
 
-    texts: P lists of G. reward, and each tensor of parts: (P, G). skipped: questions that could not be asked.
-    attempt: for each group, the attempt that drew it. attempts: how many of them drew a group on any rank.
+    texts: P lists of G. reward: (P, G) of the groups of all ranks. parts: each tensor (P, G) of this rank's
+    groups. skipped: questions that could not be asked. share: which groups and rows are here.
     """
 
     questions: list
@@ -82,8 +82,7 @@ class Groups:
     reward: Tensor
     parts: dict[str, Tensor]
     skipped: int
-    attempt: list[int]
-    attempts: int = 1
+    share: Share
 
     @property
     def tokens(self) -> Tensor:
@@ -99,16 +98,15 @@ class Groups:
 
     @property
     def differing(self) -> list[int]:
-        """The groups whose rewards differ. Only these have an advantage."""
+        """The groups of all ranks whose rewards differ, by place. Only these have an advantage."""
         return (self.reward.amax(1) - self.reward.amin(1) >= EQUAL).nonzero().flatten().tolist()
 
     def enough_differ(self, share: float) -> bool:
         """Whether the groups that differ are, over all ranks, at least `share` of the first attempt's."""
-        found = gather_objects([(len(self.differing), self.attempt.count(0))])
-        return sum(differing for differing, _ in found) >= ceil(share * sum(first for _, first in found))
+        return len(self.differing) >= ceil(share * self.share.drawn[0])
 
     def extend(self, more: Groups) -> Groups:
-        """These groups, then those of one more attempt, on every rank."""
+        """These groups, then those of one more attempt."""
         longest = max(self.tokens.shape[-1], more.tokens.shape[-1])
 
         def join(a: Tensor, b: Tensor) -> Tensor:
@@ -122,11 +120,12 @@ class Groups:
             rollout=Rollout(*map(join, vars(self.rollout).values(), vars(more.rollout).values())),
             reward=join(self.reward, more.reward),
             parts={name: join(part, more.parts[name]) for name, part in self.parts.items()},
-            attempts=self.attempts + any(gather_objects([bool(more.prompts)])),
+            share=self.share.extend(more.share),
         )
 
-    def keep(self, groups: list[int]) -> Groups:
-        """These groups, in this order, cut to their longest completion."""
+    def keep(self, places: list[int]) -> Groups:
+        """The groups of all ranks with these places, in this order, cut to the longest completion."""
+        share, groups = self.share.keep(places)
         index = torch.tensor(groups, dtype=torch.long)
         longest = int(self.length[index].max()) if groups else 1
         pick = lambda x: x[index][..., :longest] if x.dim() == 3 else x[index]
@@ -134,54 +133,56 @@ class Groups:
             self,
             **{name: [getattr(self, name)[group] for group in groups] for name in LISTS},
             rollout=Rollout(*map(pick, vars(self.rollout).values())),
-            reward=pick(self.reward),
+            reward=self.reward[places],
             parts={name: pick(part) for name, part in self.parts.items()},
+            share=share,
         )
 
     def batch(self, dynamic: bool, sections: int) -> Batch:
-        """The batch of a step. All ranks call it together.
+        """The batch of a step. All ranks decide alike, because all have the rewards of all.
 
         dynamic: over all ranks, keep as many groups as the first attempt drew. The groups that differ come
         first, in the order in which they were drawn, and the loss is an average over them alone (GPG's factor
         B / (B - M) for M idle groups of B). If they are too few, idle groups fill the places and weigh
-        nothing. sections: `sections_of` says what they are.
+        nothing. sections: 0 makes every group a section of its own.
         """
         differing = set(self.differing)
-        idle = [dynamic and group not in differing for group in range(len(self.prompts))]
-        drawn = gather_objects([*zip(idle, self.attempt, [rank()] * len(idle), range(len(idle)))])
-        kept = sorted(drawn)[: sum(attempt == 0 for _, attempt, _, _ in drawn)]
-        places = {group: place for place, (_, _, owner, group) in enumerate(kept) if owner == rank()}
-        mine = self.keep(list(places))
-        length = mine.length[[not idle[group] for group in places]]
-        before = sum(owner < rank() for _, _, owner, _ in kept)
-        left_out = [prompt for group, prompt in enumerate(self.prompts) if group not in places]
+        idle = [dynamic and place not in differing for place in range(len(self.reward))]
+        kept = sorted(range(len(idle)), key=lambda place: idle[place])[: self.share.drawn[0]]
+        mine = self.keep(kept)
+        if sections == 0:
+            mine = replace(mine, share=mine.share.apart())
+        counted = torch.tensor([not idle[kept[place]] for place in mine.share.places], dtype=torch.bool)
+        length = mine.length[mine.share.here & counted[:, None]]
+        left_out = set(range(len(idle))).difference(kept)
+        asked = [
+            len(self.prompts[p].tokens)
+            for p, (place, first) in enumerate(zip(self.share.places, self.share.first_here))
+            if first and place in left_out
+        ]
         return Batch(
             **vars(mine),
             counts=torch.tensor([length.sum(), length.numel()]),
-            places=list(places.values()),
-            own=slice(before, before + len(places)),
-            section=sections_of(list(places.values()), len(kept), sections),
             dropped=len(left_out),
-            dropped_tokens=int(self.length.sum() - mine.length.sum()) + sum(len(p.tokens) for p in left_out),
+            dropped_tokens=int(self.length.sum() - mine.length.sum()) + sum(asked),
         )
 
 
 class Cut(NamedTuple):
-    """What a micro-batch holds: some groups, and the same rows of each."""
+    """What a micro-batch holds: of some groups the same rows; if there is a section, only what is in it."""
 
     groups: list[int]
     rows: slice
+    section: int | None = None
 
 
 @dataclass
 class Batch(Groups):
     """What one update learns from: this rank's groups of a step, and what the loss needs of them.
 
-    counts: (2,) int64, the tokens and completions over which the loss is an average.
-    places: the place of each group among the groups of all ranks.
-    own: this rank's rows of what `ranks.gather` returns.
-    section: see `sections_of`.
-    dropped, dropped_tokens: groups that dynamic sampling left out, and their prompt and completion tokens.
+    counts: (2,) int64, the tokens and completions on this rank over which the loss is an average.
+    dropped: the groups of all ranks that dynamic sampling left out; dropped_tokens: the prompt and completion
+    tokens of this rank's ones.
     advantage: (B,), and weight: (B, C), float32, 0 until they are set.
     logp, logp_old, logp_ref: (B, C) float32, log-probs under the policy that sampled, the old policy and the
     reference, by the training forward. `accumulate_gradient` writes logp in the first update.
@@ -190,9 +191,6 @@ class Batch(Groups):
     """
 
     counts: Tensor = field(kw_only=True)
-    places: list[int] = field(kw_only=True)
-    own: slice = field(kw_only=True)
-    section: list[int] = field(kw_only=True)
     dropped: int = 0
     dropped_tokens: int = 0
     advantage: Tensor = field(init=False)
@@ -213,12 +211,12 @@ class Batch(Groups):
         cls, questions: list, prompts: list, tokens: Tensor, length: Tensor, skipped: int = 0
     ) -> Batch:
         """Documents to imitate, tokens (P, G, C) and length (P, G; 0: none): every advantage is 1."""
-        P = len(prompts)
+        share = Share.whole(*length.shape)
         rollout = Rollout(tokens, length, stopped=length > 0, logp=torch.zeros(tokens.shape))
         counts = torch.tensor([length.sum(), (length > 0).sum()])
-        placed = {"counts": counts, "places": list(range(P)), "own": slice(0, P), "section": [0] * P}
-        reward = torch.ones(length.shape)
-        batch = cls(questions, prompts, rollout, [], reward, {}, skipped, attempt=[0] * P, **placed)
+        batch = cls(
+            questions, prompts, rollout, [], torch.ones(length.shape), {}, skipped, share, counts=counts
+        )
         batch.advantage = torch.ones(length.numel())
         return batch
 
@@ -233,7 +231,12 @@ class Batch(Groups):
     def minibatches(self, count: int) -> list[list[int]]:
         """This rank's groups in each of `count` disjoint parts of the step's groups. Neighbours are in
         different parts, so a rank with at least `count` groups has some of each part."""
-        return [[p for p, place in enumerate(self.places) if place % count == n] for n in range(count)]
+        places = self.share.places
+        return [[p for p, place in enumerate(places) if place % count == n] for n in range(count)]
+
+    def inside(self, section: int | None) -> Tensor:
+        """(P, G) bool: the rows of a section on this rank; None: all on this rank."""
+        return self.share.here if section is None else self.share.section == section
 
     def cuts(self, budget: int, groups: list[int], *, apart: bool = False) -> Iterator[Cut]:
         """Cut these groups into micro-batches of at most `budget` tokens: prompts once, completions, padding.
@@ -241,30 +244,37 @@ class Batch(Groups):
         Groups of similar length go together. A group over the budget is cut by rows; a row over it goes
         alone. apart: no two sections together.
         """
-        if apart:
-            for section in sorted({self.section[p] for p in groups}):
-                yield from self.cuts(budget, [p for p in groups if self.section[p] == section])
-            return
-        G = self.length.shape[1]
-        longest = self.length.max(dim=1).values.tolist()
+        found = self.share.section[groups]
+        for section in found[found >= 0].unique().tolist() if apart else [None]:
+            yield from self._cuts(budget, groups, section)
+
+    def _cuts(self, budget: int, groups: list[int], section: int | None) -> Iterator[Cut]:
+        inside = self.inside(section)
+        longest = (self.length * inside).amax(1).tolist()
+        spans = {p: inside[p].nonzero().flatten().tolist() for p in groups}
         waiting: list[int] = []
+
+        def rows(groups: list[int]) -> slice:
+            return slice(min(spans[p][0] for p in groups), max(spans[p][-1] for p in groups) + 1)
 
         def cost(groups: list[int]) -> int:
             prompt = max(len(self.prompts[p].tokens) for p in groups)
-            return len(groups) * (prompt + G * max(longest[p] for p in groups))
+            of_rows = (rows(groups).stop - rows(groups).start) * max(longest[p] for p in groups)
+            return len(groups) * (prompt + of_rows)
 
-        for p in sorted(groups, key=lambda p: -longest[p]):
+        for p in sorted(filter(spans.get, groups), key=lambda p: -longest[p]):
             if waiting and cost([*waiting, p]) > budget:
-                yield Cut(waiting, slice(None))
+                yield Cut(waiting, rows(waiting), section)
                 waiting = []
             if cost([p]) <= budget:
                 waiting.append(p)
                 continue
             step = max(1, (budget - len(self.prompts[p].tokens)) // max(longest[p], 1))
-            for first in range(0, G, step):
-                yield Cut([p], slice(first, first + step))
+            first, end = rows([p]).start, rows([p]).stop
+            for row in range(first, end, step):
+                yield Cut([p], slice(row, min(row + step, end)), section)
         if waiting:
-            yield Cut(waiting, slice(None))
+            yield Cut(waiting, rows(waiting), section)
 
     def micro_batch(
         self, cut: Cut, *, image_token: int, merge: int, device: torch.device | str, append=None
@@ -272,7 +282,8 @@ class Batch(Groups):
         """These groups and rows on a device, cut to their longest completion. append: a prompt whose group of
         empty completions goes behind them (`grpo/gradient.py:empty_prompt`)."""
         groups = torch.tensor(cut.groups, dtype=torch.long)
-        longest = max([1, *self.length[groups][:, cut.rows].flatten().tolist()])
+        length = self.length * self.inside(cut.section)
+        longest = max([1, *length[groups][:, cut.rows].flatten().tolist()])
 
         def part(x: Tensor) -> Tensor:
             x = x.view(*self.length.shape, *x.shape[1:])[groups][:, cut.rows]
@@ -282,23 +293,25 @@ class Batch(Groups):
             return x.to(device)
 
         rows = lambda x: part(x).flatten(0, 1)
+        weight = self.weight * self.inside(cut.section).flatten()[:, None]
         prompts = [self.prompts[p] for p in cut.groups] + ([] if append is None else [append])
         return MicroBatch(
             collate_prompts(prompts, image_token=image_token, merge=merge).to(device),
             part(self.tokens.flatten(0, 1)),
-            part(self.length.flatten()),
+            part(length.flatten()),
             rows(self.advantage),
-            rows(self.weight),
+            rows(weight),
             None if self.logp_old is None else rows(self.logp_old),
             None if self.logp_ref is None else rows(self.logp_ref),
         )
 
     def write_back(self, whole: Tensor, value: Tensor, cut: Cut) -> None:
-        """Write a micro-batch's values (b, c) into `whole` (B, C); an appended group's are left out."""
+        """Write a micro-batch's values (b, c), 0 outside its mask, into the zeros of `whole` (B, C). An
+        appended group's are left out."""
         whole = whole.view(*self.length.shape, whole.shape[-1])
         rows = len(range(self.length.shape[1])[cut.rows])
         for at, p in enumerate(cut.groups):
-            whole[p, cut.rows, : value.shape[-1]] = value[at * rows : (at + 1) * rows].cpu()
+            whole[p, cut.rows, : value.shape[-1]] += value[at * rows : (at + 1) * rows].cpu()
 
 
 @dataclass

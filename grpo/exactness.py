@@ -5,12 +5,12 @@ roundings (docs/ranks.md). A floating-point sum depends on its order, so every o
 
     tokens     Attention sums in float64 and rounds once (`to_attention_dtype`). Log-probs go through blocks
                of a fixed size (grpo/logprobs.py). So a token's log-prob does not depend on its batch.
-    sections   A step's groups are cut into `loss.sections` sections by their place among the groups of all
-               ranks. No micro-batch holds groups of two. So a section's gradient does not depend on the rank.
+    sections   A step's rows are cut into `loss.sections` sections (grpo/parallel/rows.py), and no micro-batch
+               holds rows of two. So a section's gradient does not depend on the rank that has it.
     sums       Gradients add up in float64 and are rounded once (`sum_in_float64`). So do the squares of the
                gradient's norm (`square_sum`).
-    decisions  Which groups are kept, the weights of the loss and the clipping follow from values that were
-               gathered in the order of the ranks, which is the order of one rank.
+    decisions  Which groups are kept, the weights of the loss and the clipping follow from the rewards of all
+               groups and from sums over the ranks, which all ranks have.
 
 `tests/faults/ranks.py` compares tokens, samples and weights of such runs.
 """
@@ -34,12 +34,6 @@ def sum_in_float64(policy: nn.Module) -> None:
         if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.grad_dtype = None
             parameter.grad = torch.zeros_like(parameter, dtype=torch.float64)
-
-
-def sections_of(places: list[int], count: int, sections: int) -> list[int]:
-    """The section of each group, from its place among the `count` groups of all ranks. A number of ranks that
-    divides `sections` cuts a step into the same micro-batches. 0: every group is a section of its own."""
-    return [place * sections // count for place in places] if sections else places
 
 
 def square_sum(g: Tensor) -> Tensor:

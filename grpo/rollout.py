@@ -33,8 +33,9 @@ TOKENS_BETWEEN_CHECKS = {"cpu": 1}
 @dataclass
 class Rollout:
     """G completions for each of P prompts. tokens (P, G, C) int64, zero after the end. length (P, G) int64,
-    counts the stop token. stopped (P, G) bool, False where the cap ended the row. logp (P, G, C) float32,
-    each token's under the distribution it was drawn from, zero after the end."""
+    counts the stop token, 0 for a row that was not asked for. stopped (P, G) bool, False where the cap ended
+    the row. logp (P, G, C) float32, each token's under the distribution it was drawn from, zero after the
+    end."""
 
     tokens: Tensor
     length: Tensor
@@ -43,7 +44,7 @@ class Rollout:
 
     @classmethod
     def none(cls, group: int) -> "Rollout":
-        """The rollout of a rank that has no prompt: no groups."""
+        """The rollout of a rank that has no row: no groups."""
         empty = torch.zeros(0, group, 1)
         return cls(empty.long(), empty[..., 0].long(), empty[..., 0].bool(), empty)
 
@@ -56,13 +57,14 @@ class Rollout:
 class DecodeOptions:
     """How `generate` decodes. banned: ids that may not be drawn. max_rows: at most this many rows at the same
     time (None: all). recorded: replay decode steps as CUDA graphs (grpo/cuda_graphs.py). truncation, logp_of:
-    see `sample`."""
+    see `sample`. rows: only these of the P·group rows (None: all); each prompt has one of them."""
 
     banned: Sequence[int] = ()
     max_rows: int | None = None
     recorded: bool = False
     truncation: Truncation | None = None
     logp_of: str = "sampled"
+    rows: range | None = None
 
 
 @dataclass
@@ -120,12 +122,16 @@ class DecodingRows:
 
     def rollout(self, group: int) -> Rollout:
         """All that was drawn, in groups. A row ends with its first stop token, or with the cap."""
+        asked = self.options.rows or range(len(self.tokens))
         # Autograd may save these tensors, unlike those made in inference mode.
         with torch.inference_mode(False):
             tokens, logp = self.tokens[:, :-1].clone(), self.logp[:, :-1].clone()
             ends = torch.isin(tokens, self.stops)
             stopped = ends.any(1)
             length = torch.where(stopped, ends.long().argmax(1) + 1, tokens.shape[1])
+            for rows in (slice(0, asked.start), slice(asked.stop, None)):
+                length[rows] = 0
+                stopped[rows] = False
             longest = int(length.max())
             found = (tokens[:, :longest], length, stopped, logp[:, :longest])
             return Rollout(*(x.unflatten(0, (-1, group)) for x in found))
@@ -137,20 +143,24 @@ def least_rows(device: str) -> int:
     return MIN_ROWS[0] + MIN_ROWS[1] * torch.get_num_threads() if device == "cpu" else MIN_ROWS_ON_GPU
 
 
-def start_rows(policy, prompts, group: int, cap: int, rows: int, least: int) -> tuple[KVCache, Tensor]:
-    """Read the prompts, and decode the first token of the first `rows` rows. -> the cache, and hidden states
-    (rows, D) that predict the first completion tokens.
+def start_rows(policy, prompts, group: int, cap: int, rows: range, least: int) -> tuple[KVCache, Tensor]:
+    """Read the prompts, and decode the first token of some rows. -> the cache, and hidden states (rows, D)
+    that predict the first completion tokens.
 
     All rows of a prompt start with its last token (see the fork in models/qwen_vl.py). So this step runs once
     per prompt (or for `least` rows in all), and the result is copied.
     """
+    slot = torch.arange(len(rows), device=prompts.tokens.device)
+    prompt = (rows.start + slot) // group
     rows_per_prompt = -(-least // len(prompts.tokens))
-    if rows_per_prompt >= group or rows_per_prompt * len(prompts.tokens) > rows:
-        cache = policy.prefill(prompts, group, cap, rows)
-        return cache, policy.decode(prompts.last.repeat_interleave(group)[:rows], cache)
+    if rows_per_prompt >= group or rows_per_prompt * len(prompts.tokens) > len(rows):
+        cache = policy.prefill(prompts, group, cap, len(rows))
+        if rows.start:
+            cache.begin(slot, prompt)
+        return cache, policy.decode(prompts.last[prompt], cache)
     cache = policy.prefill(prompts, rows_per_prompt, cap)
     hidden = policy.decode(prompts.last.repeat_interleave(rows_per_prompt), cache)
-    source = torch.arange(rows, device=hidden.device) // group * rows_per_prompt
+    source = prompt * rows_per_prompt
     cache.spread(source)
     return cache, hidden[source]
 
@@ -176,11 +186,12 @@ def generate(
     options = options or DecodeOptions()
     device = prompts.tokens.device
     count = len(prompts.tokens) * group
+    asked = options.rows or range(count)
     least = least_rows(device.type)
     # The first row without a slot.
-    waiting = min(count, options.max_rows or count)
-    cache, hidden = start_rows(policy, prompts, group, cap, waiting, least)
-    row = torch.arange(waiting, device=device)
+    waiting = asked.start + min(len(asked), options.max_rows or count)
+    cache, hidden = start_rows(policy, prompts, group, cap, range(asked.start, waiting), least)
+    row = torch.arange(asked.start, waiting, device=device)
     slots = (row, torch.zeros_like(row), torch.ones_like(row, dtype=torch.bool))
     uniform = uniforms(*address, group, cap + 1).to(device).flatten(0, 1)
     drawn = (row.new_zeros(count, cap + 1), torch.zeros(count, cap + 1, device=device))
@@ -192,7 +203,7 @@ def generate(
     decode_one = Repeat(partial(rows.decode_one, policy), options.recorded)
     while True:
         running = int(rows.running.sum())
-        finished = (~rows.running).nonzero().flatten()[: count - waiting]
+        finished = (~rows.running).nonzero().flatten()[: asked.stop - waiting]
         if len(finished):
             new = torch.arange(waiting, waiting + len(finished), device=device)
             rows.begin(finished, new, new // group, prompts.last[new // group])

@@ -111,14 +111,20 @@ def uniforms(seed: int, step: int, uids: list[int], group: int, cap: int, *, dev
     uid = torch.tensor([_signed(u) for u in uids], dtype=torch.int64)[:, None, None]
     g = torch.arange(group, dtype=torch.int64)[None, :, None]
     t = torch.arange(cap, dtype=torch.int64)[None, None, :]
-    state = torch.zeros(1, 1, 1, dtype=torch.int64)
-    for word in (_signed(seed), _signed(step), uid, g, t):
-        state = _mix((state ^ word) + _STEP)
+    state = address_hash(seed, step, uid, g, t)
     # the top 24 bits: all that a float32 in [0, 1) can hold evenly
-    u = _shift(state, 40).float() * 2.0**-24
+    u = shift_right(state, 40).float() * 2.0**-24
     # One token in 16 million would get u = 0, which selects the first word with a probability above 0, even
     # one of 1e-30. So the first cell, [0, 2^-24), is represented by its middle.
     return u.clamp(min=2.0**-25).to(device)
+
+
+def address_hash(*address: int | Tensor) -> Tensor:
+    """64 pseudo-random bits (int64) of an address: whole numbers, or int64 tensors that broadcast."""
+    state = torch.zeros((), dtype=torch.int64)
+    for word in address:
+        state = _mix((state ^ (_signed(word) if isinstance(word, int) else word)) + _STEP)
+    return state
 
 
 def uid_hash(uid: str) -> int:
@@ -128,11 +134,11 @@ def uid_hash(uid: str) -> int:
 
 def _mix(x: Tensor) -> Tensor:
     """splitmix64's finaliser: a bijection of 64 bits. Every input bit changes every output bit."""
-    x = (x ^ _shift(x, 30)) * _MUL1
-    x = (x ^ _shift(x, 27)) * _MUL2
-    return x ^ _shift(x, 31)
+    x = (x ^ shift_right(x, 30)) * _MUL1
+    x = (x ^ shift_right(x, 27)) * _MUL2
+    return x ^ shift_right(x, 31)
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
+def shift_right(x: Tensor, bits: int) -> Tensor:
     """Logical right shift. (>> on int64 copies the sign bit.)"""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

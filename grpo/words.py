@@ -9,9 +9,7 @@ FILE is JSON lines or a JSON array, gzip or not. It has the rows of LLaMA-Factor
 """
 
 import argparse
-import re
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,7 @@ from tqdm import tqdm
 
 from data.sources.jsonl import JsonlShard
 from grpo.evaluation.tables import table
-
-VISION_R1 = ("wait", "hmm", "mistake", "alternatively", "check")
-"""The words of Table 4."""
+from grpo.evaluation.word_counts import TITLES, VISION_R1, Count
 
 FIELDS = ("documents", "completions", "text", "response", "output", "answer")
 MODELS = ("gpt", "assistant", "model")
@@ -46,45 +42,6 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, list):
         return [text for item in value for text in _texts(item)]
     return [value] if isinstance(value, str) else []
-
-
-class Count:
-    """Occurrences of words over documents."""
-
-    def __init__(self, words: tuple[str, ...]):
-        stems = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
-        self.form = re.compile(rf"\b({stems})(\w*)", re.IGNORECASE)
-        self.words = words
-        self.documents = 0
-        self.exact: Counter[str] = Counter()
-        self.stem: Counter[str] = Counter()
-        self.holding: Counter[str] = Counter()
-        """Documents that hold the exact word."""
-
-    def add(self, text: str) -> None:
-        """Count one document."""
-        self.documents += 1
-        found = [(match[1].lower(), not match[2]) for match in self.form.finditer(text)]
-        exact = [word for word, whole in found if whole]
-        self.exact.update(exact)
-        self.stem.update(word for word, _ in found)
-        self.holding.update(set(exact))
-
-    def table(self) -> list[list[str]]:
-        """A row for each word: occurrences of the exact word, in all and a document; the same of its forms;
-        the share of documents that hold the exact word."""
-        n = max(self.documents, 1)
-        return [
-            [
-                word,
-                f"{self.exact[word]:,}",
-                f"{self.exact[word] / n:.3f}",
-                f"{self.stem[word]:,}",
-                f"{self.stem[word] / n:.3f}",
-                f"{self.holding[word] / n:.1%}",
-            ]
-            for word in self.words
-        ]
 
 
 def count(paths: list[Path], words: tuple[str, ...], field: str = "") -> Count:
@@ -120,8 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"grpo.words: {error}", file=sys.stderr)
         return 2
     print(f"{found.documents:,} documents")
-    header = ["word", "exact", "a document", "with forms", "a document", "documents"]
-    print(table(header, found.table()))
+    print(table(TITLES, found.table()))
     return 0
 
 

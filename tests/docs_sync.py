@@ -17,6 +17,7 @@ tests/test_docs.py fails where a doc differs from what this would write.
 import ast
 import html
 import re
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -40,6 +41,14 @@ GENERATED = re.compile(
 def documents() -> list[Path]:
     """README.md, CONTRIBUTING.md and everything below docs/."""
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Every command of a document's bash blocks, split into words."""
+    blocks = re.findall(r"^```bash\n(.*?)^```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    split = (shlex.split(part, comments=True) for line in lines for part in line.split("&&"))
+    return [words for words in split if words]
 
 
 def source_of(path: str, name: str | None = None, first: str | None = None, last: str | None = None) -> str:
@@ -102,6 +111,16 @@ def settings(prefix: str | None) -> str:
         "## A stage\n\nAn entry of `stages`. All three keys must be given.\n\n| key | meaning |\n|---|---|\n"
     )
     return f"{text}\n{intro}{stage}".lstrip("\n")
+
+
+def bridge_settings(_) -> str:
+    """The settings of the bridge. Stages have the same, and so have its two writers."""
+    from grpo.bridge.settings import Settings
+    from grpo.config.parse import markdown_table
+
+    lines = markdown_table(cls=Settings).splitlines(keepends=True)
+    repeated = ("| `describe.", "| `reason.", "| `reasoner.")
+    return "".join(line for line in lines if not line.startswith(repeated)) + "\n"
 
 
 def recipes(_) -> str:
@@ -273,6 +292,26 @@ def shards(_) -> str:
     ) + rows
 
 
+def by_model(_) -> str:
+    """What the recipe own chooses for each known model, and the peak of its plan."""
+    from grpo.config import parse, value_of
+    from grpo.plan import known_models, plan
+
+    keys = ("template", "optim.lr", "cap", "max_prompt", "max_pixels", "max_rows")
+    text = "| model | trained | " + " | ".join(f"`{key}`" for key in keys) + " | peak (`--plan`) |\n"
+    text += "|---|---|" + "---|" * (len(keys) + 1) + "\n"
+    for model in ("tiny", *known_models.KNOWN):
+        # all weights: of the recipe's own model
+        for rank in ("", "lora.rank=0") if model == parse.load("own").model else ("",):
+            cfg = parse.load("own", [f"model={model}", *filter(None, [rank])])
+            peak = plan.text(cfg).partition("peak: ")[2].partition("\n")[0]
+            trained = f"adapters, rank {cfg.lora.rank}" if cfg.lora.rank else "all weights"
+            values = [value_of(cfg, key) for key in keys]
+            shown = " | ".join("-" if value is None else f"`{value}`" for value in values)
+            text += f"| `{model.rpartition('/')[2]}` | {trained} | {shown} | {peak} |\n"
+    return text
+
+
 def needs(prefix: str) -> str:
     """What the recipes of 7 B parameters whose names begin with `prefix` need, at most; from the plan. An
     epoch of Vision-R1-cold has 260,994 chains."""
@@ -354,12 +393,14 @@ def tree(_) -> str:
 GENERATORS = {
     "tree": tree,
     "settings": settings,
+    "bridge_settings": bridge_settings,
     "recipes": recipes,
     "mixture": mixture,
     "world": world,
     "documents": documents_shown,
     "sizes": sizes,
     "shards": shards,
+    "by_model": by_model,
     "needs": needs,
     "adversarial": adversarial,
     "readme": readme,

@@ -9,8 +9,6 @@ import importlib.util
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +21,8 @@ import evaluate
 from data.shapes.world import Shapes
 from data.sources.table import SOURCES
 from grpo.batch import Batch
+from grpo.bridge import __main__ as bridge
+from grpo.bridge import settings
 from grpo.config import parse
 from grpo.evaluation.scores import Answers, read_completion
 from grpo.gradient import UpdateStats
@@ -140,18 +140,6 @@ def test_examples_give_what_they_say(path, monkeypatch):
 # ---- what the docs tell people to type
 
 
-def commands(path: Path) -> list[list[str]]:
-    """Every command of the bash blocks, split into words."""
-    lines = (
-        "".join(re.findall(r"^```bash\n(.*?)^```$", text_of(path), re.MULTILINE | re.DOTALL))
-        .replace("\\\n", " ")
-        .splitlines()
-    )
-    return [
-        words for line in lines for part in line.split("&&") if (words := shlex.split(part, comments=True))
-    ]
-
-
 def arguments_of(words: list[str]) -> tuple[str, list[str]] | None:
     """(train.py or evaluate.py, its arguments), None for another program."""
     return next(
@@ -162,7 +150,7 @@ def arguments_of(words: list[str]) -> tuple[str, list[str]] | None:
 @pytest.mark.parametrize("path", [path for path in DOCS if "```bash" in text_of(path)], ids=name)
 def test_commands_are_understood(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for words in commands(path):
+    for words in docs_sync.commands(path):
         if (program := arguments_of(words)) is not None:
             assert words[0] in ("python", "torchrun"), words
             script, argv = program
@@ -184,6 +172,9 @@ def test_commands_are_understood(path, monkeypatch):
             assert (ROOT / words[words.index("-c") + 1]).is_file()
         elif words[:2] == ["python", "-m"]:
             assert importlib.util.find_spec(words[2]) is not None, words
+            if words[2] == "grpo.bridge" and "--help" not in words:
+                recipe, given, _ = bridge.arguments(words[3:])
+                assert settings.load(recipe, given).task in SOURCES
         elif words[0] == "python" and words[1].startswith(("tests/bench/", "tests/faults/")):
             asked = {word for word in words[2:] if word.startswith("--")}
             assert asked <= set(re.findall(r'add_argument\("(--[\w-]+)"', text_of(ROOT / words[1]))), words
@@ -195,36 +186,6 @@ def test_commands_are_understood(path, monkeypatch):
             assert len(words) <= 3 and all(word.isdigit() for word in words[2:]), words
         else:
             assert words[:2] == ["hf", "download"], f"no test checks this command: {shlex.join(words)}"
-
-
-DRY = sorted(
-    {
-        shlex.join(argv)
-        for path in DOCS
-        for words in commands(path)
-        if (found := arguments_of(words)) and found[0] == "train.py"
-        for argv in [found[1]]
-        if not re.search(r"\bFILE\b", shlex.join(argv))
-        and ("--plan" in argv or parse.parse_args(argv)[0].model == "tiny")
-    }
-)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("argv", DRY)
-def test_commands_start(argv, tmp_path):
-    """Everything up to the first step, in a process of its own."""
-    words = [word for word in shlex.split(argv) if not word.startswith("out=")]
-    flags = [] if {"--help", "--plan", "--list"} & set(words) else ["--dry-run", f"out={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "train.py", *words, *flags],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_readme_has_the_two_commands_and_ci_runs_the_second():

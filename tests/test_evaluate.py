@@ -1,6 +1,7 @@
 """evaluate.py from its command line: a random checkpoint of the built-in model, in a run folder, through
 every option."""
 
+import base64
 import io
 import json
 import os
@@ -377,6 +378,37 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
     # cut, and only under `paper`
     assert "| all | 12 | 33.33 |" in (tmp_path / "out.json.md").read_text()
     assert "not installed" in found["paper"]["config"]["checker"]
+
+
+def test_a_table_of_vlmevalkit(run, tmp_path, capsys, monkeypatch):
+    """MME's layout, with pictures in base64. The invented answers are all yes: one of each pair is right."""
+
+    def invented(policy, chat, examples, how, *rest, **options):
+        answers = Answers()
+        for example in examples:
+            assert chat.prompt(example).grid.shape == (1, 3)
+            answers.append([read_completion(example, "<answer> Yes. </answer>", [1], True, how.read)])
+        return answers
+
+    monkeypatch.setattr(passes, "answer_all", invented)
+    buffer = io.BytesIO()
+    Image.new("RGB", (56, 56), "red").save(buffer, "PNG")
+    rows = ["index\timage\tquestion\tanswer\tcategory\timage_path"]
+    for n in range(8):
+        picture = base64.b64encode(buffer.getvalue()).decode() if n == 0 else "0"
+        answer = "No" if n % 2 else "Yes"
+        rows.append(
+            f"{n}\t{picture}\tIs it red ?\t{answer}\t{'OCR' if n < 4 else 'code_reasoning'}\t{n // 2}.png"
+        )
+    (tmp_path / "MME.tsv").write_text("\n".join(rows) + "\n")
+    argv = ["--model", run, "--task", "mme", "--data", tmp_path, "--protocol", "official"]
+    status, out, err = call(capsys, *argv, "--json", tmp_path / "out.json")
+    assert status == 0, err
+    assert "8 questions of mme, split all" in out
+    assert "mme total: 100.0 of 400 points (perception 50.0, cognition 50.0)" in out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["scores"]["totals"]["mme"]["value"] == 0.25 and found["scores"]["accuracy"] == 0.5
+    assert found["answers"][3]["groups"] == {"picture": "OCR/1.png"}
 
 
 # ---- an evaluation that was killed

@@ -607,5 +607,5 @@ def test_one_process_is_a_world(monkeypatch):
     ranks = join_ranks("cpu")
     assert (ranks.rank, ranks.size, ranks.main, ranks.device.type) == (0, 1, True, "cpu")
     x = torch.tensor([1, 2])
-    assert ranks.sum(x) is x and ranks.gather(x) is x and gather_objects([3]) == [3]
+    assert ranks.sum(x) is x and gather_objects([3]) == [3]
     leave_ranks()

@@ -71,13 +71,13 @@ def look(example: Example, rng: random.Random, careless: bool) -> str:
     Distance the places and the gaps between them; Count lists all objects with a running count.
     """
     things = example.extra["named"]
-    concluded = true = _conclude(example, things)
+    concluded = true = concluded_from(example, things)
     # draw false readings until one of them misleads: all that do are equally likely
     while careless and concluded in (true, None):
         things = tuple(_misread(example, t, rng) for t in example.extra["named"])
-        concluded = _conclude(example, things)
+        concluded = concluded_from(example, things)
     assert concluded is not None
-    return f"{_read(example, things)} , so it is {concluded} {_letter(example, concluded)} ."
+    return f"{reading(example, things)} , so it is {concluded} {letter_of(example, concluded)} ."
 
 
 def _misread(example: Example, thing: Thing, rng: random.Random) -> Thing:
@@ -87,7 +87,8 @@ def _misread(example: Example, thing: Thing, rng: random.Random) -> Thing:
     return replace(thing, x=rng.randrange(GRID), y=rng.randrange(GRID), size=rng.randint(1, SIZES))
 
 
-def _read(example: Example, things: Sequence[Thing]) -> str:
+def reading(example: Example, things: Sequence[Thing]) -> str:
+    """What a look reads of the objects that a question asks for."""
     if example.task == "Count":
         counts = accumulate(int(t.shape == example.extra["shape"]) for t in things)
         return " , ".join(f"{t.color} shape {t.shape} {count}" for t, count in zip(things, counts))
@@ -97,7 +98,7 @@ def _read(example: Example, things: Sequence[Thing]) -> str:
     return " , ".join(f"{t.color} {unit} {getattr(t, unit)}" for t in things)
 
 
-def _conclude(example: Example, things: Sequence[Thing]) -> str | None:
+def concluded_from(example: Example, things: Sequence[Thing]) -> str | None:
     """The answer that the readings give: left, below, a colour or a number; None where they give none."""
     if example.task == "Count":
         count = sum(t.shape == example.extra["shape"] for t in things)
@@ -113,7 +114,7 @@ def _conclude(example: Example, things: Sequence[Thing]) -> str | None:
 # ---- whole documents
 
 
-def _letter(example: Example, concluded: str) -> str:
+def letter_of(example: Example, concluded: str) -> str:
     """ "(B)" for the choice that a conclusion names."""
     first_words = [choice.split()[0] for choice in example.choices]
     return f"({LETTERS[first_words.index(concluded)]})"
@@ -137,7 +138,7 @@ def answer_document(example: Example, rng: random.Random) -> str:
     if rng.random() < AGAIN:
         text = look(example, rng, careless=False)
         chain += f" {LOOK_AGAIN} {text}"
-    return f"{chain} {_ending(_letter(example, conclusion(text)), rng)}"
+    return f"{chain} {_ending(letter_of(example, conclusion(text)), rng)}"
 
 
 def lettered(rng: random.Random, uid: str, each: int) -> Example:

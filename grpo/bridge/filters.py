@@ -56,20 +56,18 @@ TELLING = 10
 
 @dataclass(frozen=True)
 class Rules:
-    """Settings of the filters. Raises ValueError for a language without known letters."""
+    """Settings of the filters. Raises ValueError for what cannot be right."""
 
-    languages: tuple[str, ...] = field(
-        default=("en",), metadata={"help": "languages of the chains; a script of another one is refused"}
-    )
-    foreign: float = field(
-        default=0.02, metadata={"help": "share of a chain's letters that may be of another script"}
-    )
-    least_words: int = field(default=20, metadata={"help": "a chain of fewer words is too short"})
-    most_words: int = field(default=12000, metadata={"help": "a chain of more words is too long"})
-    against: tuple[dict[str, str], ...] = field(
-        default=(),
-        metadata={"help": "benchmarks whose questions are refused: [{task: mathvista, data: FILE}]"},
-    )
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    """languages of the chains; a script of another one is refused"""
+    foreign: float = 0.02
+    """share of a chain's letters that may be of another script"""
+    least_words: int = 20
+    """a chain of fewer words is too short"""
+    most_words: int = 12000
+    """a chain of more words is too long"""
+    against: list[dict[str, str]] = field(default_factory=list)
+    """benchmarks whose pictures and questions are refused: [{task: mathvista, data: FILE}]"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.foreign <= 1:

@@ -4,6 +4,7 @@ A single value that has the right type is refused here if no run can mean it (`c
 not go together are refused; one that another makes pointless is a line on the terminal (`contradictions`).
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,16 @@ def check(config) -> None:
         raise ConfigError(f"heldout: must be in [0, 1) (a share of the rows), got {config.heldout}")
     if config.min_pixels and config.max_pixels and config.min_pixels > config.max_pixels:
         raise ConfigError(f"min_pixels: {config.min_pixels} is more than max_pixels, {config.max_pixels}")
+    if config.name and not re.fullmatch(r"\w[\w .+-]*", config.name):
+        raise ConfigError(f"name: {config.name!r} is no name of a folder; write letters, digits, - and _")
     if config.init and config.method != "sft":
         raise ConfigError("init: random weights never earn a reward; use method=sft or drop init")
     if config.lora.rank:
         _check_lora(config)
     if config.shard == "always" and config.optim.name == "muon":
         raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never")
+    if config.optim.name == "adamw_bf16" and config.dtype != "bfloat16":
+        raise ConfigError("optim.name: adamw_bf16 keeps the weights in bfloat16; set dtype=bfloat16 as well")
     if len(set(config.freeze)) > 1:
         raise ConfigError("freeze: with vision and llm both frozen nothing is left to train")
     if config.method == "grpo":
@@ -61,6 +66,8 @@ def _check_lora(config) -> None:
         raise ConfigError("lora.rank: random weights need full training; use lora.rank=0 or a model")
     if config.optim.name == "muon":
         raise ConfigError("lora.rank: muon is for whole matrices; use optim.name=adamw")
+    if config.optim.name == "adamw_bf16":
+        raise ConfigError("lora.rank: adapters are float32; use optim.name=adamw_8bit or adamw")
     if not config.lora.targets:
         raise ConfigError("lora.targets: at least one layer is needed, such as q_proj")
 

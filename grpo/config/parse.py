@@ -1,6 +1,6 @@
 """A run's settings from YAML recipes and `key=value` arguments, and the text of --help and --list.
 
-    defaults  <  base recipe  <  recipe  <  command line
+    defaults  <  what goes with the model (by_model)  <  base recipe  <  recipe  <  command line
 
 The settings themselves are in `grpo/config/settings.py`, and the beginning of --help is in `help.txt`. Each
 mistake raises a ConfigError that names the file or the argument, and the nearest right key, recipe or value.
@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from grpo.config import typed
+from grpo.config import by_model, typed
 from grpo.config.renamed import replacement
 from grpo.config.settings import HEADINGS, Config, differences
 from grpo.config.typed import ConfigError, Typed, assign, convert, flatten, leaves, nearest
@@ -28,7 +28,16 @@ HELP = Path(__file__).with_name("help.txt")
 # of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
 FORMAT = 2
 # settings and groups that may change when a run is continued: they do not change a gradient
-FREE = ("out.", "recompute.", "device.", "timeout.", "max_rows.", "cuda_graphs.", "loss.reference_on.")
+FREE = (
+    "name.",
+    "out.",
+    "recompute.",
+    "device.",
+    "timeout.",
+    "max_rows.",
+    "cuda_graphs.",
+    "loss.reference_on.",
+)
 FREE += ("loss.micro_tokens.", "loss.logits_mib.", "eval.", "save.", "report.", "log.")
 # of these a change is noted: what is evaluated before and after it does not compare
 NOTED = ("eval.items", "eval.cap", "eval.task", "eval.data")
@@ -111,7 +120,8 @@ def _repeated(overrides: list[str]) -> tuple[str, ...]:
 
 
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """A recipe (a name or a YAML file) with `key=value` over it. Fills in `out`. Raises ConfigError."""
+    """A recipe (a name or a YAML file) with `key=value` over it. Fills in `name` and `out`. Raises
+    ConfigError, and with `by_model` ValueError if there is no such model."""
     path = _recipe_path(recipe)
     flat = {"recipe": path.stem} | _layers(path)
     given: dict[str, Any] = {}
@@ -122,11 +132,12 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
         given |= assign(Config, key.strip(), Typed(value.strip()), f"argument {text!r}", flat | given)
     try:
         _refuse_two_lengths(given)
-        config = typed.build(Config, _over(flat, given))
+        flat = _over(flat, given)
+        config = typed.build(Config, by_model.filled(flat) if flat.get("by_model") else flat)
     except ConfigError as error:
         changed = " with " + " ".join(overrides) if overrides else ""
         raise ConfigError(f"{path.name}{changed}: {error}") from None
-    return dataclasses.replace(config, out=str(config.folder))
+    return dataclasses.replace(config, name=config.name or config.folder.name, out=str(config.folder))
 
 
 def _recipe_path(recipe: str | Path, beside: Path | None = None) -> Path:
@@ -201,7 +212,10 @@ def save(config: Config, folder: str | Path) -> Path:
     """Write config.yaml, whole or not at all. `load` and `load_run` read an equal Config. -> its path."""
     path = Path(folder) / "config.yaml"
     tree = {"format": FORMAT} | config.to_dict()
-    write_whole(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    if chosen := "".join(f"# {line}\n" for line in by_model.explained(config)):
+        text = f"# chosen for {config.model}, because nothing else said them:\n{chosen}{text}"
+    write_whole(path, text)
     return path
 
 
@@ -246,19 +260,27 @@ def check_same_run(config: Config, folder: str | Path, accepted: Iterable[str] =
     return list(changed.values())
 
 
-def help_text(width: int = 110) -> str:
+def help_text() -> str:
     """The text of --help: the idea, examples, and every setting with its default, below its heading."""
     lines = [HELP.read_text("utf-8").rstrip("\n")]
-    for key, (kind, default, text) in leaves(Config).items():
-        if (heading := HEADINGS.get(key.partition(".")[0])) and f"\n{heading}" not in lines:
+    heading = ""
+    for key in leaves(Config):
+        if (new := HEADINGS.get(key.partition(".")[0])) and new != heading:
+            heading = new
             lines.append(f"\n{heading}")
-        words = typed.described(kind)
-        choices = f" [{words.removeprefix('one of ')}]" if words.startswith("one of ") else ""
-        label = f"  {key}={_plain(default)}"
-        body = textwrap.wrap(text + choices, width - 30, break_on_hyphens=False)
-        lines.append(f"{label:<30}{body[0]}" if len(label) < 29 else f"{label}\n{'':30}{body[0]}")
-        lines += [f"{'':30}{line}" for line in body[1:]]
+        lines += setting_help(Config, key)
     return "\n".join(lines) + "\n"
+
+
+def setting_help(cls: type, key: str, width: int = 110) -> list[str]:
+    """The lines of --help about one setting of a tree."""
+    kind, default, text = leaves(cls)[key]
+    words = typed.described(kind)
+    choices = f" [{words.removeprefix('one of ')}]" if words.startswith("one of ") else ""
+    label = f"  {key}={_plain(default)}"
+    body = textwrap.wrap(text + choices, width - 30, break_on_hyphens=False)
+    first = [f"{label:<30}{body[0]}"] if len(label) < 29 else [label, f"{'':30}{body[0]}"]
+    return [*first, *(f"{'':30}{line}" for line in body[1:])]
 
 
 def list_text() -> str:
@@ -268,10 +290,10 @@ def list_text() -> str:
     return "\n".join(f"  {name:<{wide}}  {about}" for name, about in known.items()) + "\n"
 
 
-def markdown_table(prefix: str = "") -> str:
+def markdown_table(prefix: str = "", cls: type = Config) -> str:
     """The table of the docs: setting, default and help of each key that starts with `prefix`."""
     table = ["| setting | default | meaning |", "|---|---|---|"]
-    for key, (_, default, text) in leaves(Config).items():
+    for key, (_, default, text) in leaves(cls).items():
         if key.startswith(prefix):
             table.append(f"| `{key}` | `{_plain(default)}` | {text} |")
     return "\n".join(table)

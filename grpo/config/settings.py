@@ -7,28 +7,32 @@ are the paper's (VisualThinker-R1-Zero, GRPO). Only the entry points see a Confi
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.config.checks import check, value_of
 from grpo.config.typed import leaves
+from grpo.optim import OPTIMIZERS
 from grpo.variants import ADVANTAGE_SCALES, KL_ESTIMATORS, SURROGATES, WEIGHTINGS
 
 # a setting takes the names that a table knows
 if TYPE_CHECKING:
-    Weighting = Surrogate = Estimator = Scale = str
+    Weighting = Surrogate = Estimator = Scale = OptimizerName = str
 else:
     Weighting = Literal[tuple(WEIGHTINGS)]
     Surrogate = Literal[tuple(SURROGATES)]
     Estimator = Literal[tuple(KL_ESTIMATORS)]
     Scale = Literal[tuple(ADVANTAGE_SCALES)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 # the linear layers of a decoder block
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 HEADINGS = {
     "recipe": "The run",
-    "model": "The policy",
+    "by_model": "The policy",
     "task": "The questions",
     "prompts": "Rollouts",
     "rewards": "Rewards and advantages",
@@ -95,8 +99,8 @@ class Loss:
     micro_tokens: int = 16384
     """Most tokens (prompts once, completions, padding) in a forward pass; only memory and speed change."""
     sections: int = 4
-    """CPU, float32: split a step into this many fixed sections, so that 1, 2 and 4 ranks give bit-identical
-    runs. 0: one section per group, for any number of ranks."""
+    """CPU, float32: split a step's rows into this many fixed sections, so that 1, 2 and 4 ranks give
+    bit-identical runs. 0: one section per group, for any number of ranks up to `prompts`."""
     logits_mib: float | None = None
     """MiB of logits at a time; the peak is twice that, the gradient the same. null: CPU 115, GPU 512."""
 
@@ -115,9 +119,9 @@ class Imitation:
 class Optim:
     """The optimizer and its learning rate."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw: as in the papers; muon: orthogonal updates of matrices and AdamW for the rest, for training from
-    random weights."""
+    name: OptimizerName = "adamw"
+    """adamw: as in the papers; adamw_8bit: with moments of one byte; adamw_bf16: weights in bfloat16 too
+    (docs/optimizers.md); muon: orthogonal updates of matrices, for training from random weights."""
     lr: float = 1e-6
     """Peak learning rate."""
     warmup: int = 0
@@ -180,6 +184,8 @@ class Config:
 
     recipe: str = "shapes"
     """Name of the recipe."""
+    name: str | None = None
+    """The run's name in report, loggers and model card. null: that of its folder `out`."""
     method: Literal["grpo", "sft"] = "grpo"
     """grpo: learn from rewards; sft: imitate documents, as the built-in base did."""
     steps: int = 100
@@ -189,17 +195,21 @@ class Config:
     seed: int = 0
     """Seed. Each random number is a function of the seed, the step and the prompt."""
     out: str | None = None
-    """Folder of the run. null: runs/<recipe>."""
+    """Folder of the run. null: runs/<name>; without a name runs/<data> of your own questions, else
+    runs/<recipe>."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: on a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of matrix products. auto: bfloat16 on a GPU, else float32. Master weights, loss and optimizer are
-    always float32."""
+    """Type of matrix products. auto: bfloat16 on a GPU, else float32. Weights, loss and optimizer are float32
+    for all of them, if optim.name is adamw."""
     shard: Literal["auto", "always", "never"] = "auto"
     """Shard policy and optimizer over the ranks (FSDP2, docs/ranks.md). auto: several ranks, no muon."""
     timeout: float = 600.0
     """Seconds that a rank waits for another one. Then the run ends and names the lost rank."""
 
+    by_model: bool = False
+    """Where neither recipe nor command line says a setting, take the one that goes with the model
+    (grpo/config/by_model.yaml)."""
     model: str = "tiny"
     """The base model: tiny (built in), a folder in Hugging Face layout, a run folder (its newest checkpoint),
     or a name on the hub (Qwen/Qwen2-VL-2B)."""
@@ -284,12 +294,25 @@ class Config:
 
     @property
     def folder(self) -> Path:
-        """Where the run writes: `out`, or runs/<recipe>."""
-        return Path(self.out or f"runs/{self.recipe}")
+        """Where the run writes: `out`, or runs/<name>, or runs/<data> of one's own questions, or
+        runs/<recipe>."""
+        if self.out or self.name:
+            return Path(self.out or f"runs/{self.name}")
+        return Path("runs") / ((self.task == "jsonl" and data_name(self.data)) or self.recipe)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""
         return dataclasses.asdict(self)
+
+
+def data_name(data: str | None) -> str:
+    """The name of data: of a folder, of a file without its ending, or of a dataset of the hub. "" if none."""
+    # FOLDER,PICTURES; OWNER/NAME@REVISION:FILE
+    path = Path((data or "").partition(",")[0])
+    if not path.exists():
+        path = Path(re.split("[@:]", str(path))[0])
+    name = os.path.basename(os.path.abspath(path)) if data else ""
+    return name if path.is_dir() else name.partition(".")[0]
 
 
 def differences(config: Config, other: Config) -> list[str]:

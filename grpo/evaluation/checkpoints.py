@@ -106,7 +106,7 @@ def draw(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> str:
         return f"{path.name}: skipped, matplotlib is not installed (pip install matplotlib)"
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     names = short_names([point["run"] for point in points])
     figure, axis = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
@@ -119,6 +119,7 @@ def draw(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> str:
         low, high = ([total["interval"][end] for total in totals] for end in (0, 1))
         axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("step")
     axis.set_title(title)
     axis.grid(alpha=0.3)

@@ -8,7 +8,6 @@ overrides both.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from data import templates
 from data.chat import Chat
 from data.sources import vlmeval
 from grpo.config import parse, typed
-from grpo.evaluation.protocols import TURN_START, Protocol, family
+from grpo.evaluation.protocols import Protocol, family
 from grpo.evaluation.resume import weights_digest
 from grpo.storage.model_folder import base_folder, check_agreement, load_model, model_folder
 from models.config import ModelConfig
@@ -102,7 +101,9 @@ def evaluated_model(
     elif name == "tiny" or built_in:
         cfg = parse.load("shapes", ["max_prompt=1024"])
     else:
-        template = protocol.templates["instruct" if renders_turns(folder) else "base"][protocol.form]
+        template = protocol.templates["instruct" if templates.renders_turns(folder) else "base"][
+            protocol.form
+        ]
         cfg = parse.Config(template=template, cap=cap, max_prompt=max_prompt, max_pixels=max_pixels)
     as_run = protocol.as_trained or family(cfg.template) is None
     if as_run:
@@ -129,14 +130,6 @@ def recorded(record: dict[str, Any], folder: Path) -> parse.Config:
         raise parse.ConfigError(f"{folder / templates.RECORD}: there are no settings")
     flat = typed.flatten(parse.Config, settings, str(folder / templates.RECORD))
     return typed.build(parse.Config, flat)
-
-
-def renders_turns(folder: Path) -> bool:
-    """Whether the model's chat template writes turns, as an instruct model's does; a base model's writes the
-    question alone. The template is searched, never run. Raises ValueError naming a file that is no JSON."""
-    source, _ = templates.chat_template(folder)
-    # what stands in {# #} and {% %} is not written
-    return TURN_START in re.sub(r"\{#.*?#\}|\{%.*?%\}", "", source, flags=re.DOTALL)
 
 
 def template_for(template: str, protocol: Protocol, prompt: str | None, keep: bool) -> str:

@@ -21,7 +21,7 @@ from math import floor
 from typing import Any
 
 from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract
-from data.templates import TEMPLATES
+from data.templates import TEMPLATES, TURN_START
 from data.types import LETTERS, Example
 from grpo.evaluation import comparisons
 from grpo.evaluation import vision_r1 as published
@@ -35,8 +35,6 @@ from grpo.sampling import Truncation
 LONGEST = 20_000
 # VisualThinker-R1-Zero's max_new_tokens in evaluation, and BLINK's
 CAP = 1024
-# begins a turn in the prompts of instruct models
-TURN_START = "<|im_start|>"
 # runs in a process of its own
 VERDICT = "grpo.rewards.math_verify:verdict"
 

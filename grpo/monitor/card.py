@@ -45,7 +45,7 @@ def card(checkpoint: Path, name: str) -> str:
         else "imitation"
     )
     filled = {
-        "name": name,
+        "name": cfg.name or name,
         "base": f"`{base}`",
         "base_model": f"base_model: {base}\n" if base == cfg.model and "/" in base else "",
         "summary": f"`{base}`, trained by {how} for {step} steps on {data}, with Glimpse.",

@@ -72,15 +72,16 @@ class Wandb(Logger):
         self.module = self.load()
         project = os.environ.get(f"{self.package.upper()}_PROJECT") or "glimpse"
         same = {"project": project, "config": settings, "resume": "allow"}
-        self.run = self.module.init(**same, **self.named(folder, id))
+        name = settings.get("name") or folder.name
+        self.run = self.module.init(**same, **self.named(name, folder, id))
 
     def load(self) -> Any:
         """The library."""
         return importlib.import_module("wandb")
 
-    def named(self, folder: Path, id: str) -> dict[str, Any]:
+    def named(self, name: str, folder: Path, id: str) -> dict[str, Any]:
         """How the library finds the same run again."""
-        return {"name": folder.name, "id": id, "dir": str(folder)}
+        return {"name": name, "id": id, "dir": str(folder)}
 
     def numbers(self, step: int, row: dict[str, float]) -> None:
         self.module.log(row, step=step)
@@ -100,8 +101,8 @@ class Trackio(Wandb):
     def load(self) -> Any:
         return importlib.import_module("trackio")
 
-    def named(self, folder: Path, id: str) -> dict[str, Any]:
-        return {"name": f"{folder.name}-{id}"}
+    def named(self, name: str, folder: Path, id: str) -> dict[str, Any]:
+        return {"name": f"{name}-{id}"}
 
     def close(self, failed: bool) -> None:
         self.module.finish()

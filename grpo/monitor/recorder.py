@@ -13,7 +13,7 @@ from grpo.batch import Batch
 from grpo.gradient import UpdateStats
 from grpo.monitor import report, warnings
 from grpo.monitor.loggers import Loggers
-from grpo.monitor.step_metrics import completion_rows, shown_groups, step_metrics
+from grpo.monitor.step_metrics import completion_rows, shown_groups, step_metrics, whole_groups
 from grpo.objective import LossStats
 from grpo.optim import NonFinite
 from grpo.parallel.ranks import gather_objects, sum_over_ranks
@@ -81,7 +81,8 @@ class Recorder:
         times = {"step_time": time.perf_counter() - self.step_began}
         times |= {f"time/{phase}": seconds for phase, seconds in take_times().items()}
         nonfinite = self.nonfinite_row(step, batch, stats, grad_norm)
-        groups = gather_objects(completion_rows(batch, self.measure))
+        rows = completion_rows(batch, self.measure)
+        groups = whole_groups(gather_objects(list(zip(batch.share.places, rows))))
         row = {"step": step} | step_metrics(groups) | self.update_metrics(batch, stats)
         row |= {"grad_norm": grad_norm, "learning_rate": self.run.optimizer.lr, "num_tokens": self.tokens}
         row |= self.draw_metrics(batch, len(groups)) | times
@@ -97,7 +98,8 @@ class Recorder:
         gap = (batch.rollout.logp.flatten(0, 1) - batch.logp).abs().view(batch.tokens.shape)[teaching]
         taught = int(batch.length[teaching].sum())
         answered = int(batch.length.sum())
-        asked = sum(len(prompt.tokens) for prompt in batch.prompts)
+        firsts = zip(batch.prompts, batch.share.first_here)
+        asked = sum(len(prompt.tokens) for prompt, first in firsts if first)
         mine = [stats.entropy, float(gap.sum()), taught, answered, asked, batch.dropped_tokens]
         entropy, gap_sum, tokens, *written = sum_over_ranks(torch.tensor(mine)).tolist()
         self.tokens += int(sum(written))
@@ -112,11 +114,11 @@ class Recorder:
 
     def draw_metrics(self, batch: Batch, count: int) -> dict:
         """What was asked and not learned from. count: the groups of all ranks."""
-        skipped, dropped = sum_over_ranks(torch.tensor([batch.skipped, batch.dropped])).tolist()
+        skipped = int(sum_over_ranks(torch.tensor(batch.skipped)))
         return {
             "frac_skipped": skipped / (skipped + count),
-            "sampling/rounds": batch.attempts,
-            "sampling/frac_resampled": dropped / (dropped + count),
+            "sampling/rounds": sum(drawn > 0 for drawn in batch.share.drawn),
+            "sampling/frac_resampled": batch.dropped / (batch.dropped + count),
         }
 
     def sft_row(self, step: int, batch: Batch, stats: UpdateStats, grad_norm: float) -> dict:
@@ -153,7 +155,8 @@ class Recorder:
         self.skipped_before += skipped
         if not skipped:
             return {"guard/nonfinite": 0}
-        uids = gather_objects([prompt.uid for prompt in batch.prompts])
+        firsts = zip(batch.prompts, batch.share.first_here)
+        uids = gather_objects([prompt.uid for prompt, first in firsts if first])
         what = f"the loss is {float(sum_over_ranks(stats.loss.loss))} and the gradient's norm {grad_norm}"
         if self.nonfinite or skipped > 1 or step == 1:
             raise NonFinite(what, batch.prompts, step - 1)
@@ -177,9 +180,10 @@ class Recorder:
         """Write the first groups of a step, over all ranks, to samples.jsonl, token by token."""
         most = self.cfg.report.prompts
         lines = shown_groups(step, batch, self.cfg.loss, self.run.chat.piece, most)
-        placed = gather_objects(list(zip(batch.places, lines)))
-        for _, line in sorted(placed, key=lambda pair: pair[0])[:most]:
-            self.run.samples.write(line)
+        placed = gather_objects(list(zip(batch.share.places, ([line] for line in lines))))
+        for first, *others in whole_groups(placed)[:most]:
+            first["completions"] += [row for line in others for row in line["completions"]]
+            self.run.samples.write(first)
 
     def write(self, step: int, row: dict) -> None:
         """Write a row of metrics.jsonl, and print its evaluation if it has one."""
@@ -200,7 +204,7 @@ class Recorder:
         if self.ranks.main and sys.stderr.isatty():
             cfg = self.cfg
             look = dict(unit="step", smoothing=0.1, dynamic_ncols=True)
-            self.bar = tqdm(total=cfg.steps, initial=self.run.step, desc=cfg.recipe, **look)
+            self.bar = tqdm(total=cfg.steps, initial=self.run.step, desc=cfg.name, **look)
 
     def show_progress(self, row: dict) -> None:
         """One step more, with the metrics of BAR: in the bar, or as a line `step 3/60 reward=1.2 ...`."""

@@ -61,19 +61,24 @@ def write_report(run_folder: str | Path, ended: str = "") -> list[Path]:
     gap. Raises ValueError if one is broken."""
     folder = Path(run_folder)
     run = collect(folder, ended)
-    scripts = ("dom.js", "charts.js", "questions.js", "page.js")
-    script = "\n".join((PAGE / name).read_text("utf-8") for name in scripts)
+    write_page(folder / "report.html", run["name"], run, ("charts.js", "questions.js", "page.js"))
+    return [folder / "report.html"]
+
+
+def write_page(path: Path, title: str, data: Any, scripts: Sequence[str]) -> None:
+    """One page without network or server. scripts: files of `grpo/monitor/page/`, behind dom.js; they find
+    the data as `run`."""
+    script = "\n".join((PAGE / name).read_text("utf-8") for name in ("dom.js", *scripts))
     style = (PAGE / "style.css").read_text("utf-8")
     policy = (
         f"default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; style-src {_hash(style)}; "
         f"script-src {_hash(script)}"
     )
-    title = html.escape(f"{run['name']} · Glimpse", quote=False)
-    parts = {"POLICY": policy, "TITLE": title, "STYLE": style, "DATA": embedded(run), "SCRIPT": script}
+    parts = {"POLICY": policy, "TITLE": html.escape(f"{title} · Glimpse", quote=False)}
+    parts |= {"STYLE": style, "DATA": embedded(data), "SCRIPT": script}
     skeleton = (PAGE / "page.html").read_text("utf-8")
     page = re.sub(r"<!--(POLICY|TITLE|STYLE|DATA|SCRIPT)-->", lambda match: parts[match[1]], skeleton)
-    write_whole(folder / "report.html", page)
-    return [folder / "report.html"]
+    write_whole(path, page)
 
 
 def embedded(data: Any) -> str:
@@ -95,8 +100,8 @@ def collect(folder: Path, ended: str = "") -> dict[str, Any]:
     # a run that was made longer has a summary from before; without evaluations there is none
     reached = done >= known["steps"] if rows and known.get("steps") else (folder / "summary.json").exists()
     summary = _summary(folder, rows, reached and not ended)
-    # one's own data is what a run is about, whatever recipe it borrowed
     data = Path(str(known["data"])).name if known.get("data") else ""
+    # a run of an earlier version has no name
     name = known.get("name") or (data if known.get("task") == "jsonl" else known.get("recipe"))
     return {
         "name": _cut(str(name or folder.resolve().name), 80),

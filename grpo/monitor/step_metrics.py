@@ -22,18 +22,28 @@ FEW_WORDS = 5
 
 
 def completion_rows(groups: Groups, measure: Measure) -> list[list[Completion]]:
-    """The records of this rank's completions, P lists of G. measure: of the task's hook."""
+    """The records of this rank's completions, P lists of its rows. measure: of the task's hook."""
     rows = []
-    for p, example in enumerate(groups.questions):
+    for p, (example, place) in enumerate(zip(groups.questions, groups.share.places)):
         group = []
-        for g, text in enumerate(groups.texts[p]):
+        for g in groups.share.here[p].nonzero().flatten().tolist():
+            text = groups.texts[p][g]
             tokens = groups.tokens[p, g, : int(groups.length[p, g])].tolist()
             stopped = bool(groups.rollout.stopped[p, g])
             record = read_completion(example, text, tokens, stopped, measure=measure)
             parts = {name: float(part[p, g]) for name, part in groups.parts.items()}
-            group.append(replace(record, reward=float(groups.reward[p, g]), parts=parts))
+            group.append(replace(record, reward=float(groups.reward[place, g]), parts=parts))
         rows.append(group)
     return rows
+
+
+def whole_groups(groups: list[tuple[int, list]]) -> list[list]:
+    """The groups in the order of their places, from (place, rows) of all ranks: a split group's rows are
+    joined in the order of the ranks, which is that of the rows."""
+    found: dict[int, list] = {}
+    for place, rows in groups:
+        found.setdefault(place, []).extend(rows)
+    return [found[place] for place in sorted(found)]
 
 
 def words_before_answer(text: str) -> int:
@@ -91,8 +101,8 @@ def picture_url(example: Example) -> str | None:
 
 
 def shown_groups(step: int, batch: Batch, loss, piece: Callable[[int], str], most: int) -> list[dict]:
-    """The lines of samples.jsonl for the first `most` groups: every completion with its reward parts, and
-    every token with what moved it. loss: the settings `loss`. piece: token id -> its text."""
+    """The lines of samples.jsonl for this rank's first `most` groups: every completion with its reward parts,
+    and every token with what moved it. loss: the settings `loss`. piece: token id -> its text."""
     G = batch.length.shape[1]
     old = batch.logp if batch.logp_old is None else batch.logp_old
     how = {"clip_low": loss.clip_low, "clip_high": loss.clip_high, "surrogate": SURROGATES[loss.surrogate]}
@@ -105,13 +115,13 @@ def shown_groups(step: int, batch: Batch, loss, piece: Callable[[int], str], mos
     lines = []
     for p, example in enumerate(batch.questions[:most]):
         completions = []
-        for g in range(G):
+        for g in batch.share.here[p].nonzero().flatten().tolist():
             b = p * G + g
             n = int(batch.length[p, g])
             line = {
                 "tokens": [piece(token) for token in batch.tokens[p, g, :n].tolist()],
                 "text": batch.texts[p][g],
-                "reward": float(batch.reward[p, g]),
+                "reward": float(batch.reward[batch.share.places[p], g]),
                 "parts": {name: float(part[p, g]) for name, part in batch.parts.items()},
                 "advantage": float(batch.advantage[b]),
             }

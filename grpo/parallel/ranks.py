@@ -52,10 +52,6 @@ class Ranks:
         """The sum of the ranks' tensors, elementwise, on every rank."""
         return sum_over_ranks(tensor)
 
-    def gather(self, tensor: Tensor) -> Tensor:
-        """The ranks' tensors, (n, ...) each, concatenated along dim 0, on every rank. n may differ."""
-        return tensor if self.size == 1 else torch.cat(gather_objects([tensor]))
-
 
 def join_ranks(device: str = "auto", timeout: float = 600.0) -> Ranks:
     """Join the process group that torchrun announces, if any. device: auto, cpu or cuda. timeout: seconds

@@ -1,11 +1,13 @@
 """--plan of a run with adapters (models/lora.py): from the plan of a run that trains all weights."""
 
 from dataclasses import replace
+from math import prod
 
 import torch
 
 from grpo.config.parse import Config
-from grpo.plan.ranks import ADAPTERS, BASE, FLOAT, MERGED, SAMPLER
+from grpo.plan.ranks import ADAPTERS, BASE, MERGED, SAMPLER
+from grpo.plan.states import FLOAT, WHY, state_bytes
 from models import lora
 from models.config import ModelConfig
 from models.qwen_vl import QwenVL
@@ -28,14 +30,17 @@ def with_adapters(plan, cfg: Config, model: ModelConfig):
     """The `Plan` of a run with adapters."""
     layers = adapted_layers(cfg, model).values()
     count = sum(plan.parameters.values())
-    pairs = sum(cfg.lora.rank * (layer.in_features + layer.out_features) for layer in layers)
+    sides = [(cfg.lora.rank, layer.in_features) for layer in layers]
+    sides += [(layer.out_features, cfg.lora.rank) for layer in layers]
+    pairs = sum(map(prod, sides))
+    states = state_bytes(cfg.optim.name, {str(i): torch.Size(side) for i, side in enumerate(sides)})
     matrices = sum(layer.weight.numel() for layer in layers)
     largest = max(layer.weight.numel() for layer in layers)
     size = 2 if plan.dtype == "bfloat16" else FLOAT
     item = type(plan.held[0])
     millions = f"{pairs / 1e6:.1f} M numbers"
     base = item(BASE, size * count, f"{count / 1e9:.2f} B x {size} bytes")
-    adapters = item(ADAPTERS, 3 * FLOAT * pairs, f"{millions} and AdamW's two moments, x {FLOAT} bytes")
+    adapters = item(ADAPTERS, FLOAT * pairs + states, f"{millions} x {FLOAT} bytes; {WHY[cfg.optim.name]}")
     reference = item("reference", 0, "the policy without its adapters")
     in_rollout = item(MERGED, size * matrices, f"of layers with an adapter, added up once: x {size} bytes")
     gradients = item("gradients of adapters", FLOAT * pairs, f"{millions} x {FLOAT} bytes")

@@ -8,8 +8,9 @@ estimate, which tests compare with what autograd keeps. Fragmentation and data c
 The numbers are those of the recipe's device, which need not be in the machine that is asked. With
 `device: auto` that is a GPU if products are in bfloat16.
 
-Weights, gradients and moments are float32 for every `dtype`. With bfloat16, autocast casts a weight where it
-is used, and keeps copies for the backward pass. Caches and the reference are in the dtype of the products.
+Weights, gradients and moments are float32 for every `dtype`, if `optim.name` is adamw or muon
+(grpo/plan/states.py). With bfloat16, autocast casts a float32 weight where it is used, and keeps copies for
+the backward pass. Caches and the reference are in the dtype of the products.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from grpo.logprobs import chunk_of
 from grpo.memory import TokenCost
 from grpo.plan import known_models
 from grpo.plan.lora import with_adapters, with_frozen_tower
-from grpo.plan.ranks import FLOAT, SAMPLER, largest_block, merger_parameters, of_one_rank
+from grpo.plan.ranks import SAMPLER, largest_block, largest_share, merger_parameters, of_one_rank
+from grpo.plan.states import FLOAT, WHY, parameter_shapes, state_bytes, weight_bytes
 from grpo.plan.table import render, shown_bytes, shown_count
 from grpo.schedule import stage_at
 from grpo.storage.model_folder import model_folder
@@ -62,11 +64,13 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs: `held` all the time, and what each stage adds. device: "cpu" or "cuda"."""
+    """What a run needs: `held` all the time, and what each stage adds. device: "cpu" or "cuda". number: bytes
+    of a number of a trained matrix."""
 
     parameters: dict[str, int]
     dtype: str
     device: str
+    number: int
     held: tuple[Item, ...]
     stages: tuple[StagePlan, ...]
 
@@ -79,13 +83,14 @@ class Plan:
 @dataclass(frozen=True)
 class Load:
     """What one forward computes: prompts of `prompt` tokens with `patches` patches each, and rows of `cap`
-    tokens."""
+    tokens, `group` of a prompt at most."""
 
     prompts: int
     prompt: int
     patches: int
     rows: int
     cap: int
+    group: int
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -153,9 +158,13 @@ def make_plan(
     count = sum(parts.values())
     patches = cfg.max_prompt * model.vision.spatial_merge_size**2
     patches = min(patches, (cfg.max_pixels or max_pixels or 10**12) // model.vision.patch_size**2)
+    optimizer = cfg.optim.name
+    number = 2 if optimizer == "adamw_bf16" else FLOAT
+    weights = weight_bytes(optimizer, parameter_shapes(model).values())
+    states = state_bytes(optimizer, parameter_shapes(model, cfg.freeze))
     held = (
-        Item("weights", FLOAT * count, f"{shown_count(count)} x {FLOAT} bytes"),
-        _optimizer(cfg.optim.name, _trained(parts, cfg.freeze)),
+        Item("weights", weights, f"{shown_count(count)} x {number} bytes"),
+        Item("optimizer", states, WHY[optimizer]),
         _reference(cfg, count, size),
     )
     if device == "cuda":
@@ -163,18 +172,20 @@ def make_plan(
     stages: list[StagePlan] = []
     step = 0
     steps = max(cfg.steps, 1)
-    prompts = -(-cfg.prompts // ranks)
     while step < steps:
         stage = stage_at(step, cfg.stages, cfg)
         end = steps if stage is cfg else min(stage.until, cfg.steps)
         group = stage.group if cfg.method == "grpo" else DOCUMENTS if cfg.task == "documents" else 1
-        load = Load(prompts, cfg.max_prompt, patches, prompts * group, stage.cap)
+        # groups of documents are not split
+        split = (group, cfg.loss.sections) if cfg.method == "grpo" else (1, 0)
+        prompts, rows = largest_share(cfg.prompts, cfg.max_prompt, split[0], stage.cap, split[1], ranks)
+        load = Load(prompts, cfg.max_prompt, patches, rows * (group // split[0]), stage.cap, group)
         rollout = _rollout(cfg, model, load, size, device) if cfg.method == "grpo" else ()
         most = (load.tokens, prompts * patches, _work(cfg, model, load))
         learning = _learning(cfg, model, load, size, device)
         stages.append(StagePlan(step, end - 1, group, stage.cap, rollout, learning, *most))
         step = end
-    plan = Plan(parts, dtype, device, held, tuple(stages))
+    plan = Plan(parts, dtype, device, number, held, tuple(stages))
     if cfg.lora.rank:
         plan = with_adapters(plan, cfg, model)
     sharded = ranks > 1 and cfg.shard != "never" and cfg.optim.name != "muon"
@@ -185,14 +196,6 @@ def _trained(parts: dict[str, int], frozen: Sequence[str]) -> dict[str, int]:
     """The parameters that are trained; 0 for a frozen part."""
     freeze = {name: "vision" if name == "vision" else "llm" for name in parts}
     return {name: 0 if freeze[name] in frozen else count for name, count in parts.items()}
-
-
-def _optimizer(name: str, trained: dict[str, int]) -> Item:
-    count, matrices = sum(trained.values()), trained["decoder"] + trained["vision"]
-    if name == "muon":
-        why = "Muon: one moment of the blocks' matrices, AdamW: two of the rest"
-        return Item("optimizer", FLOAT * (2 * count - matrices), why)
-    return Item("optimizer", 2 * FLOAT * count, "AdamW: two moments in float32")
 
 
 def _reference(cfg: Config, count: int, size: int) -> Item:
@@ -229,7 +232,7 @@ def _rollout(cfg: Config, model: ModelConfig, load: Load, size: int, device: str
         # the impossible words, two masks; and a block's attention scores, thrice.
         graph = 4 * (5 * model.vocab_size + 3 * model.num_attention_heads * places) + 2 * model.vocab_size
         items += (Item("graph pool", rows * graph, f"{rows:,} rows, shared by all CUDA graphs"),)
-    return items if size < FLOAT else items[1:]
+    return items if size < FLOAT and cfg.optim.name != "adamw_bf16" else items[1:]
 
 
 def _learning(cfg: Config, model: ModelConfig, load: Load, size: int, device: str) -> tuple[Item, ...]:
@@ -244,8 +247,9 @@ def _learning(cfg: Config, model: ModelConfig, load: Load, size: int, device: st
     # A frozen tower keeps no activations.
     trained_load = replace(micro, patches=0) if "vision" in cfg.freeze else micro
     kept = activations(model, trained_load, size, cfg.recompute, device)
-    copies = Item("bfloat16 copies", 0, "none: products are in float32")
-    if size < FLOAT:
+    copies = Item("bfloat16 copies", 0, "none: weights have the dtype of the products")
+    number = 2 if cfg.optim.name == "adamw_bf16" else FLOAT
+    if size < number:
         merger = merger_parameters(model.vision)
         blocks = largest_block(parts, model) + merger if cfg.recompute else parts["decoder"] + parts["vision"]
         used = size * (parts.get("head", parts["embedding"]) + blocks)
@@ -258,9 +262,9 @@ def _learning(cfg: Config, model: ModelConfig, load: Load, size: int, device: st
     )
     trained = _trained(parts, cfg.freeze)
     count = sum(trained.values())
-    gradients, table = FLOAT * count, FLOAT * trained["embedding"]
-    head = FLOAT * trained.get("head", trained["embedding"])
-    why = f"{shown_count(count)} x {FLOAT} bytes"
+    gradients, table = number * count, number * trained["embedding"]
+    head = number * trained.get("head", trained["embedding"])
+    why = f"{shown_count(count)} x {number} bytes"
     # The backward pass begins with the head, while all activations exist. It ends with the embedding, whose
     # gradient is added to the head's, while one block's activations exist.
     last = table + kept // (model.num_hidden_layers + model.vision.depth) - total(beside)
@@ -288,9 +292,9 @@ def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
 
 def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:
     """The largest micro-batch, as `grpo/batch.py` cuts them, and whether there are several."""
-    group = load.rows // load.prompts
+    group = min(load.group, load.rows)
     fit = min(load.prompts, budget // (load.prompt + group * load.cap))
-    rows = fit * group or min(group, max(1, (budget - load.prompt) // load.cap))
+    rows = min(fit * group, load.rows) or min(group, max(1, (budget - load.prompt) // load.cap))
     part = replace(load, prompts=max(fit, 1), rows=rows)
     return part, part != load
 

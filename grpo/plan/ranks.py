@@ -3,10 +3,10 @@
 
 from dataclasses import replace
 
+from grpo.parallel.rows import Share, share_rows
+from grpo.plan.states import FLOAT
 from models.config import ModelConfig, VisionConfig
 
-# Bytes of a float32.
-FLOAT = 4
 # The policy that a rollout casts once; where the policy is sharded, it is part of what is gathered.
 SAMPLER = "bfloat16 policy"
 # With adapters: the frozen weights, what is trained, and the weights that a rollout adds up.
@@ -27,43 +27,22 @@ def largest_block(parts: dict[str, int], model: ModelConfig) -> int:
     return max(parts["decoder"] // model.num_hidden_layers, parts["vision"] // model.vision.depth)
 
 
+def largest_share(prompts: int, prompt: int, group: int, cap: int, sections: int, ranks: int):
+    """-> (prompts, rows) that the rank with most rows has of a step, if all prompts have `prompt` tokens."""
+    shared = share_rows([prompt] * prompts, [cap] * prompts, group, sections, ranks)
+    shares = [Share.of(shared, rank, prompts, group) for rank in range(ranks)]
+    return max(len(share.places) for share in shares), max(len(share.rows) for share in shares)
+
+
 def of_one_rank(plan, model: ModelConfig, ranks: int):
     """The `Plan` of one of `ranks` ranks, made from the plan of a process with the rank's prompts."""
-    parts = plan.parameters
-    use_bfloat16, tied = plan.dtype == "bfloat16", "head" not in parts
-    count, embedding = sum(parts.values()), parts["embedding"]
-    size = 2 if use_bfloat16 else FLOAT
-    # The embedding, the head, the tower's embeddings and the mergers are gathered for a whole pass.
-    vision = model.vision
-    tower = (vision.patch_dim + vision.num_position_embeddings) * vision.width
-    root = embedding + parts.get("head", 0) + tower + merger_parameters(vision)
-    gathered = size * (count - root) + FLOAT * root
-    again = ""
-    learning = 2 * FLOAT * root + 3 * size * largest_block(parts, model)
-    gradients = "gradients of these"
-    if use_bfloat16:
-        # The embedding is not cast; a tied head is a cast copy of it.
-        gathered += size * (root if tied else root - embedding)
-        again = f" and once more x {size}"
-    elif plan.device == "cpu":
-        learning += 2 * FLOAT * count
-        gradients += ", and all in float64, as on a CPU"
-    item = type(plan.held[0])
-    if any(each.name == ADAPTERS for each in plan.held):
-        # The frozen weights are in the dtype of the products, and have no gradients.
-        gathered = size * count
-        learning = size * (root + 2 * largest_block(parts, model))
-        again = ""
-        gradients = "no gradients"
-    rest = FLOAT if gradients != "no gradients" else size
-    why = f"blocks x {size} bytes, embedding, merger and head x {rest}{again}"
-    in_rollout = item("gathered policy", gathered, why)
-    in_learning = item("gathered parts", learning, f"embedding, merger, head, two blocks; {gradients}")
+    in_rollout, in_learning = _gathered(plan, model)
+    root = _root(plan.parameters, model)
 
     def shard(item):
-        if item.name == "bfloat16 copies" and use_bfloat16:
+        if item.name == "bfloat16 copies" and item.bytes:
             why = "of embedding, merger and head; blocks are gathered in bfloat16"
-            return replace(item, bytes=size * root, why=why)
+            return replace(item, bytes=2 * root, why=why)
         if item.name in SHARDED and item.bytes:
             why = f"{item.why}; cut over {ranks} ranks"
             return replace(item, bytes=-(-item.bytes // ranks), why=why)
@@ -75,3 +54,41 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
         return replace(stage, rollout=(*rollout, in_rollout) if rollout else (), learning=learning)
 
     return replace(plan, held=tuple(map(shard, plan.held)), stages=tuple(map(of_stage, plan.stages)))
+
+
+def _root(parts: dict[str, int], model: ModelConfig) -> int:
+    """Parameters of the root, which is gathered for a whole pass: the embedding, the head, the tower's
+    embeddings and the mergers."""
+    vision = model.vision
+    tower = (vision.patch_dim + vision.num_position_embeddings) * vision.width
+    return parts["embedding"] + parts.get("head", 0) + tower + merger_parameters(vision)
+
+
+def _gathered(plan, model: ModelConfig) -> tuple:
+    """-> the lines of what is gathered in a rollout and while learning."""
+    parts = plan.parameters
+    use_bfloat16, tied = plan.dtype == "bfloat16", "head" not in parts
+    count, root = sum(parts.values()), _root(parts, model)
+    size = 2 if use_bfloat16 else FLOAT
+    gathered = size * (count - root) + plan.number * root
+    again = ""
+    learning = 2 * plan.number * root + 3 * size * largest_block(parts, model)
+    gradients = "gradients of these"
+    if size < plan.number:
+        # The embedding is not cast; a tied head is a cast copy of it.
+        gathered += size * (root if tied else root - parts["embedding"])
+        again = f" and once more x {size}"
+    elif plan.device == "cpu" and not use_bfloat16:
+        learning += 2 * FLOAT * count
+        gradients += ", and all in float64, as on a CPU"
+    if any(each.name == ADAPTERS for each in plan.held):
+        # The frozen weights are in the dtype of the products, and have no gradients.
+        gathered = size * count
+        learning = size * (root + 2 * largest_block(parts, model))
+        again = ""
+        gradients = "no gradients"
+    rest = plan.number if gradients != "no gradients" else size
+    why = f"blocks x {size} bytes, embedding, merger and head x {rest}{again}"
+    item = type(plan.held[0])
+    in_learning = item("gathered parts", learning, f"embedding, merger, head, two blocks; {gradients}")
+    return item("gathered policy", gathered, why), in_learning

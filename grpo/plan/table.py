@@ -1,5 +1,6 @@
 """A plan (`grpo/plan/plan.py`) as a table for people."""
 
+from grpo.config import by_model
 from grpo.config.parse import Config
 from grpo.plan.ranks import BASE
 
@@ -10,7 +11,7 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
     process = f"one of {ranks} ranks" if ranks > 1 else "one process"
     where = f"{plan.dtype} on a {'GPU' if plan.device == 'cuda' else 'CPU'}"
     length = f"{cfg.steps:,} steps" if cfg.steps or cfg.epochs is None else f"{cfg.epochs:g} epochs"
-    run = f"{cfg.recipe}: {cfg.method} on {cfg.model}, {length}, {where}, {process}"
+    run = f"{cfg.name or cfg.recipe}: {cfg.method} on {cfg.model}, {length}, {where}, {process}"
     lines = [f"{run}. At most, and nothing was loaded:", ""]
     lines += [f"{shown_count(sum(plan.parameters.values()))} parameters: {parts}", ""]
     lines += ["held all the time", *map(line, plan.held)]
@@ -39,6 +40,8 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
         copied = shown_bytes(sum(item.bytes for item in plan.held[:2] if item.name != BASE))
         copy = "the copy of weights and optimizer that checkpoints are written from"
         lines.append(f"and {copied} of the CPU's memory, for {copy} (save.background=false: none)")
+    if chosen := [f"  {line}" for line in by_model.explained(cfg)]:
+        lines += ["", f"chosen for {cfg.model}, because nothing else said them:", *chosen]
     return "\n".join(lines) + "\n"
 
 

@@ -130,7 +130,8 @@ def score(
     texts     P lists of G texts, from `Chat.texts`
     examples  the P examples that they answer
     parts     {name in REWARDS, or FILE.py:FUNCTION: weight}; a part of weight 0 is computed and logged only
-    lengths   (P, G) tokens of each completion; for "length" and "overlong"
+    lengths   (P, G) tokens of each completion; for "length" and "overlong". A row of length 0 is on another
+              rank: its text is not read, and its numbers are 0
     cap       longest completion, tokens; for "overlong"
 
     -> reward (P, G) float32, {name: part (P, G) float32, unweighted}.
@@ -141,7 +142,7 @@ def score(
     if not parts or not all(math.isfinite(weight) for weight in parts.values()):
         wanted = f"at least one part, each with a finite weight; got {parts}. Known: {', '.join(REWARDS)}."
         raise ValueError(f"rewards must name {wanted}")
-    # a rank may have no prompt; then `lengths` has the group size
+    # a rank may have no row; then `lengths` has the group size
     sizes = {len(group) for group in texts} or set([] if lengths is None else lengths.shape[1:])
     if len(texts) != len(examples) or len(sizes) != 1:
         got = f"{len(texts)} groups of sizes {sorted(sizes)} for {len(examples)} examples"
@@ -149,14 +150,16 @@ def score(
     shape = (len(texts), sizes.pop())
     if lengths is not None and tuple(lengths.shape) != shape:
         raise ValueError(f"score: lengths has shape {tuple(lengths.shape)}, the texts {shape}.")
-    counts = [None] * (shape[0] * shape[1]) if lengths is None else lengths.flatten().tolist()
-    flat = [text for group in texts for text in group]
-    asked = [example for example in examples for _ in range(shape[1])]
+    here = torch.ones(shape, dtype=torch.bool) if lengths is None else lengths > 0  # (P, G)
+    rows = here.flatten().nonzero().flatten().tolist()
+    counts = [None] * len(rows) if lengths is None else lengths[here].tolist()
+    flat = [texts[b // shape[1]][b % shape[1]] for b in rows]
+    asked = [examples[b // shape[1]] for b in rows]
 
     scored = {}
     for name, pay in rules.items():
-        found = paid(name, pay, flat, asked, counts)
-        scored |= {part: torch.tensor(each, dtype=torch.float32).view(shape) for part, each in found.items()}
+        for part, numbers in paid(name, pay, flat, asked, counts).items():
+            scored[part] = torch.zeros(shape).masked_scatter(here, torch.tensor(numbers, dtype=torch.float32))
     reward = torch.stack([weight * scored[name] for name, weight in parts.items()]).sum(dim=0)  # (P, G)
     return reward, scored
 

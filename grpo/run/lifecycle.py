@@ -10,6 +10,7 @@ import torch
 from data.processor import with_pixels
 from data.sources.table import hook_of
 from data.templates import OWN, RECORD, TEMPLATES, TRAINED, as_jinja, as_record
+from grpo.config import by_model
 from grpo.evaluation.tables import before_after
 from grpo.gradient import OutOfMemory
 from grpo.monitor import report
@@ -70,15 +71,18 @@ class Lifecycle:
             raise OutOfMemory(f"{error}: {where}") from None
 
     def describe(self) -> str:
-        """What the run will do, in two lines."""
+        """What the run will do, in two lines; and what its model chose."""
         cfg, run = self.cfg, self.run
         size = sum(p.numel() for p in run.policy.parameters())
         sets = ", ".join(f"{name}: {len(items)}" for name, items in run.heldout.items())
         group = f" x {cfg.group}" if cfg.method == "grpo" else ""
-        policy = f"{cfg.recipe}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters)"
+        name = cfg.name if cfg.name == cfg.recipe else f"{cfg.name} (recipe {cfg.recipe})"
+        policy = f"{name}: {cfg.method} on {cfg.model} ({size / 1e6:.2f} M parameters)"
         questions = f"{len(run.examples)} questions of {cfg.task} (held out: {sets or 'none'})"
         steps = f"{self.ranks.size} x {self.ranks.device} · {cfg.prompts} prompts{group} · {cfg.steps} steps"
-        return f"{policy} · {questions}\n{steps} · writes to {run.folder}"
+        chosen = "".join(f"\n  {line}" for line in by_model.explained(cfg))
+        for_model = f"\nchosen for {cfg.model}, because nothing else said them:{chosen}" if chosen else ""
+        return f"{policy} · {questions}\n{steps} · writes to {run.folder}{for_model}"
 
     def before(self) -> None:
         """Print what begins. Evaluate the base, unless an earlier start of this run did."""

@@ -17,6 +17,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from data.chat import Chat
+from data.lengths import check_prompts
 from data.sources.table import open_split
 from grpo.config import Config, check_same_run, contradictions, save
 from grpo.config.parse import Flags
@@ -84,12 +85,15 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
     chat = Chat(base, template=cfg.template, system=cfg.system, **limits)
     examples, heldout = open_questions(cfg)
+    if cfg.data:
+        on_main(ranks, lambda: measure(chat, examples))
     record = inputs.Record(folder, found, changed)
     on_main(ranks, lambda: record.compare(inputs.inputs_of(cfg, start, examples), ranks, flags.change))
     policy = load_policy(cfg, ranks, start, found)
     check_agreement(chat, policy.config)
     o = cfg.optim
-    optimizer = Optimizer(policy, name=o.name, lr=o.lr, beta2=o.beta2, weight_decay=o.weight_decay)
+    how = {"name": o.name, "lr": o.lr, "beta2": o.beta2, "weight_decay": o.weight_decay}
+    optimizer = Optimizer(policy, **how, seed=cfg.seed)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:
@@ -104,6 +108,12 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)
     return Run(folder, base, policy, reference, optimizer, budget, chat, examples, heldout, *logs, step)
+
+
+def measure(chat: Chat, examples: Sequence) -> None:
+    """Print how many questions are too long, if some are. Raises TooLong if most are."""
+    if line := check_prompts(chat, examples):
+        tqdm.write(f"warning: {line}", file=sys.stderr)
 
 
 def with_steps(cfg: Config) -> Config:
@@ -166,6 +176,8 @@ def load_policy(cfg: Config, ranks: Ranks, start: Path, found: Path | None) -> Q
             policy = weights.init(ModelConfig.from_folder(cfg.init), seed=cfg.seed).to(ranks.device)
         else:
             policy = load_model(found or start, device=ranks.device)
+        if cfg.optim.name == "adamw_bf16":
+            matrices_in_bfloat16(policy)
         freeze(policy, cfg.freeze)
     policy.recompute = policy.visual.recompute = cfg.recompute
     if sharded(cfg, ranks):
@@ -211,12 +223,18 @@ def load_reference(cfg: Config, ranks: Ranks, start: Path) -> QwenVL:
 
 
 def frozen(reference: QwenVL, use_bfloat16: bool) -> QwenVL:
-    """Turn gradients off, in place. use_bfloat16: keep matrices (not norms and biases) in bfloat16. No result
-    changes: the hub's weights are bfloat16, and a product would cast them anyway."""
-    for parameter in reference.requires_grad_(False).parameters():
-        if use_bfloat16 and parameter.dim() > 1:
+    """Turn gradients off, in place. use_bfloat16: keep matrices in bfloat16. No result changes: the hub's
+    weights are bfloat16, and a product would cast them anyway."""
+    reference.requires_grad_(False)
+    return matrices_in_bfloat16(reference) if use_bfloat16 else reference
+
+
+def matrices_in_bfloat16(policy: QwenVL) -> QwenVL:
+    """Round matrices to bfloat16, in place. Norms and biases do not change."""
+    for parameter in policy.parameters():
+        if parameter.dim() > 1:
             parameter.data = parameter.data.bfloat16()
-    return reference
+    return policy
 
 
 def open_logs(

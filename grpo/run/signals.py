@@ -36,9 +36,10 @@ class Interrupted(Exception):
 class Interrupts:
     """A context in which the first SIGTERM or SIGINT sets `first`, and a later one ends the process."""
 
-    def __init__(self, show: bool = True):
-        """show: print a line at the first signal."""
+    def __init__(self, show: bool = True, saying: str = "finishing this step, then saving"):
+        """show: print a line at the first signal. saying: what happens next."""
         self.show = show
+        self.saying = saying
         self.first = 0
         self.received = 0.0
 
@@ -57,10 +58,14 @@ class Interrupts:
             self.received = time.monotonic()
             if self.show:
                 # print() may not be called while the main thread prints
-                what = "finishing this step, then saving; once more to stop at once"
+                what = f"{self.saying}; once more to stop at once"
                 os.write(2, f"\n{signal.Signals(number).name}: {what}\n".encode())
         elif time.monotonic() - self.received > REPEAT_SECONDS:
             os._exit(128 + number)
+
+    def is_set(self) -> bool:
+        """Whether a signal came."""
+        return bool(self.first)
 
     def signal_on_any_rank(self) -> int:
         """The signal that any rank has received, or 0, the same on every rank. All call it after a step."""

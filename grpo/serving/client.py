@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from grpo.serving.messages import Reply, Request, read_reply
@@ -40,6 +40,17 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 8.0
 LONGEST_RETRY_AFTER = 120.0
 # seconds between two looks at `stop`
 POLL = 0.2
+
+
+Asked = TypeVar("Asked", bound=Request)
+
+
+class Stop(Protocol):
+    """An event, such as that of threading."""
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        ...
 
 
 class ServerError(ValueError):
@@ -168,8 +179,8 @@ class Client:
         return await asyncio.wrap_future(self._send(request))
 
     def replies(
-        self, requests: Iterable[Request], stop: threading.Event | None = None, grace: float = 10.0
-    ) -> Iterator[tuple[Request, Reply]]:
+        self, requests: Iterable[Asked], stop: Stop | None = None, grace: float = 10.0
+    ) -> Iterator[tuple[Asked, Reply]]:
         """Send all, at most `at_once` at a time, and yield each with its reply when it is finished. Requests
         are taken one by one, so any number of them needs no more memory.
 
@@ -177,7 +188,7 @@ class Client:
         `grace` seconds to finish, and are dropped after that. Raises ServerError, and drops those in flight.
         """
         finished: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        flying: dict[Future, Request] = {}
+        flying: dict[Future, Asked] = {}
         source = iter(requests)
         more = True
         end = float("inf")

@@ -77,6 +77,16 @@ def data_url(picture: bytes) -> str:
     raise ValueError("a picture of a request is neither PNG nor JPEG; make it one with grpo.serving's png()")
 
 
+def split_thinking(text: str) -> tuple[str, str]:
+    """What a model wrote -> its thinking, with a `<think>` that it may begin with, and the text behind
+    `</think>`."""
+    if "</think>" in text:
+        thinking, _, text = text.partition("</think>")
+        return thinking, text
+    # cut before it ended: there is no answer yet
+    return (text, "") if text.lstrip().startswith("<think>") else ("", text)
+
+
 def read_reply(request: str, found: Any, seconds: float) -> Reply:
     """A completion of the library -> Reply. The thinking is the field `reasoning_content` (or `reasoning`),
     else what stands before `</think>`. Raises ValueError if it holds no message."""
@@ -86,11 +96,8 @@ def read_reply(request: str, found: Any, seconds: float) -> Reply:
         raise ValueError("the reply holds no message")
     text = message.content or getattr(message, "refusal", None) or ""
     thinking = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
-    if not thinking and "</think>" in text:
-        thinking, _, text = text.partition("</think>")
-    elif not thinking and text.lstrip().startswith("<think>"):
-        # cut before it ended: there is no answer yet
-        thinking, text = text, ""
+    if not thinking:
+        thinking, text = split_thinking(text)
     thinking = thinking.strip().removeprefix("<think>").strip()
     counts = getattr(found, "usage", None)
     tokens_in, tokens_out = (

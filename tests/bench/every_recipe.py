@@ -85,6 +85,22 @@ def table(found: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def scaled(names: list[str]) -> str:
+    """Which settings scale which of these recipes down, as a list."""
+    which: dict[str, list[str]] = {}
+    for name in names:
+        for setting in overrides(name):
+            which.setdefault(setting, []).append(name)
+    shared = [setting for setting, recipes in which.items() if len(recipes) == len(names)]
+    lines = [f"- all: `{' '.join(shared)}`"]
+    for setting, recipes in which.items():
+        if setting not in shared:
+            others = [name for name in names if name not in recipes]
+            few = f"all but {', '.join(others)}" if len(others) < len(recipes) else ", ".join(recipes)
+            lines.append(f"- `{setting}`: {few}")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     """-> exit status."""
     parser = argparse.ArgumentParser(
@@ -100,12 +116,7 @@ def main(argv: list[str] | None = None) -> int:
             found[name] = tried(name, base_of(name), data, Path(folder) / "runs" / name)
             print(f"{name}: {found[name]['wrong'] or 'trains and goes on'}", file=sys.stderr, flush=True)
     print(table(found))
-    print("\nSettings that scale a recipe down:\n")
-    shared = set.intersection(*(set(overrides(name)) for name in names))
-    print(f"- all: `{' '.join(each for each in overrides(names[0]) if each in shared)}`")
-    for name in names:
-        if own := [each for each in overrides(name) if each not in shared]:
-            print(f"- `{name}`: `{' '.join(own)}`")
+    print(f"\nSettings that scale a recipe down:\n\n{scaled(names)}")
     wrong = [name for name, each in found.items() if each["wrong"]]
     print(json.dumps({"bench": "every_recipe", "recipes": len(found), "wrong": wrong, "about": about()}))
     return bool(wrong)

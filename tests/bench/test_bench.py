@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.bench import logprobs, rollout, roofline, save, scaling, shared_prompt, step, timing
+from tests.bench import logprobs, optimizers, rollout, roofline, save, scaling, shared_prompt, step, timing
 
 SCRIPTS = {
     "rollout": (rollout, "speedup"),
@@ -18,6 +18,7 @@ SCRIPTS = {
     "roofline": (roofline, "machine"),
     "step": (step, "not_arithmetic"),
     "save": (save, "background: stopped"),
+    "optimizers": (optimizers, "random"),
 }
 
 

@@ -142,13 +142,14 @@ VERBATIM = {
     ),
     "qwen3_direct": f"<|im_start|>user\nPQ{REPLY}",
     "shapes": "PUser: Q\nAssistant: <think>",
+    "shapes_caption": "PUser: Q\nAssistant: <think>",
 }
 
 
 def verbatim(template, example):
     """Split first, so that a P of the template stays one."""
     before, after = VERBATIM[template].split("Q", 1)
-    head, tail = before.split("P", 1) if template != "shapes" else ("", before[1:])
+    head, tail = before.split("P", 1) if not template.startswith("shapes") else ("", before[1:])
     # without a picture the paper's literal "<image>" would name none
     tail = tail if example.pictures else tail.removeprefix("<image>")
     return head + SEE * len(example.pictures) + tail + example.asked + after

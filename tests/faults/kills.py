@@ -68,6 +68,7 @@ COMMON = [
 RUNS = {
     "grpo": [],
     "muon, two updates, a reference": ["optim.name=muon", "loss.updates=2", "loss.kl_coef=0.02"],
+    "weights rounded at random": ["optim.name=adamw_bf16", "dtype=bfloat16"],
     "every checkpoint kept": ["save.every=1", "save.keep=0"],
     "imitation": ["method=sft", "task=documents", "cap=128", "eval.items=0"],
 }

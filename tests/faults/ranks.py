@@ -75,11 +75,29 @@ SMALL = [
     "limit=40",
     "loss.sections=0",
 ]
+# two groups of five; three sections of rows, which 3 ranks divide
+SPLIT = ["prompts=2", "group=5", "loss.sections=3"]
 # each document alone
 DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0", "loss.micro_tokens=100"]
 CASES = {
     "prompts that do not divide": [],
-    "fewer prompts than ranks": ["prompts=2", "report.prompts=2", "eval.items=2"],
+    "fewer prompts than ranks": [*SPLIT, "report.prompts=2", "eval.items=2"],
+    "split groups, two updates, recomputed": [
+        *SPLIT,
+        "loss.updates=2",
+        "loss.minibatches=2",
+        "loss.kl_coef=0.02",
+        "recompute=true",
+        "loss.micro_tokens=200",
+    ],
+    "split groups, dynamic": [
+        *SPLIT,
+        "advantage=batch",
+        "loss.kl_coef=0",
+        "rewards={format: 1, few.py:few: 1}",
+        "max_rounds=3",
+    ],
+    "fewer rows than ranks": ["prompts=1", "group=2", "loss.sections=3"],
     "two updates, a reference, recomputed": ["loss.updates=2", "loss.kl_coef=0.02", "recompute=true"],
     "mini-batches": ["loss.minibatches=3", "loss.updates=2"],
     "groups cut by rows": ["loss.micro_tokens=50"],
@@ -89,6 +107,7 @@ CASES = {
     "LoRA": ["lora.rank=4", "lora.targets=[q_proj, up_proj, qkv]", "optim.lr=1e-2", "loss.kl_coef=0.02"],
     "LoRA in bfloat16": ["lora.rank=4", "dtype=bfloat16", "loss.micro_tokens=80", "recompute=true"],
     "muon": ["optim.name=muon"],
+    "small states": ["optim.name=adamw_8bit", "loss.kl_coef=0.02"],
     "bfloat16": ["dtype=bfloat16", "loss.micro_tokens=80"],
     "imitation": DOCUMENTS,
     "imitation, fewer prompts than ranks": [*DOCUMENTS, "prompts=2", "sft.loss_on=prompt_and_answer"],
@@ -144,9 +163,9 @@ def run(out: Path, ranks: int, settings: list[str], stop: int = 0) -> None:
         def asked(cfg, run, joined, step, stage, attempt=0):
             drawn = ask(cfg, run, joined, step, stage, attempt)
             for prompt, tokens, length in zip(drawn.prompts, drawn.rollout.tokens, drawn.rollout.length):
-                written[f"{step}/{attempt}/{prompt.uid}"] = [
-                    row[:n] for row, n in zip(tokens.tolist(), length.tolist())
-                ]
+                for g, (row, n) in enumerate(zip(tokens.tolist(), length.tolist())):
+                    if n:
+                        written[f"{step}/{attempt}/{prompt.uid}/{g}"] = row[:n]
             return drawn
 
         def left(keeper, step):
@@ -168,9 +187,9 @@ def run(out: Path, ranks: int, settings: list[str], stop: int = 0) -> None:
 def tokens_of(out: Path) -> dict:
     """Every completion of a run, of all ranks."""
     return {
-        key: rows
+        key: row
         for path in sorted(out.parent.glob(f"{out.name}.*.json"))
-        for key, rows in json.loads(path.read_text()).items()
+        for key, row in json.loads(path.read_text()).items()
     }
 
 
@@ -218,8 +237,8 @@ def compare(one: Path, other: Path) -> dict:
     )
     return {
         "tokens_identical": a == b,
-        "completions": sum(map(len, a.values())),
-        "tokens": sum(len(row) for rows in a.values() for row in rows),
+        "completions": len(a),
+        "tokens": sum(map(len, a.values())),
         "weights_max_relative": apart,
         "where": where,
         "metrics_max_difference": worst[0] if same_lines else float("inf"),

@@ -1,6 +1,6 @@
 """Does torchrun start a run again after a rank was lost, and is it the run that it would have been?
 
-    python tests/faults/restarts.py --times 20 [--seed 0]
+    python tests/faults/restarts.py --times 20 [--seed 0] [--nodes]
 
 Runs small policies on two ranks under `torchrun --max-restarts 3`. In a random step something happens to a
 random rank while it samples (EVENTS). All files of all checkpoints, samples.jsonl, and metrics.jsonl without
@@ -14,6 +14,10 @@ name it.
     raise   an unexpected error
     starve  it is stopped for half a second, again and again, while the run lasts
 
+With --nodes two agents of torchrun, each with one rank, are two machines that meet at a port (`--nnodes 2`).
+In a random step the second machine is gone: SIGKILL ends its agent and its rank. The same command is then
+typed on it again.
+
 Prints a line for each run, and ends with a line of JSON: times, identical runs, lost ranks that were named,
 and the seconds from the event to that line. Exit status 1 if a run differs or a lost rank was not named.
 """
@@ -25,6 +29,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,8 +71,7 @@ EVENTS = {
     "starve": "",
 }
 """What may happen, and what the other rank says of it."""
-# train.py; while it samples in a step, something happens to one rank, the first time that torchrun
-# starts it.
+# train.py; while it samples in a step, something happens to one rank, once.
 DISTURBED = """
 import os, signal, sys, time
 import train
@@ -75,13 +79,14 @@ what, step, rank, place = sys.argv.pop(1).split()
 real, calls = train.generate, []
 def generate(*args, **how):
     calls.append(1)
-    first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    if len(calls) == int(step) and os.environ["RANK"] == rank and first:
+    here = os.environ.get("NODE", os.environ["RANK"]) == rank
+    if len(calls) == int(step) and here and not os.path.exists(place):
         with open(place, "w") as file:
             file.write(f"{os.getpid()}\\n")
+        if what == "gone": os.kill(os.getppid(), signal.SIGKILL)
         if what == "raise": raise KeyError("unexpected")
         if what == "hang": time.sleep(1000)
-        if what == "kill": os.kill(os.getpid(), signal.SIGKILL)
+        if what in ("kill", "gone"): os.kill(os.getpid(), signal.SIGKILL)
         if what == "stop": os.kill(os.getpid(), signal.SIGSTOP)
     return real(*args, **how)
 if __name__ == "__main__":
@@ -126,6 +131,47 @@ def torchrun(base: Path, place: Path, event: str, step: int, rank: int) -> tuple
     return place / "run", (place / "log").read_text() + f"\nexit status {process.wait(60)}\n", named
 
 
+def two_nodes(base: Path, place: Path, step: int) -> tuple[Path, str, float]:
+    """A run on two machines; the second one is gone in this step (0: never) and comes back. As `torchrun`."""
+    place.mkdir(exist_ok=True)
+    (place / "script.py").write_text(DISTURBED)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *[sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"],
+        *["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=glimpse"],
+        *["--local-addr=localhost", "--max-restarts=3"],
+        *[str(place / "script.py"), f"gone {step} 1 {place / 'pid'}", *QUICK],
+        *[f"model={base}", f"out={place / 'run'}"],
+    ]
+
+    def start(node: int) -> subprocess.Popen:
+        with open(place / f"log{node}", "a") as log:
+            names = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "NODE": str(node)}
+            # the agents count restarts in different ways (grpo/parallel/ranks.py)
+            names["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+            return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **names})
+
+    said = lambda: (place / "log0").read_text()
+    # the first one has the port
+    nodes = [start(0)]
+    time.sleep(3.0)
+    nodes.append(start(1))
+    until, happened, named = time.monotonic() + 280, 0.0, float("nan")
+    while any(node.poll() is None for node in nodes) and time.monotonic() < until:
+        time.sleep(0.05)
+        if not happened and (place / "pid").exists() and nodes[1].poll() is not None:
+            happened = time.monotonic()
+        if happened and named != named and "on rank 0: " in said():
+            named = time.monotonic() - happened
+            nodes[1] = start(1)
+    for node in nodes:
+        node.terminate()
+    found = {node.wait(60) for node in nodes}
+    return place / "run", said() + f"\nexit status {max(found, key=abs)}\n", named
+
+
 def starve(pid: int) -> None:
     """Half a second without a processor."""
     with contextlib.suppress(ProcessLookupError):
@@ -157,6 +203,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--nodes", action="store_true", help="two machines; the second one is gone for a while"
+    )
     asked = parser.parse_args(arguments)
     chance, identical, lost, named, seconds = random.Random(asked.seed), 0, 0, 0, {}
     with tempfile.TemporaryDirectory(prefix="glimpse-restarts-") as folder:
@@ -165,14 +214,18 @@ def main(arguments: list[str] | None = None) -> int:
         straight = left_behind(torchrun(base, place / "straight", "nothing", 0, 0)[0])
         for number in range(asked.times):
             event, step, rank = (
-                list(EVENTS)[number % len(EVENTS)],
+                "gone" if asked.nodes else list(EVENTS)[number % len(EVENTS)],
                 chance.randint(1, STEPS),
-                chance.randrange(2),
+                1 if asked.nodes else chance.randrange(2),
             )
-            out, said, took = torchrun(base, place / str(number), event, step, rank)
+            at = place / str(number)
+            out, said, took = (
+                two_nodes(base, at, step) if asked.nodes else torchrun(base, at, event, step, rank)
+            )
             same = said.endswith("exit status 0\n") and left_behind(out) == straight
             identical, lost = identical + same, lost + (event != "starve")
-            if EVENTS[event] and re.search(rf"on rank {1 - rank}: rank {rank} .*{EVENTS[event]}", said):
+            why = EVENTS["kill" if event == "gone" else event]
+            if why and re.search(rf"on rank {1 - rank}: rank {rank} .*{why}", said):
                 named += 1
                 seconds.setdefault(event, []).append(round(took, 1))
             print(

@@ -29,6 +29,12 @@ def called(program, *arguments, broken=""):
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills.py forks")
 
 
+@pytest.mark.slow
+def test_a_machine_that_is_gone_for_a_while_changes_nothing():
+    status, said, last = called("restarts", "--nodes", "--times", "1")
+    assert status == 0 and last["identical"] == last["named"] == last["lost"] == 1, said
+
+
 @needs_fork
 def test_killed_runs_are_the_runs_they_would_have_been():
     status, _, last = called("kills", "--kills", "4", "--seed", "2")

@@ -30,7 +30,7 @@ def asked(*arguments):
 @pytest.mark.parametrize(
     "names",
     [
-        ("dynamic", "imitation, fewer prompts than ranks"),
+        ("split groups, dynamic", "imitation, fewer prompts than ranks"),
         pytest.param((), marks=pytest.mark.slow, id="every case"),
     ],
 )

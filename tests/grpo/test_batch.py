@@ -13,6 +13,7 @@ from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.objective import policy_loss, token_weights
 from grpo.parallel.ranks import Ranks
+from grpo.parallel.rows import Share
 from grpo.variants import WEIGHTINGS
 from models.mrope import mrope_positions
 
@@ -132,7 +133,7 @@ def test_every_row_is_in_one_part(sources, image, budget, among):
     batch = numbered(sources)
     seen, back = torch.zeros(4, 3, dtype=torch.long), torch.zeros(batch.mask.shape)
     for cut in batch.cuts(budget, among):
-        prompts, rows = cut
+        prompts, rows, _ = cut
         part = micro_batch(batch, image, cut)
         for p in prompts:
             seen[p, rows] += 1
@@ -153,6 +154,30 @@ def test_every_row_is_in_one_part(sources, image, budget, among):
     assert torch.equal(seen, wanted)
     # write_back is the inverse of micro_batch
     assert torch.equal(back, batch.weight * wanted.view(-1, 1))
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("apart", [True, False])
+def test_sections_cut_groups(sources, image, budget, apart):
+    """The rows of a rank that has neither the first two rows nor the last two: each is learned from once,
+    with the rows of its own section only, if they are kept apart."""
+    batch = numbered(sources)
+    batch.share.section.view(-1)[:] = torch.tensor([-1, -1, 0, 0, 1, 1, 1, 1, 2, 2, -1, -1])
+    section, back, seen = batch.share.section, torch.zeros(batch.mask.shape), []
+    for cut in batch.cuts(budget, [0, 1, 2, 3], apart=apart):
+        part = micro_batch(batch, image, cut)
+        inside = section[cut.groups][:, cut.rows]
+        taken = inside == cut.section if apart else inside >= 0
+        assert torch.equal(part.length, batch.length[cut.groups][:, cut.rows] * taken)
+        assert torch.equal(part.weight > 0, part.mask)
+        # no row of others at the edges, and no place without a token
+        assert taken.any(0)[[0, -1]].all() and part.tokens.shape[-1] == int(part.length.max())
+        batch.write_back(back, part.weight, cut)
+        seen += [cut.section] if apart else []
+    assert torch.equal(back, batch.weight * batch.share.here.view(-1, 1))
+    assert set(seen) == ({0, 1, 2} if apart else set())
+    if budget == 10**9:
+        assert len(seen) == 3 * apart
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -183,7 +208,8 @@ def test_groups_of_like_length_go_together(sources):
 
 
 def test_sections_stay_apart(sources):
-    batch = batch_of(sources, torch.zeros(4, 2, 3).long(), torch.full((4, 2), 3), section=[1, 0, 1, 0])
+    batch = batch_of(sources, torch.zeros(4, 2, 3).long(), torch.full((4, 2), 3))
+    batch.share.section[:] = torch.tensor([1, 0, 1, 0])[:, None]
     assert [cut.groups for cut in batch.cuts(10**9, [0, 1, 2, 3], apart=True)] == [[1, 3], [0, 2]]
     assert [cut.groups for cut in batch.cuts(10**9, [0, 1, 2, 3])] == [[0, 1, 2, 3]]
 
@@ -200,7 +226,7 @@ def test_mini_batches_are_disjoint_and_the_same_on_any_number_of_ranks(sources, 
             [sources[0]] * len(mine),
             torch.zeros(len(mine), 2, 3).long(),
             torch.full((len(mine), 2), 3),
-            places=list(mine),
+            share=replace(Share.whole(len(mine), 2), places=list(mine)),
         )
         for part, groups in zip(found, batch.minibatches(count), strict=True):
             part |= {mine[group] for group in groups}

@@ -22,6 +22,7 @@ from grpo.config import load
 from grpo.gradient import TokenBudget
 from grpo.objective import LossStats, group_advantages, policy_loss, token_weights
 from grpo.optim import NonFinite, Optimizer, clip_gradient
+from grpo.parallel.rows import Share
 from grpo.rollout import Rollout
 from grpo.sampling import uid_hash
 from grpo.schedule import lr_at
@@ -127,7 +128,9 @@ class World:
                 encode=lambda text: [2 + ord(letter) % 9 for letter in text],
             ),
         )
-        self.ranks = SimpleNamespace(gather=lambda rows: rows, sum=lambda tensor: tensor)
+        self.ranks = SimpleNamespace(sum=lambda tensor: tensor)
+        # all groups of all ranks are here
+        self.share = Share.whole
         for name in (
             "policy_loss",
             "token_weights",
@@ -153,13 +156,13 @@ class World:
         """The arguments and keywords of every call of a function."""
         return [(args, how) for each, args, how in self.calls if each == name]
 
-    def choose(self, run, cfg, ranks, step, attempt=0, fit=None):
+    def choose(self, run, cfg, ranks, step, stage, attempt=0, fit=None):
         uids = [f"{step}/{attempt}/{p}" for p in range(self.prompts)]
         nothing = {"patches": np.zeros((0, 4), np.float32), "grid": np.zeros((0, 3), int)}
         prompts = [SimpleNamespace(uid=uid, tokens=np.array([3, 4, 5]), **nothing) for uid in uids]
         questions = [Example(uid, "Which?", (), "answer") for uid in uids]
         questions = [fit(question)[0] for question in questions] if fit else questions
-        return questions, prompts, 2
+        return questions, prompts, self.share(self.prompts, stage.group), 2
 
     def write(self, policy, prompts, *, group, cap, temperature, stop_ids, address, options):
         random = torch.Generator().manual_seed(address[1])
@@ -361,16 +364,22 @@ def test_without_a_penalty_there_is_no_reference(train):
 def test_other_ranks_count(train):
     """Advantages compare with the rewards of all ranks, and weights divide by the tokens of all ranks."""
     world = World(train, "advantage=batch", "steps=1")
-    others = torch.tensor([[0.0, 90.0], [-50.0, 3.0]])
+    # of five groups this rank has the middle ones, but not the first row of the first one
+    section = torch.tensor([[-1, 0], [0, 0], [0, 0]])
+    world.share = lambda count, group: Share([1, 2, 3], section, [5])
+    others = torch.tensor([[0.0, 90.0], [7.0, 0.0], [0.0, 0.0], [0.0, 0.0], [-50.0, 3.0]])
     world.ranks = SimpleNamespace(
-        gather=lambda rows: torch.cat([rows, others]), sum=lambda tensor: 3 * tensor
+        sum=lambda tensor: tensor + others if tensor.shape == others.shape else 3 * tensor
     )
     world.go()
     batch = world.logged[0].batch
-    everyone = group_advantages(torch.cat([batch.reward, others]), scale=ADVANTAGE_SCALES["batch"])
-    assert torch.equal(batch.advantage, everyone[:3].flatten())
+    assert batch.reward[[0, 4]].equal(others[[0, 4]]) and batch.reward[1, 0] == 7 and batch.reward[1, 1] > 0
+    everyone = group_advantages(batch.reward, scale=ADVANTAGE_SCALES["batch"])
+    assert torch.equal(batch.advantage, everyone[1:4].flatten())
     [(_, how)] = world.called("token_weights")
-    assert how["tokens"] == 3 * batch.length.sum() and how["completions"] == 3 * 6
+    assert how["tokens"] == 3 * batch.length[section == 0].sum() and how["completions"] == 3 * 5
+    [(_, how)] = world.called("generate")
+    assert how["options"].rows == range(1, 6)
 
 
 DYNAMIC = ["loss.kl_coef=0", "steps=1", "max_rounds=3", "enough=0.6"]
@@ -383,13 +392,14 @@ def test_dynamic_sampling_asks_until_enough_groups_differ(train):
         ([{0, 1, 2}, {0, 1, 2}, {0}, set()], [0, 1, 2], ["0/2/1", "0/2/2", "0/0/0"]),
     ):
         world = World(load_again(train), *DYNAMIC, reference=False, equal=equal).go()
-        assert [(args[3], *args[4:]) for args, _ in world.called("chosen_prompts")] == [
+        assert [(args[3], *args[5:]) for args, _ in world.called("chosen_prompts")] == [
             (0, attempt) for attempt in attempts
         ]
         batch = world.logged[0].batch
         assert [question.uid for question in batch.questions] == kept
-        assert batch.attempts == len(attempts) and batch.skipped == 2 * len(attempts)
-        assert batch.section == [0, 0, 1]
+        assert batch.share.drawn == [3] * len(attempts) and batch.skipped == 2 * len(attempts)
+        # loss.sections is not 0
+        assert batch.share.section.eq(0).all()
 
 
 def load_again(train):
@@ -417,10 +427,8 @@ def test_nothing_to_learn_from_moves_nothing(train):
 
 def test_a_rank_without_prompts_takes_part(train):
     world = World(train, "loss.kl_coef=0", "steps=1", reference=False, prompts=0)
-    others = torch.tensor([[0.0, 1.0]])
-    world.ranks = SimpleNamespace(
-        gather=lambda rows: torch.cat([rows, others]), sum=lambda tensor: tensor + 9
-    )
+    world.share = lambda count, group: Share([], torch.zeros(0, 2), [1])
+    world.ranks = SimpleNamespace(sum=lambda tensor: tensor + 9)
     world.go()
     assert not world.called("generate") and len(world.logged) == 1
     assert world.logged[0].batch.tokens.shape == (0, 2, 1)

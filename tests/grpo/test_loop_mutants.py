@@ -62,11 +62,12 @@ LOOP = {
     "mini-batches not repeated": ("cfg.loss.updates * batch.minibatches", "batch.minibatches"),
     "every update learns from all": ("run.budget, part)", "run.budget)"),
     "scale dropped": (
-        "group_advantages(ranks.gather(batch.reward), scale=ADVANTAGE_SCALES[cfg.advantage])",
-        "group_advantages(ranks.gather(batch.reward))",
+        "group_advantages(batch.reward, scale=ADVANTAGE_SCALES[cfg.advantage])",
+        "group_advantages(batch.reward)",
     ),
-    "own rewards only": ("group_advantages(ranks.gather(batch.reward)", "group_advantages((batch.reward)"),
-    "rows of another rank": ("advantage[batch.own]", "advantage[-len(batch.prompts) :]"),
+    "own rewards only": ("ranks.sum(share.among_all(reward))", "share.among_all(reward)"),
+    "rows of another rank": ("advantage[batch.share.places]", "advantage[: len(batch.prompts)]"),
+    "rows of other ranks too": ("cfg.logp_of, rows)", "cfg.logp_of)"),
     "weighting dropped": (
         "weigh = partial(token_weights, weighting=WEIGHTINGS[cfg.loss.weighting])",
         "weigh = token_weights",

@@ -148,6 +148,25 @@ def test_one_prompt_and_one_completion(policy, chat, sources, together):
     assert alone.tokens.shape[:2] == (1, 1) and rows(alone) == [[rows(together)[0][0]]]
 
 
+@pytest.mark.parametrize("few", [None, 2])
+@pytest.mark.parametrize("first, end", [(0, 16), (3, 6), (5, 16), (0, 1), (15, 16)])
+def test_some_rows_are_those_of_all(policy, chat, sources, together, first, end, few):
+    """Also a row alone; the others of their groups are empty."""
+    p = first // GROUP
+    asked = range(first - p * GROUP, end - p * GROUP)
+    found = write(policy, chat, sources[p : -(-end // GROUP)], rows=asked, max_rows=few)
+    here = torch.arange(found.length.numel()).view(found.length.shape)
+    here = (asked.start <= here) & (here < asked.stop)
+    whole = slice(p, p + len(found.length))
+    assert torch.equal(found.length, together.length[whole] * here)
+    assert torch.equal(found.stopped, together.stopped[whole] & here)
+    longest = found.tokens.shape[-1]
+    assert longest == int(found.length.max())
+    assert torch.equal(found.tokens, together.tokens[whole, :, :longest] * here[..., None])
+    wanted = together.logp[whole, :, :longest] * here[..., None]
+    torch.testing.assert_close(found.logp, wanted, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("share, often", [(0.0, False), (0.3, True), (0.99, True)])
 def test_closing_slots_changes_no_token(policy, chat, sources, together, monkeypatch, share, often):
     calls, keep = [], KVCache.keep

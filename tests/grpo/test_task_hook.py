@@ -12,6 +12,7 @@ from grpo.evaluation.scores import flat_scores, read_completion, scores
 from grpo.evaluation.tables import before_after, score_table
 from grpo.monitor import report
 from grpo.monitor.step_metrics import completion_rows, step_metrics
+from grpo.parallel.rows import Share
 from grpo.rollout import Rollout
 
 TEXTS = ("<think> 1 + 1 </think> <answer> 2 </answer>", "<think> hm </think> <answer> 3 </answer>")
@@ -55,7 +56,7 @@ def test_its_measurements_are_metrics_of_a_step():
     rollout = Rollout(tokens, length, torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2, 3))
     reward = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     texts = [list(TEXTS), [TEXTS[1], TEXTS[1]]]
-    groups = Groups(examples, [], rollout, texts, reward, {"accuracy": reward}, skipped=0, attempt=[0, 0])
+    groups = Groups(examples, [], rollout, texts, reward, {"accuracy": reward}, 0, Share.whole(2, 2))
     found = step_metrics(completion_rows(groups, measure))
     assert (found["aha/adds"], found["aha/adds_rightly"], found["accuracy"]) == (0.25, 1.0, 0.25)
     assert "aha/looking" not in found

@@ -70,3 +70,18 @@ function picker(className, faces, draw, start = 0) {
   queueMicrotask(() => choose(start));
   return h("div", { class: className, role: "group" }, buttons);
 }
+
+// What every page has: its data, sections, light and dark.
+const run = JSON.parse(document.getElementById("run").textContent);
+const section = (id, title, says, ...content) => h("section", { id }, h("h2", {}, title), h("p", { class: "says" }, says), content);
+
+function theme() {
+  const set = name => { document.documentElement.dataset.theme = name; };
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  set(dark.matches ? "dark" : "light");
+  dark.addEventListener("change", () => set(dark.matches ? "dark" : "light"));
+  const other = () => document.documentElement.dataset.theme === "dark" ? "light" : "dark";
+  return h("button", { type: "button", "aria-label": "light or dark", onclick: () => set(other()) }, "◐");
+}
+
+const words = name => { const text = name.replaceAll("_", " "); return text[0].toUpperCase() + text.slice(1); };

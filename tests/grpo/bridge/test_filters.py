@@ -114,7 +114,7 @@ def test_languages():
     greek = said(thinking=CHAIN + " The angle α is π/2, so ∠ABC = 90°, and ℝ is not needed.")
     assert found(greek) == []
     chinese = said(thinking=REFUSED["language"].thinking)
-    assert found(chinese, rules=replace(RULES, languages=("en", "zh"))) == []
+    assert found(chinese, rules=replace(RULES, languages=["en", "zh"])) == []
 
 
 def test_a_reasoner_may_not_close_our_tags_itself():
@@ -140,13 +140,13 @@ def test_a_benchmark_is_known_by_pixels_and_by_words(tmp_path):
     picture = world.draw(scene)
     question = "What is the sum of all the numbers that the five boxes in the picture show?"
     (tmp_path / "bench.jsonl").write_text(f'{{"question": "{question}", "answer": "5"}}\n')
-    rules = Rules(against=({"task": "shapes"}, {"task": "jsonl", "data": str(tmp_path / "bench.jsonl")}))
+    rules = Rules(against=[{"task": "shapes"}, {"task": "jsonl", "data": str(tmp_path / "bench.jsonl")}])
     known = Known(replace(rules, against=rules.against[1:]))
     assert known.reasons(Example("w", question.upper(), (), "5")) == ["in a benchmark"]
     assert known.reasons(Example("v", "What is the sum?", (), "5")) == []
     (tmp_path / "with.jsonl").write_text('{"question": "How many?", "answer": "5", "picture": "a.bmp"}\n')
     picture.save(tmp_path / "a.bmp")
-    known = Known(Rules(against=({"task": "jsonl", "data": str(tmp_path / "with.jsonl")},)))
+    known = Known(Rules(against=[{"task": "jsonl", "data": str(tmp_path / "with.jsonl")}]))
     # the same pixels in another format
     assert known.reasons(replace(held, uid="x", pictures=(png(picture),))) == ["in a benchmark"]
     assert known.reasons(replace(held, uid="y", pictures=(png(Image.new("RGB", (84, 84))),))) == []
@@ -155,8 +155,8 @@ def test_a_benchmark_is_known_by_pixels_and_by_words(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"against": ({"data": "x"},)}, "against: write {task: NAME, data: FILE}"),
-        ({"against": ({"task": "nonsense"},)}, "against: no task 'nonsense'"),
+        ({"against": [{"data": "x"}]}, "against: write {task: NAME, data: FILE}"),
+        ({"against": [{"task": "nonsense"}]}, "against: no task 'nonsense'"),
         ({"least_words": 9, "most_words": 3}, "leave no chain"),
         ({"foreign": 2.0}, "foreign: a share"),
     ],

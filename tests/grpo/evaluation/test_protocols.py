@@ -9,9 +9,10 @@ import time
 import pytest
 
 from data.answers.parser import answer_paper
+from data.templates import renders_turns
 from data.types import Example
 from grpo.evaluation import protocols
-from grpo.evaluation.evaluated_model import renders_turns, template_for
+from grpo.evaluation.evaluated_model import template_for
 from grpo.evaluation.protocols import PAIRS, PROTOCOLS, family, mathvista, paper, strict
 
 YES_NO = Example("u", "Is it?", ("yes", "no"), "yes")

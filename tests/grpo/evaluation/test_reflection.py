@@ -28,6 +28,7 @@ from grpo.evaluation.reflection import (
 )
 from grpo.evaluation.statistics import paired_difference
 from grpo.monitor.step_metrics import completion_rows, step_metrics
+from grpo.parallel.rows import Share
 from grpo.rollout import Rollout
 
 # ---- words
@@ -200,7 +201,8 @@ def test_the_metrics_of_a_rollout():
     )
     found = step_metrics(
         completion_rows(
-            Groups(examples, [], rollout, texts, reward, {"accuracy": reward}, 0, [0, 0]), measure_nothing
+            Groups(examples, [], rollout, texts, reward, {"accuracy": reward}, 0, Share.whole(2, 2)),
+            measure_nothing,
         )
     )
     assert found["completions/count"] == 4 and found["completions/identical_groups"] == 0.5

@@ -106,7 +106,9 @@ def group(seed: int, step: int, skill: float, size: int) -> dict:
 def fake_run(folder: Path, steps: int = 100, size: int = 12) -> Path:
     """Write config.yaml, metrics.jsonl, samples.jsonl and summary.json of an invented run into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    parse.save(parse.load("shapes", [f"steps={steps}", f"group={size}", f"out={folder}"]), folder)
+    parse.save(
+        parse.load("shapes", [f"steps={steps}", f"group={size}", f"out={folder}", "name=shapes"]), folder
+    )
     metrics, samples, draw = (
         Metrics(folder / "metrics.jsonl"),
         Metrics(folder / "samples.jsonl"),

@@ -375,7 +375,7 @@ def besieged(tmp_path_factory):
     tree = yaml.safe_load((folder / "config.yaml").read_text())
     (folder / "config.yaml").write_text(
         yaml.safe_dump(
-            tree | {"recipe": safe, "model": safe, "task": safe, "rewards": {safe[:300]: 1.0}},
+            tree | {"name": safe, "recipe": safe, "model": safe, "task": safe, "rewards": {safe[:300]: 1.0}},
             allow_unicode=True,
         ),
         encoding="utf-8",
@@ -544,13 +544,13 @@ def test_a_prolonged_run_is_not_finished_by_its_old_summary(tmp_path):
     "settings, name, data",
     [
         ({}, "shapes", ""),
-        ({"task": "jsonl", "data": "/somewhere/mine"}, "mine", "mine"),
-        ({"task": "jsonl", "data": "cups.jsonl"}, "cups.jsonl", "cups.jsonl"),
-        ({"task": "sat", "data": "array/SAT"}, "shapes", "SAT"),
+        ({"task": "jsonl", "data": "/somewhere/mine", "name": None}, "mine", "mine"),
+        ({"task": "jsonl", "data": "cups.jsonl", "name": None}, "cups.jsonl", "cups.jsonl"),
+        ({"task": "sat", "data": "array/SAT", "name": None}, "shapes", "SAT"),
         ({"task": "jsonl", "data": "mine", "name": "second try"}, "second try", "mine"),
     ],
 )
-def test_own_data_heads_its_page(tmp_path, settings, name, data):
+def test_a_page_has_the_name_of_its_run(tmp_path, settings, name, data):
     found = report.collect(unfinished(tmp_path, steps=2, done=1, **settings))
     assert (found["name"], found["data"]) == (name, data)
 

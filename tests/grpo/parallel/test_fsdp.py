@@ -60,7 +60,8 @@ def batch(base):
         torch.tensor([[5, 2], [3, 3], [1, 6]]),
         torch.randint(8, 120, (3, 2, 6), generator=random),
     )
-    found = batch_of(prompts, tokens, length, advantage=torch.randn(6, generator=random), section=[0, 1, 2])
+    found = batch_of(prompts, tokens, length, advantage=torch.randn(6, generator=random))
+    found.share = found.share.apart()
     found.weight = token_weights(found.mask, token_mean, tokens=length.sum(), completions=6, cap=6)
     return found
 
@@ -137,7 +138,7 @@ def test_one_process_is_not_sharded_and_pays_nothing(base, batch):
         (cut.groups, len(part.prompts.tokens)) for part, cut in passes(policy, batch, budget_of(), [0, 1, 2])
     ]
     assert cuts() == [([0], 1), ([1], 1), ([2], 1)]
-    batch.section = [0, 0, 1]
+    batch.share.section[:2] = 0
     assert [(sorted(groups), count) for groups, count in cuts()] == [([0, 1], 2), ([2], 1)]
 
 

@@ -26,7 +26,8 @@ def adapted(model, cfg, low=False):
 @pytest.mark.parametrize("model", [TINY, GATED], ids=["qwen2_vl", "qwen2_5_vl"])
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 def test_weights_adapters_and_merged_ones_are_what_is_planned(model, low):
-    cfg = parse.load("shapes", [*SMALL, f"dtype={'bfloat16' if low else 'float32'}"])
+    name = "adamw_8bit" if low else "adamw"
+    cfg = parse.load("shapes", [*SMALL, f"dtype={'bfloat16' if low else 'float32'}", f"optim.name={name}"])
     policy = adapted(model, cfg, low)
     planned = plan.make_plan(cfg, model)
     held, sampling = named(planned.held), named(planned.stages[0].rollout)
@@ -38,7 +39,7 @@ def test_weights_adapters_and_merged_ones_are_what_is_planned(model, low):
     trained = [p for p in policy.parameters() if p.requires_grad]
     gradients = named(planned.stages[0].learning)["gradients of adapters"]
     assert gradients == sum(p.grad.nbytes for p in trained)
-    optimizer = Optimizer(policy, name="adamw", lr=1e-3, beta2=0.99, weight_decay=0.0)
+    optimizer = Optimizer(policy, name=name, lr=1e-3, beta2=0.99, weight_decay=0.0)
     optimizer.step()
     moments = sum(x.nbytes for p in trained for name, x in optimizer.state(p).items() if name != "step")
     assert held["adapters"] == moments + gradients and held["reference"] == 0

@@ -165,6 +165,15 @@ def test_each_group_is_scored_against_its_own_example():
     assert reward.tolist() == [[0.0], [1.0]]
 
 
+def test_a_row_of_another_rank_is_not_read():
+    """A split group: the row of length 0 earns nothing here, whatever its text is."""
+    text = "<think>x</think><answer>the blue ball</answer>"
+    reward, parts = score(
+        [[text, text], [text, text]], [ASKED] * 2, {"format": 1.0}, torch.tensor([[3, 0], [0, 2]])
+    )
+    assert reward.tolist() == parts["format"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
 def test_every_part_is_documented_and_stays_within_one():
     for name, part in REWARDS.items():
         assert part.__doc__ and (

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -23,7 +24,8 @@ def message(text, finish="stop", **fields):
 
 
 class Fake(ThreadingHTTPServer):
-    """script: what to do with the next requests, one entry each; then `answer(body)` is sent.
+    """script: what to do with the next requests, one entry each; then what `fault(body, n)` says about the
+    n-th arrival of a body, from 0; without a word from it `answer(body)` is sent.
 
     An entry is a status, (status, headers), (status, headers, JSON), "half" (of a JSON, the connection then
     closed), "text" (no JSON), "closed", "silent", or a JSON object to send.
@@ -33,10 +35,12 @@ class Fake(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, script=(), seconds=0.0, answer=lambda body: message("yes")):
+    def __init__(
+        self, script=(), seconds=0.0, answer=lambda body: message("yes"), fault=lambda body, arrival: None
+    ):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.seconds, self.answer = list(script), seconds, answer
-        self.seen, self.times = [], []
+        self.script, self.seconds, self.answer, self.fault = list(script), seconds, answer, fault
+        self.seen, self.times, self.arrivals = [], [], Counter()
         self.lock, self.running, self.most = threading.Lock(), 0, 0
         self.over = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
@@ -59,7 +63,9 @@ class Handler(BaseHTTPRequestHandler):
             fake.times.append(time.monotonic())
             fake.running += 1
             fake.most = max(fake.most, fake.running)
-            todo = fake.script.pop(0) if fake.script else None
+            name = json.dumps(body, sort_keys=True)
+            todo = fake.script.pop(0) if fake.script else fake.fault(body, fake.arrivals[name])
+            fake.arrivals[name] += 1
         try:
             time.sleep(fake.seconds)
             self.act(todo, body)

@@ -11,7 +11,8 @@ from small import small_folder, small_policy, small_prompts
 
 from data.chat import Chat
 from grpo.batch import collate_prompts
-from grpo.optim import Optimizer
+from grpo.optim import OPTIMIZERS, Optimizer
+from grpo.run.setup import matrices_in_bfloat16
 from grpo.storage import checkpoint
 from grpo.storage.checkpoint import CheckpointError, complete, damage, load_optimizer, newest
 from grpo.storage.model_folder import model_folder
@@ -32,7 +33,7 @@ def train(policy, optimizer, steps, first=0):
     for step in range(first, first + steps):
         random = torch.Generator().manual_seed(step)
         for p in policy.parameters():
-            p.grad = torch.randn(p.shape, generator=random)
+            p.grad = torch.randn(p.shape, generator=random).to(p.dtype)
         optimizer.step()
 
 
@@ -51,19 +52,20 @@ def save(folder, step, trained, base, keep=0):
 # ---- there and back
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_going_on_from_a_checkpoint_is_going_on(tmp_path, base, name):
     """2 steps, save, load, 2 steps = 4 steps: every weight and every number the optimizer remembers, bit
     for bit."""
-    straight = small_policy()
+    begun = matrices_in_bfloat16 if name == "adamw_bf16" else lambda policy: policy
+    straight = begun(small_policy())
     optimizer = made(straight, name)
     train(straight, optimizer, 4)
 
-    policy = small_policy()
+    policy = begun(small_policy())
     first = made(policy, name)
     train(policy, first, 2)
     folder = save(tmp_path, 2, (policy, first), base)
-    again = weights.load(folder)
+    again = begun(weights.load(folder))
     second = made(again, name)
     assert load_optimizer(folder, again, second) == 2
     train(again, second, 2, first=2)
