@@ -78,11 +78,24 @@ def main(arguments: list[str] | None = None) -> dict:
     args = parser.parse_args(arguments)
     each = args.questions // len(TASKS)
     found = {f"seed{seed}": measure(args.out, each, seed) for seed in args.seeds}
+    if len(found) > 1:
+        found["seed all"] = together([*found.values()])
     measured = {**found, "chance": CHANCE | {"all": sum(CHANCE.values()) / len(CHANCE)}, "about": about()}
     print(table(HEAD, rows(measured)))
     (args.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
     print(json.dumps(measured))
     return measured
+
+
+def together(runs: list[dict]) -> dict:
+    """The shares of several seeds as one."""
+    return {
+        caption: {
+            task: share(*(sum(run[caption][task][name] for run in runs) for name in ("kept", "asked")))
+            for task in runs[0][caption]
+        }
+        for caption in CAPTIONS
+    }
 
 
 def rows(measured: dict) -> list[list[str]]:
