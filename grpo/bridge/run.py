@@ -195,6 +195,8 @@ class Bridge:
                 if job is not None:
                     job = replace(job, pictures=stages.pictures(self.asking[stage], example))
             except BadExample as error:
+                # it may have been made before its picture was opened
+                job = None
                 if first:
                     self._leave_out(error)
             if job is not None and self.is_over():
