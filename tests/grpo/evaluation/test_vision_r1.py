@@ -295,7 +295,7 @@ def test_the_command_runs(tmp_path, capsys):
     assert "the protocol vision_r1 samples by itself" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("lines", [1, 3, 5, 9])
+@pytest.mark.parametrize("lines", [2, 8])
 def test_interrupted_within_the_tries_it_goes_on(tmp_path, capsys, lines):
     """The file of kept completions cut after so many lines: the result is that of an undisturbed command."""
     argv = "--protocol vision_r1 --items 3 --cap 4 --device cpu --wave 1 --json".split()
