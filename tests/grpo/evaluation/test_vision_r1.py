@@ -297,7 +297,7 @@ def test_the_command_runs(tmp_path, capsys):
 
 @pytest.mark.parametrize("lines", [2, 8])
 def test_interrupted_within_the_tries_it_goes_on(tmp_path, capsys, lines):
-    """The file of kept completions cut after so many lines: the result is that of an undisturbed command."""
+    """The file of kept completions cut after a few lines: the result is that of an undisturbed command."""
     argv = "--protocol vision_r1 --items 3 --cap 4 --device cpu --wave 1 --json".split()
     assert evaluate.main([*argv, str(tmp_path / "a.json")]) == 0
     with pytest.MonkeyPatch.context() as patched:
