@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> dict:
     )
     parser.add_argument("--out", default="runs/vision_r1_shapes", help="folder of all stages")
     parser.add_argument("--questions", type=int, default=1600, help="questions that the bridge asks")
-    parser.add_argument("--items", type=int, default=256, help="held-out questions of an evaluation")
+    parser.add_argument("--items", type=int, default=128, help="held-out questions of an evaluation")
     parser.add_argument("--samples", type=int, default=4, help="sampled answers to each of them")
     parser.add_argument("--seed", type=int, default=0, help="of the cold start and of RL")
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS), help="runs of RL; none: no RL")
