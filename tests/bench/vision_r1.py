@@ -4,8 +4,8 @@
     cold        the base imitates the chains that were kept                    (recipe shapes_cold)
     ptst        RL with a hard reward, 64 tokens x 16, then 128 x 8            (recipe shapes_ptst)
     long        the same from the cold start with 256 x 4, as Vision-R1-Long
-    long16      with 256 x 16: four times the samples of `long`
     short       with 64 x 16 throughout
+    long16      with 256 x 16: four times the samples of `long`
     evaluation  of the base and of each of these, on held-out scenes: greedy, and sampled
 
 Each stage is a command of this repository. Its files and its report stay in --out: a stage that is there is
@@ -37,8 +37,8 @@ BRIDGE_SEED = 7
 ARMS = {
     "ptst": [],
     "long": ["stages=[]", "group=4", "cap=256"],
-    "long16": ["stages=[]", "group=16", "cap=256"],
     "short": ["stages=[]", "group=16", "cap=64"],
+    "long16": ["stages=[]", "group=16", "cap=256"],
 }
 SAMPLED = "sampled"
 
