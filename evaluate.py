@@ -2,7 +2,8 @@
 
 Every question is asked once, greedily. --samples asks it K times more. --blind, --ban, --prefix and --compare
 ask the same questions with one thing changed, and compare question by question: that finds differences which
-two intervals side by side cannot show. --ask puts one question about pictures of your own.
+two intervals side by side cannot show. --checkpoints draws a benchmark over the steps of runs. --ask and
+--chat put questions about pictures of your own.
 """
 
 import argparse
@@ -20,24 +21,19 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from data.chat import Chat
 from data.sources.table import SOURCES, columns_of, hook_of, open_split
 from data.types import Example
-from grpo.evaluation.answers import Asking, answer_all, answers_as_text, ask
-from grpo.evaluation.evaluated_model import (
-    BENCHMARKS,
-    EvaluatedModel,
-    Overrides,
-    banned_ids,
-    evaluated_model,
-    known_ids,
-)
+from grpo.evaluation import checkpoints, conversation
+from grpo.evaluation.answers import Asking
+from grpo.evaluation.conversation import AddChoice, AddQuestion, Question
+from grpo.evaluation.evaluated_model import BENCHMARKS, EvaluatedModel, Overrides, evaluated_model
+from grpo.evaluation.judge import PROMPTS, judge_of, judged_block
+from grpo.evaluation.passes import Questions, Session, block_of, ladder, passes, sampling_of
 from grpo.evaluation.protocols import CAP, PROTOCOLS
-from grpo.evaluation.resume import Kept, Log
-from grpo.evaluation.scores import Answers, differences, scores
-from grpo.evaluation.tables import as_markdown, difference_table, k_table, labels, score_table
+from grpo.evaluation.resume import Log
+from grpo.evaluation.scores import Answers, differences
+from grpo.evaluation.tables import as_markdown, difference_table, labels, ladder_table
 from grpo.memory import MemoryBudget, memory_budget
-from grpo.sampling import Truncation
 from grpo.storage.atomic import write_whole
 from grpo.storage.checkpoint import CheckpointError
 
@@ -69,7 +65,7 @@ def wave(text: str) -> int | str:
 # {title of --help: {option: arguments of add_argument, but for its help}}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "what is asked": {
-        "--model": dict(default="tiny", metavar="DIR_OR_ID"),
+        "--model": dict(metavar="DIR_OR_ID"),
         "--compare": dict(metavar="DIR_OR_ID"),
         "--task": dict(default="shapes", choices=SOURCES),
         "--data": dict(metavar="FILE_OR_ID"),
@@ -87,8 +83,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--json": dict(type=Path, metavar="FILE"),
         "--markdown": dict(type=Path, metavar="FILE"),
         "--seed": dict(type=int, default=0),
-        "--ask": dict(nargs="+", metavar="WORD"),
-        "--choice": dict(action="append", default=[], metavar="TEXT"),
+        "--checkpoints": dict(nargs="+", type=Path, metavar="RUN"),
+    },
+    "questions of your own, instead": {
+        "--ask": dict(nargs="+", action=AddQuestion, metavar="WORD"),
+        "--choice": dict(action=AddChoice, metavar="TEXT"),
+        "--chat": dict(nargs="*", type=Path, metavar="PICTURE"),
     },
     "how the model is asked (default: as its run was, if it comes from one)": {
         "--protocol": dict(default="strict", choices=PROTOCOLS),
@@ -99,12 +99,21 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--max-prompt": dict(type=int, metavar="N"),
         "--max-pixels": dict(type=int, metavar="N"),
     },
+    "a judge reads what the rules do not find right (needs --json)": {
+        "--judge": dict(metavar="MODEL"),
+        "--judge-url": dict(default="http://localhost:8000/v1", metavar="URL"),
+        "--judge-key-env": dict(metavar="NAME"),
+        "--judge-prompts": dict(type=Path, default=PROMPTS, metavar="FILE"),
+    },
     "machine": {
         "--device": dict(default="auto", choices=("auto", "cpu", "cuda")),
         "--dtype": dict(default="auto", choices=("auto", "float32", "bfloat16")),
         "--wave": dict(type=wave, default="auto", metavar="N"),
     },
 }
+
+
+Opened = tuple[Log | None, dict[str, Any]]
 
 
 class Parser(argparse.ArgumentParser):
@@ -148,17 +157,31 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("json", "markdown"):
         if (path := getattr(args, name)) and not path.absolute().parent.is_dir():
             made.error(f"argument --{name}: there is no folder {path.absolute().parent}")
-    if args.ask and len(args.ask) < 2:
-        made.error("argument --ask: give one or more pictures, and then the question in quotes")
-    for name in ("compare", "data", "blind", "ban", "prefix", "json", "markdown"):
-        if args.ask and getattr(args, name):
-            made.error(f"argument --{name}: does not go with --ask, which puts one question to one model")
-    if args.choice and not args.ask:
-        made.error("argument --choice: goes with --ask")
+    check_together(made, args)
+    # beside --checkpoints it is the base
+    args.model = args.model or (None if args.checkpoints else "tiny")
     args.device = "cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu"
     args.temperature = args.temperature or 1.0
     args.columns = columns_of(args.columns)
     return args
+
+
+def check_together(made: Parser, args: argparse.Namespace) -> None:
+    """Raise ValueError for options that do not go together."""
+    own = "ask" if args.ask else "chat" if args.chat is not None else None
+    others = ["data", "blind", "ban", "prefix", "json", "markdown", "compare", "judge", "checkpoints"]
+    for name in others if own else ():
+        if getattr(args, name):
+            made.error(f"argument --{name}: does not go with --{own}, which puts questions to one model")
+    if args.ask and args.chat is not None:
+        made.error("argument --chat: does not go with --ask")
+    for name in ("samples", "blind", "ban", "prefix", "compare", "judge"):
+        if args.checkpoints and getattr(args, name):
+            made.error(f"argument --{name}: does not go with --checkpoints, which asks each policy once")
+    if args.samples and PROTOCOLS[args.protocol].sampling:
+        made.error(f"argument --samples: the protocol {args.protocol} samples by itself")
+    if args.judge and not args.json:
+        made.error("argument --judge: needs --json; the replies are kept beside it")
 
 
 # ---- asking
@@ -167,7 +190,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def model_of(name: str, args: argparse.Namespace) -> EvaluatedModel:
     """The model of that name, asked as the command line says."""
     overrides = Overrides(*(getattr(args, each.name) for each in dataclasses.fields(Overrides)))
-    built_in = args.data is None and not args.ask
+    built_in = args.data is None and not args.ask and args.chat is None
     return evaluated_model(name, PROTOCOLS[args.protocol], overrides, args.device, built_in)
 
 
@@ -184,20 +207,13 @@ def questions(args: argparse.Namespace, models: list[EvaluatedModel]) -> Sequenc
     examples = open_split(args.task, args.data, args.split, items, args.seed, **what)
     if not len(examples):
         raise ValueError(f"split {args.split} of {args.data or args.task} has no questions; try --split all")
-    return examples
+    prepare = PROTOCOLS[args.protocol].prepare
+    return Questions(examples, range(len(examples)), prepare) if prepare else examples
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Ask everything, print the tables as they come, and return what --json writes. Raises ValueError.
-
-    "scores", "answers" and "skipped" are the greedy ones of --model. "more" has every other way of asking by
-    its name (sampled, blind, banned, prefixed, compare, compare_sampled), each with scores, answers, skipped
-    and, against the first, differences.
-    """
+def begun(args: argparse.Namespace, models: list[EvaluatedModel], examples: Sequence[Example]) -> Opened:
+    """Say what is asked, and open the file of an interrupted evaluation. Raises ValueError."""
     protocol = PROTOCOLS[args.protocol]
-    # a wrong name is found before minutes are spent
-    models = [model_of(name, args) for name in (args.model, args.compare) if name]
-    examples = questions(args, models)
     rules = f"{protocol.name}: {protocol.checker()}, {protocol.total} total"
     print(f"{len(examples)} questions of {args.task}, split {args.split}, seed {args.seed}; protocol {rules}")
     asked = {key: getattr(args, key) for key in KEPT} | {"models": [dataclasses.asdict(m) for m in models]}
@@ -205,85 +221,106 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if log and log.resumed:
         print(f"going on: {log.resumed} answers are in {log.path}")
     config = vars(args) | asked | {"checker": protocol.checker(), "total": protocol.total}
+    return log, config
+
+
+def loaded(
+    args: argparse.Namespace, model: EvaluatedModel, examples: Sequence[Example], log: Log | None
+) -> Session:
+    """Load a model, and say how it is asked."""
+    policy, chat = model.open(args.device)
+    auto = args.wave == "auto"
+    room = memory_budget(policy, say=tqdm.write) if auto else MemoryBudget(args.wave, say=tqdm.write)
+    about = f"template {model.template}, at most {model.cap} tokens, {model.dtype} on {args.device}"
+    print(f"\n{model.folder}: {about}")
+    return Session(args, model, policy, chat, examples, room, log)
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Ask everything, print the tables as they come, and return what --json writes. Raises ValueError.
+
+    "scores", "answers" and "skipped" are those of --model, asked as the protocol says. "more" has every other
+    way of asking by its name (sampled, blind, banned, prefixed, greedy_strict, judged, compare,
+    compare_sampled), each with scores, answers, skipped and, against the first, differences. "steps": what
+    each step of a published evaluation adds.
+    """
+    # a wrong name is found before minutes are spent
+    models = [model_of(name, args) for name in (args.model, args.compare) if name]
+    judge = judge_of(args) if args.judge else None
+    examples = questions(args, models)
+    log, config = begun(args, models, examples)
     result: dict[str, Any] = {"config": config, "more": {}}
-    first = None
+    first: Answers | None = None
+    steps: list[tuple[str, Answers]] = []
     for model in models:
-        policy, chat = model.open(args.device)
-        auto = args.wave == "auto"
-        room = memory_budget(policy, say=tqdm.write) if auto else MemoryBudget(args.wave, say=tqdm.write)
-        about = f"template {model.template}, at most {model.cap} tokens, {model.dtype} on {args.device}"
-        print(f"\n{model.folder}: {about}")
-        reader = partial(protocol.read, direct=model.direct)
-        plain = Asking(model.cap, seed=args.seed, read=reader, measure=hook_of(args.task).measure)
-        for key, title, changes in passes(args, chat, again=first is not None):
-            kept = log.of(who=dataclasses.asdict(model), seed=args.seed, **changes) if log else Kept()
-            how = dataclasses.replace(plain, **changes)
-            with tqdm(total=len(examples), desc=title, unit="question", disable=None, leave=False) as bar:
-                answers = answer_all(policy, chat, examples, how, room, kept=kept, progress=bar.update)
-            block = result if first is None else result["more"].setdefault(key, {})
-            block |= block_of(f"{model.name}, {title}", answers, args)
+        session = loaded(args, model, examples, log)
+        for way in passes(args, session.chat, model, again=first is not None):
+            answers, first_try = session.answer(way)
+            block = result if first is None else result["more"].setdefault(way.key, {})
+            block |= block_of(f"{model.name}, {way.title}", answers, args)
             if first is None:
                 first = answers
-            elif "sampled" not in key:
-                block["differences"] = differences(first, answers)
-                left, right = labels(key, [each.name for each in models])
-                print(f"\n{left} minus {right}, question by question")
-                print(difference_table(block["differences"], left, right))
+                steps = [("the first try", first_try), (f"up to {way.tries} tries", answers)]
+            elif way.key != "sampled" and way.key != "compare_sampled":
+                compare(block, first, answers, way.key, [each.name for each in models])
+            if way.key == "greedy_strict":
+                result["steps"] = [(way.title, answers), *steps]
         # two large models need not fit at once
-        del policy
+        del session
+    if judge and first is not None:
+        judged = judged_block(judge, first, examples, args)
+        result["more"]["judged"] = judged[0]
+        result.setdefault("steps", [("the rules", first)]).append(("with the judge", judged[1]))
+    if "steps" in result:
+        result["steps"] = ladder(result["steps"])
+        print(f"\nwhat each step adds\n{ladder_table(result['steps'])}")
     return result
 
 
-def block_of(title: str, answers: Answers, args: argparse.Namespace) -> dict[str, Any]:
-    """Count the answers of one pass and print their tables. Returns what --json writes of them."""
-    protocol = PROTOCOLS[args.protocol]
-    found = scores(answers, protocol.total)
-    print(f"\n{title}\n{score_table(found, protocol.shown, hook_of(args.task))}")
-    if "pass@k" in found:
-        print(f"\n{k_table(found)}")
-    if answers.skipped:
-        print(f"skipped {len(answers.skipped)}: {'; '.join(answers.skipped[:2])}", end="")
-        print("; …" if len(answers.skipped) > 2 else "")
-    rows = [answer.to_dict() for group in answers for answer in group]
-    return {"title": title, "scores": found, "skipped": answers.skipped, "answers": rows}
+def compare(block: dict[str, Any], first: Answers, answers: Answers, key: str, names: list[str]) -> None:
+    """Add the differences of two passes to the second's block, and print them."""
+    block["differences"] = differences(first, answers)
+    left, right = labels(key, names)
+    print(f"\n{left} minus {right}, question by question")
+    print(difference_table(block["differences"], left, right))
 
 
-def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The changed fields of `Asking` for --samples."""
-    sampling: dict[str, Any] = {"samples": args.samples, "temperature": args.temperature}
-    if args.top_k or args.top_p:
-        sampling["truncation"] = Truncation(args.top_k, args.top_p or 1.0)
-    return sampling
+def over_steps(args: argparse.Namespace) -> dict[str, Any]:
+    """--checkpoints: ask each policy of the runs once, print the table, and return what --json writes. Raises
+    ValueError."""
+    points = [checkpoints.Point(checkpoints.BASE, 0, Path(args.model))] if args.model else []
+    points += [point for run in args.checkpoints for point in checkpoints.points_of(run)]
+    models = [model_of(str(point.folder), args) for point in points]
+    examples = questions(args, models)
+    log, config = begun(args, models, examples)
+    found = []
+    for point, model in zip(points, models):
+        session = loaded(args, model, examples, log)
+        answers, _ = session.answer(passes(args, session.chat, model, again=False)[0])
+        block = block_of(f"{point.run}, step {point.step}", answers, args)
+        found.append({"run": point.run, "step": point.step, "folder": str(point.folder)} | block)
+        del session
+    print(f"\n{checkpoints.as_text(found, args.split)}")
+    return {"config": config, "points": found}
 
 
-def passes(args: argparse.Namespace, chat: Chat, again: bool) -> list[tuple[str, str, dict[str, Any]]]:
-    """Ways of asking: (key in the JSON, title, changed fields of `Asking`). again: of --compare's model."""
-    found: list[tuple[str, str, dict[str, Any]]] = [("compare" if again else "greedy", "greedy", {})]
-    if args.samples:
-        title = f"{args.samples} samples a question at temperature {args.temperature:g}"
-        found.append(("compare_sampled" if again else "sampled", title, sampling_of(args)))
-    if again:
-        return found
-    if args.blind:
-        found.append(("blind", "greedy, pictures withheld", {"blind": True}))
-    if args.ban:
-        title = f"greedy, without {' and '.join(map(repr, args.ban))}"
-        found.append(("banned", title, {"banned": banned_ids(chat, args.ban)}))
-    if args.prefix:
-        given = {"prefix": known_ids(chat, args.prefix, "--prefix")}
-        found.append(("prefixed", f"greedy, begun with {args.prefix!r}", given))
-    return found
-
-
-def one_question(args: argparse.Namespace) -> str:
-    """What --ask prints. Raises ValueError."""
+def own_questions(args: argparse.Namespace) -> None:
+    """--ask and --chat: load the model once, and print its answers. Raises ValueError."""
     model = model_of(args.model, args)
+    for question in args.ask or ():
+        conversation.check(question)
     policy, chat = model.open(args.device)
-    *pictures, question = args.ask
     reader = partial(PROTOCOLS[args.protocol].read, direct=model.direct)
-    sampling = sampling_of(args) if args.samples else {}
-    how = Asking(model.cap, seed=args.seed, read=reader, **sampling)
-    return answers_as_text(ask(policy, chat, [Path(each) for each in pictures], question, args.choice, how))
+    how = Asking(model.cap, seed=args.seed, read=reader, **(sampling_of(args) if args.samples else {}))
+
+    def reply(question: Question) -> str:
+        return conversation.answers_as_text(conversation.ask(policy, chat, question, how))
+
+    if args.ask:
+        for text in conversation.all_answers(args.ask, reply):
+            print(text)
+    else:
+        conversation.converse(reply, conversation.typed(), args.chat)
 
 
 def unfinished(path: Path) -> Path:
@@ -291,21 +328,36 @@ def unfinished(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+def written(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Write what --json and --markdown ask for."""
+    page = args.markdown or (args.json and args.json.with_name(args.json.name + ".md"))
+    if page:
+        if args.checkpoints:
+            text = checkpoints.as_page(result["points"], result["config"])
+        else:
+            text = as_markdown(result, PROTOCOLS[args.protocol].shown, hook_of(args.task))
+        write_whole(page, text)
+    if not args.json:
+        return
+    count = len(result.get("answers", ()))
+    if args.checkpoints:
+        title = f"{args.task}, split {args.split}"
+        count = sum(len(point["answers"]) for point in result["points"])
+        if said := checkpoints.draw(result["points"], title, args.json.with_name(args.json.name + ".png")):
+            print(said)
+    write_whole(args.json, json.dumps(result, indent=1, ensure_ascii=False, default=str))
+    unfinished(args.json).unlink()
+    print(f"\nwrote {count} answers and all scores to {args.json}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 after one line that says what was wrong."""
     try:
         args = arguments(argv)
-        if args.ask:
-            print(one_question(args))
-            return 0
-        result = evaluate(args)
-        page = args.markdown or (args.json and args.json.with_name(args.json.name + ".md"))
-        if page:
-            write_whole(page, as_markdown(result, PROTOCOLS[args.protocol].shown, hook_of(args.task)))
-        if args.json:
-            write_whole(args.json, json.dumps(result, indent=1, ensure_ascii=False, default=str))
-            unfinished(args.json).unlink()
-            print(f"\nwrote {len(result['answers'])} answers and all scores to {args.json}")
+        if args.ask or args.chat is not None:
+            own_questions(args)
+        else:
+            written(args, over_steps(args) if args.checkpoints else evaluate(args))
         return 0
     except torch.OutOfMemoryError:
         advice = "lower --cap, --max-pixels or --samples"

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -20,7 +21,7 @@ from data.lengths import Lengths, tokenizer_folder
 from data.sources.kinds import Kinds
 from data.sources.rows import Rows, open_rows
 from data.sources.table import LAYOUTS, columns_of
-from data.types import BadExample, Example, short
+from data.types import BadExample, Example, MissingPicture, short
 
 # no prompt is too long to be counted
 NO_LIMIT = 1 << 40
@@ -56,6 +57,21 @@ def problems(examples: Rows, lengths: Lengths | None = None) -> Iterator[str]:
         yield repeated if first is not where else ""
 
 
+def missing_pictures(examples: Rows) -> Iterator[str]:
+    """For each picture that a row names and that is not there, its address, else its name; each once."""
+    seen = set()
+    for index in range(len(examples)):
+        try:
+            examples[index]
+        except MissingPicture as error:
+            line = error.link or error.name
+            if line not in seen:
+                seen.add(line)
+                yield line
+        except BadExample:
+            continue
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser("python -m data.check", description=__doc__)
@@ -65,6 +81,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--task", default="jsonl", choices=LAYOUTS, help=whose)
     others = "the file's names of columns, as in train.py: '{question: problem, answer: label}'"
     parser.add_argument("--columns", default="{}", metavar="{OURS: THEIRS}", help=others)
+    listed = "write the missing pictures here, one a line: the address if the row has it, else the name"
+    parser.add_argument("--missing", type=Path, metavar="FILE", help=listed)
     parser.add_argument("--heldout", type=float, metavar="SHARE", help="say how many rows it holds out")
     group = parser.add_argument_group("lengths (defaults: those of train.py)")
     said = "count the tokens of prompts and documents, and what the limits leave out"
@@ -91,6 +109,11 @@ def main(argv: list[str] | None = None) -> int:
         columns = columns_of(args.columns)
         opened = partial(open_rows, LAYOUTS[args.task], args.path, limit=None, seed=0, columns=columns)
         examples = opened(split="all")
+        if args.missing:
+            lines = list(missing_pictures(examples))
+            args.missing.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            print(f"wrote the names of {len(lines)} missing pictures to {args.missing}")
+            return 0
         if args.lengths:
             how = {"template": args.template, "max_prompt": NO_LIMIT, "max_pixels": args.max_pixels}
             lengths = Lengths(Chat(tokenizer_folder(args.model), **how), args.max_prompt, args.cap)
@@ -101,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
                 tqdm.write(line)
         share = args.heldout
         held = None if share is None else len(opened(split="heldout", heldout=share))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"data.check: {error}", file=sys.stderr)
         return 2
     for line in [*kinds.others(), *(lengths.lines() if lengths else ())]:

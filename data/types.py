@@ -45,6 +45,13 @@ class BadRow(BadExample):
         self.where, self.field, self.reason, self.remedy = where, field, reason, remedy
 
 
+class MissingPicture(BadRow):
+    """The file that a row names is not there. name: as in the row. link: where it can be fetched, or ""."""
+
+    name: str = ""
+    link: str = ""
+
+
 class BadSource(ValueError):
     """A source is unknown, or its file is missing, unreadable or of another layout. Names file and column."""
 

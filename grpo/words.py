@@ -32,7 +32,9 @@ def model_texts(row: dict[str, Any], field: str = "") -> list[str]:
             turns = [turn for turn in row[name] if isinstance(turn, dict)]
             said = [turn for turn in turns if turn.get("from", turn.get("role")) in MODELS]
             return [text for turn in said for text in _texts(turn.get("value", turn.get("content")))]
-    return next((texts for name in FIELDS if (texts := _texts(row.get(name)))), [])
+    extra = row.get("extra")
+    found = _texts(extra.get("documents")) if isinstance(extra, dict) else []
+    return found or next((texts for name in FIELDS if (texts := _texts(row.get(name)))), [])
 
 
 def _texts(value: Any) -> list[str]:

@@ -18,6 +18,7 @@ import evaluate
 import train
 from data.sources import hub
 from grpo import export
+from grpo.bridge import __main__ as bridge
 from grpo.config import parse
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
@@ -85,9 +86,22 @@ def run(there, text: str, tmp_path: Path) -> int:
         # an export of an earlier command, and nothing else
         assert argv[1] in ("mine-policy", "merged")
         shutil.rmtree(argv[1], ignore_errors=True)
+    if program == "grpo.bridge":
+        return bridged([*argv, f"out={tmp_path / 'bridge'}"])
     if program == "data.shapes.example":
         argv = [str(tmp_path / "mine")]
     return importlib.import_module(program).main(argv)
+
+
+def bridged(argv: list[str]) -> int:
+    """The built-in recipe is run. What asks servers is opened (tests/grpo/bridge runs it beside one)."""
+    if "--help" in argv:
+        return bridge.main(argv)
+    recipe, given, _ = bridge.arguments(argv)
+    if recipe == "shapes":
+        return bridge.main([*argv, "limit=4"])
+    data = [] if any(word.startswith("data=") for word in given) else ["data=mine.jsonl"]
+    return 0 if len(bridge.open_examples(bridge.load(recipe, [*given, *data]))) else 1
 
 
 def trained(there, argv: list[str]) -> int:
@@ -110,6 +124,7 @@ def test_every_command_is_known():
         "evaluate.py",
         "data.check",
         "data.shapes.example",
+        "grpo.bridge",
         "grpo.export",
         "grpo.report",
         "grpo.words",

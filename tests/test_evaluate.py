@@ -1,6 +1,7 @@
 """evaluate.py from its command line: a random checkpoint of the built-in model, in a run folder, through
 every option."""
 
+import base64
 import io
 import json
 import os
@@ -19,9 +20,10 @@ from data.shapes import tokenizer
 from data.types import Example
 from grpo.config import parse
 from grpo.evaluation import answers as evaluation
-from grpo.evaluation import resume
+from grpo.evaluation import passes, resume
 from grpo.evaluation.answers import Asking
-from grpo.evaluation.scores import Answers, read_completion
+from grpo.evaluation.evaluated_model import banned_ids
+from grpo.evaluation.scores import Answers, differences, read_completion
 from grpo.evaluation.tables import difference_table, k_table, markdown, score_table, table
 from models import weights
 from models.config import ModelConfig
@@ -177,7 +179,7 @@ def test_the_table_prints_what_the_json_holds(run, tmp_path, capsys, monkeypatch
         answers.skipped = ["example 'x': damaged"]
         return answers
 
-    monkeypatch.setattr(evaluate, "answer_all", invented)
+    monkeypatch.setattr(passes, "answer_all", invented)
     status, out, err = call(capsys, "--model", run, "--items", 16, "--blind", "--json", tmp_path / "a.json")
     assert status == 0, err
     lines = [line.split() for line in out.splitlines()]
@@ -344,7 +346,7 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
             )
         return answers
 
-    monkeypatch.setattr(evaluate, "answer_all", invented)
+    monkeypatch.setattr(passes, "answer_all", invented)
     monkeypatch.setattr("grpo.evaluation.protocols.math_verify", lambda: None)
     found = {}
     for protocol in ("strict", "cambrian", "paper"):
@@ -378,11 +380,42 @@ def test_both_totals_of_cvbench(run, tmp_path, capsys, monkeypatch):
     assert "not installed" in found["paper"]["config"]["checker"]
 
 
+def test_a_table_of_vlmevalkit(run, tmp_path, capsys, monkeypatch):
+    """MME's layout, with pictures in base64. The invented answers are all yes: one of each pair is right."""
+
+    def invented(policy, chat, examples, how, *rest, **options):
+        answers = Answers()
+        for example in examples:
+            assert chat.prompt(example).grid.shape == (1, 3)
+            answers.append([read_completion(example, "<answer> Yes. </answer>", [1], True, how.read)])
+        return answers
+
+    monkeypatch.setattr(passes, "answer_all", invented)
+    buffer = io.BytesIO()
+    Image.new("RGB", (56, 56), "red").save(buffer, "PNG")
+    rows = ["index\timage\tquestion\tanswer\tcategory\timage_path"]
+    for n in range(8):
+        picture = base64.b64encode(buffer.getvalue()).decode() if n == 0 else "0"
+        answer = "No" if n % 2 else "Yes"
+        rows.append(
+            f"{n}\t{picture}\tIs it red ?\t{answer}\t{'OCR' if n < 4 else 'code_reasoning'}\t{n // 2}.png"
+        )
+    (tmp_path / "MME.tsv").write_text("\n".join(rows) + "\n")
+    argv = ["--model", run, "--task", "mme", "--data", tmp_path, "--protocol", "official"]
+    status, out, err = call(capsys, *argv, "--json", tmp_path / "out.json")
+    assert status == 0, err
+    assert "8 questions of mme, split all" in out
+    assert "mme total: 100.0 of 400 points (perception 50.0, cognition 50.0)" in out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["scores"]["totals"]["mme"]["value"] == 0.25 and found["scores"]["accuracy"] == 0.5
+    assert found["answers"][3]["groups"] == {"picture": "OCR/1.png"}
+
+
 # ---- an evaluation that was killed
 
 KILLER = """
 import os, signal, sys
-from grpo.evaluation import resume
+from grpo.evaluation import passes, resume
 import evaluate
 
 real, left = resume.Log._append, [int(sys.argv.pop(1))]
@@ -533,7 +566,7 @@ def test_one_question(run, pictures, capsys, monkeypatch):
             ]
         ]
 
-    monkeypatch.setattr("grpo.evaluation.answers.answer_all", answered)
+    monkeypatch.setattr("grpo.evaluation.conversation.answer_all", answered)
     out = call(capsys, "--model", run, "--ask", *pictures, "Red?", "--choice", "yes", "--choice", "no")[1]
     assert out == "<think> red </think> <answer> (B) </answer>\nanswer: (B) no\n"
 
@@ -568,7 +601,7 @@ def test_the_saved_folder_loads_in_transformers(run, capsys):
     image.save(buffer, "PNG")
     example = Example("u", "Is it red ?", ("yes", "no"), "yes", pictures=(buffer.getvalue(),))
     prompt = chat.prompt(example)
-    answer = evaluate.answer_all(policy, chat, [example], Asking(cap=8))[0][0]
+    answer = evaluation.answer_all(policy, chat, [example], Asking(cap=8))[0][0]
     ids = torch.tensor([prompt.tokens.tolist()])
     theirs = model.generate(
         input_ids=ids,
@@ -604,7 +637,7 @@ def test_differences_pair_by_question_and_point_at_the_first():
 
     first = [said("a", "T", "A"), said("b", "T", "A"), said("c", "U", "B"), said("only first", "U", "A")]
     second = [said("c", "U", "A"), said("only second", "T", "A"), said("b", "T", "B"), said("a", "T", "A")]
-    found = evaluate.differences(first, second)
+    found = differences(first, second)
     assert list(found) == ["T", "U", "all"]
     assert (found["T"]["n"], found["T"]["first"], found["T"]["second"], found["T"]["difference"]) == (
         2,
@@ -615,7 +648,7 @@ def test_differences_pair_by_question_and_point_at_the_first():
     assert (found["U"]["only_a"], found["U"]["only_b"], found["U"]["difference"]) == (0, 1, -1.0)
     assert (found["all"]["n"], found["all"]["difference"], found["all"]["p"]) == (3, 0.0, 1.0)
     with pytest.raises(ValueError, match="both"):
-        evaluate.differences(first[-1:], second)
+        differences(first[-1:], second)
 
 
 class Pieces:
@@ -638,13 +671,13 @@ class Pieces:
 
 
 def test_a_word_is_banned_however_it_is_spelt():
-    assert evaluate.banned_ids(Pieces(), ["but"]) == [1, 2]
-    assert evaluate.banned_ids(Pieces(), ["house", "but"]) == [1, 2, 3, 5]
+    assert banned_ids(Pieces(), ["but"]) == [1, 2]
+    assert banned_ids(Pieces(), ["house", "but"]) == [1, 2, 3, 5]
     # never the space alone
-    assert evaluate.banned_ids(Pieces(), ["odd"]) == [6]
+    assert banned_ids(Pieces(), ["odd"]) == [6]
     for word in ("unheard", " ", ""):
         with pytest.raises(ValueError, match="--ban"):
-            evaluate.banned_ids(Pieces(), [word])
+            banned_ids(Pieces(), [word])
 
 
 def test_tables():

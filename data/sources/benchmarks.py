@@ -1,4 +1,4 @@
-"""Benchmarks in their owners' layout: BLINK, CV-Bench, MathVista, VSR. Each is a `Layout` of
+"""Benchmarks in their owners' layout: BLINK, CV-Bench, VSR. Each is a `Layout` of
 layouts.yaml and an adapter from a row to an `Example`.
 
 They are for evaluation, split "all". Training on half of one ("train", "heldout": halves by picture) shows
@@ -11,7 +11,7 @@ from data.sources.jsonl import JsonlShard
 from data.sources.own import inside
 from data.sources.parquet import ParquetShard
 from data.sources.rows import Row, layout
-from data.types import LETTERS, Example, listed, short
+from data.types import LETTERS, Example, MissingPicture, listed, short
 
 # VisualThinker-R1-Zero's exact wording of a caption (arXiv 2503.05132, its evaluation on VSR)
 VSR_WORDING = (
@@ -64,26 +64,6 @@ def cvbench_example(row: Row) -> Example:
     return Example(f"{kind}/{number}", question, choices, answer, task, row.pictures, extra, wording)
 
 
-def mathvista_example(row: Row) -> Example:
-    """The unit is named as in MathVista's `query`. `extra` has what its scoring needs: question_type,
-    answer_type, precision, unit."""
-    question, answer = row.text("question"), row.text("answer")
-    if not answer.strip():
-        raise row.bad("answer", "is empty", "MathVista's test split has no answers, use testmini")
-    unit, kind = row.text("unit", missing=""), row.text("answer_type")
-    asks = row.text("question_type")
-    extra = dict(question_type=asks, answer_type=kind, precision=row.values["precision"], unit=unit)
-    choices = row.texts("choices", missing=())
-    if choices and answer not in choices:
-        raise row.bad("answer", f"{short(answer)} is not one of the choices {short(list(choices))}")
-    extra["kind"] = "number" if kind in ("integer", "float") and not choices else "text"
-    about = row.values["metadata"]
-    task = (about.get("task") or "") if isinstance(about, dict) else ""
-    question = f"{question} (Unit: {unit})" if unit else question
-    # three rows of testmini have equal choices; either letter is right
-    return Example(row.text("pid"), question, choices, answer, task, row.pictures, extra, may_repeat=True)
-
-
 def vsr_example(row: Row) -> Example:
     """A caption that is true or false of its picture, a file of COCO in a local folder."""
     name, label = row.text("image"), row.values["label"]
@@ -92,7 +72,11 @@ def vsr_example(row: Row) -> Example:
     caption = row.text("caption")
     root = row.beside or row.folder
     part = "val2017" if "/val2017/" in row.text("image_link") else "train2017"
-    picture = inside(row, "image", name, [root, root / part, root / "images", root / "images" / part])
+    try:
+        picture = inside(row, "image", name, [root, root / part, root / "images", root / "images" / part])
+    except MissingPicture as error:
+        error.link = row.text("image_link")
+        raise
     choices, task = ("True", "False"), row.text("relation", missing="")
     wording = VSR_WORDING.format(caption=caption)
     return Example(row.uid, caption, choices, choices[1 - label], task, (picture,), wording=wording)
@@ -100,5 +84,4 @@ def vsr_example(row: Row) -> Example:
 
 BLINK = layout("blink", ParquetShard, blink_example)
 CVBENCH = layout("cvbench", ParquetShard, cvbench_example)
-MATHVISTA = layout("mathvista", ParquetShard, mathvista_example)
 VSR = layout("vsr", JsonlShard, vsr_example)

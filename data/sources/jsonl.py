@@ -1,5 +1,6 @@
-"""A file of JSON objects, read on demand: one on each line, or one array of them. Objects over several lines
-are rewritten as lines into a temporary file; gzip and UTF-16 are unpacked into one.
+"""A file of JSON objects, read on demand: one on each line, or one array of them. Objects over several lines,
+and one object with all rows by their ids, are rewritten as lines into a temporary file; gzip and UTF-16 are
+unpacked into one.
 """
 
 from __future__ import annotations
@@ -109,14 +110,15 @@ class JsonlShard:
         return file
 
     def _objects(self, file: BinaryIO) -> list[Any] | None:
-        """The objects of a file that holds one after the other, over several lines; None for lines."""
+        """The objects of a file that holds one after the other, over several lines, or one object with all
+        rows by their ids; None for lines."""
         file.seek(0)
         texts = (line.decode("utf-8-sig", "replace").strip() for line in file)
         first = next(filter(None, texts), "")
         if first == "[":
             raise BadSource(f"{self.path}: is a JSON array, and its first item is no object")
         try:
-            if not first or isinstance(decoded(first), dict):
+            if not first or (isinstance(value := decoded(first), dict) and not _are_rows(value)):
                 return None
         except (ValueError, RecursionError):
             pass
@@ -127,6 +129,8 @@ class JsonlShard:
             found = list(_values(file.read().decode("utf-8-sig")))
         except (ValueError, RecursionError):
             return None
+        if len(found) == 1 and _are_rows(found[0]):
+            return [{"id": name} | row for name, row in found[0].items()]
         return found if all(isinstance(value, dict) for value in found) else None
 
     def __len__(self) -> int:
@@ -175,6 +179,11 @@ class JsonlShard:
             except BadRow:
                 pass
             yield sha256(json.dumps(named, sort_keys=True).encode()).digest()
+
+
+def _are_rows(value: Any) -> bool:
+    """Whether a JSON value is an object with rows by their ids: all its values are objects."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(row, dict) for row in value.values())
 
 
 def renamed(values: Mapping[str, Any], names: Mapping[str, str], where: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from data.sources.jsonl import JsonlShard, renamed
 from data.sources.messages import unfolded
 from data.sources.parquet import ParquetShard
 from data.sources.rows import Row, layout, written
-from data.types import LETTERS, BadRow, BadSource, Example, Picture, short
+from data.types import LETTERS, BadRow, BadSource, Example, MissingPicture, Picture, short
 
 NEEDED = ("question", "answer")
 FIELDS = (
@@ -333,7 +333,10 @@ def inside(row: Row, field: str, name: str, folders: Sequence[Path] = ()) -> Pat
     folder = next((folder for folder in folders if os.path.isfile(folder / path)), None)
     if folder is None:
         searched = " or ".join(map(str, folders))
-        raise row.bad(field, f"no file {short(str(path))[1:-1]} in {searched}", _remedy(folders[0] / path))
+        said = f"no file {short(str(path))[1:-1]} in {searched}"
+        missing = MissingPicture(row.where, field, said, _remedy(folders[0] / path))
+        missing.name = name
+        raise missing
     if not (folder / path).resolve().is_relative_to(_ground(folder)):
         remedy = "copy the picture there; a hard link (cp -l) takes no space"
         raise row.bad(field, f"{short(name)} is a link that leaves the folder {folder}", remedy)

@@ -18,7 +18,7 @@ import yaml
 from tqdm import tqdm
 
 from data.shapes import looking
-from data.sources import benchmarks, own, training
+from data.sources import benchmarks, own, training, vlmeval
 from data.sources.kinds import Kinds
 from data.sources.rows import LEAST, Layout, Rows, open_rows
 from data.types import BadExample, BadSource, Example, TaskHook, short
@@ -139,8 +139,8 @@ LAYOUTS: dict[str, Layout] = {
     "jsonl": own.JSONL,
     "blink": benchmarks.BLINK,
     "cvbench": benchmarks.CVBENCH,
-    "mathvista": benchmarks.MATHVISTA,
     "vsr": benchmarks.VSR,
+    **vlmeval.LAYOUTS,
 }
 SOURCES: dict[str, Callable[..., Sequence[Example]]] = {
     "shapes": shapes,

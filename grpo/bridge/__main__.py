@@ -13,6 +13,7 @@ import grpo.parallel.openmp
 from data.sources.table import LAYOUTS, open_split
 from data.types import Example
 from grpo.bridge import plan
+from grpo.bridge.filters import Known
 from grpo.bridge.output import TRAIN, write_results
 from grpo.bridge.report import about, write_report
 from grpo.bridge.run import Bridge
@@ -78,13 +79,15 @@ def open_examples(settings: Settings) -> Sequence[Example]:
 def bridge(settings: Settings, stop: Interrupts) -> int:
     """Ask, filter and write. -> exit status. Raises ValueError and OSError."""
     examples = open_examples(settings)
+    # before anything is asked: a benchmark may not be there
+    known = Known(settings.filters)
     with Store(Path(settings.out)) as store:
         work = Bridge(settings, examples, store, stop)
         work.run()
         if stop.first:
             print(f"stopped; the same command goes on from here ({settings.out})", file=sys.stderr)
             return 128 + stop.first
-        funnel = write_results(store.folder, examples, store.of, settings.filters, settings.output)
+        funnel = write_results(store.folder, examples, store.of, settings.filters, settings.output, known)
         page = write_report(store.folder, funnel, about(settings, store, work.parked, work.left_out))
         print(*funnel.lines(), store.folder / TRAIN, page, sep="\n")
         return after(work)

@@ -71,15 +71,15 @@ class Rules:
 
     def __post_init__(self) -> None:
         if not 0 <= self.foreign <= 1:
-            raise ValueError(f"foreign: a share, from 0 to 1, got {self.foreign}")
+            raise ValueError(f"filters.foreign: a share, from 0 to 1, got {self.foreign}")
         if not 0 <= self.least_words <= self.most_words:
-            said = f"least_words: {self.least_words} and most_words: {self.most_words}"
+            said = f"filters.least_words: {self.least_words} and most_words: {self.most_words}"
             raise ValueError(f"{said} leave no chain; the second must not be smaller")
         for entry in self.against:
             if not isinstance(entry, Mapping) or not {"task"} <= set(entry) <= {"task", "data"}:
-                raise ValueError(f"against: write {{task: NAME, data: FILE}}, not {short(entry)}")
+                raise ValueError(f"filters.against: write {{task: NAME, data: FILE}}, not {short(entry)}")
             if entry["task"] not in SPLITS:
-                raise ValueError(f"against: no task {entry['task']!r}; there are {', '.join(SPLITS)}")
+                raise ValueError(f"filters.against: no task {entry['task']!r}; there are {', '.join(SPLITS)}")
 
     def scripts(self) -> frozenset[str]:
         """The scripts that a chain may have. A language that SCRIPTS lacks has Latin letters."""
@@ -235,7 +235,7 @@ class Known:
 
     def __init__(self, rules: Rules) -> None:
         self._pixels: set[bytes] = set()
-        self._words: set[str] = set()
+        words: Counter[str] = Counter()
         self._seen: dict[bytes, str] = {}
         for entry in rules.against:
             # a task that draws its pictures has no split of everything
@@ -243,11 +243,13 @@ class Known:
             examples = open_split(entry["task"], entry.get("data"), split, None, 0)
             for example in tqdm(usable(examples), f"against {entry['task']}", unit="question", leave=False):
                 self._pixels.update(_pixels(example))
-                self._words.update(_telling(example))
+                words.update(_telling(example))
+        # a question that a benchmark asks about several pictures is made from a template, and tells nothing
+        self._words = {question for question, count in words.items() if count == 1}
 
     def reasons(self, example: Example) -> list[str]:
         """ "duplicate": an earlier question has the same pictures and words. "in a benchmark": a picture, or
-        a question of TELLING words, is one of a benchmark's. Raises BadPicture."""
+        a question of TELLING words that is asked there once, is one of a benchmark's. Raises BadPicture."""
         content = [_content(picture, example.uid) for picture in example.pictures]
         name = sha256(repr((content, _plain(example.asked))).encode()).digest()
         repeated = self._seen.setdefault(name, example.uid) != example.uid

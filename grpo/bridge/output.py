@@ -53,11 +53,10 @@ def write_results(
     stored_of: Callable[[str], Mapping[str, Stored]],
     rules: Rules,
     output: Output,
+    known: Known,
 ) -> Funnel:
     """Filter all stored replies and write what is kept. stored_of: uid -> {stage: its last reply}. Examples
-    that cannot be used are left out. If this is interrupted, the files are as before. Raises OSError and
-    BadSource."""
-    known = Known(rules)
+    that cannot be used are left out. If this is interrupted, the files are as before. Raises OSError."""
     funnel = Funnel()
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as files:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from data.sources.rows import placed
 from data.types import BadExample, Example, Measure, Prompt, measure_nothing
 from grpo.batch import collate_prompts
 from grpo.evaluation.protocols import Reading, strict
@@ -23,8 +21,6 @@ from grpo.sampling import Truncation, uid_hash
 
 # the "step" in the address of an evaluation's random numbers; training steps are 0, 1, …
 EVAL_STEP = -1
-# stands for the right answer of --ask, which is not known
-UNKNOWN = "?"
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,8 @@ class Asking:
     cap: longest completion, tokens. samples: completions a question. temperature: 0 is greedy. blind: shows
     mid-grey pictures instead. banned: token ids that are never drawn. prefix: token ids behind the prompt,
     with which every completion begins; they are in its text, and not in its tokens and length. read: finds
-    the answer in a completion. measure: of the task's hook. truncation: words that are never drawn.
+    the answer in a completion. measure: of the task's hook. truncation: words that are never drawn. attempt:
+    another one has other random numbers.
     """
 
     cap: int
@@ -47,6 +44,7 @@ class Asking:
     prefix: Sequence[int] = ()
     read: Callable[[str, Example], Reading] = strict
     measure: Measure = measure_nothing
+    attempt: int = 0
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.samples > 1 and self.temperature == 0):
@@ -121,7 +119,7 @@ def _write(policy, chat, asked: list[Asked], how: Asking) -> list[list[Written]]
         temperature=how.temperature,
         stop_ids=chat.stop_ids,
         options=DecodeOptions(how.banned, truncation=how.truncation),
-        address=(how.seed, EVAL_STEP, [uid_hash(prompt.uid) for prompt in prompts]),
+        address=(how.seed, EVAL_STEP - how.attempt, [uid_hash(prompt.uid) for prompt in prompts]),
     )
     begun = torch.tensor(how.prefix, dtype=torch.long, device=rollout.tokens.device)
     tokens = torch.cat([begun.expand(*rollout.length.shape, -1), rollout.tokens], dim=-1)
@@ -177,27 +175,3 @@ def _waves(asked: Iterator[Asked], room: MemoryBudget, how: Asking) -> Iterator[
         longest = max(longest, size)
     if wave:
         yield wave
-
-
-def ask(
-    policy, chat, pictures: Sequence[Path], question: str, choices: Sequence[str], how: Asking
-) -> list[Completion]:
-    """The completions of a question about one's own pictures. Raises ValueError where it cannot be asked."""
-    gold = choices[0] if choices else UNKNOWN
-    example = placed(Example("ask", question, tuple(choices), gold, pictures=tuple(pictures)), "--ask")
-    answers = answer_all(policy, chat, [example], how)
-    if not answers:
-        raise ValueError(answers.skipped[0])
-    return answers[0]
-
-
-def answers_as_text(answers: Sequence[Completion]) -> str:
-    """Each completion as it was written, with its reasoning, and below it the answer that was read."""
-    parts = []
-    for number, answer in enumerate(answers, 1):
-        heading = f"--- {number} of {len(answers)}\n" if len(answers) > 1 else ""
-        label = f"({answer.letter}) {answer.answer}" if answer.letter else answer.answer
-        ending = f"answer: {label}" if answer.answer is not None else f"no answer could be read: {answer.why}"
-        cut = "" if answer.stopped else f", cut off after {answer.length} tokens (--cap)"
-        parts.append(f"{heading}{answer.text.strip()}\n{ending}{cut}")
-    return "\n\n".join(parts)

@@ -17,6 +17,7 @@ import torch
 
 from data import templates
 from data.chat import Chat
+from data.sources import vlmeval
 from grpo.config import parse, typed
 from grpo.evaluation.protocols import Protocol, family
 from grpo.evaluation.resume import weights_digest
@@ -26,7 +27,7 @@ from models.config import ModelConfig
 # tokens; a picture as large as Qwen's processors leave it has 16,384
 MAX_PROMPT = 20_000
 # tasks that ask all their questions; the others hold a part of them out
-BENCHMARKS = ("blink", "cvbench", "mathvista", "vsr")
+BENCHMARKS = ("blink", "cvbench", "vsr", *vlmeval.LAYOUTS)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
 repeat published evaluations, so that their numbers can be compared with ours: `paper`
 (VisualThinker-R1-Zero, arXiv 2503.05132, its src/eval), `cambrian` and `blink` (the official scores of
 CV-Bench and BLINK), `mathvista` (MathVista's official comparison, with a rule where it asks GPT-4 to find
-the answer). `chat` reads models that talk and write no tags. A protocol has the templates that ask, the
-reader of a completion, the total and the cap. No protocol asks a question twice.
+the answer), `official` (the comparisons of further benchmarks). `chat` reads models that talk and write no
+tags. `vision_r1` repeats Vision-R1's own evaluation, which samples and asks again. A protocol has the
+templates that ask, the reader of a completion, the total and the cap.
 """
 
 from __future__ import annotations
@@ -14,27 +15,26 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from math import floor, sqrt
-from typing import Any, NamedTuple
+from math import floor
+from typing import Any
 
-from data.answers import numbers
-from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract, is_right, read
+from data.answers.parser import ANSWER, END_ANSWER, answer_paper, extract
 from data.templates import TEMPLATES, TURN_START
 from data.types import LETTERS, Example
+from grpo.evaluation import comparisons
+from grpo.evaluation import vision_r1 as published
 from grpo.evaluation.chat_answers import find_answer
-from grpo.evaluation.statistics import wilson
+from grpo.evaluation.comparisons import Comparison, Reading, parsed, tagged
 from grpo.rewards.math_verify import NOTHING, RIGHT, spellings
 from grpo.rewards.user_code import RewardError, open_reward
+from grpo.sampling import Truncation
 
 # characters of a completion that `paper` reads; a longer one is unread
 LONGEST = 20_000
 # VisualThinker-R1-Zero's max_new_tokens in evaluation, and BLINK's
 CAP = 1024
-# CV-Bench: mean of 2D (mean of its two sources) and 3D
-WEIGHTS = {"ADE20K": Fraction(1, 4), "COCO": Fraction(1, 4), "Omni3D": Fraction(1, 2)}
 # runs in a process of its own
 VERDICT = "grpo.rewards.math_verify:verdict"
 
@@ -43,15 +43,11 @@ PAIRS = {
     "base": {"reasoning": "visualthinker", "direct": "visualthinker_direct"},
     "instruct": {"reasoning": "chatml_eval", "direct": "chatml_direct"},
 }
-
-
-class Reading(NamedTuple):
-    """What was read: the answer (or None, and `why`), its letter if it is a choice, whether it is right."""
-
-    answer: str | None
-    letter: str | None
-    why: str
-    correct: bool
+# the question alone, with the model's own system prompt
+PLAIN = {
+    "base": dict.fromkeys(("reasoning", "direct"), "visualthinker_direct"),
+    "instruct": dict.fromkeys(("reasoning", "direct"), "chatml_direct"),
+}
 
 
 class Reader(typing.Protocol):
@@ -68,9 +64,7 @@ class Reader(typing.Protocol):
 def strict(text: str, example: Example, direct: bool = False) -> Reading:
     """The reward's own parser. A direct prompt asks for no tags, so there the first line that is not empty
     is the answer, and all of it."""
-    said = _with_tags(text) if direct else text
-    found = read(said, example)
-    return Reading(found.answer, found.letter, found.why, is_right(said, example))
+    return parsed(_with_tags(text) if direct else text, example)
 
 
 def paper(text: str, example: Example, direct: bool = False) -> Reading:
@@ -102,38 +96,25 @@ def chat(text: str, example: Example, direct: bool = False) -> Reading:
     said, why = find_answer(text, example)
     if why:
         return Reading(None, None, why, False)
-    return strict(f"{ANSWER}{said}{END_ANSWER}", example)
+    return strict(tagged(said), example)
 
 
 def mathvista(text: str, example: Example, direct: bool = False) -> Reading:
     """The answer as `strict` finds it, compared as MathVista's evaluation does: a letter in brackets, else
     what `strict` reads, else the nearest choice; whole numbers; decimals, rounded as the question asks."""
-    said = _with_tags(text) if direct else text
-    found = extract(said, ())
+    return _by(comparisons.mathvista, text, example, direct)
+
+
+def official(text: str, example: Example, direct: bool = False) -> Reading:
+    """The answer as `strict` finds it, compared by the rule of the benchmark that the question is from."""
+    return _by(comparisons.compared, text, example, direct)
+
+
+def _by(compare: Comparison, text: str, example: Example, direct: bool) -> Reading:
+    found = extract(_with_tags(text) if direct else text, ())
     if found.answer is None:
         return Reading(None, None, found.why, False)
-    if example.choices:
-        letters: dict[str, str] = dict(zip(LETTERS, example.choices))
-        bracketed = re.search(r"\(([A-Za-z])\)", found.answer)
-        letter = bracketed[1].upper() if bracketed else found.answer.strip()
-        answer = letters.get(letter) or (not bracketed and extract(said, example.choices).answer)
-        answer = answer or min(example.choices, key=partial(_distance, found.answer[:200]))
-        return Reading(answer, LETTERS[example.choices.index(answer)], "", answer == example.answer)
-    gold = numbers.parse(example.answer)
-    kind = example.extra.get("answer_type", "text")
-    if kind not in ("integer", "float") or gold is None:
-        same = "".join(found.answer.split()) == "".join(example.answer.split())
-        return Reading(found.answer, None, "", same)
-    number = numbers.parse(found.answer)
-    # 7.9 is cut to 7, and 4/3 is no integer
-    if number is None or (kind == "integer" and number.value % 1 and "." not in found.answer):
-        return Reading(None, None, "not a number", False)
-    precision = float(example.extra.get("precision") or 0)
-    # a table's empty field is NaN
-    places = int(precision) if precision == precision else 0
-    shown = int if kind == "integer" else lambda value: round(float(value), places)
-    right = shown(number.value) == shown(gold.value) or numbers.same(number, gold)
-    return Reading(str(shown(number.value)), None, "", right)
+    return compare(found.answer, example)
 
 
 def _with_tags(text: str) -> str:
@@ -185,16 +166,6 @@ def _patterns(strings: tuple[str, ...]) -> list[re.Pattern[str]]:
     return [re.compile(pattern) for pattern in patterns]
 
 
-def _distance(a: str, b: str) -> int:
-    """Levenshtein's distance: how many letters to insert, delete or replace."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
-    return row[-1]
-
-
 @lru_cache(maxsize=1)
 def math_verify() -> str | None:
     """The version of the extra math-verify, None where it is not installed."""
@@ -204,53 +175,7 @@ def math_verify() -> str | None:
         return None
 
 
-# ---- making a total
-
-
-class Mark(NamedTuple):
-    """A question in a total: its task, its picture's source, the share of its completions that are right."""
-
-    task: str
-    source: str | None
-    right: float
-
-
-def micro(marks: Sequence[Mark]) -> dict[str, Any]:
-    """Every question alike. Returns {"value", "interval"} (Wilson's)."""
-    right = sum(mark.right for mark in marks)
-    return {"value": right / len(marks), "interval": list(wilson(min(right, len(marks)), len(marks)))}
-
-
-def source_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
-    """CV-Bench's official score: ((ADE20K + COCO) / 2 + Omni3D) / 2, of the accuracies by source. Raises
-    ValueError where a source is missing."""
-    found = {name: [mark for mark in marks if mark.source == name] for name in WEIGHTS}
-    if missing := [name for name in WEIGHTS if not found[name]]:
-        need = f"the source-averaged total needs questions of {', '.join(WEIGHTS)}"
-        problem = f"there are none of {', '.join(missing)}"
-        raise ValueError(f"{need}, and {problem}; it is for --task cvbench, all of it")
-    return _weighted({name: (float(weight), micro(found[name])) for name, weight in WEIGHTS.items()})
-
-
-def task_averaged(marks: Sequence[Mark]) -> dict[str, Any]:
-    """BLINK's official score: the mean of the accuracies of its subtasks, of whatever size."""
-    tasks = dict.fromkeys(mark.task for mark in marks)
-    share = 1 / len(tasks)
-    return _weighted({task: (share, micro([mark for mark in marks if mark.task == task])) for task in tasks})
-
-
-def _weighted(parts: Mapping[str, tuple[float, dict[str, Any]]]) -> dict[str, Any]:
-    """A weighted mean of totals, with its interval (MOVER: Zou and Donner, Stat. Med. 27:1693, 2008)."""
-    value = sum(weight * part["value"] for weight, part in parts.values())
-    low, high = (
-        sqrt(sum((weight * (part["value"] - part["interval"][end])) ** 2 for weight, part in parts.values()))
-        for end in (0, 1)
-    )
-    shares = {name: part["value"] for name, (_, part) in parts.items()}
-    return {"value": value, "interval": [value - low, value + high], "parts": shares}
-
-
-TOTALS = {"micro": micro, "source_averaged": source_averaged, "task_averaged": task_averaged}
+# ---- printing a total
 
 
 def rounded(share: float) -> str:
@@ -268,14 +193,28 @@ def truncated(share: float) -> str:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Published evaluations that sample. tries: in all, while no answer tag is closed."""
+
+    temperature: float
+    top_p: float
+    tries: int
+
+    def changes(self) -> dict[str, Any]:
+        """The changed fields of `Asking`."""
+        return {"temperature": self.temperature, "truncation": Truncation(None, self.top_p)}
+
+
+@dataclass(frozen=True)
 class Protocol:
     """How a benchmark is asked and scored.
 
-    total: a name in TOTALS.  cap: longest completion, tokens.  templates: {"base" | "instruct": {"reasoning"
-    | "direct": a template}}.  max_pixels: larger pictures are scaled down (None: as the model's processor
-    says). as_trained: a checkpoint of a run is asked with the run's template, cap and limits instead of
-    these.  form: of the template, where neither a run nor the command line chooses one.  shown: prints an
-    accuracy.
+    total: a name in `totals.TOTALS`.  cap: longest completion, tokens.  templates: {"base" | "instruct":
+    {"reasoning" | "direct": a template}}.  max_pixels: larger pictures are scaled down (None: as the model's
+    processor says). as_trained: a checkpoint of a run is asked with the run's template, cap and limits
+    instead of these.  form: of the template, where neither a run nor the command line chooses one.  shown:
+    prints an accuracy.  prepare: makes the question that is asked.  sampling: None is greedy.
+    extracted, rule: the parts of `read`, for a judge: what is taken out of a completion, and how it compares.
     """
 
     name: str
@@ -288,6 +227,14 @@ class Protocol:
     as_trained: bool = False
     form: str = "reasoning"
     shown: Callable[[float], str] = rounded
+    prepare: Callable[[Example], Example] | None = None
+    sampling: Sampling | None = None
+    extracted: Callable[[str], str] = str
+    rule: Comparison | None = None
+
+    def compare(self, said: str, example: Example) -> Reading:
+        """The reading of an answer that was found in a completion."""
+        return self.rule(said, example) if self.rule else self.read(tagged(said), example)
 
     def checker(self) -> str:
         """What compares the answers, for the record."""
@@ -304,6 +251,8 @@ ABOUT = {
     "cambrian": "strict reading; CV-Bench's official total, the mean of 2D (of its two sources) and 3D",
     "blink": "strict reading; BLINK's official total, the mean of its subtasks",
     "mathvista": "strict reading; MathVista's comparison: nearest choice, whole numbers, rounded decimals",
+    "official": "strict reading; the comparison of the benchmark's owners (ChartQA: within 5 %, and so on)",
+    "vision_r1": "Vision-R1's published evaluation: its question, 512-pixel JPEG, sampled, up to five tries",
     "chat": "for models that talk: the letter or choice that they state, every question alike; asked direct",
 }
 PROTOCOLS: dict[str, Protocol] = {
@@ -312,6 +261,19 @@ PROTOCOLS: dict[str, Protocol] = {
     "cambrian": Protocol("cambrian", ABOUT["cambrian"], total="source_averaged"),
     "blink": Protocol("blink", ABOUT["blink"], total="task_averaged"),
     "mathvista": Protocol("mathvista", ABOUT["mathvista"], read=mathvista),
+    "official": Protocol("official", ABOUT["official"], read=official),
+    "vision_r1": Protocol(
+        "vision_r1",
+        ABOUT["vision_r1"],
+        read=published.vision_r1,
+        cap=16_000,
+        templates=PLAIN,
+        form="direct",
+        prepare=published.prepared,
+        sampling=Sampling(temperature=0.6, top_p=0.95, tries=5),
+        extracted=published.extracted,
+        rule=published.by_rule,
+    ),
     "chat": Protocol("chat", ABOUT["chat"], read=chat, form="direct"),
 }
 

@@ -16,9 +16,10 @@ from typing import Any
 
 from data.answers.parser import well_formed
 from data.types import Example, Measure, measure_nothing, short
-from grpo.evaluation.protocols import TOTALS, WEIGHTS, Mark, Reading, strict
+from grpo.evaluation.protocols import Reading, strict
 from grpo.evaluation.reflection import ends_in_loop, reflection_scores, repetition, said
 from grpo.evaluation.statistics import maj_at_k, paired_difference, pass_at_k, wilson
+from grpo.evaluation.totals import Mark, shares_by, totals
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Completion:
     answer, letter: None where no answer could be read; then `why` has the reason. picture: file names, or the
     uid and the picture's number. source: where a benchmark has the picture from. tokens: with the stop token.
     stopped: False where the cap cut it off. measured: by the task's hook. said: keywords of reflection.
-    repeated: share of repeated 4-grams. reward, parts: in training only.
+    repeated: share of repeated 4-grams. groups: parts of the benchmark that it counts in, by their kind.
+    reward, parts: in training only.
     """
 
     uid: str
@@ -50,6 +52,7 @@ class Completion:
     said: frozenset[str]
     repeated: float
     loops: bool
+    groups: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     reward: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
 
@@ -62,6 +65,7 @@ class Completion:
         """Plain values, as `evaluate.py --json` writes them: `text` is called completion there."""
         names = "uid task picture question choices gold length stopped answer letter why correct".split()
         found = {name: getattr(self, name) for name in [*names, "well_formed", "source"]}
+        found |= {"groups": dict(self.groups)} if self.groups else {}
         return found | {"completion": self.text, "measured": dict(self.measured)}
 
 
@@ -106,6 +110,7 @@ def read_completion(
         said=said(text),
         repeated=repetition(written),
         loops=ends_in_loop(written),
+        groups=example.extra.get("groups", {}),
     )
 
 
@@ -140,7 +145,7 @@ def scores(answers: Sequence[Sequence[Completion]], how: str = "micro") -> dict[
 
     What `total` counts; and questions, skipped, completions (a question), the accuracy's 95 % "interval",
     chance (1 / choices), and "failures" (the reasons of unread answers, counted). "totals" has the total in
-    each way that these questions allow (`protocols.TOTALS`), "total" the one named `how`. With several
+    each way that these questions allow (`totals.TOTALS`), "total" the one named `how`. With several
     completions a question: "pass@k" and "maj@k" for k = 1, 2, 4, …, as {k: {"value", "interval"}}. Raises
     ValueError without answers, or without those that the total needs.
     """
@@ -150,11 +155,14 @@ def scores(answers: Sequence[Sequence[Completion]], how: str = "micro") -> dict[
     found = _block(answers) | {"skipped": len(skipped)}
     tasks = dict.fromkeys(group[0].task for group in answers if group[0].task)
     found["tasks"] = {task: _block([group for group in answers if group[0].task == task]) for task in tasks}
-    marks = [Mark(group[0].task, group[0].source, fmean(row.correct for row in group)) for group in answers]
-    # questions of CV-Bench have both totals, whatever the protocol
-    both = ["source_averaged"] if {mark.source for mark in marks} >= set(WEIGHTS) else []
-    found["totals"] = {name: TOTALS[name](marks) for name in dict.fromkeys(["micro", *both, how])}
+    marks = [
+        Mark(group[0].task, group[0].source, fmean(row.correct for row in group), group[0].groups)
+        for group in answers
+    ]
+    found["totals"] = totals(marks, how)
     found["total"] = {"name": how} | found["totals"][how]
+    if by := shares_by(marks):
+        found["by"] = by
     return found
 
 

@@ -37,12 +37,11 @@ def score_rows(found: Mapping[str, Any], shown: Shown = None, hook: TaskHook = N
 
 def notes(found: Mapping[str, Any], shown: Shown = None, hook: TaskHook = NO_HOOK) -> list[str]:
     """Lines below the table: totals that are no plain average, other measurements of the task, failures."""
-    lines = []
-    for name, total in found.get("totals", {}).items():
-        if name != "micro":
-            parts = ", ".join(f"{source} {percent(value)}" for source, value in total["parts"].items())
-            value = f"{(shown or percent)(total['value'])} ({interval(*total['interval'])})"
-            lines.append(f"{name.replace('_', '-')} total: {value}, from {parts}")
+    lines = [_total(name, total, shown or percent) for name, total in found.get("totals", {}).items()]
+    lines = lines[1:]
+    for kind, parts in found.get("by", {}).items():
+        shares = (f"{name} {percent(part['value'])} ({part['questions']})" for name, part in parts.items())
+        lines.append(f"by {kind}: {', '.join(shares)}")
     if own := [name for name in found["measured"] if name not in hook.columns]:
         shares = ", ".join(f"{name.replace('_', ' ')} {percent(found['measured'][name])}" for name in own)
         lines.append(f"in percent: {shares}")
@@ -50,6 +49,17 @@ def notes(found: Mapping[str, Any], shown: Shown = None, hook: TaskHook = NO_HOO
         failures = ", ".join(f"{why} ({count})" for why, count in found["failures"].items())
         lines.append(f"unread because of: {failures}")
     return lines
+
+
+def _total(name: str, total: Mapping[str, Any], shown: Callable[[float], str]) -> str:
+    """A total in one line, with its parts; points where the benchmark counts points."""
+    value = f"{shown(total['value'])} ({interval(*total['interval'])})"
+    parts = ", ".join(f"{source} {percent(value)}" for source, value in total.get("parts", {}).items())
+    if "points" in total:
+        sums = ", ".join(f"{part} {total['points'][part]:.1f}" for part in ("perception", "cognition"))
+        reached = sum(total["points"][part] for part in ("perception", "cognition"))
+        value = f"{reached:.1f} of {total['of']} points ({sums}); in percent {value}"
+    return f"{name.replace('_', '-')} total: {value}{f', from {parts}' if parts else ''}"
 
 
 def k_table(found: Mapping[str, Any]) -> str:
@@ -102,6 +112,21 @@ def before_after(base: Mapping[str, float], final: Mapping[str, float], hook: Ta
     return "\n".join(lines)
 
 
+def ladder_table(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What each step of a published evaluation adds, in points."""
+    return table(*ladder_rows(steps))
+
+
+def ladder_rows(steps: Sequence[Mapping[str, Any]]) -> Rows:
+    """Its cells."""
+    rows = [
+        [each["step"], percent(each["accuracy"]), interval(*each["interval"]), f"{100 * each['adds']:+.1f}"]
+        for each in steps
+    ]
+    rows[0][-1] = ""
+    return ["", "accuracy", "95 % interval", "adds"], rows
+
+
 def markdown(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown, the first column aligned left, the others right."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
@@ -128,7 +153,7 @@ def as_markdown(result: Mapping[str, Any], shown: Shown = None, hook: TaskHook =
         pixels = f", pictures of at most {who['max_pixels']} pixels" if who["max_pixels"] else ""
         asked = f"template `{who['template']}`, at most {who['cap']} tokens{pixels}"
         lines.append(f"- `{who['name']}`: {asked}, {who['dtype']}, weights {who['digest']}")
-    for key, block in [("greedy", result), *result["more"].items()]:
+    for key, block in [("first", result), *result["more"].items()]:
         lines += ["", f"## {block['title']}", "", markdown(*score_rows(block["scores"], shown, hook)), ""]
         lines += [f"- {note}" for note in notes(block["scores"], shown, hook)]
         lines += [f"- skipped: {why}" for why in block["skipped"]]
@@ -138,6 +163,8 @@ def as_markdown(result: Mapping[str, Any], shown: Shown = None, hook: TaskHook =
             left, right = labels(key, names)
             lines += ["", f"{left} minus {right}, question by question:", ""]
             lines.append(markdown(*difference_rows(block["differences"], left, right)))
+    if "steps" in result:
+        lines += ["", "What each step of the evaluation adds:", "", markdown(*ladder_rows(result["steps"]))]
     return "\n".join(lines) + "\n"
 
 

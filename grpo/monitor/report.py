@@ -130,7 +130,9 @@ def _summary(folder: Path, rows: Sequence[Mapping[str, Any]], finished: bool) ->
         except ValueError as error:
             raise ValueError(f"{path}: not JSON: {error}") from None
         scores = {name: _numbers(raw.get(name, {})) for name in ("base", "final")}
-        return scores | {"seconds": raw.get("seconds"), "finished": True}
+        # of a resumed run it has those of the last start
+        seconds = None if raw.get("resumed_after") else raw.get("seconds")
+        return scores | {"seconds": seconds, "finished": True}
     found = [{key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in rows]
     evaluations = [_numbers(scores) for scores in found if scores] or [{}]
     return {"base": evaluations[0], "final": evaluations[-1], "seconds": None, "finished": finished}
@@ -189,7 +191,7 @@ def compared(base: Mapping[str, float], final: Mapping[str, float], hook: TaskHo
         row |= {"label": task, "says": ""} if inner else {}
         row |= {"inner": inner, "before": before, "after": after, "n": None}
         row["share"] &= all(0 <= value <= 1 for value in (before, after) if value is not None)
-        if row["share"] and about:
+        if row["share"] and about and "of" not in about:
             count = "/".join(filter(None, (title, "questions", task if inner else "")))
             row["n"] = final.get(count, base.get(count))
     return list(parts.values())

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 SECONDS, AT_ONCE = 0.2, 16
-CHAIN = "So I look at it again, and three and four are seven. " * 12
+CHAIN = " ".join(f"So I count up to {number}, and look once more at what is there." for number in range(40))
 
 
 def serve(pipe) -> None:

@@ -9,7 +9,7 @@ import pytest
 from data import check
 
 pytest.importorskip("pyarrow", reason="reading parquet is an optional extra")
-from layouts import cvbench_row, png, sat_row, shown, write, write_lines
+from layouts import cvbench_row, png, sat_row, shown, vsr_row, write, write_lines
 
 ROW = {"question": "What is it?", "choices": ["a cup", "a jug"], "answer": "a cup"}
 
@@ -115,3 +115,20 @@ def test_a_kind_of_error_is_shown_five_times_and_then_counted(tmp_path, capsys):
         and "is not one of the … choices" in lines[6]
     )
     assert lines[7] == "1 files, 32 rows, 32 of them questions of jsonl, 31 of these bad"
+
+
+def test_the_list_of_missing_pictures(tmp_path, capsys):
+    """VSR names COCO's files with their addresses: each that is not there, once. Others have names only."""
+    coco = tmp_path / "coco"
+    (coco / "train2017").mkdir(parents=True)
+    (coco / "train2017" / f"{7:012}.jpg").write_bytes(png())
+    rows = [vsr_row(n) for n in (5, 7, 5, 9)] + [vsr_row(1, label=3)]
+    file = write_lines(tmp_path / "test.jsonl", rows)
+    status, lines = said(capsys, f"{file},{coco}", "--task", "vsr", "--missing", tmp_path / "missing.txt")
+    assert status == 0 and lines == [f"wrote the names of 2 missing pictures to {tmp_path / 'missing.txt'}"]
+    link = "http://images.cocodataset.org/train2017/{:012}.jpg"
+    assert (tmp_path / "missing.txt").read_text().splitlines() == [link.format(5), link.format(9)]
+    own = write_lines(tmp_path / "mine.jsonl", [ROW | {"picture": "a.png"}, ROW | {"picture": "b.png"}])
+    assert said(capsys, own, "--missing", tmp_path / "missing.txt")[0] == 0
+    assert (tmp_path / "missing.txt").read_text() == "a.png\nb.png\n"
+    assert said(capsys, own, "--missing", tmp_path / "nowhere" / "missing.txt")[0] == 2

@@ -21,6 +21,7 @@ ROWS = {
         ]
     },
     "own documents": {"question": "Wait?", "answer": "check", "documents": [CHAIN]},
+    "own schema": {"question": "Wait?", "answer": "check", "extra": {"documents": [CHAIN]}},
     "samples.jsonl": {"question": "Wait?", "completions": [{"text": CHAIN, "reward": 1.0}]},
     "text": {"text": CHAIN},
 }

@@ -77,6 +77,44 @@ def values_of(source, gold, choices):
             "question_type": "free_form",
             "answer_type": "integer",
             "metadata": {},
+            "image": "1.jpg",
+        },
+        "mathverse": {
+            "index": "1",
+            "problem_version": "Text Lite",
+            "question": "How many?",
+            "answer": gold,
+            "image": "1.jpg",
+        },
+        "mm_math": {
+            "question": "How many?",
+            "solution": rf"So it is \boxed{{{gold}}}.",
+            "difficult": "easy",
+            "file_name": "1.jpg",
+        },
+        "dynamath": {
+            "id": "1",
+            "question": "How many?",
+            "answer": gold,
+            "answer_type": "float",
+            "subject": "algebra",
+            "image": "1.jpg",
+        },
+        "mmstar": dict(zip(LETTERS, choices))
+        | {
+            "index": "1",
+            "question": "Which?",
+            "answer": LETTERS[index],
+            "category": "math",
+            "image_path": "1.jpg",
+        },
+        "chartqa": {"index": "1", "question": "How many?", "answer": gold, "image_path": "1.jpg"},
+        "yes or no": {
+            "index": "x_VD_figure_0_1_2",
+            "question": "Is it?",
+            "answer": "No" if index % 2 else "Yes",
+            "category": "VD",
+            "image_path": "1.jpg",
         },
     }[source]
 
@@ -91,7 +129,9 @@ LAYOUT_OF = {
     "jsonl": "own",
     "blink": "blink",
     "cvbench": "cvbench",
-    "mathvista": "mathvista",
+    **{name: name for name in ("mathvista", "mathverse", "mm_math", "dynamath", "mmstar", "chartqa")},
+    "mme": "yes or no",
+    "hallusion": "yes or no",
 }
 CHOICE_SETS = st.lists(
     st.sampled_from(["yes", "no", "30°", "60", "1,000", "left", "the left one", "x > 2", "A"]),
@@ -105,8 +145,8 @@ def example_of(source, gold, choices, folder):
     """The example that the source's own adapter makes; of the built-in sources one that they draw."""
     if source in ("shapes", "documents"):
         return SOURCES[source](None, "heldout", 3, 0)[len(choices) % 3]
+    (folder / "1.jpg").write_bytes(b"")
     if source == "vsr":
-        (folder / "1.jpg").write_bytes(b"")
         values = {
             "image": "1.jpg",
             "image_link": "",

@@ -241,6 +241,11 @@ def test_mathvista(tmp_path):
         "precision": 1.0,
         "unit": "",
         "kind": "number",
+        "benchmark": "mathvista",
+        "groups": {"skill": ()},
+        "query": "Hint: Please answer the question requiring a floating-point number with one decimal place "
+        "and provide the final value, e.g., 1.2, 1.3, 1.4, at the end.\n"
+        "Question: What is the spring's extension?",
     }
     assert choice.letter == "B" and choice.extra["kind"] == "text" and choice.asked.endswith("(A) 3\n(B) 4")
     assert (

@@ -140,10 +140,13 @@ def test_a_benchmark_is_known_by_pixels_and_by_words(tmp_path):
     picture = world.draw(scene)
     question = "What is the sum of all the numbers that the five boxes in the picture show?"
     (tmp_path / "bench.jsonl").write_text(f'{{"question": "{question}", "answer": "5"}}\n')
-    rules = Rules(against=[{"task": "shapes"}, {"task": "jsonl", "data": str(tmp_path / "bench.jsonl")}])
-    known = Known(replace(rules, against=rules.against[1:]))
+    template = "Is the white triangle left or right of the green circle here?"
+    with open(tmp_path / "bench.jsonl", "a") as file:
+        file.write(f'{{"question": "{template}", "answer": "left"}}\n' * 2)
+    known = Known(Rules(against=[{"task": "jsonl", "data": str(tmp_path / "bench.jsonl")}]))
     assert known.reasons(Example("w", question.upper(), (), "5")) == ["in a benchmark"]
     assert known.reasons(Example("v", "What is the sum?", (), "5")) == []
+    assert known.reasons(Example("u", template, (), "left")) == []
     (tmp_path / "with.jsonl").write_text('{"question": "How many?", "answer": "5", "picture": "a.bmp"}\n')
     picture.save(tmp_path / "a.bmp")
     known = Known(Rules(against=[{"task": "jsonl", "data": str(tmp_path / "with.jsonl")}]))
@@ -155,10 +158,10 @@ def test_a_benchmark_is_known_by_pixels_and_by_words(tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"against": [{"data": "x"}]}, "against: write {task: NAME, data: FILE}"),
-        ({"against": [{"task": "nonsense"}]}, "against: no task 'nonsense'"),
+        ({"against": [{"data": "x"}]}, "filters.against: write {task: NAME, data: FILE}"),
+        ({"against": [{"task": "nonsense"}]}, "filters.against: no task 'nonsense'"),
         ({"least_words": 9, "most_words": 3}, "leave no chain"),
-        ({"foreign": 2.0}, "foreign: a share"),
+        ({"foreign": 2.0}, "filters.foreign: a share"),
     ],
 )
 def test_rules_that_cannot_be_right(settings, message):

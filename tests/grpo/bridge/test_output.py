@@ -19,7 +19,7 @@ from data.shapes.reasoner import reason
 from data.shapes.world import Shapes
 from data.sources.table import open_split
 from data.types import MARK, BadRow, Example
-from grpo.bridge.filters import Rules
+from grpo.bridge.filters import Known, Rules
 from grpo.bridge.output import Output, document_of, save_picture, write_results
 from grpo.bridge.report import counted, write_report
 from grpo.bridge.store import Stored
@@ -61,7 +61,12 @@ def results(tmp_path, examples):
     replies["wrong"] = stored("black", attempt=2)
     out = tmp_path / "out"
     funnel = write_results(
-        out, examples, lambda uid: replies.get(uid, {}), RULES, replace(WORLD, llama_factory=True)
+        out,
+        examples,
+        lambda uid: replies.get(uid, {}),
+        RULES,
+        replace(WORLD, llama_factory=True),
+        Known(RULES),
     )
     return out, funnel
 
@@ -154,10 +159,12 @@ def test_the_counts_add_up(results, examples):
 def test_three_examples_of_each_reason_and_no_more(tmp_path):
     questions = [Example(f"q{n}", f"Question {n}?", (), "5", extra={"kind": "number"}) for n in range(20)]
     funnel = write_results(
-        tmp_path, questions, lambda uid: stored("6" if uid[-1] == "1" else "5"), RULES, WORLD
+        tmp_path, questions, lambda uid: stored("6" if uid[-1] == "1" else "5"), RULES, WORLD, Known(RULES)
     )
     assert {name: len(shown) for name, shown in funnel.shown.items()} == {"kept": 3, "wrong": 2}
-    nothing = write_results(tmp_path, questions, lambda uid: {}, RULES, replace(WORLD, llama_factory=True))
+    nothing = write_results(
+        tmp_path, questions, lambda uid: {}, RULES, replace(WORLD, llama_factory=True), Known(RULES)
+    )
     assert nothing.first == {"failed": 20} and len(nothing.shown["failed"]) == 3
     assert (tmp_path / "train.jsonl").read_text() == "" and json.loads(
         (tmp_path / "llama_factory.json").read_text()
@@ -174,7 +181,7 @@ def test_an_error_leaves_the_files_as_they_were(results, examples):
         return stored("3")
 
     with pytest.raises(OSError, match="no space"):
-        write_results(out, examples, breaks, RULES, replace(WORLD, llama_factory=True))
+        write_results(out, examples, breaks, RULES, replace(WORLD, llama_factory=True), Known(RULES))
     assert before == {name: (out / name).read_bytes() for name in before}
 
 
@@ -187,13 +194,17 @@ def test_an_example_that_cannot_be_used_is_left_out(tmp_path):
 
     broken = Example("b", "How?", (), "5", pictures=(b"\x89PNG no picture",), extra={"kind": "number"})
     good = Example("g", "How many?", (), "5", extra={"kind": "number"})
-    funnel = write_results(tmp_path, Rows([good, good, broken]), lambda uid: stored("5"), RULES, WORLD)
+    funnel = write_results(
+        tmp_path, Rows([good, good, broken]), lambda uid: stored("5"), RULES, WORLD, Known(RULES)
+    )
     assert funnel.kept == len((tmp_path / "train.jsonl").read_text().splitlines())
 
 
 def test_half_a_character_of_a_server_does_no_harm(tmp_path):
     example = Example("g", "How many?", (), "5", extra={"kind": "number"})
-    write_results(tmp_path, [example], lambda uid: stored("5", CHAIN + " \ud800 ."), RULES, WORLD)
+    write_results(
+        tmp_path, [example], lambda uid: stored("5", CHAIN + " \ud800 ."), RULES, WORLD, Known(RULES)
+    )
     (read,) = open_split("jsonl", tmp_path / "train.jsonl", "all", None, 0)
     read.extra["documents"][0].encode()
 
@@ -233,7 +244,7 @@ TOLD = {
 def test_texts_of_models_stay_text_on_the_page(tmp_path):
     example = Example("g", HOSTILE, (HOSTILE, "no"), "no", HOSTILE, extra={"kind": "text"})
     replies = stored(f"no {HOSTILE}", CHAIN + HOSTILE, HOSTILE, error="")
-    funnel = write_results(tmp_path, [example], lambda uid: replies, RULES, WORLD)
+    funnel = write_results(tmp_path, [example], lambda uid: replies, RULES, WORLD, Known(RULES))
     path = write_report(tmp_path, funnel, TOLD)
     page = Page(path.read_text())
     assert [tag for tag, _ in page.elements].count("script") == 2
@@ -244,7 +255,7 @@ def test_texts_of_models_stay_text_on_the_page(tmp_path):
 
 
 def test_the_page_of_an_empty_bridge(tmp_path):
-    funnel = write_results(tmp_path, [], lambda uid: {}, RULES, WORLD)
+    funnel = write_results(tmp_path, [], lambda uid: {}, RULES, WORLD, Known(RULES))
     assert counted(funnel)["asked"] == 0
     assert write_report(tmp_path, funnel, TOLD).exists()
 
@@ -261,7 +272,9 @@ def test_the_results_train_the_built_in_model(tmp_path, in_process):
             "</think>"
         )
         replies[example.uid] = stored(answer, chain.removeprefix("<think>"))
-    write_results(tmp_path / "bridge", [example for _, example in questions], replies.get, RULES, WORLD)
+    write_results(
+        tmp_path / "bridge", [example for _, example in questions], replies.get, RULES, WORLD, Known(RULES)
+    )
     data = tmp_path / "bridge" / "train.jsonl"
     count = len(data.read_text().splitlines())
     settings = (

@@ -57,6 +57,15 @@ def test_a_trained_policy_is_asked_as_it_was_trained(tmp_path):
     assert parse.load("own", [f"model={folder}"]).template == "shapes"
 
 
+def test_an_adapter_is_as_its_base_is(tmp_path):
+    adapter = {"base_model_name_or_path": "Qwen/Qwen3-VL-4B-Instruct", "r": 4, "lora_alpha": 8}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    assert by_model.facts_of(str(tmp_path)) == by_model.Facts(4.0, "instruct", "qwen3")
+    (tmp_path / "trained_with.json").write_text(json.dumps({"settings": {"template": "chatml"}}))
+    by_model.facts_of.cache_clear()
+    assert parse.load("own", [f"model={tmp_path}"]).template == "chatml"
+
+
 def test_what_is_said_wins(tmp_path):
     """By the command line, and by a recipe on top of own."""
     (tmp_path / "mine.yaml").write_text("base: own\nmodel: tiny\noptim: {lr: 3.0e-4}\n")

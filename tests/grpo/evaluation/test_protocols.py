@@ -5,7 +5,6 @@ import json
 import random
 import re
 import time
-from math import sqrt
 
 import pytest
 
@@ -14,21 +13,7 @@ from data.templates import renders_turns
 from data.types import Example
 from grpo.evaluation import protocols
 from grpo.evaluation.evaluated_model import template_for
-from grpo.evaluation.protocols import (
-    PAIRS,
-    PROTOCOLS,
-    Mark,
-    family,
-    mathvista,
-    micro,
-    paper,
-    rounded,
-    source_averaged,
-    strict,
-    task_averaged,
-    truncated,
-)
-from grpo.evaluation.statistics import wilson
+from grpo.evaluation.protocols import PAIRS, PROTOCOLS, family, mathvista, paper, strict
 
 YES_NO = Example("u", "Is it?", ("yes", "no"), "yes")
 NO = Example("u", "Is it?", ("yes", "no"), "no")
@@ -39,97 +24,6 @@ DESK = Example(
     ("the box (highlighted by a red box)", "the desk"),
     "the box (highlighted by a red box)",
 )
-
-
-# ---- totals
-
-
-def test_the_paper_s_row_of_table_3():
-    """470/788, 434/650, 325/600 and 340/600 right are printed as 59.64, 66.76, 54.16, 56.66 and 59.47 in
-    all: micro, and truncated (rounded it is 59.48)."""
-    counts = {
-        "Count": (470, 788, "59.64"),
-        "Relation": (434, 650, "66.76"),
-        "Depth": (325, 600, "54.16"),
-        "Distance": (340, 600, "56.66"),
-    }
-    for right, n, printed in counts.values():
-        assert truncated(right / n) == printed
-    marks = [
-        Mark(task, "somewhere", float(i < right)) for task, (right, n, _) in counts.items() for i in range(n)
-    ]
-    found = micro(marks)
-    assert (
-        len(marks) == 2638
-        and found["value"] == pytest.approx(1569 / 2638)
-        and truncated(found["value"]) == "59.47"
-    )
-    assert found["interval"] == pytest.approx(wilson(1569, 2638))
-    assert f"{100 * found['value']:.2f}" == "59.48" and rounded(found["value"]) == "59.5"
-    assert PROTOCOLS["paper"].shown is truncated and [
-        name for name, each in PROTOCOLS.items() if each.shown is truncated
-    ] == ["paper"]
-
-
-@pytest.mark.parametrize("n", [1, 3, 7, 100, 267, 600, 650, 788, 2638])
-def test_truncation_is_that_of_the_fraction(n):
-    """Floats come out a hair low (0.29 is 28.999… %): every count of every size is cut as whole-number
-    arithmetic cuts it."""
-    for right in range(n + 1):
-        assert truncated(right / n) == f"{right * 10_000 // n // 100}.{right * 10_000 // n % 100:02}"
-
-
-def marks_of(**counts):
-    return [Mark("a", source, float(i < right)) for source, (right, n) in counts.items() for i in range(n)]
-
-
-def test_cambrian_s_total():
-    marks = marks_of(ADE20K=(3, 4), COCO=(1, 2), Omni3D=(2, 8))
-    found = source_averaged(marks)
-    assert found["value"] == pytest.approx(((3 / 4 + 1 / 2) / 2 + 1 / 4) / 2)
-    assert found["parts"] == {"ADE20K": 0.75, "COCO": 0.5, "Omni3D": 0.25}
-    # and the two are not the same
-    assert micro(marks)["value"] == pytest.approx(6 / 14)
-    assert source_averaged(marks[::-1])["value"] == found["value"]
-
-
-def test_blink_s_total_is_the_mean_of_its_subtasks():
-    marks = [
-        Mark(task, None, float(i < right))
-        for task, right, n in (("a", 1, 4), ("b", 6, 6), ("c", 0, 2))
-        for i in range(n)
-    ]
-    found = task_averaged(marks)
-    assert (
-        found["value"] == pytest.approx((1 / 4 + 1 + 0) / 3)
-        and found["parts"] == {"a": 0.25, "b": 1.0, "c": 0.0}
-        and micro(marks)["value"] == 7 / 12
-    )
-    alone = task_averaged(marks[:4])
-    assert (alone["value"], alone["interval"]) == (
-        micro(marks[:4])["value"],
-        pytest.approx(micro(marks[:4])["interval"]),
-    )
-
-
-def test_its_interval_is_put_together_from_each_source_s():
-    marks = marks_of(ADE20K=(300, 400), COCO=(200, 400), Omni3D=(300, 1200))
-    found, (low, high) = source_averaged(marks), source_averaged(marks)["interval"]
-    parts = [(1 / 4, 300, 400), (1 / 4, 200, 400), (1 / 2, 300, 1200)]
-    below = sum((w * (right / n - wilson(right, n)[0])) ** 2 for w, right, n in parts)
-    assert found["value"] - low == pytest.approx(sqrt(below))
-    # with many questions: the normal interval
-    variance = sum(w**2 * right / n * (1 - right / n) / n for w, right, n in parts)
-    assert high - low == pytest.approx(2 * 1.959964 * sqrt(variance), rel=0.01)
-    low, high = source_averaged(marks_of(ADE20K=(4, 4), COCO=(4, 4), Omni3D=(4, 4)))["interval"]
-    assert 0 < low < 1 and high == 1.0
-
-
-def test_a_source_that_is_missing_is_named():
-    with pytest.raises(ValueError, match="none of COCO, Omni3D"):
-        source_averaged(marks_of(ADE20K=(1, 2)))
-    with pytest.raises(ValueError, match="cvbench"):
-        source_averaged([Mark("a", None, 1.0)])
 
 
 # ---- what a completion says under the paper's protocol

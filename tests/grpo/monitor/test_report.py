@@ -555,6 +555,15 @@ def test_a_page_has_the_name_of_its_run(tmp_path, settings, name, data):
     assert (found["name"], found["data"]) == (name, data)
 
 
+def test_a_resumed_run_does_not_say_how_long_it_took(tmp_path):
+    """Its summary has the seconds of the last start."""
+    folder = fake_run(tmp_path / "run", steps=8, size=2)
+    assert report.collect(folder)["summary"]["seconds"]
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"resumed_after": 5}))
+    assert report.collect(folder)["summary"]["seconds"] is None
+
+
 # ---- the table of before and after
 
 
@@ -578,7 +587,7 @@ def test_shares_counts_and_numbers_of_questions(tmp_path):
     assert shares == {
         ("", "Accuracy"): 200,
         ("", "Count"): 50,
-        ("", "first look right"): None,
+        ("", "First look right"): None,
         ("", "VLAA’s list"): 200,
         ("sampled at temperature 1", "Format"): 199,
         ("sampled at temperature 1", "VLAA’s list"): 199,

@@ -1,35 +1,70 @@
-"""Threads wait briefly: what is set, what the person has set, and that it is set before torch is loaded."""
+"""Whether other programs hold the cores; what is done then, and undone; and that every program watches it."""
 
 import ast
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 
-from grpo.parallel.openmp import SPIN_COUNT, wait_briefly
+from grpo.parallel.openmp import CALM_LOOKS, Crowding, libgomp, sleep_short, waited, watch_cores
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULE = "grpo.parallel.openmp"
 OWN = {"grpo", "models"}
 
 
-SHORT = {"GOMP_SPINCOUNT": SPIN_COUNT}
+def test_crowded_at_once_and_calm_after_a_while():
+    """A share between the two limits changes nothing."""
+    crowding = Crowding()
+    assert [crowding.look(share) for share in (0.0, 0.05, 0.2, 0.05, 0.0)] == [False, False, True, True, True]
+    assert [crowding.look(0.0) for _ in range(CALM_LOOKS - 1)] == [True] * (CALM_LOOKS - 2) + [False]
+    assert not crowding.look(0.05) and crowding.look(0.9)
+    # a look that is not calm begins the count again
+    assert all(crowding.look(share) for share in [0.0] * (CALM_LOOKS - 1) + [0.05] + [0.0] * (CALM_LOOKS - 1))
+    assert not crowding.look(0.0)
 
 
-@pytest.mark.parametrize(
-    "own, added",
-    [
-        ({}, SHORT),
-        ({"OMP_NUM_THREADS": "4", "KMP_BLOCKTIME": "0"}, SHORT),
-        ({"GOMP_SPINCOUNT": "infinity"}, {}),
-        ({"OMP_WAIT_POLICY": "active"}, {}),
-        ({"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "7"}, {}),
-    ],
-)
-def test_what_a_person_has_set_stays(own, added):
-    environment = dict(own)
-    wait_briefly(environment)
-    assert environment == own | added
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_what_a_person_has_set_stays(monkeypatch, name):
+    monkeypatch.setenv(name, "7")
+    assert watch_cores() is None
+
+
+linux = pytest.mark.skipif(waited() is None or libgomp() is None, reason="no schedstat, or no libgomp")
+
+
+@linux
+def test_the_main_thread_has_waited():
+    before = waited()
+    assert before is not None and before >= 0
+    time.sleep(0.01)
+    assert waited() >= before
+
+
+@linux
+def test_threads_sleep_while_it_is_crowded_and_end_then():
+    """As many as processors. A product stays the same, bit for bit."""
+    x = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    product = x @ x.T
+    threads = lambda: len(os.listdir("/proc/self/task"))
+    before = threads()
+    calm = threading.Event()
+    thread = threading.Thread(target=sleep_short, args=(libgomp(), calm))
+    thread.start()
+    until = time.monotonic() + 10
+    while threads() < before + 1 + len(os.sched_getaffinity(0)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threads() == before + 1 + len(os.sched_getaffinity(0))
+    assert torch.equal(x @ x.T, product)
+    calm.set()
+    thread.join()
+    while threads() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threads() == before
 
 
 def imports_of(path: Path) -> list[str]:
@@ -56,7 +91,7 @@ BENCHMARKS = [path for path in sorted((ROOT / "tests" / "bench").glob("*.py")) i
 
 
 @pytest.mark.parametrize("path", [*PROGRAMS, *BENCHMARKS], ids=lambda path: path.stem)
-def test_every_program_sets_it_before_it_loads_torch(path):
+def test_every_program_watches(path):
     assert imports_of(path)[0] == MODULE
 
 
