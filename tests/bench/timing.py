@@ -54,6 +54,9 @@ def sized(
     options = parser(doc, rounds)
     for name, default in (("--prompts", 16), ("--group", 12), ("--cap", 40)):
         options.add_argument(name, type=int, default=default)
+    options.add_argument(
+        "--exact", choices=("on", "off"), default="on", help="the setting exact: sums in float64, or float32"
+    )
     args = options.parse_args(argv)
     return args, (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
 
@@ -211,6 +214,8 @@ def finish(name: str, head: list[str], rows: list[list], found: dict, args: argp
     command = f"python tests/bench/{name}.py " + " ".join(word for word in sys.argv[1:] if word != "--keep")
     where = about() | {"load": round(os.getloadavg()[0], 1), "clock": args.clock, "command": command.strip()}
     found = {"bench": name, **found, "about": where}
+    # A record of its own beside the exact one.
+    name = f"{name}_fast" if getattr(args, "exact", "on") == "off" else name
     if args.keep:
         RECORDED.parent.mkdir(parents=True, exist_ok=True)
         kept = json.loads(RECORDED.read_text("utf-8")) if RECORDED.exists() else {}
