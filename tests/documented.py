@@ -122,18 +122,18 @@ class Workplace:
         return out
 
     def small(self, argv: list[str]) -> list[str]:
-        """A training command with less of everything that it does not say itself."""
+        """A training command with less of everything that it does not say itself, and one step."""
         name = argv[0] if argv and "=" not in argv[0] else "shapes"
         cfg = parse.load(name)
         less = dict(word.split("=", 1) for word in overrides(name) if not word.startswith("rewards"))
         less |= SMALL | ({"cap": 8} if cfg.method == "grpo" else {})
         if cfg.data is None and self.files.get(cfg.task):
             less["data"] = self.files[cfg.task]
-        said = {word.partition("=")[0] for word in argv}
+        # a run of thousands of steps is made short, too
+        said = {word.partition("=")[0] for word in argv} - {"steps"}
         for word in argv:
             if word.startswith("loss.minibatches="):
                 less["prompts"] = word.partition("=")[2]
-        said |= {"steps"} & said and {"epochs"}
         return [*argv, *(f"{key}={value}" for key, value in less.items() if key not in said)]
 
     def filled(self, words: list[str], task: str) -> list[str]:

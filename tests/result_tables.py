@@ -290,6 +290,13 @@ def base(found: dict) -> str:
     )
 
 
+def bridge_world(found: dict) -> str:
+    """What is kept of a caption that says everything, and of one that lacks what the question needs."""
+    from tests.bench.bridge_world import HEAD, rows
+
+    return table(HEAD, rows(found))
+
+
 def about(found: dict) -> str:
     """Where and when it was measured."""
     return " · ".join(f"{key}: {value}" for key, value in found["about"].items()) + "\n"
@@ -304,6 +311,8 @@ TABLES = {
     "shapes/about": ("shapes", about),
     "base/all": ("base", base),
     "base/about": ("base", about),
+    "bridge/world": ("bridge", bridge_world),
+    "bridge/about": ("bridge", about),
     "speed/targets": ("speed", speed_tables.targets),
     "speed/measured": ("speed", speed_tables.measured),
 }
