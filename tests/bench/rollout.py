@@ -30,7 +30,7 @@ from grpo.sampling import uid_hash
 from grpo.storage.model_folder import BUILT_IN
 from models import weights
 from models.layers import attention_sums
-from tests.bench.timing import finish, ratio, sized, take_turns
+from tests.bench.timing import finish, parser, ratio, sized, sizes, take_turns
 
 # a stop id that no token has
 NO_STOP_TOKEN = -1
@@ -132,7 +132,11 @@ def contest(
 
 def main(argv: list[str] | None = None) -> dict:
     """Measure and print."""
-    args, (P, G, C, rounds) = sized(__doc__, 5, argv)
+    options = sized(parser(__doc__, 10))
+    how = "the setting exact: sums in float64, or in float32"
+    options.add_argument("--exact", choices=("on", "off"), default="on", help=how)
+    args = options.parse_args(argv)
+    P, G, C, rounds = sizes(args)
     policy, chat, world = weights.load(BUILT_IN), Chat(BUILT_IN, template="shapes"), Shapes("train", 1000)
     sources = [chat.prompt(world[i]) for i in range(P)]
     prompts = collate_prompts(sources, image_token=chat.image_token)

@@ -39,7 +39,7 @@ from grpo.rewards.rules import score
 from grpo.run.lifecycle import Lifecycle
 from grpo.run.setup import open_run
 from grpo.storage.model_folder import BUILT_IN
-from tests.bench.timing import CLOCKS, finish, ratio, sized
+from tests.bench.timing import CLOCKS, finish, parser, ratio, sized, sizes
 
 LR = 1e-7
 CHAT = (
@@ -191,7 +191,11 @@ def seen(lines: list[dict]) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> dict:
     """Measure and print."""
-    args, (P, G, C, rounds) = sized(__doc__, 7, argv)
+    options = sized(parser(__doc__, 10))
+    how = "the setting exact: sums in float64, or in float32"
+    options.add_argument("--exact", choices=("on", "off"), default="on", help=how)
+    args = options.parse_args(argv)
+    P, G, C, rounds = sizes(args)
     try:
         import trl
     except ImportError:

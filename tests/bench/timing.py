@@ -46,19 +46,16 @@ def parser(doc: str, rounds: int) -> argparse.ArgumentParser:
     return made
 
 
-def sized(
-    doc: str, rounds: int, argv: list[str] | None
-) -> tuple[argparse.Namespace, tuple[int, int, int, int]]:
-    """The options, with the sizes of a rollout among them. -> (them, (prompts, group, cap, rounds), small
-    ones with --quick)."""
-    options = parser(doc, rounds)
+def sized(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options, with the sizes of a rollout among them."""
     for name, default in (("--prompts", 16), ("--group", 12), ("--cap", 40)):
         options.add_argument(name, type=int, default=default)
-    options.add_argument(
-        "--exact", choices=("on", "off"), default="on", help="the setting exact: sums in float64, or float32"
-    )
-    args = options.parse_args(argv)
-    return args, (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
+    return options
+
+
+def sizes(args: argparse.Namespace) -> tuple[int, int, int, int]:
+    """(prompts, group, cap, rounds), small ones with --quick."""
+    return (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
 
 
 def take_turns(

@@ -17,7 +17,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[3]), str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (3, 2, 0)]
+from plan_peak import prompts
+
 from grpo.batch import Batch
 from grpo.config import parse
 from grpo.logprobs import chunk_of, completion_logprobs
@@ -26,7 +28,6 @@ from grpo.plan import known_models, plan
 from models import lora
 from models.qwen_vl import QwenVL
 from tests.bench.timing import PeakBytes
-from tests.grpo.plan.plan_peak import prompts
 
 # A floating-point tensor with more numbers is fake.
 REAL = 1 << 18
