@@ -85,7 +85,9 @@ def test_ctrl_c_is_answered_with_one_line(base, tmp_path):
 def test_out_of_memory_on_one_rank_is_said_once_and_names_it(base, tmp_path):
     out, script = tmp_path / "run", tmp_path / "script.py"
     script.write_text(TOO_LARGE)
-    process = started(2, script, *SMALL, "steps=3", "loss.micro_tokens=300", f"model={base}", f"out={out}")
+    # with two sections each rank learns from one micro-batch in a step
+    settings = ["steps=3", "loss.sections=2", "loss.micro_tokens=300", f"model={base}", f"out={out}"]
+    process = started(2, script, *SMALL, *settings)
     said = process.communicate(timeout=180)[1]
     lines = our_lines(said)
     assert process.returncode == 1 and len(lines) == 1, said
