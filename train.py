@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
         if flags.dry_run:
             print(log.describe())
             return 0
-        with precision(ranks, cfg.dtype), log:
+        with precision(ranks, cfg.dtype, cfg.exact), log:
             log.before()
             (train_grpo if cfg.method == "grpo" else train_sft)(cfg, run, ranks, log)
             log.after()

@@ -1,7 +1,8 @@
 """Why a run on 1, 2 and 4 ranks is the same to the last bit, and the functions that make it so.
 
-This holds in float32 on a CPU. On a GPU and in bfloat16, runs on different numbers of ranks differ by
-roundings (docs/ranks.md). A floating-point sum depends on its order, so every order is fixed:
+This holds in float32 on a CPU with `exact=true`; with false, none of it is done. On a GPU and in bfloat16,
+runs on different numbers of ranks differ by roundings (docs/ranks.md). A floating-point sum depends on its
+order, so every order is fixed:
 
     tokens     Attention sums in float64 and rounds once (`to_attention_dtype`). Log-probs go through blocks
                of a fixed size (grpo/logprobs.py). So a token's log-prob does not depend on its batch.

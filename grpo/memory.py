@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from grpo.parallel.ranks import rank
 from models.config import ModelConfig
+from models.layers import attention_size
 
 Result = TypeVar("Result")
 
@@ -45,8 +46,7 @@ class TokenCost(NamedTuple):
         """size: bytes of a number in matrix products."""
         vision, width = model.vision, model.hidden_size
         numbers = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size
-        # See `to_attention_dtype` in models/layers.py.
-        attention = 8 if size == 4 and device == "cpu" else size
+        attention = attention_size(size, device)
         # One block at a time: the norm's input in float32, its output, q, k, v, their rotation in float32,
         # attention, gate, up, their product, the sum. Every prompt token counts as a picture's, which stands
         # for merge x merge patches.

@@ -1,5 +1,8 @@
 """What both towers are made of: norms, rotary, MLPs, and the three attentions of the decoder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +14,7 @@ Rope = tuple[Tensor, Tensor]
 # On Hopper and newer PyTorch would prefer cuDNN's attention, which plans every new shape for 25 ms to 1 s. A
 # step makes fifty new shapes, because completions differ in length. The other kernels plan nothing.
 torch.backends.cuda.enable_cudnn_sdp(False)
+_exact = True
 
 
 def to_float32(x: Tensor) -> Tensor:
@@ -18,15 +22,33 @@ def to_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
+@contextmanager
+def attention_sums(exact: bool) -> Iterator[None]:
+    """While the context lasts, attention in float32 on a CPU sums in float64 (exact), as it does outside, or
+    in float32."""
+    global _exact
+    before, _exact = _exact, exact
+    try:
+        yield
+    finally:
+        _exact = before
+
+
+def attention_size(size: int, device: str) -> int:
+    """Bytes of a number in attention, where products have numbers of `size` bytes."""
+    return 8 if _exact and size == 4 and device == "cpu" else size
+
+
 def to_attention_dtype(x: Tensor) -> Tensor:
     """x in the dtype in which attention sums: float64 for float32 on a CPU, else unchanged.
 
     Sampling and training compute a token's attention in other shapes and orders. In float32 they differ by a
     rounding, which sharp attention magnifies to 1e-5 in a log-prob. Summed in float64 and rounded once, they
-    are equal. Rows of linear layers do not depend on each other.
+    are equal. Rows of linear layers do not depend on each other on one thread; several threads cut a product
+    by its rows, and other cuts round otherwise.
     """
-    is_exact = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    return x.double() if is_exact else x
+    is_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return x.double() if is_float32 and attention_size(4, x.device.type) == 8 else x
 
 
 def product_in_float32(a: Tensor, b: Tensor) -> Tensor:

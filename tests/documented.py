@@ -9,8 +9,9 @@ from pathlib import Path
 
 import docs_sync
 import pyarrow
-from layouts import PICTURE, TEXT, TEXTS, cvbench_row, png, shown, vsr_row, write, write_lines
+from layouts import PICTURE, TEXT, TEXTS, cvbench_row, mathvista_row, png, shown, vsr_row, write, write_lines
 from qwen import photograph, qwen_folder
+from test_vlmeval import VERSE, picture, table
 from tiny_recipes import data_of, overrides
 
 import train
@@ -21,7 +22,9 @@ from grpo.config import parse
 SMALL = {"steps": 1, "group": 2, "save.background": "false", "report.every": 0}
 SMALL_EVALUATION = {"--items": 2, "--cap": 4, "--samples": 2, "--device": "cpu", "--max-pixels": 6272}
 # the recipe of a run that the docs name otherwise
-RECIPES = {"mine": "own", "seed1": "shapes", "second": "shapes", "sat": "visualthinker_sat"}
+RECIPES = {"mine": "own", "sat": "visualthinker_sat"} | dict.fromkeys(
+    ("seed1", "second", "rl", "sft"), "shapes"
+)
 BLINK = dict.fromkeys(("idx", "question", "sub_task", "answer", "prompt"), TEXT) | {"choices": TEXTS}
 BLINK |= {f"image_{number}": PICTURE for number in (1, 2, 3, 4)}
 
@@ -72,21 +75,42 @@ class Workplace:
             write(cvbench / f"test_{kind.lower()}.parquet", "cvbench", rows)
         val = folder / "blink" / "Spatial_Relation" / "val-0.parquet"
         blink = write(val, pyarrow.schema(list(BLINK.items())), list(map(self.blink_row, range(20))))
+        shutil.copytree(folder / "blink" / "Spatial_Relation", folder / "blink" / "Relative_Depth")
         vsr = write_lines(folder / "vsr" / "test.jsonl", [vsr_row(number) for number in range(20)])
         shutil.copy(vsr, folder / "vsr.jsonl")
         shutil.copy(folder / "SAT_train.parquet", folder / "SAT")
         shutil.copy(folder / "train.parquet", folder / "vision_r1")
         chains = next(self.files["vision_r1_cold"].glob("*.json"))
+        vista = [mathvista_row(number) for number in range(9)]
+        write(folder / "mathvista" / "testmini-0.parquet", "mathvista", vista)
+        tables = self.tables(folder)
         # {task: the file or folder that a reader would have}; the built-in tasks have none
         self.files |= {"cvbench": cvbench, "blink": blink, "vsr": folder / "vsr.jsonl", "chains": chains}
-        self.files |= dict.fromkeys(("shapes", "documents"))
+        self.files |= dict.fromkeys(("shapes", "documents", "mathvista", "mathverse", "mm_math", "dynamath"))
         self.datasets = {
             "array/SAT": folder / "SAT",
             "nyu-visionx/CV-Bench": cvbench,
             "BLINK-Benchmark/BLINK": folder / "blink",
             "cambridgeltl/vsr_random": folder / "vsr",
             "Osilly/Vision-R1-rl": folder / "vision_r1",
+            "AI4Math/MathVista": folder / "mathvista",
+            "AI4Math/MathVerse": tables,
+            "DynaMath/DynaMath_Sample": tables,
         }
+
+    @staticmethod
+    def tables(folder: Path) -> Path:
+        """A folder with VLMEvalKit's tables, which also lie where the commands are typed."""
+        (out := folder / "tables").mkdir()
+        verse = VERSE | {"problem_version": "Text Lite", "metadata": str(VERSE["metadata"])}
+        asked = {"question": "Find x.", "answer": "60"}
+        maths = asked | {"difficulty": "easy", "year": "seven", "knowledge_l1": "Shapes"}
+        dyna = asked | {"answer_type": "float", "subject": "algebra", "knowledge_level": "high school"}
+        dyna |= {"varid": "1", "qid": "0"}
+        for name, row in (("MathVerse_MINI", verse), ("MM-Math", maths), ("DynaMath", dyna)):
+            rows = [row | {"index": str(number), "image": picture(number)} for number in range(9)]
+            shutil.copy(table(out / f"{name}.tsv", rows), folder)
+        return out
 
     @staticmethod
     def blink_row(number: int) -> dict:
@@ -103,7 +127,7 @@ class Workplace:
                 raise hub.NoMatch(f"{repo}: no file matches {patterns}")
             return self.datasets[repo]
         old = "qwen2_5_vl" if "Qwen2.5" in repo else "qwen2_vl"
-        assert repo.startswith(("Qwen/Qwen", "AIcell/")), f"no twin of {repo}"
+        assert repo.startswith(("Qwen/Qwen", "AIcell/", "Osilly/")), f"no twin of {repo}"
         return self.twins["qwen3_vl" if "Qwen3" in repo else old]
 
     def run_of(self, name: str) -> Path:
@@ -111,6 +135,7 @@ class Workplace:
         if not (out := Path("runs") / name).exists() and name.startswith("bridge_"):
             out.mkdir(parents=True)
             rows = json.loads(self.files["chains"].read_text())
+            shutil.copytree(self.files["vision_r1_cold"] / "mulberry_images", out / "mulberry_images")
             (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         elif not out.exists():
             recipe = RECIPES.get(name, name)
@@ -122,18 +147,18 @@ class Workplace:
         return out
 
     def small(self, argv: list[str]) -> list[str]:
-        """A training command with less of everything that it does not say itself."""
+        """A training command with less of everything that it does not say itself, and one step."""
         name = argv[0] if argv and "=" not in argv[0] else "shapes"
         cfg = parse.load(name)
         less = dict(word.split("=", 1) for word in overrides(name) if not word.startswith("rewards"))
         less |= SMALL | ({"cap": 8} if cfg.method == "grpo" else {})
         if cfg.data is None and self.files.get(cfg.task):
             less["data"] = self.files[cfg.task]
-        said = {word.partition("=")[0] for word in argv}
+        # a run of thousands of steps is made short, too
+        said = {word.partition("=")[0] for word in argv} - {"steps"}
         for word in argv:
             if word.startswith("loss.minibatches="):
                 less["prompts"] = word.partition("=")[2]
-        said |= {"steps"} & said and {"epochs"}
         return [*argv, *(f"{key}={value}" for key, value in less.items() if key not in said)]
 
     def filled(self, words: list[str], task: str) -> list[str]:
@@ -152,6 +177,6 @@ def small_evaluation(argv: list[str]) -> list[str]:
     less = dict(SMALL_EVALUATION)
     for key in ("--samples",) if "--samples" not in argv else ():
         del less[key]
-    for key in ("--items", "--max-pixels") if "--ask" in argv else ():
+    for key in ("--items", "--max-pixels") if {"--ask", "--chat"} & {*argv} else ():
         del less[key]
     return [*argv, *(str(word) for pair in less.items() for word in pair)]

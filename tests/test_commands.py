@@ -5,10 +5,11 @@ In the suite all training commands are planned, and the QUICK commands are run. 
 """
 
 import importlib
-import importlib.util
+import io
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def there(workplace, monkeypatch):
     """In the folder of the commands, with twins in place of the hub."""
     monkeypatch.chdir(workplace.folder)
     monkeypatch.setattr(hub, "snapshot", workplace.snapshot)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is there?\n"))
     monkeypatch.setattr(export, "push", lambda folder, name: f"hub:{name}")
     return workplace
 
@@ -81,6 +83,9 @@ def run(there, text: str, tmp_path: Path) -> int:
             return trained(there, [*argv, f"out={tmp_path / 'run'}"])
         return train.main(argv)
     if program == "evaluate.py":
+        if "--judge" in argv:
+            # it asks a server: tests/grpo/evaluation/test_judge.py runs it beside one
+            return 0 if evaluate.arguments(argv) else 1
         return evaluate.main(argv if argv == ["--help"] else small_evaluation(argv))
     if program == "grpo.export":
         # an export of an earlier command, and nothing else

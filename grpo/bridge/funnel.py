@@ -11,7 +11,7 @@ from typing import Any
 from data.images import open_picture
 from data.types import BadExample, Example
 from grpo.bridge.cleanup import clean
-from grpo.bridge.filters import DESCRIBE, REASON, TABLE, Replies
+from grpo.bridge.filters import DESCRIBE, PSEUDO, REASON, TABLE, Replies
 from grpo.evaluation.word_counts import VISION_R1, Count
 from grpo.serving.messages import data_url, png
 
@@ -94,7 +94,7 @@ def kind_of(example: Example) -> str:
 def shown(example: Example, replies: Replies, why: Sequence[str]) -> dict[str, Any]:
     """A question with its replies, as the report shows it."""
     reason = replies.get(REASON)
-    described = replies.get(DESCRIBE)
+    earlier = {stage: short_text(replies[stage].text) for stage in (PSEUDO, DESCRIBE) if stage in replies}
     return {
         "uid": short_text(example.uid),
         "question": short_text(example.question),
@@ -103,7 +103,7 @@ def shown(example: Example, replies: Replies, why: Sequence[str]) -> dict[str, A
         "task": short_text(example.task),
         "picture": picture_url(example),
         "why": list(why),
-        "description": short_text(described.text) if described else "",
+        "earlier": earlier,
         "chain": short_text(clean(reason.thinking)[0]) if reason else "",
         "said": short_text(reason.text) if reason else "",
         "errors": {stage: short_text(reply.error) for stage, reply in replies.items() if reply.error},

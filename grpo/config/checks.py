@@ -103,6 +103,8 @@ def contradictions(config, questions: int) -> list[str]:
         lines.append(f"{warmup}: the learning rate only reaches optim.lr at the end, or never")
     if config.prompts > questions:
         lines.append(f"prompts: {config.prompts} per step, but there are {questions} questions; all are used")
+    if not config.exact and config.device == "cuda":
+        lines.append("exact: has no effect on a GPU, where nothing adds up in float64")
     if config.method == "sft":
         return lines
     if config.stages and config.stages[-1].until > config.steps:

@@ -202,6 +202,9 @@ class Config:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of matrix products. auto: bfloat16 on a GPU, else float32. Weights, loss and optimizer are float32
     for all of them, if optim.name is adamw."""
+    exact: bool = True
+    """CPU, float32: attention and gradients add up in float64. Sampled and trained log-probs are then equal
+    on one thread, and so are runs on 1, 2 and 4 ranks. false: faster."""
     shard: Literal["auto", "always", "never"] = "auto"
     """Shard policy and optimizer over the ranks (FSDP2, docs/ranks.md). auto: several ranks, no muon."""
     timeout: float = 600.0

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from grpo.parallel.lost_ranks import LOST, RollCall
+from models.layers import attention_sums
 
 T = TypeVar("T")
 # how long a rank waits for the others to start, at least
@@ -104,12 +106,15 @@ def use_bfloat16(ranks: Ranks, dtype: str) -> bool:
     return dtype == "bfloat16" or (dtype == "auto" and ranks.device.type == "cuda")
 
 
-def precision(ranks: Ranks, dtype: str) -> torch.autocast:
-    """A context in which matrix products run as `use_bfloat16` says. Weights, norms, log-probs, loss and
-    optimizer stay in float32."""
+@contextmanager
+def precision(ranks: Ranks, dtype: str, exact: bool = True) -> Iterator[None]:
+    """A context in which matrix products run as `use_bfloat16` says. Norms, log-probs and loss stay in
+    float32. exact: in float32 on a CPU, attention and gradients add up in float64 (grpo/exactness.py)."""
     on = use_bfloat16(ranks, dtype)
     # a cached cast would outlive the update
-    return torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=on, cache_enabled=False)
+    how = {"dtype": torch.bfloat16, "enabled": on, "cache_enabled": False}
+    with torch.autocast(ranks.device.type, **how), attention_sums(exact):
+        yield
 
 
 def end_with(error: BaseException, status: int | None) -> int:

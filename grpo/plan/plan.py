@@ -30,6 +30,7 @@ from grpo.plan.table import render, shown_bytes, shown_count
 from grpo.schedule import stage_at
 from grpo.storage.model_folder import model_folder
 from models.config import ModelConfig, VisionConfig
+from models.layers import attention_size, attention_sums
 
 # Documents of a prompt in imitation, as `data/shapes/documents.py` writes them.
 DOCUMENTS = 2
@@ -306,8 +307,7 @@ def activations(model: ModelConfig, load: Load, size: int, recompute: bool, devi
     """
     autocast = size < FLOAT
     width, head = model.hidden_size, model.head_size
-    # See `to_attention_dtype` in models/layers.py.
-    attention = 2 * FLOAT if device == "cpu" and not autocast else size
+    attention = attention_size(size, device)
     prompt_tokens, completion_tokens = load.tokens
     tokens, places = prompt_tokens + completion_tokens, load.prompt + load.cap
     queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
@@ -353,4 +353,5 @@ def text(cfg: Config, ranks: int = 1) -> str:
         limits = {"min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
         has_processor = (folder / PLAIN).is_file() or (folder / NESTED).is_file()
         pixels = picture_settings(folder, **limits).max_pixels if has_processor else None
-    return render(cfg, make_plan(cfg, model, max_pixels=pixels, ranks=ranks), ranks)
+    with attention_sums(cfg.exact):
+        return render(cfg, make_plan(cfg, model, max_pixels=pixels, ranks=ranks), ranks)

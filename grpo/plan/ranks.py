@@ -6,6 +6,7 @@ from dataclasses import replace
 from grpo.parallel.rows import Share, share_rows
 from grpo.plan.states import FLOAT
 from models.config import ModelConfig, VisionConfig
+from models.layers import attention_size
 
 # The policy that a rollout casts once; where the policy is sharded, it is part of what is gathered.
 SAMPLER = "bfloat16 policy"
@@ -78,7 +79,7 @@ def _gathered(plan, model: ModelConfig) -> tuple:
         # The embedding is not cast; a tied head is a cast copy of it.
         gathered += size * (root if tied else root - parts["embedding"])
         again = f" and once more x {size}"
-    elif plan.device == "cpu" and not use_bfloat16:
+    elif attention_size(size, plan.device) == 8:
         learning += 2 * FLOAT * count
         gradients += ", and all in float64, as on a CPU"
     if any(each.name == ADAPTERS for each in plan.held):

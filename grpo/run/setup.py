@@ -37,6 +37,7 @@ from grpo.storage.jsonl import Metrics, read
 from grpo.storage.model_folder import base_folder, check_agreement, load_model, model_folder
 from models import lora, weights
 from models.config import ModelConfig
+from models.layers import attention_sums
 from models.qwen_vl import QwenVL
 
 T = TypeVar("T")
@@ -181,7 +182,8 @@ def load_policy(cfg: Config, ranks: Ranks, start: Path, found: Path | None) -> Q
         freeze(policy, cfg.freeze)
     policy.recompute = policy.visual.recompute = cfg.recompute
     if sharded(cfg, ranks):
-        shard(policy, ranks, use_bfloat16(ranks, cfg.dtype))
+        with attention_sums(cfg.exact):
+            shard(policy, ranks, use_bfloat16(ranks, cfg.dtype))
     return policy
 
 

@@ -1,5 +1,5 @@
 """Why Vision-R1 asks for a pseudo-chain, on the built-in world:  python tests/bench/bridge_world.py
-[--questions 2000] [--seeds 0 1 2] [--out runs/bridge_world]
+[--questions 1200] [--seeds 0] [--out runs/bridge_world]
 
 The built-in base describes its pictures by our own rollout, a text-only reasoner thinks over the text, and
 filters keep the right chains. This is done twice: with a caption of everything ("Describe the picture."), and
@@ -72,12 +72,14 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--questions", type=int, default=1200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bridge_world")
     args = parser.parse_args(arguments)
     each = args.questions // len(TASKS)
     found = {f"seed{seed}": measure(args.out, each, seed) for seed in args.seeds}
+    if len(found) > 1:
+        found["seeds together"] = together([*found.values()])
     measured = {**found, "chance": CHANCE | {"all": sum(CHANCE.values()) / len(CHANCE)}, "about": about()}
     print(table(HEAD, rows(measured)))
     (args.out / "measured.json").write_text(json.dumps(measured, indent=1) + "\n")
@@ -85,11 +87,27 @@ def main(arguments: list[str] | None = None) -> dict:
     return measured
 
 
+def together(runs: list[dict]) -> dict:
+    """The shares of several seeds as one."""
+    return {
+        caption: {
+            task: share(*(sum(run[caption][task][name] for run in runs) for name in ("kept", "asked")))
+            for task in runs[0][caption]
+        }
+        for caption in CAPTIONS
+    }
+
+
 def rows(measured: dict) -> list[list[str]]:
     """The table of what `main` measured, a row for each task and seed."""
     text = "{accuracy:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]".format_map
     return [
-        [task, name.removeprefix("seed"), str(found["listed"][task]["asked"]), f"{chance:.1%}"]
+        [
+            task,
+            name.removeprefix("seed").removeprefix("s "),
+            str(found["listed"][task]["asked"]),
+            f"{chance:.1%}",
+        ]
         + [text(found[caption][task]) for caption in CAPTIONS]
         for task, chance in measured["chance"].items()
         for name, found in measured.items()

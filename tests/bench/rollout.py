@@ -1,5 +1,5 @@
 """Rollout against transformers' generate, on the CPU:  python tests/bench/rollout.py [--prompts 16] [--group
-12] [--cap 40]
+12] [--cap 40] [--exact on|off]
 
 The built-in model in both: the same folder, prompts, pictures and dtype, temperature 1, no top-k and no
 top-p, the placeholders banned. First both decode greedily and must give the same tokens. Then they sample in
@@ -7,13 +7,12 @@ turns, in two ways. *stopping*, as in training: the tokens up to each row's stop
 stops a row, so both draw exactly P x G x cap tokens.
 
 transformers runs with its dynamic and with its static cache; the speedup is over the faster one. Everything
-is measured with PyTorch's default number of threads, and with one. *float32* is the time of our rollout if
-attention did not add up in float64; no run does this. It shows the price of log-probs that equal those of the
-training forward. Prints tokens a second; the last line is one JSON object.
+is measured with PyTorch's default number of threads, and with one. *float32* is the time of our rollout
+with `exact=false`: it shows the price of log-probs that equal those of the training forward. With --exact off
+*glimpse* is that rollout, too. Prints tokens a second; the last line is one JSON object.
 """
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -29,8 +28,9 @@ from grpo.batch import collate_prompts
 from grpo.rollout import generate
 from grpo.sampling import uid_hash
 from grpo.storage.model_folder import BUILT_IN
-from models import cache, layers, weights
-from tests.bench.timing import finish, ratio, sized, take_turns
+from models import weights
+from models.layers import attention_sums
+from tests.bench.timing import finish, parser, ratio, sized, sizes, take_turns
 
 # a stop id that no token has
 NO_STOP_TOKEN = -1
@@ -77,17 +77,6 @@ class Peer:
         return out[:, self.longest :]
 
 
-@contextmanager
-def attention_in_float32():
-    """Attention adds up in the dtype of its inputs."""
-    original = layers.to_attention_dtype
-    layers.to_attention_dtype = cache.to_attention_dtype = lambda x: x
-    try:
-        yield
-    finally:
-        layers.to_attention_dtype = cache.to_attention_dtype = original
-
-
 def counted(tokens: torch.Tensor, stop_ids: list[int]) -> int:
     """Tokens of completions (B, C) up to each row's stop token, which counts."""
     stops = torch.isin(tokens, torch.tensor(stop_ids or [NO_STOP_TOKEN]))
@@ -104,26 +93,24 @@ def contest(
     stop_ids: list[int],
     rounds: int,
     clock: str,
+    exact: bool,
 ) -> dict[str, tuple]:
     """Sample in turns. -> of each program its tokens and its seconds, two lists by round."""
     drawn: dict[str, list[int]] = {"glimpse": [], "float32": [], "dynamic": [], "static": []}
 
     def ours(name="glimpse"):
         address = (0, len(drawn[name]), uids)
-        rollout = generate(
-            policy,
-            prompts,
-            group=group,
-            cap=cap,
-            temperature=1.0,
-            stop_ids=stop_ids or [NO_STOP_TOKEN],
-            address=address,
-        )
+        with attention_sums(exact and name != "float32"):
+            rollout = generate(
+                policy,
+                prompts,
+                group=group,
+                cap=cap,
+                temperature=1.0,
+                stop_ids=stop_ids or [NO_STOP_TOKEN],
+                address=address,
+            )
         drawn[name].append(int(rollout.length.sum()))
-
-    def in_float32():
-        with attention_in_float32():
-            ours("float32")
 
     def theirs(cache):
         drawn[cache].append(
@@ -133,7 +120,7 @@ def contest(
     seconds = take_turns(
         {
             "glimpse": ours,
-            "float32": in_float32,
+            "float32": lambda: ours("float32"),
             "dynamic": lambda: theirs("dynamic"),
             "static": lambda: theirs("static"),
         },
@@ -145,7 +132,11 @@ def contest(
 
 def main(argv: list[str] | None = None) -> dict:
     """Measure and print."""
-    args, (P, G, C, rounds) = sized(__doc__, 5, argv)
+    options = sized(parser(__doc__, 10))
+    how = "the setting exact: sums in float64, or in float32"
+    options.add_argument("--exact", choices=("on", "off"), default="on", help=how)
+    args = options.parse_args(argv)
+    P, G, C, rounds = sizes(args)
     policy, chat, world = weights.load(BUILT_IN), Chat(BUILT_IN, template="shapes"), Shapes("train", 1000)
     sources = [chat.prompt(world[i]) for i in range(P)]
     prompts = collate_prompts(sources, image_token=chat.image_token)
@@ -159,14 +150,14 @@ def main(argv: list[str] | None = None) -> dict:
 
     rows, found, most = (
         [],
-        {"prompts": P, "group": G, "cap": C, "rounds": rounds, "greedy_equal": same},
+        {"prompts": P, "group": G, "cap": C, "rounds": rounds, "exact": args.exact, "greedy_equal": same},
         torch.get_num_threads(),
     )
     for threads in sorted({most, 1}, reverse=True):
         torch.set_num_threads(threads)
         of_these = found if threads == most else found.setdefault("one_thread", {})
         for kind, stops in (("stopping", stop_ids), ("full", [])):
-            turns = contest(policy, peer, prompts, uids, G, C, stops, rounds, args.clock)
+            turns = contest(policy, peer, prompts, uids, G, C, stops, rounds, args.clock, args.exact == "on")
             # seconds a token, by round
             each = {name: [s / n for n, s in zip(*turn, strict=True)] for name, turn in turns.items()}
             best = min(("dynamic", "static"), key=lambda name: median(each[name]))

@@ -1,5 +1,5 @@
 """A whole GRPO step against TRL's GRPOTrainer, on the CPU:  python tests/bench/step.py [--prompts 16]
-[--group 12] [--cap 40]
+[--group 12] [--cap 40] [--exact on|off]
 
 TRL needs an environment of its own, in which this script runs both:
 
@@ -34,12 +34,12 @@ import transformers
 import train
 from data.order import indices_at
 from grpo.config import parse
-from grpo.parallel.ranks import Ranks
+from grpo.parallel.ranks import Ranks, precision
 from grpo.rewards.rules import score
 from grpo.run.lifecycle import Lifecycle
 from grpo.run.setup import open_run
 from grpo.storage.model_folder import BUILT_IN
-from tests.bench.timing import CLOCKS, finish, ratio, sized
+from tests.bench.timing import CLOCKS, finish, parser, ratio, sized, sizes
 
 LR = 1e-7
 CHAT = (
@@ -54,7 +54,7 @@ CHAT = (
 class Ours:
     """A run of the recipe `shapes`, one step a call."""
 
-    def __init__(self, folder: Path, P: int, G: int, C: int, clock: str):
+    def __init__(self, folder: Path, P: int, G: int, C: int, clock: str, exact: bool):
         self.cfg = parse.load(
             "shapes",
             [
@@ -69,6 +69,7 @@ class Ours:
                 "save.every=0",
                 "report.every=0",
                 "device=cpu",
+                f"exact={exact}",
                 "steps=1000",
             ],
         )
@@ -81,7 +82,8 @@ class Ours:
     def step(self) -> None:
         """The next step."""
         start = self.now()
-        train.train_grpo(replace(self.cfg, steps=self.run.step + 1), self.run, self.ranks, self.log)
+        with precision(self.ranks, self.cfg.dtype, self.cfg.exact):
+            train.train_grpo(replace(self.cfg, steps=self.run.step + 1), self.run, self.ranks, self.log)
         self.seconds.append(self.now() - start)
         self.run.step += 1
 
@@ -189,13 +191,17 @@ def seen(lines: list[dict]) -> tuple[float, float]:
 
 def main(argv: list[str] | None = None) -> dict:
     """Measure and print."""
-    args, (P, G, C, rounds) = sized(__doc__, 7, argv)
+    options = sized(parser(__doc__, 10))
+    how = "the setting exact: sums in float64, or in float32"
+    options.add_argument("--exact", choices=("on", "off"), default="on", help=how)
+    args = options.parse_args(argv)
+    P, G, C, rounds = sizes(args)
     try:
         import trl
     except ImportError:
         trl = None
     with tempfile.TemporaryDirectory(prefix="glimpse-step-") as folder:
-        ours = Ours(Path(folder) / "ours", P, G, C, args.clock)
+        ours = Ours(Path(folder) / "ours", P, G, C, args.clock, args.exact == "on")
         if trl is None:
             print("TRL is not installed here: only Glimpse is measured")
             for _ in range(rounds + 1):
@@ -222,6 +228,7 @@ def main(argv: list[str] | None = None) -> dict:
         "group": G,
         "cap": C,
         "rounds": rounds,
+        "exact": args.exact,
         "seconds": {"glimpse": round(median(mine), 4)},
         "not_arithmetic": share,
         "phases": {name: round(value, 4) for name, value in phases.items()},

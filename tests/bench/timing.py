@@ -46,16 +46,16 @@ def parser(doc: str, rounds: int) -> argparse.ArgumentParser:
     return made
 
 
-def sized(
-    doc: str, rounds: int, argv: list[str] | None
-) -> tuple[argparse.Namespace, tuple[int, int, int, int]]:
-    """The options, with the sizes of a rollout among them. -> (them, (prompts, group, cap, rounds), small
-    ones with --quick)."""
-    options = parser(doc, rounds)
+def sized(options: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The options, with the sizes of a rollout among them."""
     for name, default in (("--prompts", 16), ("--group", 12), ("--cap", 40)):
         options.add_argument(name, type=int, default=default)
-    args = options.parse_args(argv)
-    return args, (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
+    return options
+
+
+def sizes(args: argparse.Namespace) -> tuple[int, int, int, int]:
+    """(prompts, group, cap, rounds), small ones with --quick."""
+    return (2, 2, 4, 1) if args.quick else (args.prompts, args.group, args.cap, args.rounds)
 
 
 def take_turns(
@@ -211,6 +211,8 @@ def finish(name: str, head: list[str], rows: list[list], found: dict, args: argp
     command = f"python tests/bench/{name}.py " + " ".join(word for word in sys.argv[1:] if word != "--keep")
     where = about() | {"load": round(os.getloadavg()[0], 1), "clock": args.clock, "command": command.strip()}
     found = {"bench": name, **found, "about": where}
+    # A record of its own beside the exact one.
+    name = f"{name}_fast" if getattr(args, "exact", "on") == "off" else name
     if args.keep:
         RECORDED.parent.mkdir(parents=True, exist_ok=True)
         kept = json.loads(RECORDED.read_text("utf-8")) if RECORDED.exists() else {}

@@ -33,7 +33,7 @@ function histogram() {
   if (!used.length) return h("p", { class: "remark" }, "There is no chain yet.");
   const bars = run.edges.map((_, i) => i).slice(Math.min(...used), Math.max(...used) + 1);
   const most = Math.max(...whens.flatMap(when => run.lengths[when]));
-  const step = (wide - left) / bars.length, y = count => top + (1 - count / most) * (high - top - bottom);
+  const step = Math.min(110, (wide - left) / bars.length), y = count => top + (1 - count / most) * (high - top - bottom);
   const drawn = bars.flatMap((bin, at) => whens.map((when, k) => {
     const count = run.lengths[when][bin], x = left + at * step + step * (0.14 + 0.36 * k);
     const says = svg("title", {}, `${when === "before" ? "written" : "kept"}, ${run.edges[bin]} words and more: ${many(count)}`);
@@ -58,7 +58,7 @@ function story(of) {
   const part = (title, text) => text && [h("h4", {}, title), h("div", { class: "said" }, text)];
   const errors = Object.entries(of.errors).map(([stage, text]) => part(`Error of ${stage}`, text));
   const why = of.why.length ? h("p", { class: "parts" }, h("span", { class: "cut" }, of.why.join(", "))) : h("p", { class: "parts" }, "kept");
-  return h("div", { class: "group" }, asked(of), h("div", { class: "story" }, why, part("Description", of.description), part("Chain", of.chain),
+  return h("div", { class: "group" }, asked(of), h("div", { class: "story" }, why, part("Pseudo-chain", of.earlier.pseudo), part("Description", of.earlier.describe), part("Chain", of.chain),
     part("Answer", of.said), errors));
 }
 
@@ -69,8 +69,9 @@ function examples() {
   return [h("div", { class: "controls" }, picker("steps", faces, draw)), view];
 }
 
+const total = key => run.stages.reduce((sum, s) => sum + s[key], 0);
+
 function costs() {
-  const total = key => run.stages.reduce((sum, s) => sum + s[key], 0);
   const money = value => value ? value.toFixed(2) : "–";
   const row = s => cells([[s.stage, h("small", {}, s.model)], many(s.questions), many(s.replies), many(s.tokens_in), many(s.tokens_out), duration(s.seconds), money(s.money), many(s.parked)]);
   const sum = { stage: "all", model: "", ...Object.fromEntries(["questions", "replies", "tokens_in", "tokens_out", "seconds", "money", "parked"].map(key => [key, total(key)])) };
@@ -104,7 +105,7 @@ function page() {
     h("h1", {}, run.name),
     h("p", { class: "lede" }, "How ", h("em", {}, many(run.asked)), ` questions of `, h("em", {}, run.data || run.task), " became ", h("em", {}, many(run.kept)), ` chains of thought${left}.`),
     h("div", { class: "headlines" }, headline(share(run.kept, run.asked), "kept"), headline(many(run.kept), "chains"),
-      headline(many(run.stages.reduce((sum, s) => sum + s.replies, 0)), "replies")),
+      headline(many(total("replies")), "replies"), total("money") > 0 && headline(total("money").toFixed(2), "money")),
     ...sections.map(s => s.content), ...prompts,
     h("details", {}, h("summary", {}, "All settings, and versions"), h("pre", {}, run.settings), h("pre", {}, Object.entries(run.versions).map(pair => pair.join(" ")).join("\n"))),
     h("footer", {}, "Written by Glimpse. This page loads nothing and sends nothing.")]);
