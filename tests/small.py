@@ -24,7 +24,7 @@ def small_config(tied: bool = True) -> ModelConfig:
     values = tokenizer.model_config(tokenizer.build().get_vocab_size())
     values |= {
         "hidden_size": 32,
-        "intermediate_size": 48,
+        "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,

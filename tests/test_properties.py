@@ -60,7 +60,12 @@ def values_of(kind):
     return found | st.none() if optional else found
 
 
-VALUES = {key: values_of(kind) for key, (kind, _, _) in leaves(Config).items() if key != "out"}
+# the folder, the name and the recipe of a run fill each other in
+VALUES = {
+    key: values_of(kind)
+    for key, (kind, _, _) in leaves(Config).items()
+    if key not in ("name", "out", "recipe")
+}
 SETTINGS = st.lists(st.sampled_from(list(VALUES)), unique=True, max_size=4).flatmap(
     lambda keys: st.fixed_dictionaries({key: VALUES[key] for key in keys})
 )

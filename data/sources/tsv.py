@@ -24,6 +24,8 @@ from data.types import BadRow, BadSource, short
 LONGEST_INDEX = 64
 # the csv module's own limit is 131,072 characters a cell
 csv.field_size_limit(2**31 - 1)
+# stands for a carriage return within a cell: no text has this character
+RETURN = "\U0010ffff"
 # bytes; a larger file is scanned with a progress bar
 LARGE = 100_000_000
 
@@ -51,7 +53,13 @@ class TsvShard:
         if self._file.read(len(LFS)) == LFS:
             raise BadSource(f"{path}: is a git-lfs pointer; fetch the file with `git lfs pull`")
         self._spans, self._lines = self._scanned()
-        header = self._cells(0) if len(self._spans) else []
+        self._file.seek(0)
+        # whether lines end in a carriage return and a line feed
+        self._returns = self._file.readline().endswith(b"\r\n")
+        try:
+            header = self._cells(0) if len(self._spans) else []
+        except BadRow as error:
+            raise BadSource(str(error)) from error
         self._header = [header[0].removeprefix("\ufeff"), *header[1:]] if header else []
         if twice := [name for name in self._header if self._header.count(name) > 1]:
             raise BadSource(f"{path}: two columns are called {short(twice[0])}; rename one")
@@ -108,12 +116,14 @@ class TsvShard:
         self._file.seek(start)
         where = f"{self.path}, line {self._lines[place]}"
         try:
-            text = self._file.read(end - start).decode("utf-8").rstrip("\r\n")
-            rows = list(csv.reader([text], delimiter="\t", strict=True))
+            text = self._file.read(end - start).decode("utf-8").removesuffix("\n")
+            text = text.removesuffix("\r") if self._returns else text
+            # a carriage return alone ends no row, but the csv module thinks so
+            rows = list(csv.reader([text.replace("\r", RETURN)], delimiter="\t", strict=True))
         except (UnicodeDecodeError, csv.Error) as error:
             remedy = "write the table in UTF-8, with tabs between and quotes doubled within cells"
             raise BadRow(where, "", f"cannot be read: {error}", remedy) from error
-        return rows[0] if rows else []
+        return [cell.replace(RETURN, "\r") for cell in rows[0]] if rows else []
 
     def row(self, number: int) -> dict[str, Any]:
         """The wanted cells of a row by our names. Raises BadRow."""

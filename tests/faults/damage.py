@@ -46,6 +46,8 @@ ENDS = ("identical", "skipped", "refused")
 ROWS, STEPS = 8, 3
 SETTINGS = [
     "shapes",
+    # else it is the folder's, and runs are compared across folders
+    "name=run",
     "seed=1",
     f"steps={STEPS}",
     f"prompts={ROWS // 2}",

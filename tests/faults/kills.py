@@ -48,6 +48,8 @@ from grpo.storage import checkpoint
 EVERY, STEPS = 2, 5
 COMMON = [
     "shapes",
+    # else it is the folder's, and runs are compared across folders
+    "name=run",
     "seed=1",
     f"steps={STEPS}",
     "prompts=2",

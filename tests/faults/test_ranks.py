@@ -44,7 +44,8 @@ def test_three_ranks_do_what_one_does(names):
         assert row["tokens_identical"] and row["samples_identical"], (name, row)
         # float32: bit for bit, but for a rounding of a sum in float64
         assert row["weights_max_relative"] <= (1e-6 if "bfloat16" in name else 1e-7), (name, row)
-        assert row["metrics_max_difference"] <= 1e-5, (name, row)
+        # in bfloat16 a rollout's log-probs depend on what is decoded together
+        assert row["metrics_max_difference"] <= (1e-3 if "bfloat16" in name else 1e-5), (name, row)
 
 
 @pytest.mark.timeout(900)

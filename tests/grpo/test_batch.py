@@ -11,7 +11,7 @@ from data.chat import Chat
 from data.shapes.world import Shapes
 from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
-from grpo.objective import policy_loss, token_weights
+from grpo.objective import entropy_bonus, policy_loss, token_weights
 from grpo.parallel.ranks import Ranks
 from grpo.parallel.rows import Share
 from grpo.variants import WEIGHTINGS
@@ -290,9 +290,9 @@ def step_gradient(policy, batch, image, micro_tokens, weighting="completion", ch
     for cut in batch.cuts(micro_tokens, list(range(len(batch.prompts)))):
         part = micro_batch(batch, image, cut)
         part.prompts.patches = part.prompts.patches.double()
-        logp, _ = completion_logprobs(policy, part, temperature=1.0, chunk=chunk)
+        logp, entropy = completion_logprobs(policy, part, temperature=1.0, chunk=chunk, entropy_grad=True)
         loss, _ = policy_loss(logp, part.logp_old, part.logp_ref, part.advantage, part.weight, kl_coef=0.04)
-        loss.backward()
+        (loss - entropy_bonus(entropy, part.weight, 0.1)).backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters()}
 
 

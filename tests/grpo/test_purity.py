@@ -89,6 +89,8 @@ CASES = {
     (sampling, "sample"): [((draw(3, 7), torch.tensor([0.1, 0.5, 0.9]), t), {}) for t in (0, 0.7, 1.0)],
     (sampling, "uniforms"): [((1, 2, [3, 4], 2, 5), {})],
     (sampling, "uid_hash"): [(("shapes/0",), {})],
+    (sampling, "address_hash"): [((1, torch.arange(5)), {})],
+    (sampling, "shift_right"): [((torch.arange(-3, 3), 7), {})],
     (logprobs, "chunk_of"): [((7, mib, "cpu"), {}) for mib in (None, 0.001)],
     (logprobs, "completion_logprobs"): [
         ((Policy(), BATCH), dict(temperature=0.7, chunk=chunk, truncation=truncation, entropy_grad=grad))

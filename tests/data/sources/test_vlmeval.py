@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from data.images import open_picture
@@ -93,6 +95,41 @@ def test_other_ways_to_write_a_table(tmp_path, chunk, ending):
     (tmp_path / "x.tsv").write_bytes(text.encode())
     shard = TsvShard(tmp_path / "x.tsv", ("index", "question"), (), (("image",),), {})
     assert len(shard) == 1 and shard.row(0)["question"] == "What?"
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\U0010ffff"), max_size=12)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=5))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_a_table_holds_is_read(tmp_path, cells):
+    """Quotes, tabs and line breaks of every kind: each cell is read as it was written."""
+    rows = [{"index": str(n), "question": a, "answer": b} for n, (a, b) in enumerate(cells)]
+    shard = TsvShard(table(tmp_path / "x.tsv", rows), ("index", "question", "answer"), (), (), {})
+    found = [shard.row(number) for number in range(len(shard))]
+    assert [(row["question"] or "", row["answer"] or "") for row in found] == cells
+    assert list(shard.uids(["index"])) == [str(n) for n in range(len(cells))]
+
+
+@given(st.integers(0, 10**6), st.binary(max_size=4), st.booleans())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_table_raises_only_errors_with_its_name(tmp_path, place, piece, cut):
+    """Bytes replaced or cut away anywhere: rows are read, or an error names file and line."""
+    row = {"question": 'Is "it"\tred?', "answer": "Yes", "category": "OCR", "image_path": "a"}
+    rows = [row | {"index": "1", "image": picture(1)}, row | {"index": "2", "image": "1"}]
+    file = table(tmp_path / "MME.tsv", rows)
+    data = file.read_bytes()
+    place %= len(data)
+    file.write_bytes(data[:place] + piece + (b"" if cut else data[place + len(piece) :]))
+    try:
+        examples = read("mme", file)
+        for number in range(len(examples)):
+            try:
+                examples[number]
+            except BadRow as error:
+                assert str(error).startswith(f"{file}, line ") and "\n" not in str(error)
+    except BadSource as error:
+        assert str(file) in str(error) and "\n" not in str(error)
 
 
 HEADER = "index\timage\tquestion\tanswer\tcategory\timage_path\n"

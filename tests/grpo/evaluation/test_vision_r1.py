@@ -293,3 +293,23 @@ def test_the_command_runs(tmp_path, capsys):
     assert len(told["answers"]) == 2 and len(told["steps"]) == 3
     assert evaluate.main([*argv, "--samples", "2"]) == 2
     assert "the protocol vision_r1 samples by itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [2, 8])
+def test_interrupted_within_the_tries_it_goes_on(tmp_path, capsys, lines):
+    """The file of kept completions cut after a few lines: the result is that of an undisturbed command."""
+    argv = "--protocol vision_r1 --items 3 --cap 4 --device cpu --wave 1 --json".split()
+    assert evaluate.main([*argv, str(tmp_path / "a.json")]) == 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(evaluate, "ladder", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate.main([*argv, str(tmp_path / "b.json")])
+    part = tmp_path / "b.json.part"
+    kept = part.read_bytes().splitlines(keepends=True)
+    # the first line, three questions once and greedily, and some of them up to four times more
+    assert 1 + 3 + 3 + 3 < len(kept) < 1 + 5 * 3 + 3
+    part.write_bytes(b"".join(kept[: lines + 1]))
+    assert evaluate.main([*argv, str(tmp_path / "b.json")]) == 0
+    assert f"going on: {lines} answers" in capsys.readouterr().out
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert a.pop("config") and b.pop("config") and a == b
