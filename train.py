@@ -69,12 +69,10 @@ def train_grpo(cfg, run, ranks, log) -> None:
         batch.weight = weigh(batch.mask, tokens=total[0], completions=total[1], cap=stage.cap)  # (B, C)
         if run.reference is not None:
             batch.logp_ref = score_reference(run.reference, batch, cfg.temperature, run.budget)  # (B, C)
-        # an entropy bonus moves groups without an advantage, too
         batch.all_teach = cfg.loss.entropy_coef > 0
         # with one update the old policy is this one: the ratio is 1, but its gradient is not 0
         if cfg.loss.updates * cfg.loss.minibatches > 1:
-            cut = loss_truncation(cfg)
-            batch.logp_old = score_tokens(run.policy, batch, cfg.temperature, run.budget, cut)  # (B, C)
+            batch.logp_old = old_logprobs(cfg, run, batch)  # (B, C)
 
         # 4  Learn: make what did better than its group more likely.                      docs/06, Eq. 4-7
         for part in cfg.loss.updates * batch.minibatches(cfg.loss.minibatches):
@@ -84,6 +82,11 @@ def train_grpo(cfg, run, ranks, log) -> None:
         # 5  Keep: metrics, report, evaluation, checkpoint.                               docs/metrics
         # pyrefly: ignore[unbound-name]
         log.step(step + 1, batch, stats, grad_norm)
+
+
+def old_logprobs(cfg, run, batch: Batch):
+    """Log-probs (B, C) of the completions under the policy that drew them, before its first update."""
+    return score_tokens(run.policy, batch, cfg.temperature, run.budget, loss_truncation(cfg))
 
 
 def loss_of_part(cfg, policy, chunk: int, part: MicroBatch):

@@ -21,10 +21,8 @@ from grpo.config import parse
 # beside `tiny_recipes.overrides`
 SMALL = {"steps": 1, "group": 2, "save.background": "false", "report.every": 0}
 SMALL_EVALUATION = {"--items": 2, "--cap": 4, "--samples": 2, "--device": "cpu", "--max-pixels": 6272}
-# the recipe of a run that the docs name otherwise
-RECIPES = {"mine": "own", "sat": "visualthinker_sat"} | dict.fromkeys(
-    ("seed1", "second", "rl", "sft"), "shapes"
-)
+# recipes of runs that no command of the docs makes
+RECIPES = {"mine": "own", "rl": "shapes", "sft": "shapes"}
 BLINK = dict.fromkeys(("idx", "question", "sub_task", "answer", "prompt"), TEXT) | {"choices": TEXTS}
 BLINK |= {f"image_{number}": PICTURE for number in (1, 2, 3, 4)}
 
@@ -44,6 +42,15 @@ def all_commands() -> list[tuple[str, ...]]:
     """Each command of the docs once."""
     pages = docs_sync.documents()
     return sorted({tuple(words) for page in pages for words in [*docs_sync.commands(page), *inline(page)]})
+
+
+def recipe_of(name: str) -> str:
+    """The recipe of the run runs/NAME: that of the command that makes it, else its own name."""
+    for words in all_commands():
+        if f"out=runs/{name}" in words:
+            after = words[words.index("train.py") + 1]
+            return "shapes" if "=" in after else after
+    return RECIPES.get(name, name)
 
 
 class Workplace:
@@ -138,7 +145,7 @@ class Workplace:
             shutil.copytree(self.files["vision_r1_cold"] / "mulberry_images", out / "mulberry_images")
             (out / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         elif not out.exists():
-            recipe = RECIPES.get(name, name)
+            recipe = recipe_of(name)
             own = ["model=tiny", "data=mine"] if recipe == "own" else []
             assert recipe in parse.recipes(), f"no recipe for runs/{name}"
             given = [recipe, f"out={out}", f"name={name}", "save.weights_every=1", *own]

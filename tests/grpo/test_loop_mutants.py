@@ -50,8 +50,8 @@ LOOP = {
     "old policy dropped": ("        part.logp_old,\n", "        None,\n"),
     "the reference is the policy": ("score_reference(run.reference,", "score_reference(run.policy,"),
     "the old policy is the reference": (
-        "batch.logp_old = score_tokens(run.policy,",
-        "batch.logp_old = score_tokens(run.reference,",
+        "return score_tokens(run.policy,",
+        "return score_tokens(run.reference,",
     ),
     "old policy scored with one update": ("cfg.loss.minibatches > 1", "cfg.loss.minibatches > 0"),
     "old policy not scored with mini-batches": (
