@@ -82,7 +82,7 @@ def bridge(settings: Settings, stop: Interrupts) -> int:
     # before anything is asked: a benchmark may not be there
     known = Known(settings.filters)
     with Store(Path(settings.out)) as store:
-        work = Bridge(settings, examples, store, stop)
+        work = Bridge(settings, examples, store, stop, known)
         work.run()
         if stop.first:
             print(f"stopped; the same command goes on from here ({settings.out})", file=sys.stderr)
@@ -114,7 +114,7 @@ def measure(settings: Settings, stop: Interrupts) -> int:
     few = replace(settings, limit=min(plan.MEASURED, total))
     examples = open_examples(few)
     with Store(Path(settings.out)) as store:
-        work = Bridge(few, examples, store, stop)
+        work = Bridge(few, examples, store, stop, Known(settings.filters))
         work.run(whole=False)
         if stop.first:
             return 128 + stop.first

@@ -221,11 +221,15 @@ TABLE = (*FORM, *CONTENT, *KNOWN)
 def reasons(example: Example, replies: Replies, rules: Rules, known: Known | None = None) -> list[str]:
     """Why a chain is not kept, in the order of TABLE; [] if it is kept. What stages lack in form hides what
     else is wrong with them. known: the questions before this one."""
+    seen = known.reasons(example) if known else []
+    if seen and REASON not in replies:
+        # such a question is not asked
+        return seen
     formed = {REASON: Reply("", error="not asked"), **replies}
     found = {name for stage, reply in formed.items() for name in form_reasons(stage, reply)}
     if not found:
         found = {name for name, wrongs in CONTENT.items() if wrongs(example, replies, rules)}
-    found.update(known.reasons(example) if known else ())
+    found.update(seen)
     return [name for name in TABLE if name in found]
 
 

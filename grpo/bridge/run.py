@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from data.sources.kinds import Kinds
 from data.types import BadExample, BadPicture, Example
 from grpo.bridge import stages
-from grpo.bridge.filters import form_reasons
+from grpo.bridge.filters import Known, form_reasons
 from grpo.bridge.progress import Progress
 from grpo.bridge.settings import Settings
 from grpo.bridge.stages import Asking, Job
@@ -56,11 +57,14 @@ def asking_of(settings: Settings, stage: str) -> Asking:
 
 
 class Bridge:
-    """One command's work in a folder. over: the budget is used up. parked: questions, by stage. left_out:
-    questions that cannot be used."""
+    """One command's work in a folder. known: repeated questions and those of benchmarks, which are not asked.
+    over: the budget is used up. parked: questions, by stage. left_out: questions that cannot be used."""
 
-    def __init__(self, settings: Settings, examples: Sequence[Example], store: Store, stop: Stop) -> None:
+    def __init__(
+        self, settings: Settings, examples: Sequence[Example], store: Store, stop: Stop, known: Known
+    ) -> None:
         self.settings, self.examples, self.store, self.stop = settings, examples, store, stop
+        self.known = known
         self.asking = {stage: asking_of(settings, stage) for stage in settings.active}
         self.over = False
         self.parked = dict.fromkeys(settings.active, 0)
@@ -78,10 +82,9 @@ class Bridge:
         """Compare how the stages ask with how the stored replies were asked for, and note it. -> the round.
         Raises ConfigError for a change that `again` does not accept."""
         now = {stage: asdict(asking) for stage, asking in self.asking.items()}
-        before: dict = {"round": 1, "stages": {}}
-        if self._state.exists():
-            before = json.loads(self._state.read_text("utf-8"))
-        else:
+        before = self._read_state()
+        count = len(self.examples)
+        if before["checked"] < count:
             self._check_pictures()
         for stage, asking in now.items():
             told = before["stages"].get(stage)
@@ -91,11 +94,24 @@ class Bridge:
                 ways = "again=true asks again and keeps the old lines; out=DIR begins another folder"
                 where = self.store.folder / FILES[stage]
                 raise ConfigError(f"{what} what the replies in {where} were asked with: {ways}")
-        self._write_state(before["round"], before["stages"] | now)
+        told = before | {"checked": max(before["checked"], count), "stages": before["stages"] | now}
+        self._write_state(told)
         return before["round"]
 
-    def _write_state(self, number: int, told: dict) -> None:
-        write_whole(self._state, json.dumps({"round": number, "stages": told}, indent=1) + "\n")
+    def _read_state(self) -> dict[str, Any]:
+        """round: of the next pass. checked: questions whose pictures are known to be there. stages: how each
+        stage asked. Raises ConfigError."""
+        told: dict[str, Any] = {"round": 1, "checked": 0, "stages": {}}
+        if self._state.exists():
+            try:
+                told |= json.loads(self._state.read_text("utf-8"))
+            except (ValueError, TypeError):
+                ways = "remove it, and the same command goes on"
+                raise ConfigError(f"{self._state}: this file was edited: {ways}") from None
+        return told
+
+    def _write_state(self, told: dict[str, Any]) -> None:
+        write_whole(self._state, json.dumps(told, indent=1) + "\n")
 
     def _check_pictures(self) -> None:
         """Before the first request: raise BadPicture if picture files are missing."""
@@ -123,7 +139,7 @@ class Bridge:
         for line in self._kinds.others():
             tqdm.write(f"left out: {line}", file=sys.stderr)
         if whole and any(self.parked.values()) and not self.over:
-            self._write_state(self.round + 1, {key: asdict(each) for key, each in self.asking.items()})
+            self._write_state(self._read_state() | {"round": self.round + 1})
 
     def run_stage(self, stage: str) -> None:
         """One stage of all questions."""
@@ -165,21 +181,29 @@ class Bridge:
     ) -> Iterator[Job]:
         """The requests that a stage still needs; those of `retries`, which grows meanwhile, come first."""
         order = iter(indices)
-        while not self.is_over():
+        first = stage == self.settings.active[0]
+        while True:
             again = bool(retries)
             index = retries.popleft() if again else next(order, None)
             if index is None:
                 return
+            job = None
             try:
                 example = self.examples[index]
-                job = self.next_job(stage, example, index, progress)
+                if not first or again or not self.known.reasons(example):
+                    job = self.next_job(stage, example, index, progress)
                 if job is not None:
-                    yield replace(job, pictures=stages.pictures(self.asking[stage], example))
+                    job = replace(job, pictures=stages.pictures(self.asking[stage], example))
             except BadExample as error:
-                if stage == self.settings.active[0]:
-                    self._leave_out(error)
+                # it may have been made before its picture was opened
                 job = None
-            if job is None and not again:
+                if first:
+                    self._leave_out(error)
+            if job is not None and self.is_over():
+                return
+            if job is not None:
+                yield job
+            elif not again:
                 progress.passed()
 
     def next_job(self, stage: str, example: Example, index: int, progress: Progress) -> Job | None:

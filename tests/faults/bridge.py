@@ -26,7 +26,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / "grpo" / name) for name in ("serving", "bridge"))]
 from fake_server import serving
-from small_bridge import answer, command, faults, items, replies, run
+from small_bridge import IMPATIENT, answer, command, faults, items, replies, run
 
 KILLED = -9
 
@@ -49,12 +49,12 @@ def one_seed(seed: int, count: int, place: Path) -> tuple[int, int]:
     data = items(place / "data", count)
     kills, same = 0, 0
     with serving(answer=answer, fault=faults(seed)) as fake:
-        status = run(command(fake.url, data, place / "straight"))
+        status = run(command(fake.url, data, place / "straight", *IMPATIENT))
         wanted = replies(place / "straight")
         out = place / "killed"
         for sequence in [*([k] for k in range(1, len(wanted) + 1)), [1] * (len(wanted) + 1)]:
             fake.arrivals.clear()
-            done, ended = disturbed(command(fake.url, data, out), out, sequence)
+            done, ended = disturbed(command(fake.url, data, out, *IMPATIENT), out, sequence)
             kills += done
             if replies(out) == wanted and ended == status:
                 same += done

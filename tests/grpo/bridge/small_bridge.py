@@ -13,6 +13,9 @@ from grpo.bridge import __main__ as program
 from grpo.bridge.store import FILES, Store
 from grpo.serving import client
 
+# short, because silence ends with the timeout; more tries than passing faults, because a reply may also come
+# too late on a busy machine
+IMPATIENT = [f"{name}.{text}" for name in ("vision", "reasoner") for text in ("timeout=0.5", "retries=6")]
 CHAIN = (
     "First I look at the numbers one after the other. Seven is odd, so two does not divide it. Wait, let me "
     "check three as well. Three times two is six, and one is left, so three does not divide it either."
@@ -41,7 +44,7 @@ def command(url: str, data: Path, out: Path, *more: str) -> list[str]:
     writer = [
         f"{name}.{text}"
         for name in ("vision", "reasoner")
-        for text in (f"url={url}", "model=m", "key_env=null", "retries=2", "timeout=0.3", "at_once=4")
+        for text in (f"url={url}", "model=m", "key_env=null", "retries=2", "timeout=20", "at_once=4")
     ]
     return ["vision_r1", f"data={data}", "heldout=0", f"out={out}", *writer, *more]
 

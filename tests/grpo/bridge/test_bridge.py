@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("openai")
 
 from fake_server import message, serving
-from small_bridge import answer, command, faults, items, replies, run
+from small_bridge import IMPATIENT, answer, command, faults, items, replies, run
 
 from grpo.bridge import __main__ as program
 from grpo.bridge import run as running
@@ -68,12 +68,12 @@ def test_the_same_command_asks_nothing_again(data):
 def test_a_killed_bridge_ends_as_an_undisturbed_one(tmp_path):
     data = items(tmp_path / "data", 5)
     with serving(answer=answer, fault=faults(1)) as fake:
-        straight = command(fake.url, data, tmp_path / "straight")
+        straight = command(fake.url, data, tmp_path / "straight", *IMPATIENT)
         status = run(straight)
         wanted = replies(tmp_path / "straight")
         # another server's memory of arrivals would be another one
         fake.arrivals.clear()
-        killed = command(fake.url, data, tmp_path / "killed")
+        killed = command(fake.url, data, tmp_path / "killed", *IMPATIENT)
         assert run(killed, kill_after=7) == -9
         assert run(killed) == status
     assert replies(tmp_path / "killed") == wanted and status in (0, 3)
@@ -186,6 +186,18 @@ def test_more_questions_are_no_change(data):
         assert len(fake.seen) == 12
 
 
+def test_repeated_questions_and_those_of_a_benchmark_are_not_asked(data):
+    """Money is not spent on what the filters refuse in any case."""
+    first, second, *_ = data.read_text().splitlines()
+    again = json.dumps(json.loads(first) | {"uid": "again"})
+    data.write_text(data.read_text() + again + "\n")
+    bench = data.parent / "bench.jsonl"
+    bench.write_text(second + "\n")
+    with serving(answer=answer) as fake:
+        assert bridge(fake, data, f"filters.against=[{{task: jsonl, data: {bench}}}]") == 0
+    assert {uid for _, uid, _ in replies(data.parent / "out")} == {"q0", "q2", "q3"}
+
+
 # ---- what ends it
 
 
@@ -224,6 +236,25 @@ def test_a_picture_that_cannot_be_read_is_left_out(data, capsys):
     assert len(fake.seen) == 9
 
 
+def test_pictures_are_checked_again_when_there_are_more_questions(data, capsys):
+    (data.parent / "3.png").unlink()
+    with serving(answer=answer) as fake:
+        assert bridge(fake, data, "limit=2") == 0
+        assert bridge(fake, data) == 2
+        one_line(capsys, "1 picture files are missing", "no file 3.png")
+        assert len(fake.seen) == 6
+
+
+def test_a_key_that_a_server_repeats_is_not_stored(data, capfd, monkeypatch):
+    monkeypatch.setenv("A_KEY", KEY)
+    told = (400, {}, {"error": {"message": f"no room for {KEY}"}})
+    with serving(fault=lambda *_: told) as fake:
+        assert bridge(fake, data, "vision.key_env=A_KEY", "attempts=1") == 3
+    written = [path.read_bytes() for path in (data.parent / "out").rglob("*") if path.is_file()]
+    assert b"no room for <A_KEY>" in b"".join(written) and KEY.encode() not in b"".join(written)
+    assert KEY not in "".join(capfd.readouterr())
+
+
 @pytest.mark.parametrize("budget", ["budget.tokens=0", "budget.money=0", "budget.tokens=-3"])
 def test_a_budget_of_nothing_is_refused(data, capsys, budget):
     with serving() as fake:
@@ -240,6 +271,12 @@ def test_a_budget_ends_it_and_a_larger_one_goes_on(data, capsys):
         assert bridge(fake, data, "budget.money=0.001", *price) == 3
         assert len(fake.seen) == 3
         assert bridge(fake, data) == 0
+    assert len(fake.seen) == 12
+
+
+def test_a_budget_that_is_just_enough_is_not_used_up(data):
+    with serving(answer=answer) as fake:
+        assert bridge(fake, data, "budget.tokens=120", "vision.at_once=1", "reasoner.at_once=1") == 0
     assert len(fake.seen) == 12
 
 
