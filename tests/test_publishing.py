@@ -1,6 +1,7 @@
 """What a person meets before the code: extras, citation, changelog, issue templates, workflow, a report."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,6 @@ PROJECT = (ROOT / "pyproject.toml").read_text("utf-8")
 
 def extras():
     """{extra: its requirements}."""
-    # from Python 3.11 on
-    tomllib = pytest.importorskip("tomllib")
     return tomllib.loads(PROJECT)["project"]["optional-dependencies"]
 
 

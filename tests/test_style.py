@@ -193,6 +193,19 @@ def tool(program: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=250)
 
 
+def test_the_loop_is_short():
+    """What a student reads first: 40 lines with 12 names of its own, and no function inside."""
+    loop = next(node for node in nodes(ROOT / "train.py", ast.FunctionDef) if node.name == "train_grpo")
+    assert loop.end_lineno is not None and loop.end_lineno - loop.lineno < 40
+    stored = {n.id for n in ast.walk(loop) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    assert len(stored) <= 12, stored
+    assert not [
+        node
+        for node in ast.walk(loop)
+        if node is not loop and isinstance(node, (ast.FunctionDef, ast.Lambda))
+    ]
+
+
 def test_the_formatter_changes_nothing():
     done = tool("ruff", "format", "--check", ".")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -155,7 +155,7 @@ class Signature:
         async def one(text, example, length, shown):
             try:
                 return await asyncio.wait_for(self.function(text, example, length, **shown), self.timeout)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 late = ValueError(f"no result after {self.timeout:g} seconds")
                 raise FailedAt(f"the question {example.uid!r}") from late
             except Exception as error:

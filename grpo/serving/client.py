@@ -238,7 +238,7 @@ class Client:
             reply = read_reply(name, found, time.monotonic() - start)
             self.limit.raise_again()
             return reply, None
-        except (self._openai.OpenAIError, asyncio.TimeoutError, ValueError) as error:
+        except (TimeoutError, self._openai.OpenAIError, ValueError) as error:
             reply = Reply(name, seconds=time.monotonic() - start, error=self._why(error))
             status = getattr(error, "status_code", 0)
             headers = getattr(getattr(error, "response", None), "headers", {})

@@ -1,5 +1,5 @@
 """The tests of models/ and grpo/ on the oldest and the newest versions:  python tests/bench/versions.py
-[--torch 2.11.0 2.14.1] [--transformers 5.21.0 5.24.0] [--pythons python3.11 ...] [--place DIR]
+[--torch 2.13.0 2.14.1] [--transformers 5.21.0 5.24.0] [--pythons python3.11 ...] [--place DIR]
 
 Makes an environment for every corner (interpreter, torch, transformers) in DIR, installs the extra `dev`
 without constraints.txt, and runs the fast tests of tests/models and tests/grpo there. A version that pip
@@ -59,7 +59,7 @@ def main() -> int:
     how = argparse.RawDescriptionHelpFormatter
     options = argparse.ArgumentParser(description=__doc__, formatter_class=how)
     options.add_argument("--pythons", nargs="+", default=["python3.11", "python3.12", "python3.13"])
-    options.add_argument("--torch", nargs="+", default=["2.11.0", "2.14.1"])
+    options.add_argument("--torch", nargs="+", default=["2.13.0", "2.14.1"])
     options.add_argument("--transformers", nargs="+", default=["5.21.0", "5.24.0"])
     options.add_argument("--place", type=Path, default=Path("versions"), help="folder of the environments")
     args = options.parse_args()

@@ -58,10 +58,10 @@ class Pipeline:
         self.out.mkdir(parents=True, exist_ok=True)
         self.found: dict[str, dict] = {}
 
-    def run(self, stage: str, done: Path, *command: str) -> None:
-        """Run a command of this repository, with its words in OUT/STAGE.log, unless `done` is there. Its
-        seconds by the clock and of the processor are kept in OUT/seconds.json."""
-        if done.exists():
+    def run(self, stage: str, *command: str) -> None:
+        """Run a command of this repository, with its words in OUT/STAGE.log. Its seconds by the clock and of
+        the processor are kept in OUT/seconds.json; a stage that is there is not run again."""
+        if stage in self.seconds():
             return
         print("$ python " + " ".join(command), flush=True)
         start, used = time.perf_counter(), processor_seconds()
@@ -80,7 +80,7 @@ class Pipeline:
         folder, asked = self.out / "bridge", self.args.questions
         file = folder / "train.jsonl"
         settings = [f"out={folder}", f"limit={asked}", f"seed={BRIDGE_SEED}"]
-        self.run("bridge", file, "-m", "grpo.bridge", "shapes", *settings)
+        self.run("bridge", "-m", "grpo.bridge", "shapes", *settings)
         kept = [json.loads(line) for line in file.read_text().splitlines()]
         replies = [json.loads(line) for line in (folder / "3-reason.jsonl").read_text().splitlines()]
         letter = {e.uid: f"({e.letter})" for e in open_split("shapes", None, "train", asked, BRIDGE_SEED)}
@@ -97,7 +97,7 @@ class Pipeline:
         """-> the run's folder."""
         folder = self.out / stage
         settings = (f"out={folder}", f"seed={self.args.seed}", *settings)
-        self.run(stage, folder / "summary.json", "train.py", recipe, *settings)
+        self.run(stage, "train.py", recipe, *settings)
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         rows = [row for row in rows if "loss" in row]
         left = "frac_skipped" if recipe == "shapes_cold" else "frac_reward_zero_std"
@@ -113,7 +113,7 @@ class Pipeline:
         """Add a policy's scores to its stage."""
         file = self.out / f"{stage}-evaluation.json"
         how = ["--items", str(self.args.items), "--samples", str(self.args.samples), "--cap", "320"]
-        self.run(f"{stage}-evaluation", file, "evaluate.py", "--model", model, "--json", str(file), *how)
+        self.run(f"{stage}-evaluation", "evaluate.py", "--model", model, "--json", str(file), *how)
         answers = json.loads(file.read_text())
         greedy, sampled = answers["scores"], answers["more"][SAMPLED]["scores"]
         self.found.setdefault(stage, {})

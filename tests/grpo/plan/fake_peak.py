@@ -89,9 +89,10 @@ def learn(policy, batch, cfg, passes: int) -> None:
     model = policy.config
     sizes = {"image_token": model.image_token_id, "merge": model.vision.spatial_merge_size}
     chunk = chunk_of(model.vocab_size, cfg.loss.logits_mib, "cpu")
-    cuts = list(batch.cuts(cfg.loss.micro_tokens, batch.teaching))
-    for cut in cuts[:passes]:
-        part = batch.micro_batch(cut, **sizes, device="cpu")
+    # The first is one of the largest.
+    largest = next(batch.cuts(cfg.loss.micro_tokens, batch.teaching))
+    for _ in range(passes):
+        part = batch.micro_batch(largest, **sizes, device="cpu")
         logp, _ = completion_logprobs(policy, part, temperature=cfg.temperature, chunk=chunk)
         logp.sum().backward()
 

@@ -1,4 +1,5 @@
-"""The peak of learning at real shapes in bfloat16, by fake tensors, is what --plan says, within a tenth."""
+"""The peak of learning at real shapes in bfloat16, by fake tensors, against --plan: it is a bound, and no
+loose one (docs/results/speed.md)."""
 
 import fake_peak
 import pytest
@@ -21,6 +22,6 @@ CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_the_peak_at_real_shapes_is_what_is_planned(case):
+def test_the_peak_at_real_shapes_is_bounded_by_the_plan(case):
     found = fake_peak.measure(*CASES[case])
-    assert found["planned"] == pytest.approx(found["peak"], rel=0.1), found
+    assert 0.95 < found["planned"] / found["peak"] < 1.25, found
