@@ -24,7 +24,7 @@ def small_config(tied: bool = True) -> ModelConfig:
     values = tokenizer.model_config(tokenizer.build().get_vocab_size())
     values |= {
         "hidden_size": 32,
-        "intermediate_size": 64,
+        "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
@@ -52,10 +52,10 @@ def qwen3_config(tied: bool = True) -> ModelConfig:
 CONFIGS = {"qwen2_vl": small_config, "qwen3_vl": qwen3_config}
 
 
-def small_policy(seed: int = 0, tied: bool = True, architecture: str = "qwen2_vl"):
+def small_policy(seed: int = 0, tied: bool = True, architecture: str = "qwen2_vl", **changed):
     """Random, and far from indifferent: every parameter matters, and the next token depends on what was
-    seen."""
-    policy = weights.init(CONFIGS[architecture](tied), seed)
+    seen. changed: fields of its config."""
+    policy = weights.init(replace(CONFIGS[architecture](tied), **changed), seed)
     random = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -64,11 +64,11 @@ def small_policy(seed: int = 0, tied: bool = True, architecture: str = "qwen2_vl
 
 
 def small_folder(
-    folder: Path, seed: int = 0, stops: tuple[int, ...] = STOPS, architecture: str = "qwen2_vl"
+    folder: Path, seed: int = 0, stops: tuple[int, ...] = STOPS, architecture: str = "qwen2_vl", **changed
 ) -> Path:
-    """A model folder in Hugging Face layout."""
+    """A model folder in Hugging Face layout. changed: fields of its config."""
     tokenizer.write(folder)
-    weights.save(small_policy(seed, architecture=architecture), folder)
+    weights.save(small_policy(seed, architecture=architecture, **changed), folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(stops)}))
     return folder
 

@@ -48,6 +48,7 @@ def test_everything_that_trains_is_in_the_table():
         "system",
         "blind",
         "max_rows",
+        "exact",
         "cuda_graphs",
         "enough",
         "stages",
