@@ -121,7 +121,7 @@ def _repeated(overrides: list[str]) -> tuple[str, ...]:
 
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
     """A recipe (a name or a YAML file) with `key=value` over it. Fills in `name` and `out`. Raises
-    ConfigError, and with `by_model` ValueError if there is no such model."""
+    ConfigError, with `by_model` also if there is no such model."""
     path = _recipe_path(recipe)
     flat = {"recipe": path.stem} | _layers(path)
     given: dict[str, Any] = {}
@@ -134,7 +134,7 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
         _refuse_two_lengths(given)
         flat = _over(flat, given)
         config = typed.build(Config, by_model.filled(flat) if flat.get("by_model") else flat)
-    except ConfigError as error:
+    except ValueError as error:
         changed = " with " + " ".join(overrides) if overrides else ""
         raise ConfigError(f"{path.name}{changed}: {error}") from None
     return dataclasses.replace(config, name=config.name or config.folder.name, out=str(config.folder))
