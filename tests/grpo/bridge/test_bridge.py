@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -314,12 +315,15 @@ def test_one_writer_at_a_time(data, capsys):
 
 
 def test_ctrl_c_finishes_what_is_in_flight(data, capsys):
-    pid = os.getpid()
-    import signal
-    import threading
+    sent = []
 
-    with serving(answer=answer, seconds=0.1) as fake:
-        threading.Timer(0.05 + 0.1, lambda: os.kill(pid, signal.SIGINT)).start()
+    def interrupts(body: dict) -> dict:
+        if len(fake.seen) > 2 and not sent:
+            sent.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return answer(body)
+
+    with serving(answer=interrupts, seconds=0.1) as fake:
         start = time.monotonic()
         status = bridge(fake, data, "vision.at_once=2")
         assert status == 130 and time.monotonic() - start < 8
