@@ -56,6 +56,8 @@ QUICK = [
     "eval.items=2",
     "eval.every=2",
     "save.every=2",
+    # steps of a tenth of a second: a rank may be lost before a checkpoint in the background is whole
+    "save.background=false",
     "save.keep=0",
     "report.every=1",
     "report.prompts=1",
