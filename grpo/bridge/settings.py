@@ -8,20 +8,18 @@ The string below a field is its help. Each mistake raises a ConfigError that nam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from grpo.bridge.filters import Rules
 from grpo.bridge.output import Output
 from grpo.bridge.stages import STAGES, check_prompts, prompt_text
-from grpo.config.parse import RECIPES
-from grpo.config.typed import ConfigError, Typed, assign, build, convert, flatten, nearest, read_yaml
+from grpo.config import parse
+from grpo.config.typed import ConfigError, Typed, assign, build, convert, flatten
 
-FOLDER = RECIPES / "bridge"
+FOLDER = parse.RECIPES / "bridge"
 # tokens to which a price belongs
 MILLION = 1_000_000
 
@@ -186,7 +184,7 @@ def _check_writer(name: str, writer: Writer) -> None:
 
 def load(recipe: str, arguments: Iterable[str] = ()) -> Settings:
     """A recipe (a name or a YAML file) with `key=value` over it. Raises ConfigError."""
-    path = recipe_path(recipe)
+    path = parse.recipe_path(recipe, folder=FOLDER)
     flat = _layers(path)
     for text in arguments:
         key, equals, value = text.partition("=")
@@ -203,40 +201,17 @@ def load(recipe: str, arguments: Iterable[str] = ()) -> Settings:
 
 def recipes() -> dict[str, str]:
     """{name: its `about:` line} of the recipes of the bridge."""
-    return {path.stem: str(_tree(path).get("about", "")) for path in sorted(FOLDER.glob("*.yaml"))}
-
-
-def recipe_path(recipe: str, beside: Path | None = None) -> Path:
-    """The file of a recipe, by name or by path (relative to the folder `beside`). Raises ConfigError."""
-    if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
-        path = (beside or Path()) / recipe
-        if path.is_file():
-            return path
-        raise ConfigError(f"recipe {recipe!r}: there is no such file")
-    if recipe not in (known := recipes()):
-        choice = f"there are {', '.join(known)}, or give a .yaml file"
-        raise ConfigError(f"unknown recipe {recipe!r}{nearest(recipe, known)}; {choice}")
-    return FOLDER / f"{recipe}.yaml"
+    return parse.recipes(FOLDER)
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A recipe over its base, and so on, as one checked flat dict. above: the recipes that led here."""
     if path.resolve() in above:
         raise ConfigError(f"{path.name}: `base:` goes round in a circle")
-    tree = {key: value for key, value in _tree(path).items() if key != "about"}
+    tree = {key: value for key, value in parse.read_recipe(path).items() if key != "about"}
     base = tree.pop("base", None)
     below: dict[str, Any] = {}
     if base is not None:
         name = convert(base, str, f"{path.name}: base")
-        below = _layers(recipe_path(name, path.parent), (*above, path.resolve()))
+        below = _layers(parse.recipe_path(name, path.parent, FOLDER), (*above, path.resolve()))
     return below | flatten(Settings, tree, path.name)
-
-
-def _tree(path: Path) -> Mapping[str, Any]:
-    try:
-        tree = read_yaml(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, (dict, type(None))):
-        raise ConfigError(f"{path}: expected `key: value` lines, got {type(tree).__name__}")
-    return tree or {}

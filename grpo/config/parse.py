@@ -122,7 +122,7 @@ def _repeated(overrides: list[str]) -> tuple[str, ...]:
 def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
     """A recipe (a name or a YAML file) with `key=value` over it. Fills in `name` and `out`. Raises
     ConfigError, with `by_model` also if there is no such model."""
-    path = _recipe_path(recipe)
+    path = recipe_path(recipe)
     flat = {"recipe": path.stem} | _layers(path)
     given: dict[str, Any] = {}
     for text in overrides:
@@ -140,23 +140,24 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
     return dataclasses.replace(config, name=config.name or config.folder.name, out=str(config.folder))
 
 
-def _recipe_path(recipe: str | Path, beside: Path | None = None) -> Path:
-    """The YAML file of a recipe, by name or by path (relative to the folder `beside`). Raises ConfigError."""
+def recipe_path(recipe: str | Path, beside: Path | None = None, folder: Path = RECIPES) -> Path:
+    """The YAML file of a recipe, by its name in `folder`, or by path (relative to the folder `beside`).
+    Raises ConfigError."""
     name = str(recipe)
     if name.endswith((".yaml", ".yml")) or "/" in name:
         path = (beside or Path()) / name
         if path.is_file():
             return path
         raise ConfigError(f"recipe {name!r}: there is no such file")
-    if name not in (known := recipes()):
+    if name not in (known := recipes(folder)):
         choice = f"there are {', '.join(known)} (or give the path of a .yaml file)"
         raise ConfigError(f"unknown recipe {name!r}{nearest(name, known)}; {choice}")
-    return RECIPES / f"{name}.yaml"
+    return folder / f"{name}.yaml"
 
 
-def recipes() -> dict[str, str]:
-    """{name: its `about:` line} of the built-in recipes."""
-    return {path.stem: str(_read(path).get("about", "")) for path in sorted(RECIPES.glob("*.yaml"))}
+def recipes(folder: Path = RECIPES) -> dict[str, str]:
+    """{name: its `about:` line} of the recipes in a folder."""
+    return {path.stem: str(read_recipe(path).get("about", "")) for path in sorted(folder.glob("*.yaml"))}
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         names = " -> ".join(p.stem for p in (*above, path))
         raise ConfigError(f"{path.name}: `base:` goes round in a circle: {names}")
-    tree = _read(path)
+    tree = read_recipe(path)
     # config.yaml of a run has both
     if "format" not in tree:
         _refuse_two_lengths(tree, f"{path.name}: ")
@@ -172,7 +173,7 @@ def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     flat = {}
     if (base := tree.pop("base", None)) is not None:
         base = convert(base, str, f"{path.name}: base")
-        flat = _layers(_recipe_path(base, beside=path.parent), (*above, path.resolve()))
+        flat = _layers(recipe_path(base, beside=path.parent), (*above, path.resolve()))
     return _over(flat, flatten(Config, tree, path.name))
 
 
@@ -196,12 +197,13 @@ def _refuse_two_lengths(given: Mapping[str, Any], where: str = "") -> None:
         raise ConfigError(f"{where}steps and epochs both say how long the run is; give one of them")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The tree of a YAML file. Raises ConfigError."""
     try:
         tree = typed.read_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(tree, (dict, type(None))):
         raise ConfigError(f"{path}: expected `key: value` lines, got {type(tree).__name__}")
@@ -222,7 +224,7 @@ def save(config: Config, folder: str | Path) -> Path:
 def load_run(folder: str | Path) -> Config:
     """The settings of a run folder. Raises ConfigError for a run of another version."""
     path = Path(folder) / "config.yaml"
-    if (found := _read(path).get("format", 1)) != FORMAT:
+    if (found := read_recipe(path).get("format", 1)) != FORMAT:
         wrong = f"holds a run of another version of Glimpse (format {found}, here {FORMAT})"
         ways = (
             "name another folder with out=DIR, or use that version; its checkpoints still load with model=DIR"

@@ -219,10 +219,11 @@ class Client:
     async def _reply(self, request: Request) -> Reply:
         """One request, with all its tries."""
         body = request.body(self.server.model)
+        name = self.digest(request)
         async with self.limit.place():
             attempt = 0
             while True:
-                reply, wait = await self._try(self.digest(request), body, attempt)
+                reply, wait = await self._try(name, body, attempt)
                 if wait is None or attempt == self.server.retries:
                     return reply
                 attempt += 1
