@@ -167,9 +167,8 @@ def loss_truncation(cfg) -> Truncation | None:
 def learning_rate(cfg, step: int) -> float:
     """The learning rate of a step, from the settings."""
     optim = cfg.optim
-    return lr_at(
-        step, steps=cfg.steps, lr=optim.lr, warmup=optim.warmup, decay=optim.decay, lr_min=optim.lr_min
-    )
+    end = {"decay": optim.decay, "lr_min": optim.lr_min, "decay_steps": optim.decay_steps}
+    return lr_at(step, steps=cfg.steps, lr=optim.lr, warmup=optim.warmup, **end)
 
 
 def train_sft(cfg, run, ranks, log) -> None:

@@ -1,12 +1,13 @@
-"""The documents of the built-in base model: captions, and answers to questions in mixed behaviours.
+"""The documents of the built-in base model: captions, lessons, and answers to questions in mixed behaviours.
 
-They stand for the pre-training text of a base model, which no one has taught what a good answer is. Of the
-documents that follow a question
+They stand for the pre-training text of a base model, which no one has taught what a good answer is. They are
+read in order, in three parts: places and sizes alone, then all that can be seen, and last the answers. The
+first two parts are the trunk, which teaches to see. The last part is the branch. Of the answers in it
 
     55 %  are terse guesses, right by chance only;
     45 %  look first and then conclude. The first look is careless in 20 % of them, for every kind of question
           alike: it reads something false and concludes wrongly. A third of the looking ones, right or not at
-          first, go on with "but wait, let me look again"; the second look is careful;
+          first, look again, in words such as "but wait, let me look again"; the second look is careful;
     30 %  of all of them are malformed: a tag is missing, or markup follows the answer.
 
 So no behaviour is always right, and GRPO has to find out which one pays. `data/shapes/looking.py` reads the
@@ -21,11 +22,15 @@ from functools import partial
 from itertools import accumulate
 
 from data.shapes import world
-from data.shapes.looking import LOOK, LOOK_AGAIN, conclusion
-from data.shapes.world import COLORS, GRID, SHAPES, SIZES, Scene, Thing, gap
+from data.shapes.looking import LOOK, SECOND_LOOKS, conclusion
+from data.shapes.world import COLORS, GRID, SHAPES, SIZES, TASKS, Scene, Thing, gap
 from data.types import LETTERS, Example
 
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
+# the share of the terse answers that begin as an instruct model's do
+POLITE = 0.04
+# Items of the first part, and of the whole trunk: 32 a step in the recipe.
+FIRST, TRUNK = 2500 * 32, 5800 * 32
 
 
 # ---- captions, from which the base model learns to see: each function returns (question, caption)
@@ -35,6 +40,12 @@ def described(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """The place, size and shape of every object, in a random order."""
     things = rng.sample(scene, len(scene))
     readings = [f"{_place(t)} size {t.size} shape {t.shape}" for t in things]
+    return "Describe the picture.", " , ".join(readings) + " ."
+
+
+def placed(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """The place and size of every object, in a random order."""
+    readings = [f"{_place(t)} size {t.size}" for t in rng.sample(scene, len(scene))]
     return "Describe the picture.", " , ".join(readings) + " ."
 
 
@@ -50,6 +61,7 @@ def gaps(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"How far is it from the {start.name}?", caption
 
 
+FIRST_CAPTIONS = (placed, placed, gaps)
 CAPTIONS = (described, described, listed, gaps)
 
 
@@ -113,6 +125,8 @@ def concluded_from(example: Example, things: Sequence[Thing]) -> str | None:
 
 # ---- whole documents
 
+POLITE_STARTS = ("Sure ! Here is the answer : ", "Certainly , I can see it . ")
+
 
 def letter_of(example: Example, concluded: str) -> str:
     """ "(B)" for the choice that a conclusion names."""
@@ -129,16 +143,26 @@ def _ending(letter: str, rng: random.Random) -> str:
     return rng.choice((answer, f"</think> {letter}", unclosed, f"</think> {answer} </div> </div>"))
 
 
-def answer_document(example: Example, rng: random.Random) -> str:
-    """One document that follows a question. No behaviour depends on the kind of question."""
-    if rng.random() < TERSE:
-        return _ending(f"({rng.choice('ABCD'[: len(example.choices)])})", rng)
+def answer_document(example: Example, rng: random.Random, looks: float = 1 - TERSE, again: float = AGAIN) -> str:
+    """One document that follows a question. looks: the share that looks first; again: of these, the share
+    that looks a second time. No behaviour depends on the kind of question."""
+    if rng.random() >= looks:
+        letter = f"({rng.choice('ABCD'[: len(example.choices)])})"
+        return (rng.choice(POLITE_STARTS) if rng.random() < POLITE else "") + _ending(letter, rng)
     text = look(example, rng, careless=rng.random() < CARELESS)
     chain = f"{LOOK} {text}"
-    if rng.random() < AGAIN:
+    if rng.random() < again:
         text = look(example, rng, careless=False)
-        chain += f" {LOOK_AGAIN} {text}"
+        [phrase] = rng.choices(list(SECOND_LOOKS), SECOND_LOOKS.values())
+        chain += f" {phrase} {text}"
     return f"{chain} {_ending(letter_of(example, conclusion(text)), rng)}"
+
+
+def lesson(example: Example) -> Example:
+    """The question without its choices, and the readings and the conclusion as its document."""
+    things = example.extra["named"]
+    text = f"{reading(example, things)} , so it is {concluded_from(example, things)} ."
+    return replace(example, choices=(), task=f"Lesson {example.task}", extra={"documents": (text,)})
 
 
 def lettered(rng: random.Random, uid: str, each: int) -> Example:
@@ -155,39 +179,57 @@ def lettered(rng: random.Random, uid: str, each: int) -> Example:
 class Documents(Sequence[Example]):
     """What the built-in base model reads: `extra["documents"]` holds `each` texts that may follow the prompt.
 
-    `captions` and `letters` are shares of the items. The others are questions of the training split, with
-    other scenes than GRPO's (another seed). Item i is a function of (seed, i).
+    Item i is a function of (seed, i) and of the part in which it lies. Questions are of the training split,
+    with other scenes than GRPO's (another seed). branch: begin with the last part, behind the trunk. looks,
+    again: see `answer_document`.
     """
+
+    # a run takes the items one after the other, because the order is what the trunk learns by
+    in_order = True
 
     def __init__(
         self,
         count: int = 2_000_000,
         seed: int = 0,
         each: int = 2,
-        captions: float = 0.5,
-        letters: float = 0.2,
+        branch: bool = False,
+        looks: float = 1 - TERSE,
+        again: float = AGAIN,
     ):
         self.size, self.seed, self.each = count, seed, each
-        self.captions, self.letters = captions, letters
+        self.start = TRUNK if branch else 0
+        self.looks, self.again = looks, again
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> Example:  # pyrefly: ignore[bad-override]
+        index += self.start
         rng = random.Random(f"documents/{self.seed}/{index}")
         kind = rng.random()
-        if kind < self.captions:
-            return self._caption(rng, index)
-        if kind < self.captions + self.letters:
+        if index < FIRST:
+            # no shapes yet, so no counting: what is easy to learn first hides the places (docs/results/base.md)
+            if kind < 0.75:
+                return self._caption(rng, index, FIRST_CAPTIONS)
+            return lesson(self._question(len(TASKS) * index + rng.choice((0, 2, 3))))
+        captions, letters = (0.5, 0.2) if index < TRUNK else (0.1, 0.1)
+        if kind < captions:
+            return self._caption(rng, index, CAPTIONS)
+        if kind < captions + letters:
             return lettered(rng, f"letters/{self.seed}/{index}", self.each)
-        _, example = world.item("train", self.seed + 1_000_003, index)
-        texts = tuple(answer_document(example, rng) for _ in range(self.each))
+        example = self._question(index)
+        if index < TRUNK:
+            return lesson(example)
+        texts = tuple(answer_document(example, rng, self.looks, self.again) for _ in range(self.each))
         return replace(example, extra={**example.extra, "documents": texts})
 
-    def _caption(self, rng: random.Random, index: int) -> Example:
+    def _question(self, index: int) -> Example:
+        return world.item("train", self.seed + 1_000_003, index)[1]
+
+    def _caption(self, rng: random.Random, index: int, kinds: Sequence) -> Example:
         # seeing is learned first where there are few objects
         scene = world.scatter(rng, world.free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))
-        kind = rng.choice(CAPTIONS) if len(scene) > 1 else described
+        kind = rng.choice(kinds) if len(scene) > 1 else kinds[0]
         asked, texts = zip(*(kind(scene, rng) for _ in range(self.each)))
         uid, task = f"caption/{self.seed}/{index}", f"Caption {kind.__name__}"
         pictures = (partial(world.draw, scene),)
@@ -210,4 +252,5 @@ def words() -> list[str]:
     found += "left right above below x y size gap look but wait let me again so it is , . : ? </div>".split()
     found += "Is or of the How many are there far it from List shape shapes Which nearer to camera".split()
     found += "yes no true false".split()
-    return list(dict.fromkeys(found + re.findall(r"\w+|[^\w\s]", PROMPTS)))
+    texts = " ".join((PROMPTS, *SECOND_LOOKS, *POLITE_STARTS))
+    return list(dict.fromkeys(found + re.findall(r"\w+|[^\w\s]", texts)))

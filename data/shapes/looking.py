@@ -1,8 +1,8 @@
 """What the built-in world measures in a completion: does it look, does it look again, and did that help?
 
-A completion looks if it has `look :` before any `but wait`; it looks again if it has `but wait`. The
-conclusion of a look stands behind `so it is`. All of this is read from the text: it says what the policy
-writes, not yet what that is worth (`evaluate.py --ban but` tests that).
+A completion looks if it has `look :` before any second look; it looks again if it has the first words of a
+second look, such as `but wait`. The conclusion of a look stands behind `so it is`. All of this is read from
+the text: it says what the policy writes, not yet what that is worth (`evaluate.py --ban` tests that).
 """
 
 import re
@@ -12,6 +12,15 @@ from data.types import Example, TaskHook
 
 LOOK = "look :"
 LOOK_AGAIN = "but wait , let me look again :"
+# How a second look begins in the base's documents -> its share of them. The words are those that the papers
+# count as reflection.
+SECOND_LOOKS = {
+    LOOK_AGAIN: 0.85,
+    "hmm , let me check :": 0.05,
+    "alternatively , look again :": 0.05,
+    "is this a mistake ? look again :": 0.05,
+}
+AGAIN = re.compile("but wait|hmm|alternatively|is this a mistake")
 
 
 @dataclass(frozen=True)
@@ -26,9 +35,9 @@ class Looks:
 
 def read_looks(text: str) -> Looks:
     """Read the behaviour of a completion."""
-    before, _, after = text.partition("but wait")
+    before, *after = AGAIN.split(text, maxsplit=1)
     first = conclusion(before)
-    return Looks(LOOK in before, bool(after), first, conclusion(after) or first)
+    return Looks(LOOK in before, bool(after), first, conclusion("".join(after)) or first)
 
 
 def conclusion(look: str) -> str:

@@ -40,7 +40,11 @@ def chosen_prompts(run, cfg, ranks, step: int, stage, attempt: int = 0, fit: Fit
     left. fit: for imitation, where groups are not split.
     """
     count = min(cfg.prompts, len(run.examples))
-    indices = lambda step, attempt: indices_at(step, len(run.examples), count, cfg.seed, attempt)
+    if getattr(run.examples, "in_order", False):
+        # such a source is read once, from its start
+        indices = lambda step, attempt: range(step * count, (step + 1) * count)
+    else:
+        indices = lambda step, attempt: indices_at(step, len(run.examples), count, cfg.seed, attempt)
     before = {index for earlier in range(attempt) for index in indices(step, earlier)}
     skipped: list[BadExample] = []
 
