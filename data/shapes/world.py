@@ -114,7 +114,9 @@ class World:
             drawn = int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "little")
             noise = np.random.default_rng(drawn).normal(0, self.noise, (SIDE, SIDE, 3))
             picture = Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
-        return picture if self.side == SIDE else picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        if self.side == SIDE:
+            return picture
+        return picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
 
 
 def gap(a: Thing, b: Thing) -> int:

@@ -124,7 +124,8 @@ def documents(path: str | Path | None, split: str, limit: int | None, seed: int)
 
 
 def options_of(name: str, text: str | Path | None, kinds: Mapping[str, Callable]) -> dict[str, Any]:
-    """"noise=90,crowd=1" -> {"noise": 90.0, "crowd": True}. kinds: {option: its reader}. Raises BadSource."""
+    """ "noise=90,crowd=1" -> {"noise": 90.0, "crowd": True}. kinds: {option: its reader}.
+    Raises BadSource."""
     found: dict[str, Any] = {}
     for part in str(text).split(",") if text else ():
         key, is_option, value = part.partition("=")
