@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.shapes.world import CHANCE
 from tests.bench import speed_tables
+from tests.bench.about import base_hash
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
@@ -298,8 +299,11 @@ def bridge_world(found: dict) -> str:
 
 
 def about(found: dict) -> str:
-    """Where and when it was measured."""
-    return " · ".join(f"{key}: {value}" for key, value in found["about"].items()) + "\n"
+    """Where and when it was measured, and with which base, if that is not the one that is here now."""
+    told = " · ".join(f"{key}: {value}" for key, value in found["about"].items())
+    if found["about"]["base"] != base_hash():
+        told += "\n\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since."
+    return told + "\n"
 
 
 TABLES = {
