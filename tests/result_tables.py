@@ -302,7 +302,9 @@ def about(found: dict) -> str:
     """Where and when it was measured, and with which base, if that is not the one that is here now."""
     told = " · ".join(f"{key}: {value}" for key, value in found["about"].items())
     if found["about"]["base"] != base_hash():
-        told += "\n\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since."
+        told += (
+            "\n\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since."
+        )
     return told + "\n"
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -18,8 +17,8 @@ def base_hash() -> str:
 
 
 def about() -> dict[str, str]:
-    """Date, commit (with "+ changes" where the tree has any), machine, versions and the built-in base, for the record
-    beside a result."""
+    """Date, commit (with "+ changes" where the tree has any), machine, versions and the built-in base, for
+    the record beside a result."""
 
     def git(*args: str) -> str:
         return subprocess.run(
