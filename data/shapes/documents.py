@@ -163,7 +163,7 @@ def answer_document(
 
 
 def long_chain(example: Example, rng: random.Random) -> str:
-    """A well-formed document of three to five looks, of which the last counts. It is wrong more often than
+    """A well-formed document of three to five looks; the last one counts. It is wrong more often than
     the first: thinking on does harm here, which is planted."""
     texts = [look(example, rng, careless=rng.random() < CARELESS)]
     chain = f"{LOOK} {texts[0]}"

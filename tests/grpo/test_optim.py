@@ -194,7 +194,7 @@ def test_another_seed_rounds_otherwise():
 
 @pytest.mark.parametrize("rows, columns", [(24, 24), (40, 16), (16, 40)])
 def test_muon_is_pytorchs_but_for_the_rounding_of_its_products(rows, columns):
-    """PyTorch computes them in bfloat16, of which a number has 8 bits."""
+    """PyTorch computes them in bfloat16, with 8 bits a number."""
     g = torch.Generator().manual_seed(0)
     start = torch.randn(3, rows, columns, generator=g)
     both = []
