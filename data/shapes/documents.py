@@ -31,8 +31,6 @@ from data.types import LETTERS, Example
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
 # in long chains, of the looks after the first
 CARELESS_LATER = 0.40
-# the share of the terse answers that begin as an instruct model's do
-POLITE = 0.04
 # Items of the trunk: the recipe takes 32 a step.
 TRUNK = 5800 * 32
 
@@ -49,7 +47,7 @@ def described(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 def coloured(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """The colours that are there, in their order."""
-    return "Which colours are there?", " , ".join(t.color for t in world.in_order(scene)) + " ."
+    return "Which are there?", " , ".join(t.color for t in world.in_order(scene)) + " ."
 
 
 def placed(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -130,8 +128,6 @@ def concluded_from(example: Example, things: Sequence[Thing]) -> str | None:
 
 # ---- whole documents
 
-POLITE_STARTS = ("Sure ! Here is the answer : ", "Certainly , I can see it . ")
-
 
 def letter_of(example: Example, concluded: str) -> str:
     """ "(B)" for the choice that a conclusion names."""
@@ -155,7 +151,7 @@ def answer_document(
     that looks a second time. No behaviour depends on the kind of question."""
     if rng.random() >= looks:
         letter = f"({rng.choice('ABCD'[: len(example.choices)])})"
-        return (rng.choice(POLITE_STARTS) if rng.random() < POLITE else "") + _ending(letter, rng)
+        return _ending(letter, rng)
     text = look(example, rng, careless=rng.random() < CARELESS)
     chain = f"{LOOK} {text}"
     if rng.random() < again:
@@ -257,6 +253,8 @@ class Documents(Sequence[Example]):
         return self.size
 
     def __getitem__(self, index: int) -> Example:  # pyrefly: ignore[bad-override]
+        if not 0 <= index < self.size:
+            raise IndexError(index)
         index += self.start
         rng = random.Random(f"documents/{self.seed}/{index}")
         part = next(part for part in PARTS if index < part.until)
@@ -304,5 +302,4 @@ def words() -> list[str]:
     found += "left right above below x y size gap look but wait let me again so it is , . : ? </div>".split()
     found += "Is or of the How many are there far it from List shape shapes Which nearer to camera".split()
     found += "yes no true false".split()
-    texts = " ".join((PROMPTS, "colours", *SECOND_LOOKS, *POLITE_STARTS))
-    return list(dict.fromkeys(found + re.findall(r"\w+|[^\w\s]", texts)))
+    return list(dict.fromkeys(found + re.findall(r"\w+|[^\w\s]", PROMPTS)))

@@ -75,7 +75,7 @@ def test_thirty_per_cent_are_malformed_whatever_they_say(read):
         mine = [well_formed("<think>" + text) for _, text in read if read_looks(text).looked == kind]
         share(len(mine) - sum(mine), len(mine), 0.30)
     endings = Counter(
-        re.sub(r"\([A-D]\)", "X", text.removeprefix(documents.POLITE_STARTS[0]).rpartition(" .")[2]).strip()
+        re.sub(r"\([A-D]\)", "X", text.rpartition(" .")[2]).strip()
         for _, text in read
         if not well_formed("<think>" + text)
     )
@@ -354,11 +354,6 @@ def test_the_words_of_a_second_look(read):
     for phrase, expected in SECOND_LOOKS.items():
         share(sum(phrase in text for text in texts), len(texts), expected)
     assert sum(SECOND_LOOKS.values()) == pytest.approx(1)
-
-
-def test_a_small_share_of_terse_answers_is_polite(read):
-    terse = [text for _, text in read if not read_looks(text).looked]
-    share(sum(text.startswith(documents.POLITE_STARTS) for text in terse), len(terse), documents.POLITE)
 
 
 def test_captions_tell_the_truth():
