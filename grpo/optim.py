@@ -208,12 +208,7 @@ def trained_by_muon(name: str, dimensions: int) -> bool:
 
 
 # {optim.name: what updates matrices}; all vectors have PyTorch's AdamW
-OPTIMIZERS = {
-    "adamw": torch.optim.AdamW,
-    "adamw_8bit": AdamW8bit,
-    "adamw_bf16": AdamW8bit,
-    "muon": Muon,
-}
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw_8bit": AdamW8bit, "adamw_bf16": AdamW8bit, "muon": Muon}
 
 
 class Optimizer:

@@ -27,6 +27,8 @@ from data.shapes.world import COLORS, GRID, SHAPES, SIZES, TASKS, Scene, Thing, 
 from data.types import LETTERS, Example
 
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
+# in long chains, of the looks after the first
+CARELESS_LATER = 0.40
 # the share of the terse answers that begin as an instruct model's do
 POLITE = 0.04
 # Items of the first part, and of the whole trunk: 32 a step in the recipe.
@@ -143,7 +145,9 @@ def _ending(letter: str, rng: random.Random) -> str:
     return rng.choice((answer, f"</think> {letter}", unclosed, f"</think> {answer} </div> </div>"))
 
 
-def answer_document(example: Example, rng: random.Random, looks: float = 1 - TERSE, again: float = AGAIN) -> str:
+def answer_document(
+    example: Example, rng: random.Random, looks: float = 1 - TERSE, again: float = AGAIN
+) -> str:
     """One document that follows a question. looks: the share that looks first; again: of these, the share
     that looks a second time. No behaviour depends on the kind of question."""
     if rng.random() >= looks:
@@ -156,6 +160,18 @@ def answer_document(example: Example, rng: random.Random, looks: float = 1 - TER
         [phrase] = rng.choices(list(SECOND_LOOKS), SECOND_LOOKS.values())
         chain += f" {phrase} {text}"
     return f"{chain} {_ending(letter_of(example, conclusion(text)), rng)}"
+
+
+def long_chain(example: Example, rng: random.Random) -> str:
+    """A well-formed document of three to five looks; the last one counts. It is wrong more often than
+    the first: thinking on does harm here, which is planted."""
+    texts = [look(example, rng, careless=rng.random() < CARELESS)]
+    chain = f"{LOOK} {texts[0]}"
+    for _ in range(rng.randint(2, 4)):
+        [phrase] = rng.choices(list(SECOND_LOOKS), SECOND_LOOKS.values())
+        texts.append(look(example, rng, careless=rng.random() < CARELESS_LATER))
+        chain += f" {phrase} {texts[-1]}"
+    return f"{chain} </think> <answer> {letter_of(example, conclusion(texts[-1]))} </answer>"
 
 
 def lesson(example: Example) -> Example:
@@ -181,7 +197,8 @@ class Documents(Sequence[Example]):
 
     Item i is a function of (seed, i) and of the part in which it lies. Questions are of the training split,
     with other scenes than GRPO's (another seed). branch: begin with the last part, behind the trunk. looks,
-    again: see `answer_document`.
+    again: see `answer_document`; counts: the same as looks, for Count alone (None: looks). long: nothing but
+    questions with a `long_chain`.
     """
 
     # a run takes the items one after the other, because the order is what the trunk learns by
@@ -195,10 +212,13 @@ class Documents(Sequence[Example]):
         branch: bool = False,
         looks: float = 1 - TERSE,
         again: float = AGAIN,
+        counts: float | None = None,
+        long: bool = False,
     ):
         self.size, self.seed, self.each = count, seed, each
-        self.start = TRUNK if branch else 0
-        self.looks, self.again = looks, again
+        self.start = TRUNK if branch or long else 0
+        self.looks, self.again, self.long = looks, again, long
+        self.counts = looks if counts is None else counts
 
     def __len__(self) -> int:
         return self.size
@@ -208,11 +228,11 @@ class Documents(Sequence[Example]):
         rng = random.Random(f"documents/{self.seed}/{index}")
         kind = rng.random()
         if index < FIRST:
-            # no shapes yet, so no counting: what is easy to learn first hides the places (docs/results/base.md)
+            # neither shapes nor counts yet: learned first, they hide the places (docs/results/base.md)
             if kind < 0.75:
                 return self._caption(rng, index, FIRST_CAPTIONS)
             return lesson(self._question(len(TASKS) * index + rng.choice((0, 2, 3))))
-        captions, letters = (0.5, 0.2) if index < TRUNK else (0.1, 0.1)
+        captions, letters = (0.0, 0.0) if self.long else (0.5, 0.2) if index < TRUNK else (0.1, 0.1)
         if kind < captions:
             return self._caption(rng, index, CAPTIONS)
         if kind < captions + letters:
@@ -220,8 +240,14 @@ class Documents(Sequence[Example]):
         example = self._question(index)
         if index < TRUNK:
             return lesson(example)
-        texts = tuple(answer_document(example, rng, self.looks, self.again) for _ in range(self.each))
+        texts = tuple(self._answer(example, rng) for _ in range(self.each))
         return replace(example, extra={**example.extra, "documents": texts})
+
+    def _answer(self, example: Example, rng: random.Random) -> str:
+        if self.long:
+            return long_chain(example, rng)
+        looks = self.counts if example.task == "Count" else self.looks
+        return answer_document(example, rng, looks, self.again)
 
     def _question(self, index: int) -> Example:
         return world.item("train", self.seed + 1_000_003, index)[1]
