@@ -299,7 +299,7 @@ def bridge_world(found: dict) -> str:
 
 
 def of_finding(make: Callable, finding: str, figure: bool = False) -> Callable[[dict], str]:
-    """A table of a finding, as findings_tables makes it. figure: its figure above it, its commands below."""
+    """A table of a finding, as findings_tables makes it. figure: its figures above it, its commands below."""
 
     def text(found: dict) -> str:
         made = make(found["records"], finding)
@@ -310,15 +310,15 @@ def of_finding(make: Callable, finding: str, figure: bool = False) -> Callable[[
         lines = findings_tables.commands(found["records"], finding)
         head = "<details><summary>The commands of the first seed</summary>"
         behind = f"\n{head}\n\n```\n{lines}\n```\n\n</details>\n"
-        return findings_figures.markdown([finding]) + table(*made) + behind * bool(lines)
+        shown = findings_figures.markdown(findings_figures.of_section(finding))
+        return shown + table(*made) + behind * bool(lines)
 
     return text
 
 
 def mechanism(found: dict) -> str:
     """The figures of what changes through training, those of one finding after the other."""
-    names = [name for name, (_, kind) in findings_figures.FIGURES.items() if kind]
-    return findings_figures.markdown(names) or NOT_MEASURED
+    return findings_figures.markdown([*findings_figures.MECHANISM]) or NOT_MEASURED
 
 
 def overview(found: dict) -> str:
@@ -327,6 +327,7 @@ def overview(found: dict) -> str:
     if made is None:
         return ""
     more = (
+        "Lines are sampled training answers; the dashed one, of SFT, is greedy held-out answers. "
         "Every finding of both papers, with commands and intervals: [findings](docs/results/findings.md).\n"
     )
     return f"{findings_figures.markdown(['overview'], 'docs/results/')}{table(*made)}\n{more}"
@@ -372,8 +373,7 @@ for _finding in findings_tables.COLUMNS:
 
 
 def results(which: str) -> str:
-    """A table by its name, or a line that says it is not measured yet. A reader of the README or the map is
-    told of what there is only."""
+    """A table by its name, or a line that says it is not measured yet; README and map then stay silent."""
     folder, make = TABLES[which]
     found = read(folder)
     if found is None:

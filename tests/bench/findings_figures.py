@@ -370,7 +370,7 @@ def passes(found: Sequence[Record], finding: str) -> Figure | None:
 # ---- the page's list
 
 
-def overview(found: Sequence[Record]) -> Figure | None:
+def overview(found: Sequence[Record], finding: str = "") -> Figure | None:
     """The README's figure: accuracy against length through training, and accuracy over steps."""
     ways = tables.overview_arms(found)
     if len(ways) < 2:
@@ -393,19 +393,22 @@ def overview(found: Sequence[Record]) -> Figure | None:
     return figure
 
 
-Draw = Callable[[Sequence[Record]], Figure | None]
+# behind the name of a finding -> what the figure shows, how it is drawn
 KINDS: dict[str, tuple[str, Callable[[Sequence[Record], str], Figure | None]]] = {
     "": ("every arm with its interval", dots),
     "-training": ("accuracy, length, looking and entropy through training", training),
     "-lengths": ("lengths of right and wrong answers", lengths),
     "-pushes": ("the words that the gradient pushes at first, after 20 and after 100 steps", pushed),
-    "-passes": ("pass@k of sound answers, before RL and after", passes),
+    "-passes": ("pass@k of answers that are right and true, before RL and after", passes),
+    "overview": ("accuracy and length through training, four ways", overview),
 }
-MECHANISM = ("-training", "-lengths", "-pushes")
 # file -> (finding, kind)
-FIGURES = {f"{finding}": (finding, "") for finding in PANELS}
-FIGURES |= {f"{finding}{kind}": (finding, kind) for finding in "abc" for kind in MECHANISM}
-FIGURES |= {f"{finding}-passes": (finding, "-passes") for finding in "ei"} | {"f-lengths": ("f", "-lengths")}
+MECHANISM = {
+    f"{finding}{kind}": (finding, kind) for finding in "abc" for kind in ("-training", "-lengths", "-pushes")
+}
+FIGURES = {"overview": ("", "overview")} | {finding: (finding, "") for finding in PANELS}
+FIGURES |= {"e-passes": ("e", "-passes"), "f-lengths": ("f", "-lengths"), "i-passes": ("i", "-passes")}
+FIGURES |= MECHANISM
 
 
 def draw(file: Path = MEASURED, folder: Path | None = None, say: Callable[[str], None] = print) -> list[Path]:
@@ -413,13 +416,10 @@ def draw(file: Path = MEASURED, folder: Path | None = None, say: Callable[[str],
     paths written. Raises ValueError that names the file."""
     folder = folder or file.parent
     found = tables.records(file)
-    every: dict[str, Draw] = {"overview": overview}
-    for name, (finding, kind) in FIGURES.items():
-        every[name] = lambda records, finding=finding, kind=kind: KINDS[kind][1](records, finding)
     written = []
     with plt().style.context([STYLE_FILE, STYLE]):
-        for name, make in every.items():
-            figure = make(found)
+        for name, (finding, kind) in FIGURES.items():
+            figure = KINDS[kind][1](found, finding)
             if figure is None:
                 say(f"{name}: skipped, its records are not measured yet")
                 continue
@@ -440,8 +440,13 @@ def markdown(names: Sequence[str], ahead: str = "", folder: Path = MEASURED.pare
 
 def about(name: str) -> str:
     """What a figure shows, for who cannot see it."""
-    finding, kind = FIGURES.get(name, ("all findings", "-training"))
-    return f"{finding}: {KINDS[kind][0]}"
+    finding, kind = FIGURES[name]
+    return f"{finding}: {KINDS[kind][0]}".removeprefix(": ")
+
+
+def of_section(finding: str) -> list[str]:
+    """The figures that stand in the section of a finding."""
+    return [name for name, (of, _) in FIGURES.items() if of == finding and name not in MECHANISM]
 
 
 def main(argv: list[str] | None = None) -> int:

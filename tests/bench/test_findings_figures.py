@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from grpo.evaluation.statistics import wilson
 from tests import result_tables
@@ -76,6 +77,16 @@ def test_the_main_jobs_base_stands_in_where_a_finding_has_none():
     # the prefix of another world
     assert tables.arms(records(), "world")["best_prefix"][0]["finding"] == "world"
     assert tables.arms([record("main", "base", 0)], "d") == {}
+
+
+def test_every_arm_that_is_run_has_a_name_in_plain_words():
+    spec = yaml.safe_load(Path(figures.__file__).with_name("findings.yaml").read_text("utf-8"))
+    for finding, values in spec["findings"].items():
+        for arm in values["arms"]:
+            assert tables.name_of(finding, arm) != arm or arm == "base", f"{finding}: {arm}"
+        assert {*tables.ARMS[finding]} <= {*values["arms"]}, finding
+    assert spec["findings"].keys() == tables.COLUMNS.keys() == figures.PANELS.keys()
+    assert all(arm in tables.ARMS[finding] for finding, arm in tables.OVERVIEW)
 
 
 def test_an_arm_of_no_known_name_comes_last_under_its_own():
@@ -151,7 +162,7 @@ def test_every_figure_is_drawn_and_alike_every_time(measured, tmp_path):
     pytest.importorskip("matplotlib")
     said = []
     paths = figures.draw(measured, tmp_path, said.append)
-    assert {path.stem for path in paths} == {"overview", *figures.FIGURES} and not said
+    assert {path.stem for path in paths} == {*figures.FIGURES} and not said
     assert all(path.read_text("utf-8").count("<path") > 10 for path in paths)
     only = [each for each in records() if each["finding"] in ("d", "main")]
     again = figures.draw(written(tmp_path, only), tmp_path / "again", said.append)
@@ -166,7 +177,7 @@ def test_what_is_missing_is_skipped_with_one_line(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == str(tmp_path / "d.svg")
     skipped = [line.split(":")[0] for line in lines[:-1]]
-    assert skipped == ["overview", *(name for name in figures.FIGURES if name != "d")]
+    assert skipped == [name for name in figures.FIGURES if name != "d"]
     (tmp_path / "measured.json").write_text("{")
     assert figures.main(["--json", str(tmp_path / "measured.json")]) == 2
     assert str(tmp_path / "measured.json") in capsys.readouterr().err
@@ -175,7 +186,12 @@ def test_what_is_missing_is_skipped_with_one_line(tmp_path, capsys):
 def test_a_figure_stands_on_the_page_once_it_is_drawn(tmp_path):
     assert figures.markdown(["a"], folder=tmp_path) == ""
     (tmp_path / "a.svg").write_text("<svg/>")
-    assert "](findings/a.svg)" in figures.markdown(["a", "b"], folder=tmp_path)
+    assert figures.markdown(["a", "b"], folder=tmp_path) == (
+        "![a: every arm with its interval](findings/a.svg)\n\n"
+    )
+    # every one has its place
+    placed = [name for finding in tables.COLUMNS for name in figures.of_section(finding)]
+    assert sorted(["overview", *placed, *figures.MECHANISM]) == sorted(figures.FIGURES)
 
 
 def test_bins_hold_every_answer():
