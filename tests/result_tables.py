@@ -10,8 +10,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from data.shapes.world import CHANCE
+from data.shapes.world import CHANCE, TASKS
 from tests.bench import findings_figures, findings_tables, speed_tables
+from tests.bench.about import base_hash
 
 NOT_MEASURED = "*Not measured yet.*\n"
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
@@ -291,6 +292,28 @@ def base(found: dict) -> str:
     )
 
 
+def made(found: dict) -> str:
+    """The bases that the recipe made from random weights: time, readings and gate of each seed."""
+    runs = found.get("made")
+    if not runs:
+        return "*Not measured yet.*\n"
+    head = ["seed", "minutes", *next(iter(runs.values()))["readings"], *TASKS, "gate"]
+    rows = [
+        [
+            seed,
+            f"{run['minutes']:.0f}",
+            *(percent(value) for value in run["readings"].values()),
+            *(f"{100 * value:+.0f}" for value in run["gate"].values()),
+            "passed" if run["passed"] else "**not passed**",
+        ]
+        for seed, run in runs.items()
+    ]
+    return table(head, rows) + (
+        "\nMinutes of the steps, by the clock. Readings right; then P(right | looked) - P(right | terse) in "
+        "points, by the kind of question. The gate asks for more than 30 of each.\n"
+    )
+
+
 def bridge_world(found: dict) -> str:
     """What is kept of a caption that says everything, and of one that lacks what the question needs."""
     from tests.bench.bridge_world import HEAD, rows
@@ -341,8 +364,13 @@ def link(found: dict) -> str:
 
 
 def about(found: dict) -> str:
-    """Where and when it was measured."""
-    return " · ".join(f"{key}: {value}" for key, value in found["about"].items()) + "\n"
+    """Where and when it was measured, and with which base, if that is not the one that is here now."""
+    told = " · ".join(f"{key}: {value}" for key, value in found["about"].items())
+    if found["about"]["base"] != base_hash():
+        told += (
+            "\n\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since."
+        )
+    return told + "\n"
 
 
 TABLES = {
@@ -353,6 +381,7 @@ TABLES = {
     "shapes/short": ("shapes", short),
     "shapes/about": ("shapes", about),
     "base/all": ("base", base),
+    "base/made": ("base", made),
     "base/about": ("base", about),
     "bridge/world": ("bridge", bridge_world),
     "bridge/about": ("bridge", about),

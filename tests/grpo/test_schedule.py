@@ -55,11 +55,3 @@ def test_stages():
     assert stage_at(100, [], default) is default
     with pytest.raises(ValueError, match=r"\[5, 3\]"):
         stage_at(0, [second, first], default)
-
-
-def test_a_decay_may_begin_late():
-    rates = [lr_at(s, lr=1.0, warmup=2, decay="linear", steps=10, decay_steps=4) for s in range(10)]
-    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
-    # never before the warm-up's end
-    rates = [lr_at(s, lr=1.0, warmup=5, decay="linear", steps=10, decay_steps=50) for s in range(10)]
-    assert rates == [lr_at(s, lr=1.0, warmup=5, decay="linear", steps=10) for s in range(10)]

@@ -22,7 +22,9 @@ from data.shapes.documents import AGAIN, CARELESS, MALFORMED, TERSE, Documents, 
 from data.shapes.looking import SECOND_LOOKS, agrees, conclusion, read_looks
 from data.shapes.world import COLORS, GRID, SIZES, TASKS, Shapes, free_pairs, gap, scatter
 from data.templates import TEMPLATES
+from grpo.config import load
 from models.config import ModelConfig
+from train import learning_rate
 
 TINY = Path(__file__).resolve().parents[3] / "models" / "tiny"
 
@@ -256,8 +258,18 @@ def parts_read(documents, start, count=1000):
     return captions, letters, others
 
 
-def test_the_first_part_has_neither_shapes_nor_counts():
-    captions, letters, lessons = parts_read(Documents(seed=3), 0)
+def starts():
+    """The first item of each part."""
+    return [0, *(part.until for part in documents.PARTS[:-1])]
+
+
+def test_the_first_part_is_colours_alone():
+    captions, _, _ = parts_read(Documents(seed=3), 0)
+    assert len(captions) == 1000 and {e.task for e in captions} == {"Caption coloured"}
+
+
+def test_the_second_part_has_neither_shapes_nor_counts():
+    captions, letters, lessons = parts_read(Documents(seed=3), starts()[1])
     share(len(captions), 1000, 0.75)
     assert not letters
     kinds = Counter(e.task for e in lessons)
@@ -266,16 +278,17 @@ def test_the_first_part_has_neither_shapes_nor_counts():
     assert not any("shape" in text for e in captions + lessons for text in e.extra["documents"])
 
 
-def test_the_second_part_has_all_that_can_be_seen_and_no_answer():
-    captions, letters, lessons = parts_read(Documents(seed=3), documents.FIRST)
+def test_the_third_part_has_all_that_can_be_seen_and_no_answer():
+    captions, letters, lessons = parts_read(Documents(seed=3), starts()[2])
     share(len(captions), 1000, 0.5)
     share(len(letters), 1000, 0.2)
     kinds = Counter(e.task for e in captions)
-    # A sixth of the scenes hold one object, which can only be described; of the others, two captions in four
-    # describe.
-    for name, expected in (("described", 7 / 12), ("gaps", 5 / 24), ("listed", 5 / 24)):
+    # A sixth of the scenes hold one object, which can only be described.
+    for name, expected in (("described", 1 / 6 + 5 / 24), ("listed", 5 / 12), ("gaps", 5 / 24)):
         share(kinds[f"Caption {name}"], len(captions), expected)
-    assert {e.task for e in lessons} == {f"Lesson {task}" for task in TASKS}
+    kinds = Counter(e.task for e in lessons)
+    for task in TASKS:
+        share(kinds[f"Lesson {task}"], len(lessons), 0.4 if task == "Count" else 0.2)
     assert not any("answer" in text or "look" in text for e in lessons for text in e.extra["documents"])
 
 
@@ -288,6 +301,16 @@ def test_the_branch_reads_answers():
     ours, behind_the_trunk = Documents(seed=3, branch=True), Documents(seed=3)
     for i in (0, 5, 1000):
         assert ours[i].extra["documents"] == behind_the_trunk[documents.TRUNK + i].extra["documents"]
+
+
+def test_the_recipe_ends_the_trunk_where_the_list_does():
+    base, branch = load("tiny_base"), load("tiny_branch")
+    trunk = documents.TRUNK // base.prompts
+    assert branch.steps == base.steps - trunk and f"step_{trunk:06d}" in branch.model
+    assert branch.optim.lr == pytest.approx(learning_rate(base, trunk), rel=0.02)
+    assert learning_rate(branch, branch.steps - 1) == pytest.approx(
+        learning_rate(base, base.steps - 1), rel=0.1
+    )
 
 
 def test_a_lesson_reads_the_truth_and_concludes(questions):
@@ -339,7 +362,7 @@ def test_a_small_share_of_terse_answers_is_polite(read):
 
 
 def test_captions_tell_the_truth():
-    for kind in {*documents.CAPTIONS, *documents.FIRST_CAPTIONS}:
+    for kind in {kind for part in documents.PARTS for kind in part.kinds}:
         for k in range(40):
             rng = random.Random(k)
             scene = scatter(rng, free_pairs(rng, 4))
@@ -353,6 +376,8 @@ def test_captions_tell_the_truth():
                     color, *rest = said.split()
                     read_of = dict(zip(rest[::2], rest[1::2]))
                     assert read_of == {unit: str(getattr(things[color], unit)) for unit in units}
+            elif kind is documents.coloured:
+                assert text.removesuffix(" .").split(" , ") == [c for c in COLORS if c in things]
             elif kind is documents.gaps:
                 start = things[re.fullmatch(r"How far is it from the (\w+) \w+\?", asked)[1]]
                 assert {(n, int(g)) for n, g in re.findall(r"(\w+) x \d y \d gap (\d)", text)} == {
@@ -375,8 +400,7 @@ def test_a_lesson_in_letters_names_each_choice_by_its_letter():
 
 def test_the_base_never_read_a_question_of_the_held_out_sets_or_of_a_run():
     """Documents ask about training scenes, and about others than a run's own (whose seeds are small)."""
-    starts = (0, documents.FIRST, documents.TRUNK)
-    asked = {Documents(seed=s)[start + i].uid for s in range(2) for start in starts for i in range(100)}
+    asked = {Documents(seed=s)[start + i].uid for s in range(2) for start in starts() for i in range(100)}
     assert not asked & {f"shapes/train/{seed}/{i}" for seed in range(1000) for i in range(100)}
     assert not any(uid.startswith(("shapes/heldout", "shapes/pairs")) for uid in asked)
 
@@ -385,8 +409,7 @@ def test_the_base_never_read_a_question_of_the_held_out_sets_or_of_a_run():
 
 
 def some_of_each_part(seed):
-    starts = (0, documents.FIRST, documents.TRUNK)
-    return [Documents(seed=seed)[start + i] for start in starts for i in range(150)]
+    return [Documents(seed=seed)[start + i] for start in starts() for i in range(150)]
 
 
 def test_every_word_is_known():
