@@ -38,6 +38,7 @@ from grpo.storage.model_folder import load_model, model_folder
 from tests.bench.about import about
 from tests.bench.ask import CURVE, EVALS, Policy, first, followed
 from tests.bench.findings_plan import Arm, Plan, Stage, hashed, is_measured, listed, read_spec
+from tests.bench.pushes import pushes
 
 SPEC = Path(__file__).with_suffix(".yaml")
 
@@ -139,8 +140,6 @@ class Measured:
 def pushed(arm: Arm, base: str) -> dict[str, dict[str, float]]:
     """{step: {word: push}} of the last run of an arm, at the weights behind each step of `pushes`. Weights
     are those that `save.weights_every` has kept; step 0 is the policy from which the run began."""
-    from tests.bench.pushes import pushes
-
     stage = arm.stages[-1]
     before = str(arm.stages[-2].folder) if len(arm.stages) > 1 else base
     questions = first({"data": stage.cfg.data, "split": "train"}, arm.asked["pushes"]["items"])

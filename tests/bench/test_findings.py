@@ -46,7 +46,7 @@ SPEC = {
                 "base": {"seeds": [0]},
                 "prefixed": {"seeds": [0], "prefix": True},
                 "first": {"seeds": [0, 1], "stages": [["shapes", *SMALL, "method=sft"]]},
-                "second": {"seeds": [0], "after": "first", "stages": [["shapes", *SMALL]]},
+                "second": {"seeds": [0], "after": "first", "stages": [["shapes", *SMALL]], "pushes": [0, 1]},
             },
         },
         "y": {
@@ -182,6 +182,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_numbers(run, tmp_path, monkeypa
     assert record["sets"]["pairs"]["items"] == 4 and record["sampled"]["heldout"]["items"] == 8
     assert sum(sum(each.values()) for each in record["lengths"].values()) == 8
     assert list(record["passes"]) == ["1", "2", "4"]
+    assert [*record["pushes"]] == ["0", "1"] and record["pushes"]["0"] != record["pushes"]["1"]
 
 
 def test_what_is_measured_is_kept_until_it_is_of_something_else(run, base, tmp_path, monkeypatch):
