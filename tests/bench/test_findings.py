@@ -1,6 +1,11 @@
 """Each arm is made of runs that train.py understands; a stopped measurement goes on to the same numbers."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -8,8 +13,10 @@ import yaml
 from small import small_folder
 
 import train
+from data.chat import Chat
 from data.sources.table import open_split
 from grpo import config
+from grpo.evaluation.evaluated_model import known_ids
 from grpo.evaluation.scores import read_completion
 from grpo.storage import checkpoint
 from tests.bench import ask, findings
@@ -77,7 +84,7 @@ def run(base, tmp_path):
     return call
 
 
-def test_every_arm_is_made_of_runs_that_train_py_understands(tmp_path):
+def test_every_arm_is_made_of_runs_that_train_py_understands(base, tmp_path):
     spec = read_spec(findings.SPEC)
     assert list(spec.findings) == ["main", "world", *"abcdefghi"]
     arms = Plan(spec, "tiny", None, tmp_path).arms([], [], [])
@@ -90,6 +97,10 @@ def test_every_arm_is_made_of_runs_that_train_py_understands(tmp_path):
             assert every and not any(step % every for step in steps), arm.title
     for name, questions in spec.sets.items():
         assert len(first(questions, 8)) == 8, name
+    prefixes = spec.asking["prefixes"]["texts"]
+    assert len(prefixes) >= 10 and all(
+        known_ids(Chat(base, template="shapes"), text, "") for text in prefixes
+    )
     assert [arm.seed for arm in arms] == sorted(arm.seed for arm in arms), "the first seeds come first"
     # the main job is run once for all findings that need it
     main = {arm.stages[-1].digest for arm in arms if arm.name in ("rl", "sft_0", "base_0", "none", "seeing")}
@@ -210,9 +221,23 @@ def test_the_best_step_of_a_run_is_asked(run, monkeypatch):
     assert record["best_step"] == max(scores, key=scores.get)
 
 
-def test_two_arms_at_a_time_are_the_same_records(run):
-    one = run("--only", "x", "--arm", "base", "first", "--seeds", "0", where="one")
-    assert run("--only", "x", "--arm", "base", "first", "--seeds", "0", "--jobs", "2", where="two") == one
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_arms_at_a_time_killed_in_the_middle_are_the_same_records(run, base, tmp_path):
+    """All processes are killed as soon as a run has a row. Both arms begin with the same run."""
+    chosen = ["--only", "x", "--arm", "second", "first", "--seeds", "0"]
+    straight = run(*chosen)
+    where = tmp_path / "killed"
+    options = ["--base", base, "--spec", tmp_path / "spec.yaml", "--out", where, "--json", where / "m.json"]
+    command = [sys.executable, findings.__file__, *map(str, options), *chosen, "--jobs", "2"]
+    process = subprocess.Popen(command, start_new_session=True)
+    while not any(file.stat().st_size for file in where.glob("*/metrics.jsonl")):
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert findings.read_records(where / "m.json") != straight
+    assert run(*chosen, "--jobs", "2", where="killed") == straight
 
 
 def test_the_list_counts_what_is_measured(run, capsys):
@@ -247,3 +272,10 @@ def test_a_guess_is_right_and_not_sound():
     assert (found["right"], found["sound"], found["items"], found["questions"]) == (3, 0.25, 4, 1)
     assert found["passes"] == {"1": 0.25, "2": 0.5, "4": 1.0}
     assert found["tasks"] == {example.task: [3, 4]} and sum(found["lengths"]["wrong"].values()) == 1
+
+
+@pytest.mark.parametrize("recipe", [name for name in config.recipes() if name.startswith("mini/")])
+def test_a_recipe_in_miniature_is_found_by_its_name(recipe, base, tmp_path, capsys):
+    assert train.main([recipe, f"model={base}", f"out={tmp_path / 'run'}", "--dry-run"]) == 0
+    assert f"run (recipe {recipe}): " in capsys.readouterr().out
+    assert config.load(recipe).out == f"runs/{recipe}"
