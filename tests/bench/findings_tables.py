@@ -338,8 +338,8 @@ def pass_table(found: Sequence[Record], finding: str) -> Table | None:
 
 
 def texts(found: Sequence[Record], finding: str, most: int = 2) -> str:
-    """Sampled answers of every trained arm of a finding, of its first seed: the first ones to as many
-    questions, of which each stands above them; "" where the finding has no records."""
+    """Sampled answers of the trained arms of a finding, on their first seed: below each of the first
+    questions one answer of each arm. "" where the finding has no records."""
     rows = {
         arm: part[0]["texts"][:most] for arm, part in arms(found, finding).items() if arm not in UNTRAINED
     }
