@@ -339,6 +339,16 @@ def of_finding(make: Callable, finding: str, figure: bool = False) -> Callable[[
     return text
 
 
+def texts_of(finding: str) -> Callable[[dict], str]:
+    """What the arms of a finding write."""
+
+    def text(found: dict) -> str:
+        lines = findings_tables.texts(found["records"], finding)
+        return f"```\n{lines}\n```\n" if lines else NOT_MEASURED
+
+    return text
+
+
 def mechanism(found: dict) -> str:
     """The figures of what changes through training, those of one finding after the other."""
     return findings_figures.markdown([*findings_figures.MECHANISM]) or NOT_MEASURED
@@ -397,6 +407,7 @@ for _finding in findings_tables.COLUMNS:
         "": of_finding(findings_tables.finding_table, _finding, figure=True),
         ".tasks": of_finding(findings_tables.task_table, _finding),
         ".passes": of_finding(findings_tables.pass_table, _finding),
+        ".texts": texts_of(_finding),
     }
     TABLES |= {f"findings/{_finding}{part}": ("findings", make) for part, make in _parts.items()}
 

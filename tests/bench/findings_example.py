@@ -44,6 +44,10 @@ def record(finding: str, arm: str, seed: int) -> dict:
         "right": {str(n): rng.randint(5, 60) for n in range(int(0.7 * length), int(1.2 * length) + 2)},
         "wrong": {str(int(length) + 5): 40, "5": 25},
     }
+    found["texts"] = [
+        {"asked": f"How many {shape}s are there?", "text": f"<think> {arm} </think>", "right": seed == 0}
+        for shape in ("star", "circle", "square")
+    ]
     found["sound"] = 0.02 if arm.endswith(START) else 0.6 * accuracy
     found["passes"] = {
         str(2**n): 1 - (1 - found["sound"]) ** (2**n) for n in range(9 if finding in "ei" else 4)

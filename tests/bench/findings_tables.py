@@ -255,7 +255,8 @@ def shown(number: Estimate | None, share: bool) -> str:
     """An estimate as text; "" for None."""
     if number is None:
         return ""
-    scale, digits = (100, 1) if share else (1, 1 if number.value < 1000 else 0)
+    whole = not share and all(isinstance(value, int) for value in number.values)
+    scale, digits = 100 if share else 1, 0 if whole else 1
     value, low, high = (f"{scale * x:,.{digits}f}" for x in (number.value, number.low, number.high))
     spread = "" if low == high else f" ({low}–{high})"
     return f"{value} %{spread}" if share else f"{value}{spread}"
@@ -334,6 +335,22 @@ def pass_table(found: Sequence[Record], finding: str) -> Table | None:
         [name_of(finding, arm), *(shown(numbers.get(k), True) for k in ks)] for arm, numbers in rows.items()
     ]
     return (["k", *map(str, ks)], lines) if lines else None
+
+
+def texts(found: Sequence[Record], finding: str, most: int = 2) -> str:
+    """Sampled answers of the trained arms of a finding, on their first seed: below each of the first
+    questions one answer of each arm. "" where the finding has no records."""
+    rows = {
+        arm: part[0]["texts"][:most] for arm, part in arms(found, finding).items() if arm not in UNTRAINED
+    }
+    lines = []
+    for place in range(most):
+        answers = {arm: texts[place] for arm, texts in rows.items() if place < len(texts)}
+        lines += [next(iter(answers.values()))["asked"]] if answers else []
+        for arm, answer in answers.items():
+            verdict = "right" if answer["right"] else "wrong"
+            lines.append(f"    {name_of(finding, arm)} ({verdict}): {answer['text']}")
+    return "\n".join(lines)
 
 
 def commands(found: Sequence[Record], finding: str) -> str:

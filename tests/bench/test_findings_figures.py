@@ -64,7 +64,8 @@ def test_the_goal_is_reached_where_ten_steps_average_it():
 def test_numbers_as_text():
     number = tables.Estimate(0.9734, 0.965, 0.98, (0.965, 0.98))
     assert tables.shown(number, True) == "97.3 % (96.5–98.0)"
-    assert tables.shown(tables.Estimate(28080.4, 28080.0, 28081.0, (1.0,)), False) == "28,080 (28,080–28,081)"
+    steps = tables.Estimate(28080.4, 28080, 28081, (28080, 28081))
+    assert tables.shown(steps, False) == "28,080 (28,080–28,081)"
     assert tables.shown(tables.Estimate(3.0, 3.0, 3.0, (3.0,)), False) == "3.0"
     assert tables.shown(None, True) == ""
 
@@ -136,12 +137,18 @@ def test_tasks_are_of_the_set_that_the_finding_is_about(measured):
     assert f"{100 * sum(shares) / 3:.1f} % ({100 * min(shares):.1f}–" in line
 
 
+def test_what_is_written_stands_below_its_question(measured):
+    lines = result_tables.results("findings/d.texts").splitlines()
+    assert lines[1:3] == ["How many stars are there?", "    nothing frozen (right): <think> none </think>"]
+    assert len(lines) == 2 + 2 * (1 + 3), "two questions, three arms"
+
+
 def test_without_records_the_page_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(result_tables, "RESULTS", tmp_path)
     assert result_tables.results("findings/a") == result_tables.NOT_MEASURED
     (tmp_path / "findings").mkdir()
     written(tmp_path / "findings", [record("main", "rl", 0)])
-    for which in ("a", "a.tasks", "e.passes", "mechanism"):
+    for which in ("a", "a.tasks", "e.passes", "c.texts", "mechanism"):
         assert result_tables.results(f"findings/{which}") == result_tables.NOT_MEASURED
     assert result_tables.results("findings/main") != result_tables.NOT_MEASURED
 
