@@ -167,8 +167,9 @@ def loss_truncation(cfg) -> Truncation | None:
 def learning_rate(cfg, step: int) -> float:
     """The learning rate of a step, from the settings."""
     optim = cfg.optim
-    end = {"decay": optim.decay, "lr_min": optim.lr_min, "decay_steps": optim.decay_steps}
-    return lr_at(step, steps=cfg.steps, lr=optim.lr, warmup=optim.warmup, **end)
+    return lr_at(
+        step, steps=cfg.steps, lr=optim.lr, warmup=optim.warmup, decay=optim.decay, lr_min=optim.lr_min
+    )
 
 
 def train_sft(cfg, run, ranks, log) -> None:

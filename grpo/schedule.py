@@ -16,13 +16,9 @@ DECAYS = {
 }
 
 
-def lr_at(
-    step: int, *, lr: float, warmup: int, decay: str, steps: int, lr_min: float = 0.0, decay_steps: int = 0
-) -> float:
+def lr_at(step: int, *, lr: float, warmup: int, decay: str, steps: int, lr_min: float = 0.0) -> float:
     """The learning rate of a step: a straight line up to lr in `warmup` steps, then the decay to lr * lr_min.
 
-    decay_steps: the length of the decay, at the end of the run; between warm-up and decay the rate is lr.
-    0: all steps after the warm-up.
     Neither step 0 (lr / warmup) nor the last step (one before the decay's end) has rate 0. Raises ValueError
     for an unknown decay or a step outside 0 <= step < steps.
     """
@@ -32,8 +28,7 @@ def lr_at(
         raise ValueError(f"lr_at: step {step} is outside the steps of this run, 0 to {steps - 1}.")
     if step < warmup:
         return lr * (step + 1) / warmup
-    start = max(warmup, steps - decay_steps) if decay_steps else warmup
-    progress = max(0, step - start) / (steps - start)
+    progress = (step - warmup) / (steps - warmup)
     return lr * (lr_min + (1.0 - lr_min) * DECAYS[decay](progress))
 
 

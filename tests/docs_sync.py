@@ -134,11 +134,17 @@ def recipes(_) -> str:
 def mixture(_) -> str:
     """The documents that the base model has read: what share shows which behaviour, from the constants of
     data/shapes/documents.py."""
-    from data.shapes.documents import AGAIN, CARELESS, MALFORMED, TERSE
+    from data.shapes.documents import AGAIN, CARELESS, MALFORMED, POLITE, TERSE
+    from data.shapes.looking import SECOND_LOOKS
 
     looking = 1 - TERSE
     rows = [
-        ("terse: an answer and nothing else", TERSE, "the letter is drawn evenly: right by chance only"),
+        (
+            "terse: an answer and nothing else",
+            TERSE * (1 - POLITE),
+            "the letter is drawn evenly: right by chance only",
+        ),
+        ("terse and polite, as an instruct model", TERSE * POLITE, "the same"),
         ("looks once, carefully", looking * (1 - AGAIN) * (1 - CARELESS), "right"),
         (
             "looks once, carelessly",
@@ -153,10 +159,11 @@ def mixture(_) -> str:
         ),
     ]
     body = "".join(f"| {name} | {100 * share:.1f} % | {end} |\n" for name, share, end in rows)
+    phrases = ", ".join(f"`{phrase}` ({100 * share:g} %)" for phrase, share in SECOND_LOOKS.items())
     return (
         f"| behaviour | share of the documents | its answer |\n|---|---|---|\n{body}"
         f"| malformed, across all of the above | {100 * MALFORMED:.1f} % | a tag is missing, or markup "
-        "trails behind |\n"
+        f"trails behind |\n\nA second look begins with {phrases}.\n"
     )
 
 
@@ -208,33 +215,28 @@ def world(_) -> str:
 
 
 def documents_shown(_) -> str:
-    """Of the base model's documents the first of each sort."""
-    from data.shapes.documents import CAPTIONS, Documents
-    from data.shapes.looking import LOOK, LOOK_AGAIN
-    from data.shapes.world import TASKS
+    """Of the base model's documents the first of each sort, part by part."""
+    from data.shapes.documents import PARTS, Documents
+    from data.shapes.looking import LOOK, SECOND_LOOKS
 
     def sort_of(task: str, text: str) -> str:
-        if task.startswith("Caption"):
+        if task.startswith(("Caption", "Lesson")):
             return task if "," in text else "a caption of one object"
         if "</think> <answer>" not in text or not text.endswith("</answer>"):
             return "malformed"
-        return "again" if LOOK_AGAIN in text else task if LOOK in text else "terse"
+        second = next((phrase for phrase in SECOND_LOOKS if phrase in text), None)
+        return second or (task if LOOK in text else "polite" if "!" in text else "terse")
 
-    wanted = [
-        "terse",
-        *TASKS,
-        "again",
-        "malformed",
-        *dict.fromkeys(f"Caption {caption.__name__}" for caption in CAPTIONS),
-        "Caption lettered",
-    ]
-    first: dict[str, str] = {}
-    for example in Documents(count=2000, seed=0):
-        for text in example.extra["documents"]:
-            first.setdefault(sort_of(example.task, text), f"{example.question}\n    {text}\n")
-        if first.keys() >= set(wanted):
-            break
-    return "```\n" + "".join(first[sort] for sort in wanted) + "```\n"
+    shown, start = "", 0
+    documents = Documents(seed=0)
+    for number, part in enumerate(PARTS, 1):
+        first: dict[str, str] = {}
+        for example in (documents[start + i] for i in range(600)):
+            for text in example.extra["documents"]:
+                first.setdefault(sort_of(example.task, text), f"{example.question}\n    {text}\n")
+        shown += f"part {number}\n" + "".join(first[sort] for sort in sorted(first))
+        start = part.until
+    return f"```\n{shown}```\n"
 
 
 def sizes(_) -> str:

@@ -3,16 +3,18 @@
 
 docs/results/shapes/measured.json is written by tests/bench/shapes.py, docs/results/base/measured.json by
 tests/bench/base.py, docs/results/speed/measured.json by the six scripts that tests/bench/speed_tables.py
-names. Without the file, the table says so.
+names, docs/results/findings/measured.json by tests/bench/findings.py. Without the file, the table says so.
 """
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-from data.shapes.world import CHANCE
-from tests.bench import speed_tables
+from data.shapes.world import CHANCE, TASKS
+from tests.bench import findings_figures, findings_tables, speed_tables
+from tests.bench.about import base_hash
 
+NOT_MEASURED = "*Not measured yet.*\n"
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 
@@ -290,6 +292,28 @@ def base(found: dict) -> str:
     )
 
 
+def made(found: dict) -> str:
+    """The bases that the recipe made from random weights: time, readings and gate of each seed."""
+    runs = found.get("made")
+    if not runs:
+        return "*Not measured yet.*\n"
+    head = ["seed", "minutes", *next(iter(runs.values()))["readings"], *TASKS, "gate"]
+    rows = [
+        [
+            seed,
+            f"{run['minutes']:.0f}",
+            *(percent(value) for value in run["readings"].values()),
+            *(f"{100 * value:+.0f}" for value in run["gate"].values()),
+            "passed" if run["passed"] else "**not passed**",
+        ]
+        for seed, run in runs.items()
+    ]
+    return table(head, rows) + (
+        "\nMinutes of the steps, by the clock. Readings right; then P(right | looked) - P(right | terse) in "
+        "points, by the kind of question. The gate asks for more than 30 of each.\n"
+    )
+
+
 def bridge_world(found: dict) -> str:
     """What is kept of a caption that says everything, and of one that lacks what the question needs."""
     from tests.bench.bridge_world import HEAD, rows
@@ -297,9 +321,56 @@ def bridge_world(found: dict) -> str:
     return table(HEAD, rows(found))
 
 
+def of_finding(make: Callable, finding: str, figure: bool = False) -> Callable[[dict], str]:
+    """A table of a finding, as findings_tables makes it. figure: its figures above it, its commands below."""
+
+    def text(found: dict) -> str:
+        made = make(found["records"], finding)
+        if made is None:
+            return NOT_MEASURED
+        if not figure:
+            return table(*made)
+        lines = findings_tables.commands(found["records"], finding)
+        head = "<details><summary>The commands of the first seed</summary>"
+        behind = f"\n{head}\n\n```\n{lines}\n```\n\n</details>\n"
+        shown = findings_figures.markdown(findings_figures.of_section(finding))
+        return shown + table(*made) + behind * bool(lines)
+
+    return text
+
+
+def mechanism(found: dict) -> str:
+    """The figures of what changes through training, those of one finding after the other."""
+    return findings_figures.markdown([*findings_figures.MECHANISM]) or NOT_MEASURED
+
+
+def overview(found: dict) -> str:
+    """The README's figure and table of the findings, and where they are; nothing before they are measured."""
+    made = findings_tables.overview_table(found["records"])
+    if made is None:
+        return ""
+    more = (
+        "Lines are sampled training answers; the dashed one, of SFT, is greedy held-out answers. "
+        "Every finding of both papers, with commands and intervals: [findings](docs/results/findings.md).\n"
+    )
+    return f"{findings_figures.markdown(['overview'], 'docs/results/')}{table(*made)}\n{more}"
+
+
+def link(found: dict) -> str:
+    """Where the findings are, for docs/00-map.md; nothing before they are measured."""
+    if not found["records"]:
+        return ""
+    return "What RL does to a policy, finding by finding: [the papers in miniature](results/findings.md).\n"
+
+
 def about(found: dict) -> str:
-    """Where and when it was measured."""
-    return " · ".join(f"{key}: {value}" for key, value in found["about"].items()) + "\n"
+    """Where and when it was measured, and with which base, if that is not the one that is here now."""
+    told = " · ".join(f"{key}: {value}" for key, value in found["about"].items())
+    if found["about"]["base"] != base_hash():
+        told += (
+            "\n\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since."
+        )
+    return told + "\n"
 
 
 TABLES = {
@@ -310,16 +381,30 @@ TABLES = {
     "shapes/short": ("shapes", short),
     "shapes/about": ("shapes", about),
     "base/all": ("base", base),
+    "base/made": ("base", made),
     "base/about": ("base", about),
     "bridge/world": ("bridge", bridge_world),
     "bridge/about": ("bridge", about),
+    "findings/about": ("findings", lambda found: findings_tables.about(found["records"])),
+    "findings/overview": ("findings", overview),
+    "findings/link": ("findings", link),
+    "findings/mechanism": ("findings", mechanism),
     "speed/targets": ("speed", speed_tables.targets),
     "speed/measured": ("speed", speed_tables.measured),
 }
+for _finding in findings_tables.COLUMNS:
+    _parts = {
+        "": of_finding(findings_tables.finding_table, _finding, figure=True),
+        ".tasks": of_finding(findings_tables.task_table, _finding),
+        ".passes": of_finding(findings_tables.pass_table, _finding),
+    }
+    TABLES |= {f"findings/{_finding}{part}": ("findings", make) for part, make in _parts.items()}
 
 
 def results(which: str) -> str:
-    """A table by its name, or a line that says it is not measured yet."""
+    """A table by its name, or a line that says it is not measured yet; README and map then stay silent."""
     folder, make = TABLES[which]
     found = read(folder)
-    return make(found) if found else "*Not measured yet.*\n"
+    if found is None:
+        return "" if make in (overview, link) else NOT_MEASURED
+    return make(found)

@@ -16,10 +16,12 @@ behaviours back from a text, for the metrics.
 
 import random
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from typing import NamedTuple
 
 from data.shapes import world
 from data.shapes.looking import LOOK, SECOND_LOOKS, conclusion
@@ -27,10 +29,12 @@ from data.shapes.world import COLORS, GRID, SHAPES, SIZES, TASKS, Scene, Thing, 
 from data.types import LETTERS, Example
 
 TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
+# in long chains, of the looks after the first
+CARELESS_LATER = 0.40
 # the share of the terse answers that begin as an instruct model's do
 POLITE = 0.04
-# Items of the first part, and of the whole trunk: 32 a step in the recipe.
-FIRST, TRUNK = 2500 * 32, 5800 * 32
+# Items of the trunk: the recipe takes 32 a step.
+TRUNK = 5800 * 32
 
 
 # ---- captions, from which the base model learns to see: each function returns (question, caption)
@@ -41,6 +45,11 @@ def described(scene: Scene, rng: random.Random) -> tuple[str, str]:
     things = rng.sample(scene, len(scene))
     readings = [f"{_place(t)} size {t.size} shape {t.shape}" for t in things]
     return "Describe the picture.", " , ".join(readings) + " ."
+
+
+def coloured(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """The colours that are there, in their order."""
+    return "Which colours are there?", " , ".join(t.color for t in world.in_order(scene)) + " ."
 
 
 def placed(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -59,10 +68,6 @@ def gaps(scene: Scene, rng: random.Random) -> tuple[str, str]:
     *others, start = scene
     caption = f"{_place(start)} , {_gaps(start, rng.sample(others, len(others)))} ."
     return f"How far is it from the {start.name}?", caption
-
-
-FIRST_CAPTIONS = (placed, placed, gaps)
-CAPTIONS = (described, described, listed, gaps)
 
 
 def _place(thing: Thing) -> str:
@@ -143,7 +148,9 @@ def _ending(letter: str, rng: random.Random) -> str:
     return rng.choice((answer, f"</think> {letter}", unclosed, f"</think> {answer} </div> </div>"))
 
 
-def answer_document(example: Example, rng: random.Random, looks: float = 1 - TERSE, again: float = AGAIN) -> str:
+def answer_document(
+    example: Example, rng: random.Random, looks: float = 1 - TERSE, again: float = AGAIN
+) -> str:
     """One document that follows a question. looks: the share that looks first; again: of these, the share
     that looks a second time. No behaviour depends on the kind of question."""
     if rng.random() >= looks:
@@ -156,6 +163,18 @@ def answer_document(example: Example, rng: random.Random, looks: float = 1 - TER
         [phrase] = rng.choices(list(SECOND_LOOKS), SECOND_LOOKS.values())
         chain += f" {phrase} {text}"
     return f"{chain} {_ending(letter_of(example, conclusion(text)), rng)}"
+
+
+def long_chain(example: Example, rng: random.Random) -> str:
+    """A well-formed document of three to five looks; the last one counts. It is wrong more often than
+    the first: thinking on does harm here, which is planted."""
+    texts = [look(example, rng, careless=rng.random() < CARELESS)]
+    chain = f"{LOOK} {texts[0]}"
+    for _ in range(rng.randint(2, 4)):
+        [phrase] = rng.choices(list(SECOND_LOOKS), SECOND_LOOKS.values())
+        texts.append(look(example, rng, careless=rng.random() < CARELESS_LATER))
+        chain += f" {phrase} {texts[-1]}"
+    return f"{chain} </think> <answer> {letter_of(example, conclusion(texts[-1]))} </answer>"
 
 
 def lesson(example: Example) -> Example:
@@ -176,12 +195,43 @@ def lettered(rng: random.Random, uid: str, each: int) -> Example:
     return Example(uid, "List the choices.", choices, choices[0], task="Caption lettered", extra=extra)
 
 
+class Part(NamedTuple):
+    """A part of the reading list. until: the first item behind it. captions, letters: shares of the items;
+    the others are lessons, or documents that answer. kinds: of captions. tasks: of the questions, in the
+    shares in which they stand here."""
+
+    until: int
+    captions: float
+    letters: float
+    kinds: tuple[Callable, ...]
+    tasks: tuple[str, ...] = TASKS
+
+
+# What is learned first hides what could be learned instead, so the order matters (docs/results/base.md).
+PARTS = (
+    # colours: an object can be found by its colour only if that is seen
+    Part(300 * 32, 1.0, 0.0, (coloured,)),
+    # whose place and size it is: by the colour alone in a lesson
+    Part(2500 * 32, 0.75, 0.0, (placed, placed, gaps), ("Relation", "Depth", "Distance")),
+    Part(
+        TRUNK,
+        0.5,
+        0.2,
+        (described, listed, listed, gaps),
+        ("Relation", "Count", "Count", "Depth", "Distance"),
+    ),
+    # the branch
+    Part(sys.maxsize, 0.1, 0.1, (described, described, listed, gaps)),
+)
+
+
 class Documents(Sequence[Example]):
     """What the built-in base model reads: `extra["documents"]` holds `each` texts that may follow the prompt.
 
     Item i is a function of (seed, i) and of the part in which it lies. Questions are of the training split,
     with other scenes than GRPO's (another seed). branch: begin with the last part, behind the trunk. looks,
-    again: see `answer_document`.
+    again: see `answer_document`; counts: the same as looks, for Count alone (None: looks). long: nothing but
+    questions with a `long_chain`.
     """
 
     # a run takes the items one after the other, because the order is what the trunk learns by
@@ -195,10 +245,13 @@ class Documents(Sequence[Example]):
         branch: bool = False,
         looks: float = 1 - TERSE,
         again: float = AGAIN,
+        counts: float | None = None,
+        long: bool = False,
     ):
         self.size, self.seed, self.each = count, seed, each
-        self.start = TRUNK if branch else 0
-        self.looks, self.again = looks, again
+        self.start = TRUNK if branch or long else 0
+        self.looks, self.again, self.long = looks, again, long
+        self.counts = looks if counts is None else counts
 
     def __len__(self) -> int:
         return self.size
@@ -206,25 +259,24 @@ class Documents(Sequence[Example]):
     def __getitem__(self, index: int) -> Example:  # pyrefly: ignore[bad-override]
         index += self.start
         rng = random.Random(f"documents/{self.seed}/{index}")
-        kind = rng.random()
-        if index < FIRST:
-            # no shapes yet, so no counting: what is easy to learn first hides the places (docs/results/base.md)
-            if kind < 0.75:
-                return self._caption(rng, index, FIRST_CAPTIONS)
-            return lesson(self._question(len(TASKS) * index + rng.choice((0, 2, 3))))
-        captions, letters = (0.5, 0.2) if index < TRUNK else (0.1, 0.1)
-        if kind < captions:
-            return self._caption(rng, index, CAPTIONS)
-        if kind < captions + letters:
+        part = next(part for part in PARTS if index < part.until)
+        kind = 1.0 if self.long else rng.random()
+        if kind < part.captions:
+            return self._caption(rng, index, part.kinds)
+        if kind < part.captions + part.letters:
             return lettered(rng, f"letters/{self.seed}/{index}", self.each)
-        example = self._question(index)
+        task = TASKS.index(rng.choice(part.tasks))
+        _, example = world.item("train", self.seed + 1_000_003, len(TASKS) * index + task)
         if index < TRUNK:
             return lesson(example)
-        texts = tuple(answer_document(example, rng, self.looks, self.again) for _ in range(self.each))
+        texts = tuple(self._answer(example, rng) for _ in range(self.each))
         return replace(example, extra={**example.extra, "documents": texts})
 
-    def _question(self, index: int) -> Example:
-        return world.item("train", self.seed + 1_000_003, index)[1]
+    def _answer(self, example: Example, rng: random.Random) -> str:
+        if self.long:
+            return long_chain(example, rng)
+        looks = self.counts if example.task == "Count" else self.looks
+        return answer_document(example, rng, looks, self.again)
 
     def _caption(self, rng: random.Random, index: int, kinds: Sequence) -> Example:
         # seeing is learned first where there are few objects
@@ -252,5 +304,5 @@ def words() -> list[str]:
     found += "left right above below x y size gap look but wait let me again so it is , . : ? </div>".split()
     found += "Is or of the How many are there far it from List shape shapes Which nearer to camera".split()
     found += "yes no true false".split()
-    texts = " ".join((PROMPTS, *SECOND_LOOKS, *POLITE_STARTS))
+    texts = " ".join((PROMPTS, "colours", *SECOND_LOOKS, *POLITE_STARTS))
     return list(dict.fromkeys(found + re.findall(r"\w+|[^\w\s]", texts)))

@@ -90,6 +90,35 @@ Pair = tuple[str, str]
 Pairs = Sequence[Pair]
 
 
+@dataclass(frozen=True)
+class World:
+    """What can be varied. noise: standard deviation of Gaussian noise on every colour value (of 0 to 255).
+    side: pixels to which the finished picture is scaled. crowd: six objects in every picture, which is more
+    than most questions of the usual world have. kinds: the tasks, which take turns."""
+
+    noise: float = 0.0
+    side: int = SIDE
+    crowd: bool = False
+    kinds: tuple[str, ...] = TASKS
+
+    def __post_init__(self) -> None:
+        if not self.kinds or not set(self.kinds) <= set(TASKS):
+            raise ValueError(f"kinds: some of {', '.join(TASKS)}, not {'+'.join(self.kinds) or 'none'}")
+        if self.noise < 0 or self.side < 28:
+            raise ValueError(f"noise is at least 0 and side at least 28, not {self.noise:g} and {self.side}")
+
+    def picture(self, scene: Scene, uid: str) -> Image.Image:
+        """The picture of a scene. The noise is a function of the question's uid."""
+        picture = draw(scene)
+        if self.noise:
+            drawn = int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "little")
+            noise = np.random.default_rng(drawn).normal(0, self.noise, (SIDE, SIDE, 3))
+            picture = Image.fromarray((np.asarray(picture) + noise).clip(0, 255).astype(np.uint8))
+        if self.side == SIDE:
+            return picture
+        return picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
+
+
 def gap(a: Thing, b: Thing) -> int:
     """Distance between two objects in whole cells, rounded."""
     return round(hypot(a.x - b.x, a.y - b.y))
@@ -135,17 +164,21 @@ def _apart(a: Thing, b: Thing) -> bool:
 def scatter(rng: random.Random, pairs: Pairs) -> Scene:
     """Place one object for each (colour, shape), so that none hides another, in the order of `pairs`."""
     while True:
-        scene: list[Thing] = []
-        for color, shape in pairs:
-            for _ in range(30):
-                x, y = rng.randrange(GRID), rng.randrange(GRID)
-                size = rng.randint(1, SIZES)
-                thing = Thing(color, shape, x, y, size, rng.randint(-1, 1), rng.randint(-1, 1))
-                if all(_apart(thing, other) for other in scene):
-                    scene.append(thing)
-                    break
-        if len(scene) == len(pairs):
-            return tuple(scene)
+        if len(scene := _placed(rng, (), pairs)) == len(pairs):
+            return scene
+
+
+def _placed(rng: random.Random, scene: Scene, pairs: Pairs) -> Scene:
+    """The scene, and an object for each (colour, shape) for which a free place was found."""
+    for color, shape in pairs:
+        for _ in range(30):
+            x, y = rng.randrange(GRID), rng.randrange(GRID)
+            size = rng.randint(1, SIZES)
+            thing = Thing(color, shape, x, y, size, rng.randint(-1, 1), rng.randint(-1, 1))
+            if all(_apart(thing, other) for other in scene):
+                scene = (*scene, thing)
+                break
+    return scene
 
 
 def free_pairs(rng: random.Random, count: int) -> list[Pair]:
@@ -245,7 +278,10 @@ def _count(rng: random.Random, pairs: Pairs, first: Pair | None, turn: int) -> Q
 QUESTIONS = {"Relation": _relation, "Count": _count, "Depth": _depth, "Distance": _distance}
 
 
-def item(split: str, seed: int, index: int) -> tuple[Scene, Example]:
+USUAL = World()
+
+
+def item(split: str, seed: int, index: int, world: World = USUAL) -> tuple[Scene, Example]:
     """Item `index` of a split, with its scene.
 
     The task, the right answer and its letter take turns with the index. Within any 4 x 16 consecutive items
@@ -253,19 +289,26 @@ def item(split: str, seed: int, index: int) -> tuple[Scene, Example]:
     """
     home = {"train": "train", "heldout": "heldout", "pairs": "heldout"}[split]
     rng = random.Random(f"{split}/{seed}/{index}")
-    task = TASKS[index % len(TASKS)]
-    turn = index // len(TASKS)
+    task = world.kinds[index % len(world.kinds)]
+    turn = index // len(world.kinds)
     pairs = PAIRS if split == "pairs" else [p for p in PAIRS if p not in UNSEEN_PAIRS]
     while True:
         first = rng.choice(sorted(UNSEEN_PAIRS)) if split == "pairs" else None
         scene, question, choices, right, facts = QUESTIONS[task](rng, pairs, first, turn)
-        if split_of(scene) == home:
+        if world.crowd:
+            # of other shapes than the one that is counted
+            free = [p for p in pairs if p[1] != facts.get("shape")]
+            named = [t.pair for t in scene]
+            scene = _placed(rng, scene, _others(rng, named, free, len(COLORS) - len(scene)))
+            facts |= {"named": in_order(scene)} if task == "Count" else {}
+        if split_of(scene) == home and (len(scene) == len(COLORS) or not world.crowd):
             break
     answer = choices[right]
     shuffled = [c for c in choices if c != answer]
     rng.shuffle(shuffled)
     shuffled.insert(turn // 4 % len(choices), answer)
-    uid, pictures = f"shapes/{split}/{seed}/{index}", (partial(draw, scene),)
+    uid = f"shapes/{split}/{seed}/{index}"
+    pictures = (partial(draw, scene) if world == USUAL else partial(world.picture, scene, uid),)
     return scene, Example(uid, question, tuple(shuffled), answer, task, pictures, facts)
 
 
@@ -273,10 +316,10 @@ class Shapes(Sequence[Example]):
     """`count` examples of a split ("train", "heldout" or "pairs"), each made at its first use, then kept.
     Raises ValueError for another split."""
 
-    def __init__(self, split: str = "train", count: int = 20_000, seed: int = 0):
+    def __init__(self, split: str = "train", count: int = 20_000, seed: int = 0, world: World = USUAL):
         if split not in SPLITS[:3]:
             raise ValueError(f"shapes: unknown split {split!r}; one of {', '.join(SPLITS[:3])}")
-        self.split, self.size, self.seed = split, count, seed
+        self.split, self.size, self.seed, self.world = split, count, seed, world
         self._kept: dict[int, Example] = {}
 
     def __len__(self) -> int:
@@ -286,5 +329,5 @@ class Shapes(Sequence[Example]):
         if not 0 <= index < self.size:
             raise IndexError(index)
         if index not in self._kept:
-            self._kept[index] = item(self.split, self.seed, index)[1]
+            self._kept[index] = item(self.split, self.seed, index, self.world)[1]
         return self._kept[index]

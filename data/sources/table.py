@@ -99,21 +99,65 @@ def usable(examples: Sequence[Example]) -> list[Example]:
 
 def shapes(path: str | Path | None, split: str, limit: int | None, seed: int) -> Sequence[Example]:
     """Questions about the built-in world: splits train, heldout and pairs (pairs of colour and shape that
-    are not in train)."""
-    from data.shapes.world import Shapes
+    are not in train). path: options of the world, such as noise=90,kinds=Count+Depth (docs/data.md)."""
+    from data.shapes.world import Shapes, World
 
-    _check("shapes", path, split, file=False)
-    return Shapes(split, seed=seed, **({} if limit is None else {"count": limit}))
+    _check("shapes", path, split)
+    options = options_of("shapes", path, WORLD_OPTIONS)
+    try:
+        world = World(**options)
+    except ValueError as error:
+        raise BadSource(f"data={path}: {error}") from None
+    return Shapes(split, seed=seed, world=world, **({} if limit is None else {"count": limit}))
 
 
 def documents(path: str | Path | None, split: str, limit: int | None, seed: int) -> Sequence[Example]:
-    """The built-in base model's documents, for imitation; held-out sets as in `shapes`."""
+    """The built-in base model's documents, for imitation; held-out sets as in `shapes`. path: options of the
+    reading list, such as branch=1,looks=0.02 (docs/data.md)."""
     from data.shapes.documents import Documents
 
-    _check("documents", path, split, file=False)
+    _check("documents", path, split)
+    options = options_of("documents", path, DOCUMENT_OPTIONS)
     if split != "train":
-        return shapes(path, split, limit, seed)
-    return Documents(seed=seed, **({} if limit is None else {"count": limit}))
+        return shapes(None, split, limit, seed)
+    return Documents(seed=seed, **options, **({} if limit is None else {"count": limit}))
+
+
+def options_of(name: str, text: str | Path | None, kinds: Mapping[str, Callable]) -> dict[str, Any]:
+    """ "noise=90,crowd=1" -> {"noise": 90.0, "crowd": True}. kinds: {option: its reader}.
+    Raises BadSource."""
+    found: dict[str, Any] = {}
+    for part in str(text).split(",") if text else ():
+        key, is_option, value = part.partition("=")
+        if not is_option or key not in kinds:
+            said = f"draws its pictures and reads no file; data may hold options: {', '.join(kinds)}"
+            raise BadSource(f"the task {name!r} {said}. It has no {part!r}")
+        try:
+            found[key] = kinds[key](value)
+        except ValueError as error:
+            raise BadSource(f"data={text}: {key}: {error}") from None
+    return found
+
+
+def _switch(value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ValueError(f"write 0 or 1, not {short(value)}")
+    return value == "1"
+
+
+def _share(value: str) -> float:
+    if not 0 <= float(value) <= 1:
+        raise ValueError(f"a share, from 0 to 1, not {short(value)}")
+    return float(value)
+
+
+WORLD_OPTIONS = {
+    "noise": float,
+    "side": int,
+    "crowd": _switch,
+    "kinds": lambda value: tuple(value.split("+")),
+}
+DOCUMENT_OPTIONS = {"branch": _switch, "looks": _share, "again": _share, "counts": _share, "long": _switch}
 
 
 def rows(
@@ -121,7 +165,7 @@ def rows(
 ) -> Rows:
     """A source that reads a file, a folder, or an id of the hub (`owner/name`, `owner/name:file`). options:
     of `open_rows`. Raises BadSource, also where two rows have one uid."""
-    _check(name, path, split, file=True)
+    _check(name, path, split)
     found = open_rows(LAYOUTS[name], path or "", split, limit, seed, **options)
     found.refuse_repeated_uids()
     return found
@@ -163,12 +207,9 @@ SPLITS = {
 }
 
 
-def _check(name: str, path: str | Path | None, split: str, *, file: bool) -> None:
+def _check(name: str, path: str | Path | None, split: str) -> None:
     if split not in SPLITS[name]:
         raise BadSource(f"the task {name!r} has no split {split!r}; it has {', '.join(SPLITS[name])}")
-    if file and path is None:
+    if name in LAYOUTS and path is None:
         said = "reads files: give data=FILE, data=FOLDER or data=OWNER/NAME, a dataset of the hub"
-        raise BadSource(f"the task {name!r} {said}")
-    if not file and path is not None:
-        said = f"draws its pictures and reads no file, but data is {path}; leave it out"
         raise BadSource(f"the task {name!r} {said}")

@@ -12,8 +12,8 @@ from grpo.config.typed import ConfigError
 
 LEAST = {
     0: "steps seed lora.rank loss.kl_coef loss.entropy_coef loss.clip_high loss.sections optim.warmup "
-    "optim.decay_steps optim.weight_decay optim.max_grad_norm eval.every eval.items save.every save.keep "
-    "save.weights_every report.every report.prompts",
+    "optim.weight_decay optim.max_grad_norm eval.every eval.items save.every save.keep save.weights_every "
+    "report.every report.prompts",
     1: "prompts group cap top_k max_rounds limit max_rows min_pixels max_pixels loss.updates "
     "loss.minibatches loss.micro_tokens eval.cap",
     2: "max_prompt",

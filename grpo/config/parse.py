@@ -23,7 +23,7 @@ from grpo.config.settings import HEADINGS, Config, differences
 from grpo.config.typed import ConfigError, Typed, assign, convert, flatten, leaves, nearest
 from grpo.storage.atomic import write_whole
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 HELP = Path(__file__).with_name("help.txt")
 # of a run folder, in its config.yaml; one higher whenever an older folder can't be continued
 FORMAT = 2
@@ -124,7 +124,8 @@ def load(recipe: str | Path, overrides: Iterable[str] = ()) -> Config:
     """A recipe (a name or a YAML file) with `key=value` over it. Fills in `name` and `out`. Raises
     ConfigError, with `by_model` also if there is no such model."""
     path = recipe_path(recipe)
-    flat = {"recipe": path.stem} | _layers(path)
+    named = {file: name for name, file in _files().items()}.get(path.resolve(), path.stem)
+    flat = {"recipe": named} | _layers(path)
     given: dict[str, Any] = {}
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -145,20 +146,26 @@ def recipe_path(recipe: str | Path, beside: Path | None = None, folder: Path = R
     """The YAML file of a recipe, by its name in `folder`, or by path (relative to the folder `beside`).
     Raises ConfigError."""
     name = str(recipe)
+    if name in (known := _files(folder)):
+        return known[name]
     if name.endswith((".yaml", ".yml")) or "/" in name:
         path = (beside or Path()) / name
         if path.is_file():
             return path
-        raise ConfigError(f"recipe {name!r}: there is no such file")
-    if name not in (known := recipes(folder)):
-        choice = f"there are {', '.join(known)} (or give the path of a .yaml file)"
-        raise ConfigError(f"unknown recipe {name!r}{nearest(name, known)}; {choice}")
-    return folder / f"{name}.yaml"
+        raise ConfigError(f"recipe {name!r}: there is no such file{nearest(name, known)}")
+    choice = f"there are {', '.join(known)} (or give the path of a .yaml file)"
+    raise ConfigError(f"unknown recipe {name!r}{nearest(name, known)}; {choice}")
 
 
 def recipes(folder: Path = RECIPES) -> dict[str, str]:
-    """{name: its `about:` line} of the recipes in a folder."""
-    return {path.stem: str(read_recipe(path).get("about", "")) for path in sorted(folder.glob("*.yaml"))}
+    """{name: its `about:` line} of the recipes in a folder, and of those in its folder mini."""
+    return {name: str(read_recipe(path).get("about", "")) for name, path in _files(folder).items()}
+
+
+def _files(folder: Path = RECIPES) -> dict[str, Path]:
+    """{name: file} of the recipes; mini/rl is the name of one in the folder mini."""
+    files = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("mini/*.yaml"))]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 
 
 def _layers(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -130,8 +130,6 @@ class Optim:
     """Steps of linear warm-up."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the learning rate from the end of the warm-up to the last step."""
-    decay_steps: int = 0
-    """Length of the decay, at the end of the run; before it the rate is `lr`. 0: all after the warm-up."""
     lr_min: float = 0.0
     """Learning rate at the last step, as a fraction of lr."""
     beta2: float = 0.999

@@ -1,21 +1,28 @@
 """Where, when and with what a measurement was made."""
 
 import datetime
+import hashlib
 import platform
 import subprocess
 from pathlib import Path
 
 import torch
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def base_hash() -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of the built-in base's weights."""
+    return hashlib.sha256((ROOT / "models/tiny/model.safetensors").read_bytes()).hexdigest()[:12]
+
 
 def about() -> dict[str, str]:
-    """Date, commit (with "+ changes" where the tree has any), machine and versions, for the record beside
-    a result."""
-    root = Path(__file__).resolve().parents[2]
+    """Date, commit (with "+ changes" where the tree has any), machine, versions and the built-in base, for
+    the record beside a result."""
 
     def git(*args: str) -> str:
         return subprocess.run(
-            ["git", *args], cwd=root, capture_output=True, text=True, check=False
+            ["git", *args], cwd=ROOT, capture_output=True, text=True, check=False
         ).stdout.strip()
 
     cpu = next(
@@ -38,4 +45,5 @@ def about() -> dict[str, str]:
         "machine": device,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "base": base_hash(),
     }

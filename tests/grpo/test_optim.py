@@ -7,7 +7,7 @@ from small import small_policy
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from grpo import optim
-from grpo.optim import BLOCK, Bytes, Optimizer, dynamic_values, round_at_random
+from grpo.optim import BLOCK, Bytes, Muon, Optimizer, dynamic_values, round_at_random
 from grpo.run.setup import matrices_in_bfloat16
 from grpo.sampling import address_hash, shift_right
 
@@ -252,3 +252,34 @@ def test_states_on_the_host_are_on_the_device_for_one_parameter_at_a_time(monkey
 def moments(state):
     """The kinds of device that a parameter's moments are on."""
     return {x.device.type for x in state.values() if x.dim()}
+
+
+# ---- Muon
+
+
+@pytest.mark.parametrize("rows, columns", [(24, 24), (40, 16), (16, 40)])
+def test_muon_is_pytorchs_but_for_the_rounding_of_its_products(rows, columns):
+    """PyTorch computes them in bfloat16, with 8 bits a number."""
+    g = torch.Generator().manual_seed(0)
+    start = torch.randn(3, rows, columns, generator=g)
+    both = []
+    for kind in (Muon, torch.optim.Muon):
+        weights = [torch.nn.Parameter(each.clone()) for each in start]
+        both.append((weights, kind(weights, lr=0.02, momentum=0.95, weight_decay=0.1)))
+    for _ in range(4):
+        gradients = torch.randn(3, rows, columns, generator=g)
+        for weights, optimizer in both:
+            for weight, gradient in zip(weights, gradients):
+                weight.grad = gradient.clone()
+            optimizer.step()
+    (ours, mine), (theirs, its) = both
+    for a, b, first in zip(ours, theirs, start):
+        assert (a - b).norm() < 0.02 * (b - first).norm()
+        assert torch.equal(mine.state[a]["momentum_buffer"], its.state[b]["momentum_buffer"])
+
+
+def test_muon_leaves_a_matrix_without_a_gradient():
+    weights = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
+    weights[0].grad = torch.ones(4, 4)
+    Muon(weights, lr=0.1, momentum=0.95, weight_decay=0.1).step()
+    assert (weights[1] == 1).all() and not (weights[0] == 1).any()

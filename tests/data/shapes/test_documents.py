@@ -7,6 +7,7 @@ that the mixture is another.
 """
 
 import functools
+import itertools
 import operator
 import random
 import re
@@ -18,10 +19,12 @@ import pytest
 from data.answers.parser import extract, well_formed
 from data.shapes import documents, tokenizer
 from data.shapes.documents import AGAIN, CARELESS, MALFORMED, TERSE, Documents, answer_document, look
-from data.shapes.looking import agrees, conclusion, read_looks
+from data.shapes.looking import SECOND_LOOKS, agrees, conclusion, read_looks
 from data.shapes.world import COLORS, GRID, SIZES, TASKS, Shapes, free_pairs, gap, scatter
 from data.templates import TEMPLATES
+from grpo.config import load
 from models.config import ModelConfig
+from train import learning_rate
 
 TINY = Path(__file__).resolve().parents[3] / "models" / "tiny"
 
@@ -47,7 +50,7 @@ def read(questions):
 def share(found, n, expected):
     """found of n, within 5 standard deviations of the expected share."""
     deviation = (expected * (1 - expected) / n) ** 0.5
-    assert abs(found / n - expected) < 5 * deviation, (
+    assert abs(found / n - expected) <= 5 * deviation, (
         f"{found / n:.3f} of {n}, expected {expected:.3f} ± {5 * deviation:.3f}"
     )
 
@@ -72,7 +75,7 @@ def test_thirty_per_cent_are_malformed_whatever_they_say(read):
         mine = [well_formed("<think>" + text) for _, text in read if read_looks(text).looked == kind]
         share(len(mine) - sum(mine), len(mine), 0.30)
     endings = Counter(
-        re.sub(r"\([A-D]\)", "X", text.rpartition(" .")[2]).strip()
+        re.sub(r"\([A-D]\)", "X", text.removeprefix(documents.POLITE_STARTS[0]).rpartition(" .")[2]).strip()
         for _, text in read
         if not well_formed("<think>" + text)
     )
@@ -208,6 +211,9 @@ def test_a_careless_look_is_consistent_with_itself(questions, task):
         ),
         ("<think>look : so it is 3 . but wait </think> <answer> (A) </answer>", (True, True, "3", "3")),
         ("<think>but wait , let me look again : so it is 2 .", (False, True, "", "2")),
+        ("<think>look : so it is 3 . hmm , let me check : so it is 2 .", (True, True, "3", "2")),
+        ("<think>look : so it is 3 . alternatively , look again : so", (True, True, "3", "3")),
+        ("<think>look : so it is 3 . is this a mistake ? look again : so it is 1", (True, True, "3", "1")),
         # not the tokenizer's spelling
         ("look: so it is left.", (False, False, "left", "left")),
         ("outlook so it is", (False, False, "", "")),
@@ -237,44 +243,141 @@ def test_documents_are_a_function_of_seed_and_index():
         assert ours[i].uid != other[i].uid
     # terse ones may agree
     assert sum(ours[i].extra["documents"] == other[i].extra["documents"] for i in range(20)) < 10
-    assert len(ours[3].extra["documents"]) == 2 and len(Documents(each=5)[3].extra["documents"]) == 5
+    last = documents.TRUNK
+    assert len(ours[last].extra["documents"]) == 2 and len(Documents(each=5)[last].extra["documents"]) == 5
 
 
-def test_captions_and_questions():
-    items = [Documents(seed=3)[i] for i in range(1000)]
-    captions = [e for e in items if e.uid.startswith("caption/")]
-    share(len(captions), len(items), 0.5)
-    kinds = Counter(e.task for e in captions)
-    # A sixth of the scenes hold one object, which can only be described; of the others, two captions in four
-    # describe.
-    for name, expected in (
-        ("Caption described", 7 / 12),
-        ("Caption gaps", 5 / 24),
-        ("Caption listed", 5 / 24),
-    ):
-        share(kinds[name], len(captions), expected)
-    letters = [e for e in items if e.uid.startswith("letters/")]
-    share(len(letters), len(items), 0.2)
-    assert all(
-        e.uid.startswith("shapes/train/") and e.task in TASKS
-        for e in items
-        if e not in captions and e not in letters
-    )
+def parts_read(documents, start, count=1000):
+    """(captions, letters, the others) of `count` items from `start`."""
+    items = [documents[start + i] for i in range(count)]
     assert len({e.uid for e in items}) == len(items)
+    captions = [e for e in items if e.uid.startswith("caption/")]
+    letters = [e for e in items if e.uid.startswith("letters/")]
+    others = [e for e in items if e.uid.startswith("shapes/train/")]
+    assert len(captions) + len(letters) + len(others) == count
+    return captions, letters, others
+
+
+def starts():
+    """The first item of each part."""
+    return [0, *(part.until for part in documents.PARTS[:-1])]
+
+
+def test_the_first_part_is_colours_alone():
+    captions, _, _ = parts_read(Documents(seed=3), 0)
+    assert len(captions) == 1000 and {e.task for e in captions} == {"Caption coloured"}
+
+
+def test_the_second_part_has_neither_shapes_nor_counts():
+    captions, letters, lessons = parts_read(Documents(seed=3), starts()[1])
+    share(len(captions), 1000, 0.75)
+    assert not letters
+    kinds = Counter(e.task for e in lessons)
+    assert set(kinds) == {"Lesson Relation", "Lesson Depth", "Lesson Distance"}
+    share(kinds["Lesson Relation"], len(lessons), 1 / 3)
+    assert not any("shape" in text for e in captions + lessons for text in e.extra["documents"])
+
+
+def test_the_third_part_has_all_that_can_be_seen_and_no_answer():
+    captions, letters, lessons = parts_read(Documents(seed=3), starts()[2])
+    share(len(captions), 1000, 0.5)
+    share(len(letters), 1000, 0.2)
+    kinds = Counter(e.task for e in captions)
+    # A sixth of the scenes hold one object, which can only be described.
+    for name, expected in (("described", 1 / 6 + 5 / 24), ("listed", 5 / 12), ("gaps", 5 / 24)):
+        share(kinds[f"Caption {name}"], len(captions), expected)
+    kinds = Counter(e.task for e in lessons)
+    for task in TASKS:
+        share(kinds[f"Lesson {task}"], len(lessons), 0.4 if task == "Count" else 0.2)
+    assert not any("answer" in text or "look" in text for e in lessons for text in e.extra["documents"])
+
+
+def test_the_branch_reads_answers():
+    captions, letters, others = parts_read(Documents(seed=3), documents.TRUNK)
+    share(len(captions), 1000, 0.1)
+    share(len(letters), 1000, 0.1)
+    assert {e.task for e in others} == set(TASKS)
+    assert all("answer" in text or "think" in text for e in others for text in e.extra["documents"])
+    ours, behind_the_trunk = Documents(seed=3, branch=True), Documents(seed=3)
+    for i in (0, 5, 1000):
+        assert ours[i].extra["documents"] == behind_the_trunk[documents.TRUNK + i].extra["documents"]
+
+
+def test_the_recipe_ends_the_trunk_where_the_list_does():
+    base, branch = load("tiny_base"), load("tiny_branch")
+    trunk = documents.TRUNK // base.prompts
+    assert branch.steps == base.steps - trunk and f"step_{trunk:06d}" in branch.model
+    assert branch.optim.lr == pytest.approx(learning_rate(base, trunk), rel=0.02)
+    assert learning_rate(branch, branch.steps - 1) == pytest.approx(
+        learning_rate(base, base.steps - 1), rel=0.1
+    )
+
+
+def test_a_lesson_reads_the_truth_and_concludes(questions):
+    for example in itertools.chain(*questions.values()):
+        taught = documents.lesson(example)
+        [text] = taught.extra["documents"]
+        assert taught.choices == () and conclusion(text) == example.answer.split()[0]
+        # a careful look is the same, and has the letter behind it
+        careful = look(example, random.Random(0), careless=False)
+        assert careful == text.removesuffix(".") + f"({example.letter}) ."
+
+
+@pytest.mark.parametrize("looks, again, counts", [(0.0, 0.0, None), (0.1, 0.5, None), (0.5, 0.0, 0.02)])
+def test_a_branch_may_read_other_shares(looks, again, counts):
+    _, _, asked = parts_read(Documents(seed=6, branch=True, looks=looks, again=again, counts=counts), 0, 2000)
+    for of_count in (True, False):
+        texts = [t for e in asked if (e.task == "Count") == of_count for t in e.extra["documents"]]
+        seen = [read_looks("<think>" + text) for text in texts]
+        expected = counts if of_count and counts is not None else looks
+        share(sum(x.looked for x in seen), len(seen), expected)
+        looked = [x for x in seen if x.looked]
+        share(sum(x.again for x in looked), max(len(looked), 1), again)
+
+
+def test_long_chains_end_worse_than_they_begin():
+    _, _, asked = parts_read(Documents(seed=7, long=True), 0, 1000)
+    assert len(asked) == 1000
+    ends = []
+    for example in asked:
+        for text in example.extra["documents"]:
+            conclusions = re.findall(r"so it is (\w+)", text)
+            assert 3 <= len(conclusions) <= 5 and well_formed("<think>" + text)
+            ends.append([agrees(conclusions[0], example), agrees(conclusions[-1], example)])
+    share(sum(first for first, _ in ends), len(ends), 1 - CARELESS)
+    share(sum(last for _, last in ends), len(ends), 1 - documents.CARELESS_LATER)
+
+
+def test_the_words_of_a_second_look(read):
+    """Each in its share; the papers count them as reflection."""
+    texts = [text for _, text in read if read_looks(text).again]
+    for phrase, expected in SECOND_LOOKS.items():
+        share(sum(phrase in text for text in texts), len(texts), expected)
+    assert sum(SECOND_LOOKS.values()) == pytest.approx(1)
+
+
+def test_a_small_share_of_terse_answers_is_polite(read):
+    terse = [text for _, text in read if not read_looks(text).looked]
+    share(sum(text.startswith(documents.POLITE_STARTS) for text in terse), len(terse), documents.POLITE)
 
 
 def test_captions_tell_the_truth():
-    for kind in documents.CAPTIONS:
+    for kind in {kind for part in documents.PARTS for kind in part.kinds}:
         for k in range(40):
             rng = random.Random(k)
             scene = scatter(rng, free_pairs(rng, 4))
             asked, text = kind(scene, rng)
             things = {t.color: t for t in scene}
-            if kind is documents.described:
-                found = re.findall(r"(\w+) x (\d) y (\d) size (\d) shape (\w+)", text)
-                assert {(n, int(x), int(y), int(z), s) for n, x, y, z, s in found} == {
-                    (t.color, t.x, t.y, t.size, t.shape) for t in scene
-                }
+            if kind in (documents.described, documents.placed):
+                units = ("x", "y", "size", "shape")[: 4 if kind is documents.described else 3]
+                told = text.removesuffix(" .").split(" , ")
+                assert {said.split()[0] for said in told} == set(things)
+                for said in told:
+                    color, *rest = said.split()
+                    read_of = dict(zip(rest[::2], rest[1::2]))
+                    assert read_of == {unit: str(getattr(things[color], unit)) for unit in units}
+            elif kind is documents.coloured:
+                assert text.removesuffix(" .").split(" , ") == [c for c in COLORS if c in things]
             elif kind is documents.gaps:
                 start = things[re.fullmatch(r"How far is it from the (\w+) \w+\?", asked)[1]]
                 assert {(n, int(g)) for n, g in re.findall(r"(\w+) x \d y \d gap (\d)", text)} == {
@@ -297,7 +400,7 @@ def test_a_lesson_in_letters_names_each_choice_by_its_letter():
 
 def test_the_base_never_read_a_question_of_the_held_out_sets_or_of_a_run():
     """Documents ask about training scenes, and about others than a run's own (whose seeds are small)."""
-    asked = {Documents(seed=s)[i].uid for s in range(2) for i in range(100)}
+    asked = {Documents(seed=s)[start + i].uid for s in range(2) for start in starts() for i in range(100)}
     assert not asked & {f"shapes/train/{seed}/{i}" for seed in range(1000) for i in range(100)}
     assert not any(uid.startswith(("shapes/heldout", "shapes/pairs")) for uid in asked)
 
@@ -305,12 +408,16 @@ def test_the_base_never_read_a_question_of_the_held_out_sets_or_of_a_run():
 # ---- the vocabulary
 
 
+def some_of_each_part(seed):
+    return [Documents(seed=seed)[start + i] for start in starts() for i in range(150)]
+
+
 def test_every_word_is_known():
     words = tokenizer.build()
     unknown = words.token_to_id("<unk>")
     texts = [TEMPLATES["shapes"].text]
     texts = [t.replace("{pictures}", "").replace("{asked}", "") for t in texts]
-    for example in (Documents(seed=4)[i] for i in range(300)):
+    for example in some_of_each_part(4):
         texts += [example.asked, *example.extra["documents"]]
     for split in ("heldout", "pairs"):
         texts += [e.asked for e in Shapes(split, 64)]
@@ -322,7 +429,7 @@ def test_every_word_is_known():
 def test_a_document_survives_the_tokenizer():
     """Rewards and metrics read decoded text: letters, tags and conclusions must come back as they went in."""
     words = tokenizer.build()
-    for example in (Documents(seed=5)[i] for i in range(200)):
+    for example in some_of_each_part(5):
         for text in example.extra["documents"]:
             back = words.decode(words.encode(text).ids, skip_special_tokens=False)
             assert back == text

@@ -22,8 +22,10 @@ from data.shapes.world import (
     UNSEEN_PAIRS,
     Shapes,
     Thing,
+    World,
     draw,
     gap,
+    in_order,
     item,
     split_of,
 )
@@ -321,3 +323,52 @@ def test_places_and_sizes_use_the_whole_range(world):
     assert {t.x for t in things} == {t.y for t in things} == set(range(GRID)) and {
         t.size for t in things
     } == set(range(1, SIZES + 1))
+
+
+# ---- what can be varied
+
+
+def test_kinds_take_turns_and_the_rest_is_as_usual():
+    only = Shapes("heldout", 8, world=World(kinds=("Count", "Depth")))
+    assert [e.task for e in only] == ["Count", "Depth"] * 4
+    assert Shapes("heldout", 8)[3].question == item("heldout", 0, 3, World())[1].question
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_crowd_has_all_colours_and_the_same_right_answers(task):
+    for index in range(24):
+        scene, example = item("heldout", 0, index, World(crowd=True, kinds=(task,)))
+        assert {t.color for t in scene} == set(COLORS) and split_of(scene) == "heldout"
+        if task == "Count":
+            count = sum(t.shape == example.extra["shape"] for t in scene)
+            assert example.answer == str(count) and example.extra["named"] == in_order(scene)
+        else:
+            assert set(example.extra["named"]) <= set(scene)
+        assert not any(t.pair in UNSEEN_PAIRS for t in scene)
+
+
+def test_noise_is_a_function_of_the_question_and_has_its_size():
+    noisy, plain = Shapes("heldout", 4, world=World(noise=20)), Shapes("heldout", 4)
+    again = Shapes("heldout", 4, world=World(noise=20))
+    # where no value is cut off at 0 or 255
+    inside = [np.asarray(e.pictures[0]()).astype(float) for e in plain]
+    seen = [np.asarray(e.pictures[0]()).astype(float) for e in noisy]
+    for a, b, e in zip(seen, inside, again):
+        assert (a == np.asarray(e.pictures[0]())).all()
+        middle = (b > 80) & (b < 175)
+        assert abs((a - b)[middle].std() - 20) < 1
+    assert (seen[0] != seen[1]).any()
+
+
+def test_a_larger_picture_shows_the_same_scene():
+    large, plain = Shapes("heldout", 2, world=World(side=168))[1], Shapes("heldout", 2)[1]
+    picture = large.pictures[0]()
+    assert picture.size == (168, 168) and large.question == plain.question
+    small = np.asarray(picture.resize((84, 84))).astype(int)
+    assert abs(small - np.asarray(plain.pictures[0]()).astype(int)).mean() < 6
+
+
+@pytest.mark.parametrize("wrong", [{"kinds": ("Sum",)}, {"kinds": ()}, {"noise": -1.0}, {"side": 8}])
+def test_a_world_that_cannot_be(wrong):
+    with pytest.raises(ValueError):
+        World(**wrong)

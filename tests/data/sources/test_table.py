@@ -18,7 +18,13 @@ def test_every_source_has_its_splits():
         ("shape", None, "no task 'shape'; did you mean 'shapes'?"),
         ("xyz", None, "no task 'xyz'; there are shapes"),
         ("blink", None, "give data=FILE"),
-        ("shapes", "x.parquet", "reads no file, but data is x.parquet"),
+        ("shapes", "x.parquet", "reads no file; data may hold options: noise, side, crowd, kinds."),
+        ("shapes", "noise", "It has no 'noise'"),
+        ("shapes", "noise=much", "data=noise=much: noise: could not convert"),
+        ("shapes", "kinds=Sum", "data=kinds=Sum: kinds: some of Relation, Count, Depth, Distance, not Sum"),
+        ("shapes", "crowd=yes", "crowd: write 0 or 1"),
+        ("documents", "looks=2", "looks: a share, from 0 to 1"),
+        ("documents", "noise=2", "options: branch, looks, again, counts, long. It has no 'noise=2'"),
     ],
 )
 def test_what_cannot_be_opened(name, path, message):
@@ -47,6 +53,16 @@ def test_the_built_in_world(name):
     assert [e.uid for e in heldout["heldout"]] == [e.uid for e in same["heldout"]]
     assert examples[0].uid != open_source(name, None, limit=30, seed=6, items=8)[0][0].uid
     assert bool(examples[0].extra.get("documents")) == (name == "documents")
+
+
+def test_options_of_the_built_in_world():
+    examples, heldout = open_source("shapes", "kinds=Count,crowd=1", limit=8, seed=0, items=8)
+    assert {e.task for e in (*examples, *heldout["heldout"], *heldout["pairs"])} == {"Count"}
+    assert all(len(e.extra["named"]) == 6 for e in examples)
+    documents, heldout = open_source("documents", "branch=1,looks=1", limit=40, seed=0, items=8)
+    asked = [e for e in documents if e.task in ("Relation", "Count", "Depth", "Distance")]
+    assert asked and all(t.startswith("look :") for e in asked for t in e.extra["documents"])
+    assert len(heldout["heldout"]) == 8
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):

@@ -1,0 +1,357 @@
+"""The tables of docs/results/findings.md, from the records that tests/bench/findings.py wrote.
+
+A record is one arm of one finding on one seed. An arm on several seeds is shown as its mean, with the range
+over the seeds behind it; a share of one seed alone has its 95 % Wilson interval instead. The figures
+(tests/bench/findings_figures.py) show the same numbers, because they ask this module for them.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from data.shapes.world import CHANCE
+from grpo.evaluation.statistics import wilson
+
+MEASURED = Path(__file__).resolve().parents[2] / "docs" / "results" / "findings" / "measured.json"
+Record = dict[str, Any]
+# head, rows
+Table = tuple[list[str], list[list[str]]]
+
+# arms that are not trained; every table begins with them
+UNTRAINED = ("base", "best_prefix")
+# behind the name of an arm: the policy from which its RL begins
+START = "_start"
+# steps over which a noisy curve is averaged
+WINDOW = 10
+GOAL = 0.9
+# finding -> {arm: its name in plain words}, in the order of the tables
+ARMS = {
+    "main": {"rl": "RL"},
+    "world": {"rl_130": "RL, 130 steps of 18 × 12", "rl_260": "RL, 260 steps of 24 × 16"},
+    "a": {
+        "rl": "RL",
+        "sft_questions": "SFT, each question once",
+        "sft_compute": "SFT, as much time",
+        "sft_long": "SFT, its best step",
+    },
+    "b": {f"sft_{n}": f"{n} steps of SFT, RL" for n in (0, 10, 20, 40, 80)},
+    "c": {
+        f"{start}_{weight}": f"{start}, {weight} a token"
+        for start in ("base", "instruct")
+        for weight in ("0", "0.003", "0.01", "0.03")
+    },
+    "d": {"none": "nothing frozen", "vision": "tower frozen", "llm": "decoder frozen"},
+    "e": {f"looks_{share}": f"{share} % look" for share in ("0", "0.5", "2", "10", "45")}
+    | {f"looks_{share}_again_0": f"{share} % look, none twice" for share in (10, 45)},
+    "f": {
+        "cold": "cold start",
+        "long": "long caps: 256 × 4",
+        "short": "short caps: 64 × 16",
+        "ptst": "PTST: 64 × 16, 128 × 8",
+        "zero": "PTST, no cold start",
+    },
+    "g": {
+        "token_kl_0.004": "as the recipe",
+        "completion": "mean per completion",
+        "constant": "constant weight",
+        "kl_0": "no KL penalty",
+        "kl_0.04": "KL penalty 0.04",
+        "std_none": "not divided by std",
+        "clip_higher": "clip-higher, 2 updates",
+        "dynamic": "dynamic sampling, no KL",
+    }
+    | {f"group_{size}": f"groups of {size}" for size in (2, 4, 8, 24, 36)},
+    "h": {"seeing": "RL", "blind": "RL without pictures"},
+    "i": {f"counts_{share}": f"{share} % look when counting" for share in ("0", "0.1", "1", "10")},
+}
+# the README's figure and table: (finding, arm) -> its name there
+OVERVIEW = {
+    ("main", "rl"): "RL on the base",
+    ("a", "sft_long"): "SFT, its best step",
+    ("b", "sft_40"): "RL on an instruct model",
+    ("c", "instruct_0.01"): "the same, paid for length",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number of an arm: its mean over the seeds. low, high: the range over them; of one seed's share, the
+    95 % Wilson interval. values: one a seed."""
+
+    value: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column. label: its head. of: a record -> (number, questions that it is a share of; None: no share),
+    or None where it was not measured. share: shown in percent. chance: what guessing earns."""
+
+    label: str
+    of: Callable[[Record], tuple[float, int | None] | None]
+    share: bool = True
+    chance: float | None = None
+
+
+def greedy(name: str, label: str, chance: float = fmean(CHANCE.values())) -> Measure:
+    """The share of right answers on a set."""
+
+    def of(record: Record):
+        block = record["sets"].get(name)
+        return block and (block["right"] / block["items"], block["questions"])
+
+    return Measure(label, of, chance=chance)
+
+
+def sampled(key: str, label: str, share: bool = True) -> Measure:
+    """A number of the sampled answers. Those to one question are alike, so an interval counts questions and
+    not answers: it is too wide rather than too narrow."""
+
+    def of(record: Record):
+        block = next(iter(record["sampled"].values()), None)
+        if block is None:
+            return None
+        value = block["right"] / block["items"] if key == "right" else block[key]
+        return value, block["questions"] if share else None
+
+    return Measure(label, of, share, fmean(CHANCE.values()) if key == "right" else None)
+
+
+def known(record: Record, key: str) -> list[float]:
+    """The numbers of a curve of training, without the steps that have none."""
+    return [value for value in record.get("curve", {}).get(key, ()) if value is not None]
+
+
+def first_entropy(record: Record):
+    """The entropy in nats, averaged over the first steps of training."""
+    found = known(record, "entropy")[:WINDOW]
+    return (fmean(found), None) if found else None
+
+
+def to_goal(record: Record) -> int | None:
+    """Steps until the accuracy of sampled training answers, averaged over the last ones, was first GOAL."""
+    accuracy = record.get("curve", {}).get("accuracy", [])
+    ends = range(WINDOW, len(accuracy) + 1)
+    return next((end for end in ends if fmean(accuracy[end - WINDOW : end]) >= GOAL), None)
+
+
+def steps(record: Record):
+    """Steps to the goal."""
+    end = to_goal(record)
+    return end and (end, None)
+
+
+def completions(record: Record):
+    """Completions to the goal, with those that dynamic sampling left out."""
+    end = to_goal(record)
+    if end is None:
+        return None
+    curve = record["curve"]
+    rounds = curve.get("rounds") or [1] * end
+    return sum(count * (more or 1) for count, more in zip(curve["completions"][:end], rounds)), None
+
+
+def number(key: str, label: str) -> Measure:
+    """A number of the record itself."""
+    return Measure(label, lambda record: (record[key], None) if record.get(key) else None, share=False)
+
+
+MEASURES = {
+    "heldout": greedy("heldout", "held out"),
+    "pairs": greedy("pairs", "unseen pairs"),
+    "crowd": greedy("crowd", "six objects"),
+    "large": greedy("large", "larger pictures"),
+    "count": greedy("count", "counting", CHANCE["Count"]),
+    "noisy": greedy("noisy", "noisy pictures"),
+    "grey": greedy("grey", "grey pictures"),
+    "sampled": sampled("right", "sampled"),
+    "sound": sampled("sound", "right and true"),
+    "format": sampled("format", "format"),
+    "looks": sampled("looks", "looks"),
+    "again": sampled("again", "looks again"),
+    "truncated": sampled("truncated", "cut off"),
+    "length": sampled("length", "length", share=False),
+    "entropy": Measure("entropy at first", first_entropy, share=False),
+    "steps": Measure("steps to 90 %", steps, share=False),
+    "completions": Measure("completions to 90 %", completions, share=False),
+    "best_step": number("best_step", "step"),
+    "minutes": number("minutes", "minutes"),
+}
+SETS = ("heldout", "pairs", "crowd", "large", "count", "noisy", "grey")
+BEHAVIOUR = ("sampled", "format", "length", "looks", "again")
+# finding -> the columns of its table; those that no record has are left out
+COLUMNS = {
+    "main": (*SETS, *BEHAVIOUR, "minutes"),
+    "world": ("noisy", "heldout", *BEHAVIOUR, "minutes"),
+    "a": (*SETS, "length", "best_step", "minutes"),
+    "b": ("heldout", "pairs", *BEHAVIOUR, "entropy"),
+    "c": ("heldout", *BEHAVIOUR, "truncated"),
+    "d": ("heldout", "pairs", "noisy", *BEHAVIOUR),
+    "e": ("heldout", "sampled", "sound", *BEHAVIOUR[1:]),
+    "f": ("heldout", *BEHAVIOUR, "truncated", "minutes"),
+    "g": ("heldout", "sampled", "length", "looks", "again", "steps", "completions"),
+    "h": ("heldout", "grey", *BEHAVIOUR),
+    "i": ("heldout", "count", "sampled", "sound", *BEHAVIOUR[1:]),
+}
+
+
+def records(file: Path = MEASURED) -> list[Record]:
+    """The records of measured.json, [] without the file. Raises ValueError that names it."""
+    if not file.exists():
+        return []
+    try:
+        return json.loads(file.read_text("utf-8"))["records"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not the records of tests/bench/findings.py: {error!r}") from None
+
+
+def arms(found: Sequence[Record], finding: str) -> dict[str, list[Record]]:
+    """{arm: its records, one a seed} of a finding, in the order of ARMS, behind the untrained ones. The main
+    job's untrained ones stand in where the finding has none. {} where the finding has no arm."""
+    rows = grouped(found, finding)
+    if not rows:
+        return {}
+    main = grouped(found, "main")
+    order = [*UNTRAINED, *(name for arm in ARMS[finding] for name in (arm + START, arm)), *rows]
+    rows |= {arm: main[arm] for arm in UNTRAINED if arm in main and arm not in rows}
+    return {arm: rows[arm] for arm in dict.fromkeys(order) if arm in rows}
+
+
+def grouped(found: Sequence[Record], finding: str) -> dict[str, list[Record]]:
+    """{arm: its records, by seed} of a finding."""
+    rows: dict[str, list[Record]] = {}
+    for record in sorted(found, key=lambda record: record["seed"]):
+        if record["finding"] == finding:
+            rows.setdefault(record["arm"], []).append(record)
+    return rows
+
+
+def name_of(finding: str, arm: str) -> str:
+    """An arm in plain words."""
+    names = {"base": "base", "best_prefix": "base, best prefix"} | ARMS[finding]
+    before = arm.removesuffix(START)
+    return names.get(arm) or (f"{names[before]}: before" if before in names else arm)
+
+
+def estimate(found: Sequence[Record], measure: Measure) -> Estimate | None:
+    """A number of one arm over its seeds; None where no seed has it."""
+    parts = [part for part in map(measure.of, found) if part]
+    if not parts:
+        return None
+    values = tuple(value for value, _ in parts)
+    low, high = min(values), max(values)
+    if len(parts) == 1 and parts[0][1] is not None:
+        count = parts[0][1]
+        low, high = wilson(values[0] * count, count)
+    return Estimate(fmean(values), low, high, values)
+
+
+def shown(number: Estimate | None, share: bool) -> str:
+    """An estimate as text; "" for None."""
+    if number is None:
+        return ""
+    scale, digits = (100, 1) if share else (1, 1 if number.value < 1000 else 0)
+    value, low, high = (f"{scale * x:,.{digits}f}" for x in (number.value, number.low, number.high))
+    spread = "" if low == high else f" ({low}–{high})"
+    return f"{value} %{spread}" if share else f"{value}{spread}"
+
+
+def finding_table(found: Sequence[Record], finding: str) -> Table | None:
+    """One row an arm, one column a measure. None where the finding has no records; so do the others."""
+    rows = arms(found, finding)
+    columns = [MEASURES[name] for name in COLUMNS[finding]]
+    columns = [each for each in columns if any(estimate(part, each) for part in rows.values())]
+    return made(rows, finding, columns)
+
+
+def made(rows: dict[str, list[Record]], finding: str, columns: Sequence[Measure]) -> Table | None:
+    """The table of some arms and measures; None without arms."""
+    lines = [
+        [
+            name_of(finding, arm),
+            str(len(part)),
+            *(shown(estimate(part, each), each.share) for each in columns),
+        ]
+        for arm, part in rows.items()
+    ]
+    return (["", "seeds", *(each.label for each in columns)], lines) if lines else None
+
+
+def overview_arms(found: Sequence[Record]) -> dict[str, list[Record]]:
+    """{name: records} of the arms of OVERVIEW that are measured."""
+    every = {name: grouped(found, finding).get(arm) for (finding, arm), name in OVERVIEW.items()}
+    return {name: part for name, part in every.items() if part}
+
+
+def overview_table(found: Sequence[Record]) -> Table | None:
+    """The README's table. None where the main job was not measured."""
+    main = arms(found, "main")
+    rows = {name_of("main", arm): main[arm] for arm in UNTRAINED if arm in main} | overview_arms(found)
+    columns = [MEASURES[name] for name in ("heldout", "pairs", "length")]
+    lines = [
+        [name, *(shown(estimate(part, each), each.share) for each in columns)] for name, part in rows.items()
+    ]
+    return (["", *(each.label for each in columns)], lines) if main else None
+
+
+def task_table(found: Sequence[Record], finding: str) -> Table | None:
+    """Greedy accuracy by kind of question, beside chance, on the first set of the finding's table."""
+
+    def of(task: str) -> Measure:
+        def share(record: Record):
+            right, count = record["sets"].get(COLUMNS[finding][0], {}).get("tasks", {}).get(task, (0, 0))
+            return (right / count, count) if count else None
+
+        return Measure(task, share)
+
+    table = made(arms(found, finding), finding, [of(task) for task in CHANCE])
+    chance = ["chance", "", *(f"{100 * share:.0f} %" for share in CHANCE.values())]
+    return table and (table[0], [chance, *table[1]])
+
+
+def passes_of(found: Sequence[Record]) -> dict[int, Estimate]:
+    """{k: pass@k of sound answers} of one arm."""
+    ks = sorted({int(k) for record in found for k in record["passes"]})
+    every = {k: estimate(found, Measure("", lambda record, k=str(k): pass_at(record, k))) for k in ks}
+    return {k: number for k, number in every.items() if number}
+
+
+def pass_at(record: Record, k: str) -> tuple[float, None] | None:
+    """pass@k of a record."""
+    return (record["passes"][k], None) if k in record["passes"] else None
+
+
+def pass_table(found: Sequence[Record], finding: str) -> Table | None:
+    """pass@k of sound answers, one row an arm of the finding's own."""
+    rows = {arm: passes_of(part) for arm, part in arms(found, finding).items() if arm not in UNTRAINED}
+    ks = sorted({k for numbers in rows.values() for k in numbers})
+    lines = [
+        [name_of(finding, arm), *(shown(numbers.get(k), True) for k in ks)] for arm, numbers in rows.items()
+    ]
+    return (["k", *map(str, ks)], lines) if lines else None
+
+
+def commands(found: Sequence[Record], finding: str) -> str:
+    """The commands of every arm of a finding, of its first seed, and the prefix that was chosen."""
+    lines = []
+    for arm, (first, *_) in arms(found, finding).items():
+        said = [f"python {command}" for command in first["commands"]]
+        if "prefix" in first:
+            said = [f"the prefix: {first['prefix']['best']}"]
+        lines += [f"# {name_of(finding, arm)}", *said] if said else []
+    return "\n".join(lines)
+
+
+def about(found: Sequence[Record]) -> str:
+    """What the records are made of: the bases, the commits, the time."""
+    bases, commits = (
+        ", ".join(f"`{each}`" for each in dict.fromkeys(record[key] for record in found))
+        for key in ("base", "commit")
+    )
+    took = sum(record["minutes"] for record in found)
+    return f"records: {len(found)} · bases: {bases} · commits: {commits} · minutes in all: {took:.0f}\n"
