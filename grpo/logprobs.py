@@ -191,7 +191,10 @@ class _Score(torch.autograd.Function):
                     of_hidden[part] += of_logits @ weight
                 if of_head is not None:
                     of_words = of_logits.T @ rows[part]
-                    of_head[words] = of_words if part.start == 0 else of_head[words] + of_words
+                    of_head[words] = of_words if part.start == 0 else of_head[words].add_(of_words)
+                    del of_words
+                # Free them before the next block's exist.
+                del weight, logits, of_logits
         return of_hidden, of_head, None, None, None
 
 

@@ -216,11 +216,20 @@ class Optimizer:
     skipped: updates that were left out because their gradient was not finite."""
 
     def __init__(
-        self, policy: nn.Module, *, name: str, lr: float, beta2: float, weight_decay: float, seed: int = 0
+        self,
+        policy: nn.Module,
+        *,
+        name: str,
+        lr: float,
+        beta2: float,
+        weight_decay: float,
+        seed: int = 0,
+        states_on: str = "device",
     ):
         """Optimize the parameters that require gradients. name: of OPTIMIZERS; "muon" leaves embeddings to
-        AdamW. seed: of the rounding of bfloat16 weights."""
+        AdamW. seed: of the rounding of bfloat16 weights. states_on: "device", or "host" (not for Muon)."""
         self.policy = policy
+        self.states_on_host = states_on == "host"
         self.lr = lr
         self.skipped = 0
         self.parts: list[tuple[torch.optim.Optimizer, float]] = []
@@ -274,7 +283,10 @@ class Optimizer:
     def step(self) -> None:
         """Apply the gradients, then drop them."""
         for part, _ in self.parts:
-            part.step()
+            if self.states_on_host:
+                step_one_by_one(part)
+            else:
+                part.step()
             part.zero_grad(set_to_none=True)
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -285,11 +297,13 @@ class Optimizer:
         """The state that a parameter will have, all zero: same names, shapes, devices and sharding."""
         owner = self.owner(parameter)
         if isinstance(owner, AdamW8bit):
-            return owner.blank(parameter)
-        if isinstance(owner, Muon):
-            return {"momentum_buffer": torch.zeros_like(parameter)}
-        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        return {"step": torch.zeros((), device=parameter.device), **moments}
+            state = owner.blank(parameter)
+        elif isinstance(owner, Muon):
+            state = {"momentum_buffer": torch.zeros_like(parameter)}
+        else:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            state = {"step": torch.zeros((), device=parameter.device), **moments}
+        return moved_to_host(state, {}) if self.states_on_host else state
 
     def set_state(self, parameter: nn.Parameter, state: dict[str, Tensor]) -> None:
         """Use a `blank_state` that has been filled. The tensors are not copied."""
@@ -299,6 +313,39 @@ class Optimizer:
         """The PyTorch optimizer that updates a parameter."""
         holds = lambda part: any(parameter is p for group in part.param_groups for p in group["params"])
         return next(part for part, _ in self.parts if holds(part))
+
+
+def step_one_by_one(part: torch.optim.Optimizer) -> None:
+    """`part.step()`, with the same numbers, for one parameter at a time. The states of the others wait in CPU
+    memory."""
+    groups = part.param_groups
+    try:
+        for group in groups:
+            for p in group["params"]:
+                home = part.state[p]
+                # a count of steps stays where it is
+                part.state[p] = {name: x.to(p.device) if x.dim() else x for name, x in home.items()}
+                part.param_groups = [{**group, "params": [p]}]
+                part.step()
+                part.state[p] = moved_to_host(part.state[p], home)
+    finally:
+        part.param_groups = groups
+
+
+def moved_to_host(state: dict[str, Tensor], home: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A parameter's state in CPU memory: in the tensors of `home`, or in new ones, which are page-locked for
+    a GPU if they are not sharded. A count of steps stays where it is."""
+
+    def moved(name: str, x: Tensor) -> Tensor:
+        if not x.dim() or x is home.get(name):
+            return x
+        if name in home:
+            return home[name].copy_(x)
+        copy = x.to("cpu")
+        pin = copy is not x and torch.cuda.is_available() and not isinstance(copy, DTensor)
+        return copy.pin_memory() if pin else copy
+
+    return {name: moved(name, x) for name, x in state.items()}
 
 
 def clip_gradient(policy: nn.Module, max_norm: float) -> Tensor:

@@ -269,7 +269,8 @@ def shards(_) -> str:
         )
         sizes = {
             item.name: item.bytes
-            for item in (*found.held, *found.stages[0].rollout, *found.stages[0].learning)
+            for stage in found.stages[:1]
+            for item in (*found.held, *stage.rollout, *stage.learning["in the last block"])
         }
         held = sum(sizes[part] for part in ("weights", "optimizer", "reference", "gradients"))
         gathered = (

@@ -4,6 +4,7 @@ leaves behind, how it goes on."""
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -564,6 +565,28 @@ def test_killed_and_gone_on_is_as_if_nothing_had_happened(base, tmp_path):
     assert (tmp_path / "straight" / "samples.jsonl").read_bytes() == (
         tmp_path / "killed" / "samples.jsonl"
     ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [["optim.name=adamw_bf16", "dtype=bfloat16"], ["optim.name=adamw_8bit", "optim.states_on=host"]],
+    ids=["weights rounded at random", "states on the host"],
+)
+def test_small_states_go_on_bit_for_bit(base, tmp_path, settings):
+    """From the checkpoint of the first of three steps."""
+    settings = [*settings, "eval.items=0", "save.every=1"]
+    out = run(base, tmp_path / "run", *settings)
+    rows, last = metrics(out, times=False), contents(complete(out)[-1])
+    for folder in complete(out)[1:]:
+        shutil.rmtree(folder)
+    run(base, out, *settings)
+    assert metrics(out, times=False) == rows and contents(complete(out)[-1]) == last
+    assert len(rows) == len(complete(out)) == 3 and len(last) == 2
+
+
+def contents(folder):
+    """Weights and optimizer of a checkpoint."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
 def test_a_finished_run_is_not_run_again(trained, base, capsys):

@@ -53,6 +53,9 @@ def check(config) -> None:
         _check_lora(config)
     if config.shard == "always" and config.optim.name == "muon":
         raise ConfigError("shard: muon needs whole matrices; use shard=auto or shard=never")
+    if config.optim.states_on == "host" and config.optim.name == "muon":
+        why = "muon updates all matrices of one shape together"
+        raise ConfigError(f"optim.states_on: {why}; use optim.states_on=device, or another optim.name")
     if config.optim.name == "adamw_bf16" and config.dtype != "bfloat16":
         raise ConfigError("optim.name: adamw_bf16 keeps the weights in bfloat16; set dtype=bfloat16 as well")
     if len(set(config.freeze)) > 1:
@@ -105,6 +108,8 @@ def contradictions(config, questions: int) -> list[str]:
         lines.append(f"prompts: {config.prompts} per step, but there are {questions} questions; all are used")
     if not config.exact and config.device == "cuda":
         lines.append("exact: has no effect on a GPU, where nothing adds up in float64")
+    if config.optim.states_on == "host" and config.device == "cpu":
+        lines.append("optim.states_on: has no effect on a CPU, whose memory is the host's")
     if config.method == "sft":
         return lines
     if config.stages and config.stages[-1].until > config.steps:

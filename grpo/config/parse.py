@@ -37,6 +37,7 @@ FREE = (
     "max_rows.",
     "cuda_graphs.",
     "loss.reference_on.",
+    "optim.states_on.",
 )
 FREE += ("loss.micro_tokens.", "loss.logits_mib.", "eval.", "save.", "report.", "log.")
 # of these a change is noted: what is evaluated before and after it does not compare

@@ -122,6 +122,8 @@ class Optim:
     name: OptimizerName = "adamw"
     """adamw: as in the papers; adamw_8bit: with moments of one byte; adamw_bf16: weights in bfloat16 too
     (docs/optimizers.md); muon: orthogonal updates of matrices, for training from random weights."""
+    states_on: Literal["device", "host"] = "device"
+    """Where the moments are kept. host: in CPU memory, copied to the GPU for one parameter at a time."""
     lr: float = 1e-6
     """Peak learning rate."""
     warmup: int = 0

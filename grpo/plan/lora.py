@@ -6,6 +6,7 @@ from math import prod
 import torch
 
 from grpo.config.parse import Config
+from grpo.plan.items import Item
 from grpo.plan.ranks import ADAPTERS, BASE, MERGED, SAMPLER
 from grpo.plan.states import FLOAT, WHY, state_bytes
 from models import lora
@@ -35,24 +36,23 @@ def with_adapters(plan, cfg: Config, model: ModelConfig):
     pairs = sum(map(prod, sides))
     states = state_bytes(cfg.optim.name, {str(i): torch.Size(side) for i, side in enumerate(sides)})
     matrices = sum(layer.weight.numel() for layer in layers)
-    largest = max(layer.weight.numel() for layer in layers)
     size = 2 if plan.dtype == "bfloat16" else FLOAT
-    item = type(plan.held[0])
+    on_host = states if plan.on_host else 0
     millions = f"{pairs / 1e6:.1f} M numbers"
-    base = item(BASE, size * count, f"{count / 1e9:.2f} B x {size} bytes")
-    adapters = item(ADAPTERS, FLOAT * pairs + states, f"{millions} x {FLOAT} bytes; {WHY[cfg.optim.name]}")
-    reference = item("reference", 0, "the policy without its adapters")
-    in_rollout = item(MERGED, size * matrices, f"of layers with an adapter, added up once: x {size} bytes")
-    gradients = item("gradients of adapters", FLOAT * pairs, f"{millions} x {FLOAT} bytes")
-    why = f"of one layer, made again where it is used: x {FLOAT + size} bytes"
-    in_learning = item("merged weight", (FLOAT + size) * largest, why)
+    base = Item(BASE, size * count, f"{count / 1e9:.2f} B x {size} bytes")
+    adapters = Item(
+        ADAPTERS, FLOAT * pairs + states - on_host, f"{millions} x {FLOAT} bytes; {WHY[cfg.optim.name]}"
+    )
+    reference = Item("reference", 0, "the policy without its adapters")
+    in_rollout = Item(MERGED, size * matrices, f"of layers with an adapter, added up once: x {size} bytes")
+    gradients = Item("gradients of adapters", FLOAT * pairs, f"{millions} x {FLOAT} bytes")
 
     def of_stage(stage):
         rollout = tuple(each for each in stage.rollout if each.name != SAMPLER)
-        gone = ("gradients", "gradients of a part", "bfloat16 copies")
-        learning = tuple(each for each in stage.learning if each.name not in gone)
+        # the first line is that of the base's gradients
+        learning = {moment: (gradients, *items[1:]) for moment, items in stage.learning.items()}
         rollout = (in_rollout, *rollout) if rollout else ()
-        return replace(stage, rollout=rollout, learning=(gradients, *learning, in_learning))
+        return replace(stage, rollout=rollout, learning=learning)
 
     held = (base, adapters, reference, *plan.held[3:])
-    return replace(plan, held=held, stages=tuple(map(of_stage, plan.stages)))
+    return replace(plan, held=held, stages=tuple(map(of_stage, plan.stages)), on_host=on_host)

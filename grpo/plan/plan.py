@@ -13,24 +13,32 @@ Weights, gradients and moments are float32 for every `dtype`, if `optim.name` is
 the backward pass. Caches and the reference are in the dtype of the products.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.processor import NESTED, PLAIN, picture_settings
 from data.sources import hub
 from grpo.config.parse import Config
-from grpo.logprobs import chunk_of
 from grpo.memory import TokenCost
 from grpo.plan import known_models
+from grpo.plan.items import Item, Moments, shown_bytes, shown_count, total
+from grpo.plan.learning import Load, moments
 from grpo.plan.lora import with_adapters, with_frozen_tower
-from grpo.plan.ranks import SAMPLER, largest_block, largest_share, merger_parameters, of_one_rank
-from grpo.plan.states import FLOAT, WHY, parameter_shapes, state_bytes, weight_bytes
-from grpo.plan.table import render, shown_bytes, shown_count
+from grpo.plan.ranks import SAMPLER, largest_share, of_one_rank
+from grpo.plan.states import (
+    FLOAT,
+    WHY,
+    merger_parameters,
+    parameter_shapes,
+    state_bytes,
+    update_bytes,
+    weight_bytes,
+)
+from grpo.plan.table import render
 from grpo.schedule import stage_at
 from grpo.storage.model_folder import model_folder
 from models.config import ModelConfig, VisionConfig
-from models.layers import attention_size, attention_sums
+from models.layers import attention_sums
 
 # Documents of a prompt in imitation, as `data/shapes/documents.py` writes them.
 DOCUMENTS = 2
@@ -39,25 +47,16 @@ CUDA_CONTEXT = 3 << 29
 
 
 @dataclass(frozen=True)
-class Item:
-    """One line of the plan: what, how many bytes, and where the number comes from."""
-
-    name: str
-    bytes: int
-    why: str
-
-
-@dataclass(frozen=True)
 class StagePlan:
-    """Steps first..last, with one group size and one cap. Per step, at most: tokens (prompts, completions),
-    patches, flops."""
+    """Steps first..last, with one group size and one cap. learning: {moment: what exists then}. Per step, at
+    most: tokens (prompts, completions), patches, flops."""
 
     first: int
     last: int
     group: int
     cap: int
     rollout: tuple[Item, ...]
-    learning: tuple[Item, ...]
+    learning: Moments
     tokens: tuple[int, int]
     patches: int
     flops: float
@@ -66,7 +65,7 @@ class StagePlan:
 @dataclass(frozen=True)
 class Plan:
     """What a run needs: `held` all the time, and what each stage adds. device: "cpu" or "cuda". number: bytes
-    of a number of a trained matrix."""
+    of a number of a trained matrix. on_host: bytes of the optimizer's states that wait in CPU memory."""
 
     parameters: dict[str, int]
     dtype: str
@@ -74,34 +73,14 @@ class Plan:
     number: int
     held: tuple[Item, ...]
     stages: tuple[StagePlan, ...]
+    on_host: int = 0
 
     @property
     def peak(self) -> int:
-        """Bytes that exist at the same time, at most: the larger of rollout and learning, of all stages."""
-        return total(self.held) + max(max(total(s.rollout), total(s.learning)) for s in self.stages)
-
-
-@dataclass(frozen=True)
-class Load:
-    """What one forward computes: prompts of `prompt` tokens with `patches` patches each, and rows of `cap`
-    tokens, `group` of a prompt at most."""
-
-    prompts: int
-    prompt: int
-    patches: int
-    rows: int
-    cap: int
-    group: int
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Tokens of all prompts, and of all completions."""
-        return self.prompts * self.prompt, self.rows * self.cap
-
-
-def total(items: tuple[Item, ...]) -> int:
-    """Bytes of all lines."""
-    return sum(item.bytes for item in items)
+        """Bytes that exist at the same time, at most: in a rollout or in a moment of learning, of any
+        stage."""
+        beside = (items for s in self.stages for items in (s.rollout, *s.learning.values()))
+        return total(self.held) + max(map(total, beside))
 
 
 def parameters(model: ModelConfig) -> dict[str, int]:
@@ -162,10 +141,15 @@ def make_plan(
     optimizer = cfg.optim.name
     number = 2 if optimizer == "adamw_bf16" else FLOAT
     weights = weight_bytes(optimizer, parameter_shapes(model).values())
-    states = state_bytes(optimizer, parameter_shapes(model, cfg.freeze))
+    trained = parameter_shapes(model, cfg.freeze)
+    states = state_bytes(optimizer, trained)
+    on_host = states if cfg.optim.states_on == "host" else 0
+    waits = f"; {shown_bytes(on_host)} wait on the host" if on_host else ""
+    # those of adapters are small
+    update = 0 if cfg.lora.rank else update_bytes(optimizer, trained, bool(on_host))
     held = (
         Item("weights", weights, f"{shown_count(count)} x {number} bytes"),
-        Item("optimizer", states, WHY[optimizer]),
+        Item("optimizer", states - on_host, WHY[optimizer] + waits),
         _reference(cfg, count, size),
     )
     if device == "cuda":
@@ -183,20 +167,14 @@ def make_plan(
         load = Load(prompts, cfg.max_prompt, patches, rows * (group // split[0]), stage.cap, group)
         rollout = _rollout(cfg, model, load, size, device) if cfg.method == "grpo" else ()
         most = (load.tokens, prompts * patches, _work(cfg, model, load))
-        learning = _learning(cfg, model, load, size, device)
+        learning = moments(cfg, model, parts, load, size, device, update)
         stages.append(StagePlan(step, end - 1, group, stage.cap, rollout, learning, *most))
         step = end
-    plan = Plan(parts, dtype, device, number, held, tuple(stages))
+    plan = Plan(parts, dtype, device, number, held, tuple(stages), on_host)
     if cfg.lora.rank:
         plan = with_adapters(plan, cfg, model)
     sharded = ranks > 1 and cfg.shard != "never" and cfg.optim.name != "muon"
     return of_one_rank(plan, model, ranks) if sharded else plan
-
-
-def _trained(parts: dict[str, int], frozen: Sequence[str]) -> dict[str, int]:
-    """The parameters that are trained; 0 for a frozen part."""
-    freeze = {name: "vision" if name == "vision" else "llm" for name in parts}
-    return {name: 0 if freeze[name] in frozen else count for name, count in parts.items()}
 
 
 def _reference(cfg: Config, count: int, size: int) -> Item:
@@ -236,47 +214,6 @@ def _rollout(cfg: Config, model: ModelConfig, load: Load, size: int, device: str
     return items if size < FLOAT and cfg.optim.name != "adamw_bf16" else items[1:]
 
 
-def _learning(cfg: Config, model: ModelConfig, load: Load, size: int, device: str) -> tuple[Item, ...]:
-    micro, several = _micro_batch(load, cfg.loss.micro_tokens)
-    parts = parameters(model)
-    words = model.vocab_size
-    again = ", recomputed block by block" if cfg.recompute else ""
-    chunk = min(chunk_of(words, cfg.loss.logits_mib, device), micro.tokens[1])
-    # Float32 copies of a chunk's logits: themselves, divided by the temperature, and their log-softmax. With
-    # an entropy bonus the backward pass makes their probabilities, too.
-    alive = 2 + (cfg.temperature != 1 or cfg.loss.entropy_coef > 0)
-    # A frozen tower keeps no activations.
-    trained_load = replace(micro, patches=0) if "vision" in cfg.freeze else micro
-    kept = activations(model, trained_load, size, cfg.recompute, device)
-    copies = Item("bfloat16 copies", 0, "none: weights have the dtype of the products")
-    number = 2 if cfg.optim.name == "adamw_bf16" else FLOAT
-    if size < number:
-        merger = merger_parameters(model.vision)
-        blocks = largest_block(parts, model) + merger if cfg.recompute else parts["decoder"] + parts["vision"]
-        used = size * (parts.get("head", parts["embedding"]) + blocks)
-        copies = replace(copies, bytes=used, why=f"of the matrices in use{again}")
-    each = f"{chunk:,} tokens x {words:,} words, {alive} times"
-    beside = (
-        Item("activations (estimate)", kept, f"a micro-batch of {sum(micro.tokens):,} tokens{again}"),
-        copies,
-        Item("logits of a chunk", alive * chunk * words * FLOAT, each),
-    )
-    trained = _trained(parts, cfg.freeze)
-    count = sum(trained.values())
-    gradients, table = number * count, number * trained["embedding"]
-    head = number * trained.get("head", trained["embedding"])
-    why = f"{shown_count(count)} x {number} bytes"
-    # The backward pass begins with the head, while all activations exist. It ends with the embedding, whose
-    # gradient is added to the head's, while one block's activations exist.
-    last = table + kept // (model.num_hidden_layers + model.vision.depth) - total(beside)
-    if several:
-        why_part = "of head and embedding, beside the sum of the parts before"
-        of_part = Item("gradients of a part", max(head, table + last), why_part)
-        return Item("gradients", gradients, why), *beside, of_part
-    why = f"of {why}, made while activations go: there is one micro-batch"
-    return Item("gradients", max(head, gradients + last), why), *beside
-
-
 def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
     """Floating-point operations of a step. A forward takes two per parameter and token; a backward is two
     forwards, recomputation a third."""
@@ -289,53 +226,6 @@ def _work(cfg: Config, model: ModelConfig, load: Load) -> float:
         return forward * learning
     # Rollout, learning, reference, old policy.
     return forward * (1 + learning + (cfg.loss.kl_coef > 0) + (cfg.loss.updates * cfg.loss.minibatches > 1))
-
-
-def _micro_batch(load: Load, budget: int) -> tuple[Load, bool]:
-    """The largest micro-batch, as `grpo/batch.py` cuts them, and whether there are several."""
-    group = min(load.group, load.rows)
-    fit = min(load.prompts, budget // (load.prompt + group * load.cap))
-    rows = min(fit * group, load.rows) or min(group, max(1, (budget - load.prompt) // load.cap))
-    part = replace(load, prompts=max(fit, 1), rows=rows)
-    return part, part != load
-
-
-def activations(model: ModelConfig, load: Load, size: int, recompute: bool, device: str = "cpu") -> int:
-    """Bytes that autograd keeps of one forward: what the products and norms of all blocks need again.
-
-    With recomputation: each block's input, and the largest block whole. size: bytes of a number in products.
-    """
-    autocast = size < FLOAT
-    width, head = model.hidden_size, model.head_size
-    attention = attention_size(size, device)
-    prompt_tokens, completion_tokens = load.tokens
-    tokens, places = prompt_tokens + completion_tokens, load.prompt + load.cap
-    queries, keys = model.num_attention_heads * head, model.num_key_value_heads * head
-    # Of a token in a block: the inputs and divisors of both norms, in float32; their outputs, under autocast
-    # once for each of q, k, v, gate, up; queries and attention's output in attention's dtype, the output once
-    # more for the next product; gate, its silu, up, their product.
-    token = 4 * width * FLOAT + (5 if autocast else 2) * width * size
-    token += queries * (2 * attention + size) + 4 * model.intermediate_size * size
-    # Qwen3 normalises queries and keys in float32.
-    token += (queries + keys) * FLOAT if model.qwen3 else 0
-    # The prompt's keys and values, and each row's: the prompt's again and its own.
-    block = tokens * token + 2 * keys * attention * (prompt_tokens + load.rows * places)
-    # One mask for each prompt and the R queries of a key head; all blocks share it.
-    mask = load.prompts * places * attention * (queries // keys * load.cap)
-    v = model.vision
-    patches = load.prompts * load.patches
-    mlp = (4 if v.gated else 2 if model.qwen3 else 3) * v.intermediate_size
-    vision_block = patches * (2 * v.width * (FLOAT + size) + size * (7 * v.width + mlp))
-    if recompute:
-        blocks = FLOAT * (model.num_hidden_layers * tokens * width + v.depth * patches * v.width)
-        # With the gradients of the two widest activations.
-        blocks += max(block + 2 * size * tokens * model.intermediate_size, vision_block)
-    else:
-        # The last block computes only the completions.
-        blocks = model.num_hidden_layers * block - prompt_tokens * token + v.depth * vision_block
-    # The input of each product in the DeepStack mergers, and of the gelu between.
-    blocks += 3 * len(v.deepstack_visual_indexes) * patches * v.width * size
-    return blocks + mask + patches * v.patch_dim * FLOAT + 4 * completion_tokens * width * FLOAT
 
 
 def text(cfg: Config, ranks: int = 1) -> str:

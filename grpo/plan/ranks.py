@@ -4,8 +4,10 @@
 from dataclasses import replace
 
 from grpo.parallel.rows import Share, share_rows
-from grpo.plan.states import FLOAT
-from models.config import ModelConfig, VisionConfig
+from grpo.plan.items import Item
+from grpo.plan.learning import UPDATE
+from grpo.plan.states import FLOAT, largest_block, merger_parameters
+from models.config import ModelConfig
 from models.layers import attention_size
 
 # The policy that a rollout casts once; where the policy is sharded, it is part of what is gathered.
@@ -14,18 +16,7 @@ SAMPLER = "bfloat16 policy"
 BASE = "frozen weights"
 ADAPTERS = "adapters"
 MERGED = "merged weights"
-SHARDED = ("weights", BASE, "optimizer", "reference", "gradients")
-
-
-def merger_parameters(vision: VisionConfig) -> int:
-    """Parameters of the matrices of the merger and of the DeepStack mergers."""
-    width = vision.width * vision.spatial_merge_size**2
-    return (1 + len(vision.deepstack_visual_indexes)) * width * (width + vision.hidden_size)
-
-
-def largest_block(parts: dict[str, int], model: ModelConfig) -> int:
-    """Parameters of a decoder block or of a vision block, whichever has more. parts: parameters of each."""
-    return max(parts["decoder"] // model.num_hidden_layers, parts["vision"] // model.vision.depth)
+SHARDED = ("weights", BASE, "optimizer", "reference", "gradients", "moments in work")
 
 
 def largest_share(prompts: int, prompt: int, group: int, cap: int, sections: int, ranks: int):
@@ -51,10 +42,16 @@ def of_one_rank(plan, model: ModelConfig, ranks: int):
 
     def of_stage(stage):
         rollout = tuple(item for item in stage.rollout if item.name != SAMPLER)
-        learning = (*map(shard, stage.learning), in_learning)
+        learning = {
+            moment: (*map(shard, items), *([in_learning] if moment != UPDATE else []))
+            for moment, items in stage.learning.items()
+        }
         return replace(stage, rollout=(*rollout, in_rollout) if rollout else (), learning=learning)
 
-    return replace(plan, held=tuple(map(shard, plan.held)), stages=tuple(map(of_stage, plan.stages)))
+    # adapters are whole on every rank, and so are their states
+    on_host = plan.on_host if plan.held[1].name == ADAPTERS else -(-plan.on_host // ranks)
+    held, stages = tuple(map(shard, plan.held)), tuple(map(of_stage, plan.stages))
+    return replace(plan, held=held, stages=stages, on_host=on_host)
 
 
 def _root(parts: dict[str, int], model: ModelConfig) -> int:
@@ -90,6 +87,5 @@ def _gathered(plan, model: ModelConfig) -> tuple:
         gradients = "no gradients"
     rest = plan.number if gradients != "no gradients" else size
     why = f"blocks x {size} bytes, embedding, merger and head x {rest}{again}"
-    item = type(plan.held[0])
-    in_learning = item("gathered parts", learning, f"embedding, merger, head, two blocks; {gradients}")
-    return item("gathered policy", gathered, why), in_learning
+    in_learning = Item("gathered parts", learning, f"embedding, merger, head, two blocks; {gradients}")
+    return Item("gathered policy", gathered, why), in_learning

@@ -2,6 +2,7 @@
 
 from grpo.config import by_model
 from grpo.config.parse import Config
+from grpo.plan.items import Moments, shown_bytes, shown_count, total
 from grpo.plan.ranks import BASE
 
 
@@ -23,7 +24,7 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
             lines += ["", f"steps {first} to {last}: group {stage.group}, cap {stage.cap:,}"]
         if stage.rollout:
             lines += ["", "while sampling", *map(line, stage.rollout)]
-        lines += ["", "while learning", *map(line, stage.learning), ""]
+        lines += ["", *learning_lines(stage.learning), ""]
         if stage.rollout:
             over = f"a rollout; {stage.cap * steps:,} over {steps:,} steps"
             lines.append(count_line("decode steps", f"{stage.cap:,}", over))
@@ -36,13 +37,24 @@ def render(cfg: Config, plan, ranks: int = 1) -> str:
         over = f"a step; {shown_flops(stage.flops * steps)} over {steps:,} steps"
         lines.append(count_line("work", shown_flops(stage.flops), over))
     lines += ["", f"peak: {shown_bytes(plan.peak)}"]
+    if plan.on_host:
+        lines.append(f"and {shown_bytes(plan.on_host)} of the CPU's memory, for the optimizer's states")
     if cfg.save.background:
-        copied = shown_bytes(sum(item.bytes for item in plan.held[:2] if item.name != BASE))
+        trained = sum(item.bytes for item in plan.held[:2] if item.name != BASE)
+        copied = shown_bytes(trained + plan.on_host)
         copy = "the copy of weights and optimizer that checkpoints are written from"
         lines.append(f"and {copied} of the CPU's memory, for {copy} (save.background=false: none)")
     if chosen := [f"  {line}" for line in by_model.explained(cfg)]:
         lines += ["", f"chosen for {cfg.model}, because nothing else said them:", *chosen]
     return "\n".join(lines) + "\n"
+
+
+def learning_lines(learning: Moments) -> list[str]:
+    """The moment of learning that needs most, and what the others need."""
+    largest = max(learning, key=lambda moment: total(learning[moment]))
+    less = [f"{shown_bytes(total(learning[moment]))} {moment}" for moment in learning if moment != largest]
+    there = [line(item) for item in learning[largest] if item.bytes]
+    return [f"while learning, {largest}", *there, f"  less: {', '.join(less)}"]
 
 
 def line(item) -> str:
@@ -53,22 +65,6 @@ def line(item) -> str:
 def count_line(name: str, count: str, why: str) -> str:
     """One line of the table."""
     return f"  {name:<24}{count:>12}  {why}"
-
-
-def shown_bytes(count: float) -> str:
-    """Bytes in the largest unit that leaves a number of at least 1."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:,.0f} GiB" if count >= 100 else f"{count:.1f} GiB"
-
-
-def shown_count(count: float) -> str:
-    """A number of parameters."""
-    if count >= 1e9:
-        return f"{count / 1e9:.2f} B"
-    return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
 
 
 def shown_flops(count: float) -> str:

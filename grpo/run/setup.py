@@ -94,7 +94,7 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     check_agreement(chat, policy.config)
     o = cfg.optim
     how = {"name": o.name, "lr": o.lr, "beta2": o.beta2, "weight_decay": o.weight_decay}
-    optimizer = Optimizer(policy, **how, seed=cfg.seed)
+    optimizer = Optimizer(policy, **how, seed=cfg.seed, states_on=o.states_on)
     step = checkpoint.load_optimizer(found, policy, optimizer) if found else 0
     reference = None
     if cfg.method == "grpo" and cfg.loss.kl_coef:

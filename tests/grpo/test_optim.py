@@ -4,6 +4,7 @@ table."""
 import pytest
 import torch
 from small import small_policy
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from grpo import optim
 from grpo.optim import BLOCK, Bytes, Muon, Optimizer, dynamic_values, round_at_random
@@ -187,6 +188,70 @@ def test_another_seed_rounds_otherwise():
     )
     assert all(map(torch.equal, first.parameters(), same.parameters()))
     assert not all(map(torch.equal, matrices(first), matrices(other)))
+
+
+# ---- states on the host
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "adamw_bf16"])
+def test_states_on_the_host_change_no_number(monkeypatch, name):
+    """There is no GPU in the tests: copies play the part of what lies there."""
+    begun = matrices_in_bfloat16 if name == "adamw_bf16" else lambda policy: policy
+    here = trained(name, 3, begun(small_policy()), seed=1)
+    to, sent = torch.Tensor.to, []
+
+    def sent_to(x, where):
+        if isinstance(where, torch.dtype):
+            return to(x, where)
+        sent.append(where)
+        return x.clone()
+
+    monkeypatch.setattr(torch.Tensor, "to", sent_to)
+    away = trained(name, 3, begun(small_policy()), states_on="host", seed=1)
+    assert len(sent) > 2 * len(list(away[0].parameters()))
+    for p, q in zip(here[0].parameters(), away[0].parameters()):
+        state, other = here[1].state(p), away[1].state(q)
+        assert torch.equal(p, q) and state.keys() == other.keys() != set()
+        assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "adamw_bf16"])
+@pytest.mark.parametrize("on, most", [("device", 4), ("host", 1)])
+def test_states_on_the_host_are_on_the_device_for_one_parameter_at_a_time(monkeypatch, name, on, most):
+    """Fake tensors play those of a GPU. They know their device, and have no memory."""
+    # fake tensors have no values to count with, to look up or to copy
+    monkeypatch.setattr(FakeTensor, "__int__", lambda x: 1, raising=False)
+    monkeypatch.setattr(FakeTensor, "copy_", lambda x, y: x, raising=False)
+    monkeypatch.setattr(optim.AdamW8bit, "_new_rows", lambda self, rates, step, w, *rest: w.float())
+    dtype = torch.bfloat16 if name == "adamw_bf16" else torch.float32
+    there = []
+    with FakeTensorMode():
+        matrices = [torch.empty(300, 256, device="cuda", dtype=dtype) for _ in range(4)]
+        policy = torch.nn.ParameterList(matrices)
+        optimizer = Optimizer(policy, name=name, states_on=on, **RATES)
+        (part,) = [part for part, _ in optimizer.parts]
+
+        def step(real=part.step):
+            real()
+            there.append(sum(moments(state) == {"cuda"} for state in part.state.values()))
+
+        part.step = step
+        homes = []
+        for _ in range(3):
+            for p in policy.parameters():
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+            homes.append([x for p in policy.parameters() for x in optimizer.state(p).values() if x.dim()])
+        found = [moments(optimizer.state(p)) for p in policy.parameters()]
+        blank = [moments(optimizer.blank_state(p)) for p in policy.parameters()]
+    assert max(there) == most and found == blank == [{"cuda" if on == "device" else "cpu"}] * 4
+    # the same memory in every step
+    assert all(x is y for x, y in zip(homes[0], homes[2], strict=True))
+
+
+def moments(state):
+    """The kinds of device that a parameter's moments are on."""
+    return {x.device.type for x in state.values() if x.dim()}
 
 
 # ---- Muon

@@ -13,7 +13,7 @@ from grpo.batch import collate_prompts
 from grpo.config import parse
 from grpo.logprobs import chunk_of
 from grpo.optim import OPTIMIZERS, Optimizer
-from grpo.plan import known_models, plan
+from grpo.plan import known_models, learning, plan
 from grpo.run.setup import matrices_in_bfloat16
 from grpo.sampling import sample
 from grpo.storage.model_folder import BUILT_IN
@@ -77,6 +77,22 @@ MODELS = {"qwen2_vl tied": TINY, "qwen2_5_vl untied": GATED, "qwen3_vl untied": 
 
 def named(items):
     return {item.name: item.bytes for item in items}
+
+
+def at_the_head(made):
+    return made.stages[0].learning["before the backward pass"]
+
+
+def in_a_block(made):
+    return made.stages[0].learning["in the last block"]
+
+
+def at_the_head(made):
+    return made.stages[0].learning["before the backward pass"]
+
+
+def in_a_block(made):
+    return made.stages[0].learning["in the last block"]
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
@@ -155,14 +171,14 @@ def kept_by_autograd(model, count, length, group, cap, side, recompute):
 )
 def test_activations_are_what_autograd_keeps(model, shape):
     count, length, group, cap, side = shape
-    load = plan.Load(count, length, side * side, count * group, cap, group)
-    planned = {again: plan.activations(model, load, 4, again) for again in (False, True)}
-    whole, inputs = (kept_by_autograd(model, *shape, again) for again in (False, True))
-    assert planned[False] == pytest.approx(whole, rel=0.1)
+    load = learning.Load(count, length, side * side, count * group, cap, group)
+    kept, again = (learning.activations(model, load, 4, on) for on in (False, True))
+    whole, inputs = (kept_by_autograd(model, *shape, on) for on in (False, True))
+    assert kept.blocks + kept.head == pytest.approx(whole, rel=0.1)
     # With recomputation the hooks see the blocks' inputs; the block being recomputed comes on top, at most a
     # layer's share of the whole.
     layers = min(model.num_hidden_layers, model.vision.depth)
-    assert inputs < planned[True] < inputs + 1.3 * whole / layers
+    assert inputs < again.blocks + again.head + again.block < inputs + 1.3 * whole / layers
 
 
 MIDDLE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8}
@@ -230,8 +246,8 @@ def test_micro_batches_are_cut_as_in_training():
             (batch.length[cut.groups][:, cut.rows].shape for cut in batch.cuts(budget, batch.teaching)),
             key=lambda shape: shape.numel(),
         )
-        learning = plan.make_plan(cfg, TINY).stages[0].learning
-        assert f"a micro-batch of {largest[0] * length + largest.numel() * cap:,} tokens" in learning[1].why
+        found = at_the_head(plan.make_plan(cfg, TINY))[1].why
+        assert f"a micro-batch of {largest[0] * length + largest.numel() * cap:,} tokens" in found
 
 
 def test_what_is_not_needed_is_not_planned():
@@ -279,7 +295,7 @@ def test_small_states_and_weights_of_real_models(model):
     assert held["adamw_8bit"]["weights"] == held["adamw"]["weights"]
     assert held["adamw_bf16"]["optimizer"] == held["adamw_8bit"]["optimizer"]
     assert held["adamw_bf16"]["weights"] == pytest.approx(held["adamw"]["weights"] / 2, rel=1e-3)
-    stage = {name: named(made[name].stages[0].learning) for name in made}
+    stage = {name: named(in_a_block(made[name])) for name in made}
     assert stage["adamw_bf16"]["gradients"] == stage["adamw"]["gradients"] // 2
     assert stage["adamw_bf16"]["bfloat16 copies"] == 0 < stage["adamw_8bit"]["bfloat16 copies"]
     assert "bfloat16 policy" not in named(made["adamw_bf16"].stages[0].rollout)
@@ -325,9 +341,9 @@ def test_bfloat16_makes_no_copy_but_those_of_autocast():
     )
     away = plan.make_plan(parse.load("shapes", ["loss.reference_on=host"]), TINY)
     assert named(away.held) == named(full.held) | {"reference": 0}
-    copies = [named(p.stages[0].learning)["bfloat16 copies"] for p in (full, half, frugal)]
+    copies = [named(in_a_block(p))["bfloat16 copies"] for p in (full, half, frugal)]
     kept = cast_weights(TINY, False)
-    # a bound: nothing goes back through the patch embedding, and the head is used elsewhere
+    # a bound: nothing goes back through the patch embedding
     assert copies[0] == 0 and kept < copies[1] < 1.12 * kept
     # the merger's; a block being recomputed comes on top
     assert cast_weights(TINY, True) < copies[2] < copies[1] / 2
@@ -343,7 +359,7 @@ def test_frozen_parts_need_no_gradients_and_no_moments(part, kept):
     ]
     parts = plan.parameters(TINY)
     for items, key, each in (("held", "optimizer", 8), ("learning", "gradients", 4)):
-        full, frozen = (named(p.held if items == "held" else p.stages[0].learning)[key] for p in plans)
+        full, frozen = (named(p.held if items == "held" else in_a_block(p))[key] for p in plans)
         assert full - frozen == each * kept(parts)
     assert named(plans[0].held)["weights"] == named(plans[1].held)["weights"]
 
@@ -426,8 +442,42 @@ def test_the_table_loads_nothing_and_adds_up(monkeypatch):
     assert made.peak == max(
         plan.total(made.held) + plan.total(part)
         for stage in made.stages
-        for part in (stage.rollout, stage.learning)
+        for part in (stage.rollout, *stage.learning.values())
     )
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_states_on_the_host_leave_the_device(name):
+    """But for those of one parameter in the update."""
+    settings = [f"optim.name={name}", "device=cuda", "save.background=true"]
+    here, away = (
+        plan.make_plan(parse.load("shapes", [*settings, f"optim.states_on={on}"]), known_models.SMALL)
+        for on in ("device", "host")
+    )
+    states = named(here.held)["optimizer"]
+    assert named(away.held) == named(here.held) | {"optimizer": 0}
+    assert (here.on_host, away.on_host) == (0, states)
+    work = [named(p.stages[0].learning["in the update"])["moments in work"] for p in (here, away)]
+    assert 0 < work[1] - work[0] < 0.2 * states
+    text = plan.text(parse.load("shapes", [*settings, "optim.states_on=host"]))
+    assert "of the CPU's memory, for the optimizer's states" in text and "wait on the host" in text
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
+def test_states_on_the_host_leave_the_device(name):
+    """But for those of one parameter in the update."""
+    settings = [f"optim.name={name}", "device=cuda", "save.background=true"]
+    here, away = (
+        plan.make_plan(parse.load("shapes", [*settings, f"optim.states_on={on}"]), known_models.SMALL)
+        for on in ("device", "host")
+    )
+    states = named(here.held)["optimizer"]
+    assert named(away.held) == named(here.held) | {"optimizer": 0}
+    assert (here.on_host, away.on_host) == (0, states)
+    work = [named(p.stages[0].learning["in the update"])["moments in work"] for p in (here, away)]
+    assert 0 < work[1] - work[0] < 0.2 * states
+    text = plan.text(parse.load("shapes", [*settings, "optim.states_on=host"]))
+    assert "of the CPU's memory, for the optimizer's states" in text and "wait on the host" in text
 
 
 def test_the_copy_that_checkpoints_are_written_from():
@@ -461,7 +511,10 @@ def test_the_plan_is_for_the_recipes_device_wherever_it_is_made(
     assert (made.device, made.dtype) == (device, dtype)
     tokens = chunk_of(model.vocab_size, None, device)
     assert tokens == chunk_of(model.vocab_size, chunk, "cpu")
-    assert named(made.stages[0].learning)["logits of a chunk"] == 2 * tokens * model.vocab_size * 4
+    scoring = named(at_the_head(made))
+    assert scoring["logits of a chunk"] == 2 * tokens * model.vocab_size * 4
+    # a CPU has no product of bfloat16 numbers with a result in float32
+    assert ("head in float32" in scoring) == (device == "cpu" and dtype == "bfloat16")
     # attention sums in float64 on a CPU in float32 alone
     size = {"cpu": 8, "cuda": 4}[device] if dtype == "float32" else 2
     row = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size

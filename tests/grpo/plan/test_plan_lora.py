@@ -3,7 +3,7 @@ are for."""
 
 import pytest
 import torch
-from test_plan import GATED, TINY, collate_prompts, named, prompts
+from test_plan import GATED, TINY, at_the_head, collate_prompts, in_a_block, named, prompts
 
 from grpo.config import parse
 from grpo.optim import Optimizer
@@ -37,7 +37,7 @@ def test_weights_adapters_and_merged_ones_are_what_is_planned(model, low):
     for p in policy.parameters():
         p.grad = torch.ones_like(p) if p.requires_grad else None
     trained = [p for p in policy.parameters() if p.requires_grad]
-    gradients = named(planned.stages[0].learning)["gradients of adapters"]
+    gradients = named(in_a_block(planned))["gradients of adapters"]
     assert gradients == sum(p.grad.nbytes for p in trained)
     optimizer = Optimizer(policy, name=name, lr=1e-3, beta2=0.99, weight_decay=0.0)
     optimizer.step()
@@ -68,7 +68,7 @@ def test_activations_are_those_of_a_frozen_tower():
     batch = collate_prompts(prompts(TINY, 2, 40, 6), image_token=TINY.image_token_id)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         policy(batch, torch.full((2, 8, 64), 11), torch.full((2, 8), 64))
-    planned = named(plan.make_plan(cfg, TINY).stages[0].learning)
+    planned = named(at_the_head(plan.make_plan(cfg, TINY)))
     # a bound: the first block's norm, whose input has no gradient, keeps nothing either
     assert 0.85 * planned["activations (estimate)"] < sum(kept.values()) <= planned["activations (estimate)"]
 
