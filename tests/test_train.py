@@ -448,7 +448,7 @@ def test_imitation(tmp_path):
         "num_tokens",
         "skipped",
         "step_time",
-        "nll/Caption described",
+        "nll/Caption coloured",
     } <= set().union(*rows)
     # 127 words, 4 of them placeholders
     assert rows[1]["nll"] == pytest.approx(torch.tensor(123.0).log().item(), rel=0.1)

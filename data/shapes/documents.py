@@ -156,7 +156,7 @@ def answer_document(
     chain = f"{LOOK} {text}"
     if rng.random() < again:
         text = look(example, rng, careless=False)
-        [phrase] = rng.choices(list(SECOND_LOOKS), SECOND_LOOKS.values())
+        [phrase] = rng.choices([*SECOND_LOOKS], [*SECOND_LOOKS.values()])
         chain += f" {phrase} {text}"
     return f"{chain} {_ending(letter_of(example, conclusion(text)), rng)}"
 
@@ -167,7 +167,7 @@ def long_chain(example: Example, rng: random.Random) -> str:
     texts = [look(example, rng, careless=rng.random() < CARELESS)]
     chain = f"{LOOK} {texts[0]}"
     for _ in range(rng.randint(2, 4)):
-        [phrase] = rng.choices(list(SECOND_LOOKS), SECOND_LOOKS.values())
+        [phrase] = rng.choices([*SECOND_LOOKS], [*SECOND_LOOKS.values()])
         texts.append(look(example, rng, careless=rng.random() < CARELESS_LATER))
         chain += f" {phrase} {texts[-1]}"
     return f"{chain} </think> <answer> {letter_of(example, conclusion(texts[-1]))} </answer>"

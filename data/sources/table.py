@@ -120,7 +120,9 @@ def documents(path: str | Path | None, split: str, limit: int | None, seed: int)
     options = options_of("documents", path, DOCUMENT_OPTIONS)
     if split != "train":
         return shapes(None, split, limit, seed)
-    return Documents(seed=seed, **options, **({} if limit is None else {"count": limit}))
+    if limit is not None:
+        options["count"] = limit
+    return Documents(seed=seed, **options)
 
 
 def options_of(name: str, text: str | Path | None, kinds: Mapping[str, Callable]) -> dict[str, Any]:

@@ -78,7 +78,14 @@ SMALL = [
 # two groups of five; three sections of rows, which 3 ranks divide
 SPLIT = ["prompts=2", "group=5", "loss.sections=3"]
 # each document alone
-DOCUMENTS = ["method=sft", "task=documents", "cap=128", "eval.items=0", "loss.micro_tokens=100"]
+DOCUMENTS = [
+    "method=sft",
+    "task=documents",
+    "data=branch=1",
+    "cap=128",
+    "eval.items=0",
+    "loss.micro_tokens=100",
+]
 CASES = {
     "prompts that do not divide": [],
     "fewer prompts than ranks": [*SPLIT, "report.prompts=2", "eval.items=2"],

@@ -422,7 +422,7 @@ def test_the_table_loads_nothing_and_adds_up(monkeypatch):
     text = plan.text(cfg)
     for word in (
         "weights",
-        "gradients",
+        "gradient of the head",
         "optimizer",
         "reference",
         "KV cache, prompts",
