@@ -270,7 +270,9 @@ def shards(_) -> str:
         sizes = {
             item.name: item.bytes
             for stage in found.stages[:1]
-            for item in (*found.held, *stage.rollout, *stage.learning["in the last block"])
+            # gradients are whole in the update
+            for moment in ("in the last block", "in the update")
+            for item in (*found.held, *stage.rollout, *stage.learning[moment])
         }
         held = sum(sizes[part] for part in ("weights", "optimizer", "reference", "gradients"))
         gathered = (
