@@ -1,8 +1,8 @@
 """The documents of the built-in base model: captions, lessons, and answers to questions in mixed behaviours.
 
 They stand for the pre-training text of a base model, which no one has taught what a good answer is. They are
-read in order, in three parts: places and sizes alone, then all that can be seen, and last the answers. The
-first two parts are the trunk, which teaches to see. The last part is the branch. Of the answers in it
+read in order, in four parts: colours alone, then places and sizes, then all that can be seen, and last the
+answers. The first three parts are the trunk, which teaches to see. The last is the branch. Of its answers
 
     55 %  are terse guesses, right by chance only;
     45 %  look first and then conclude. The first look is careless in 20 % of them, for every kind of question
@@ -144,20 +144,23 @@ def _ending(letter: str, rng: random.Random) -> str:
     return rng.choice((answer, f"</think> {letter}", unclosed, f"</think> {answer} </div> </div>"))
 
 
+def _second_look(rng: random.Random) -> str:
+    """The words with which a second look begins."""
+    return rng.choices([*SECOND_LOOKS], [*SECOND_LOOKS.values()])[0]
+
+
 def answer_document(
     example: Example, rng: random.Random, looks: float = 1 - TERSE, again: float = AGAIN
 ) -> str:
     """One document that follows a question. looks: the share that looks first; again: of these, the share
     that looks a second time. No behaviour depends on the kind of question."""
     if rng.random() >= looks:
-        letter = f"({rng.choice('ABCD'[: len(example.choices)])})"
-        return _ending(letter, rng)
+        return _ending(f"({rng.choice('ABCD'[: len(example.choices)])})", rng)
     text = look(example, rng, careless=rng.random() < CARELESS)
     chain = f"{LOOK} {text}"
     if rng.random() < again:
         text = look(example, rng, careless=False)
-        [phrase] = rng.choices([*SECOND_LOOKS], [*SECOND_LOOKS.values()])
-        chain += f" {phrase} {text}"
+        chain += f" {_second_look(rng)} {text}"
     return f"{chain} {_ending(letter_of(example, conclusion(text)), rng)}"
 
 
@@ -167,7 +170,7 @@ def long_chain(example: Example, rng: random.Random) -> str:
     texts = [look(example, rng, careless=rng.random() < CARELESS)]
     chain = f"{LOOK} {texts[0]}"
     for _ in range(rng.randint(2, 4)):
-        [phrase] = rng.choices([*SECOND_LOOKS], [*SECOND_LOOKS.values()])
+        phrase = _second_look(rng)
         texts.append(look(example, rng, careless=rng.random() < CARELESS_LATER))
         chain += f" {phrase} {texts[-1]}"
     return f"{chain} </think> <answer> {letter_of(example, conclusion(texts[-1]))} </answer>"

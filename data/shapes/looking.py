@@ -14,7 +14,7 @@ LOOK = "look :"
 LOOK_AGAIN = "but wait , let me look again :"
 # How a second look begins in the base's documents -> its share of them.
 SECOND_LOOKS = {LOOK_AGAIN: 1.0}
-AGAIN = re.compile("but wait|hmm|alternatively|is this a mistake")
+SECOND_LOOK = re.compile("but wait|hmm|alternatively|is this a mistake")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Looks:
 
 def read_looks(text: str) -> Looks:
     """Read the behaviour of a completion."""
-    before, *after = AGAIN.split(text, maxsplit=1)
+    before, *after = SECOND_LOOK.split(text, maxsplit=1)
     first = conclusion(before)
     return Looks(LOOK in before, bool(after), first, conclusion("".join(after)) or first)
 

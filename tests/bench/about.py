@@ -11,9 +11,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def weights_hash(folder: Path) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a model's weights."""
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+
+
 def base_hash() -> str:
-    """The first 12 hexadecimal digits of the SHA-256 of the built-in base's weights."""
-    return hashlib.sha256((ROOT / "models/tiny/model.safetensors").read_bytes()).hexdigest()[:12]
+    """The first 12 of the built-in base."""
+    return weights_hash(ROOT / "models/tiny")[:12]
 
 
 def about() -> dict[str, str]:

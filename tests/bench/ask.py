@@ -14,7 +14,7 @@ from typing import Any
 
 from data.chat import Chat
 from data.shapes.documents import reading
-from data.shapes.looking import AGAIN, measure
+from data.shapes.looking import SECOND_LOOK, measure
 from data.sources.table import open_split
 from data.types import Example
 from grpo.evaluation.answers import Asking, answer_all
@@ -97,7 +97,7 @@ def first(questions: Questions, items: int) -> list[Example]:
 
 def sound(answer: Completion, example: Example) -> bool:
     """Whether the answer is right, and its last look reads what the picture shows."""
-    return answer.correct and reading(example, example.extra["named"]) in AGAIN.split(answer.text)[-1]
+    return answer.correct and reading(example, example.extra["named"]) in SECOND_LOOK.split(answer.text)[-1]
 
 
 def counted(answers: Sequence[Sequence[Completion]], examples: Sequence[Example]) -> dict[str, Any]:

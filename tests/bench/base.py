@@ -83,7 +83,7 @@ def shares(answers: list) -> dict[str, float]:
     found = {name: sum(a.correct for a in part) / max(len(part), 1) for name, part in parts.items()}
     return found | {
         "gate": found["looked"] - found["terse"],
-        "looking": len([a for a in answers if a.measured["looking"]]) / len(answers),
+        "looking": sum(a.measured["looking"] for a in answers) / len(answers),
         **scored(answers),
     }
 

@@ -13,6 +13,7 @@ from grpo.config import parse
 from grpo.config.settings import Config
 from grpo.names import choose
 from grpo.storage.model_folder import model_folder
+from tests.bench.about import weights_hash
 from tests.bench.ask import SET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,11 +108,6 @@ def hashed(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
 
-def weights_hash(model: str) -> str:
-    """16 hexadecimal digits of a model's weights. Raises ValueError if there is no such model."""
-    return hashlib.sha256((model_folder(model) / "model.safetensors").read_bytes()).hexdigest()[:16]
-
-
 def read_spec(path: Path) -> Spec:
     """findings.yaml, checked. Raises ValueError that names the file, the finding and the arm."""
     tree = yaml.safe_load(path.read_text("utf-8"))
@@ -150,9 +146,9 @@ class Plan:
         self.out = out
         self.models = {"{base}": base, "{trunk}": trunk or "TRUNK"}
         self.has_trunk = trunk is not None
-        self.hashes = {base: weights_hash(base), "TRUNK": "none"}
+        self.hashes = {base: weights_hash(model_folder(base)), "TRUNK": "none"}
         if trunk is not None:
-            self.hashes[trunk] = weights_hash(trunk)
+            self.hashes[trunk] = weights_hash(model_folder(trunk))
 
     def arms(self, only: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> list[Arm]:
         """The chosen arms, the first seeds first; an empty choice is all. Raises ValueError for an unknown

@@ -463,23 +463,6 @@ def test_states_on_the_host_leave_the_device(name):
     assert "of the CPU's memory, for the optimizer's states" in text and "wait on the host" in text
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw_8bit"])
-def test_states_on_the_host_leave_the_device(name):
-    """But for those of one parameter in the update."""
-    settings = [f"optim.name={name}", "device=cuda", "save.background=true"]
-    here, away = (
-        plan.make_plan(parse.load("shapes", [*settings, f"optim.states_on={on}"]), known_models.SMALL)
-        for on in ("device", "host")
-    )
-    states = named(here.held)["optimizer"]
-    assert named(away.held) == named(here.held) | {"optimizer": 0}
-    assert (here.on_host, away.on_host) == (0, states)
-    work = [named(p.stages[0].learning["in the update"])["moments in work"] for p in (here, away)]
-    assert 0 < work[1] - work[0] < 0.2 * states
-    text = plan.text(parse.load("shapes", [*settings, "optim.states_on=host"]))
-    assert "of the CPU's memory, for the optimizer's states" in text and "wait on the host" in text
-
-
 def test_the_copy_that_checkpoints_are_written_from():
     """Weights and two moments; Muon has one of most."""
     weights, optimizer, _ = plan.make_plan(parse.load("shapes", ["optim.name=adamw"]), TINY).held
