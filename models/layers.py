@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,8 @@ def to_float32(x: Tensor) -> Tensor:
 
 @contextmanager
 def attention_sums(exact: bool) -> Iterator[None]:
-    """While the context lasts, attention in float32 on a CPU sums in float64 (exact), as it does outside, or
-    in float32."""
+    """While the context lasts, attention on a CPU sums in a wider dtype than its operands' (exact), as it
+    does outside, or in theirs."""
     global _exact
     before, _exact = _exact, exact
     try:
@@ -36,32 +37,43 @@ def attention_sums(exact: bool) -> Iterator[None]:
 
 def attention_size(size: int, device: str) -> int:
     """Bytes of a number in attention, where products have numbers of `size` bytes."""
-    return 8 if _exact and size == 4 and device == "cpu" else size
+    return 2 * size if _exact and size < 8 and device == "cpu" else size
 
 
 def to_attention_dtype(x: Tensor) -> Tensor:
-    """x in the dtype in which attention sums: float64 for float32 on a CPU, else unchanged.
+    """x in the dtype in which attention sums: on a CPU float64 for float32, and float32 for bfloat16; else
+    unchanged.
 
     Sampling and training compute a token's attention in other shapes and orders. In float32 they differ by a
     rounding, which sharp attention magnifies to 1e-5 in a log-prob. Summed in float64 and rounded once, they
     are equal. Rows of linear layers do not depend on each other on one thread; several threads cut a product
-    by its rows, and other cuts round otherwise.
+    by its rows, and other cuts round otherwise. In bfloat16 PyTorch's fused kernel has a fast exponential
+    that is off by 1e-3, so training would leave the policy that sampled by more than a rounding.
     """
-    is_float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return x.double() if is_float32 and attention_size(4, x.device.type) == 8 else x
+    if not _exact or x.device.type != "cpu":
+        return x
+    if x.dtype == torch.bfloat16:
+        return x.float()
+    return x.double() if x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") else x
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+    """PyTorch's fused attention, in the dtype of its operands also under autocast."""
+    with torch.autocast(q.device.type, enabled=False):
+        return F.scaled_dot_product_attention(q, k, v, **how)
 
 
 def product_in_float32(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, two matrices or two batches of them, with a result in float32, whatever their dtype. Float64
     stays. A result in bfloat16 would round a logit of 20 to a multiple of 0.125."""
-    if a.dtype in (torch.float32, torch.float64):
+    if a.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(a.device.type):
         return a @ b
     if a.device.type == "cuda":
         product = torch.mm if a.dim() == 2 else torch.bmm
         return product(a, b, out_dtype=torch.float32)
     # A CPU has no such kernel. Products of bfloat16 numbers are exact in float32.
     with torch.autocast(a.device.type, enabled=False):
-        return a.float() @ b.float()
+        return to_float32(a) @ to_float32(b)
 
 
 def linear_in_float32(x: Tensor, weight: Tensor) -> Tensor:
@@ -150,15 +162,16 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Each token sees itself and those before it. q (P, S, H, E); k, v (P, S, K, E) -> (P, S, H, E).
     Right padding needs no mask: no real token follows it."""
     q_heads, k_heads, v_heads = (to_attention_dtype(x).transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q_heads, k_heads, v_heads, is_causal=True, enable_gqa=True)
+    out = attend(q_heads, k_heads, v_heads, is_causal=True, enable_gqa=True)
     return out.transpose(1, 2).to(q.dtype)
 
 
 def attention_dtype(x: Tensor) -> torch.dtype:
-    """The dtype in which attention over hidden states x sums: autocast's, else `to_attention_dtype`'s."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.get_autocast_dtype(x.device.type)
-    return to_attention_dtype(x[:0]).dtype
+    """The dtype in which attention over hidden states x sums: `to_attention_dtype`'s for autocast's dtype,
+    else for that of x."""
+    device, none = x.device.type, x[:0]
+    products = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return to_attention_dtype(none.to(products)).dtype
 
 
 def group_mask(length: Tensor, longest: int, completion: int, repeat: int, dtype: torch.dtype) -> Tensor:
@@ -197,7 +210,7 @@ def group_attention(
 
     rows = q.view(P, G, C, K, H // K, E).permute(0, 1, 3, 4, 2, 5).reshape(P, G * K, H // K * C, E)
     keys, values = join(prompt_k, k), join(prompt_v, v)  # (P, G·K, S + C, E)
-    out = F.scaled_dot_product_attention(to_attention_dtype(rows), keys, values, attn_mask=mask).to(q.dtype)
+    out = attend(to_attention_dtype(rows), keys, values, attn_mask=mask).to(q.dtype)
     return out.view(P, G, K, H // K, C, E).permute(0, 1, 4, 2, 3, 5).reshape(P, G, C, H, E)
 
 

@@ -20,6 +20,13 @@ def prompts():
 
 
 @pytest.fixture
+def fast():
+    """Attention sums in the dtype of its operands, as on a GPU."""
+    with layers.attention_sums(exact=False):
+        yield
+
+
+@pytest.fixture
 def attention_calls(monkeypatch):
     """Of every call of PyTorch's attention: whether cuDNN was allowed."""
     calls, attention = [], F.scaled_dot_product_attention
@@ -101,7 +108,7 @@ def test_on_cuda_one_kernel_multiplies_and_widens(shapes):
 
 
 @torch.no_grad()
-def test_decoding_rounds_no_attention_score(prompts):
+def test_decoding_rounds_no_attention_score(prompts, fast):
     """Products of decoding's attention return float32: its scores, and the sum over values before it is
     rounded to bfloat16, as in the fused kernel of training."""
     policy = tiny_policy()
@@ -116,7 +123,7 @@ def test_decoding_rounds_no_attention_score(prompts):
 
 @pytest.mark.parametrize("head", [32, 128])
 @torch.no_grad()
-def test_decoding_attends_as_training_does_in_bfloat16(head):
+def test_decoding_attends_as_training_does_in_bfloat16(head, fast):
     """Number for number, the fused kernel's roundings: a query is not scaled in bfloat16, and the largest
     weight is not rounded. Sums in another order flip the last bit of few numbers; either rounding flips that
     of most."""

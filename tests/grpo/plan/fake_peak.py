@@ -124,7 +124,8 @@ def measure(name: str, recipe: str, settings: list[str], side: int = 20) -> dict
         torch.full((cfg.prompts, cfg.group), cfg.cap),
     )
     low = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
-    with patch.object(layers, "product_in_float32", product), mode, PeakBytes() as count, low:
+    sums = layers.attention_sums(exact=cfg.device == "cpu")
+    with patch.object(layers, "product_in_float32", product), mode, PeakBytes() as count, low, sums:
         learn(policy, whole, cfg, 2)
     return {"peak": count.peak, "planned": most(plan.make_plan(cfg, model))}
 
