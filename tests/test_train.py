@@ -204,7 +204,7 @@ def test_what_earns_more_becomes_likelier(base, tmp_path):
         run(
             base,
             tmp_path / "run",
-            "steps=12",
+            "steps=24",
             "cap=24",
             "group=8",
             "optim.lr=1e-2",
@@ -379,8 +379,7 @@ def test_bfloat16_learns(base, trained, tmp_path):
     assert [key for key in before if torch.equal(before[key], first[key])] == []
     assert rows[0]["grad_norm"] == pytest.approx(metrics(trained)[1]["grad_norm"], rel=0.5)
     # The weights that sampled and the ones that are trained are the same, at the last step as at the first.
-    assert all(1e-5 < row["sampling/logp_gap_max"] < 0.2 for row in rows)
-    assert rows[0]["sampling/logp_gap_mean"] == pytest.approx(rows[2]["sampling/logp_gap_mean"], rel=2)
+    assert all(row["sampling/logp_gap_max"] < 1e-2 for row in rows)
 
 
 def test_no_steps_at_all(base, tmp_path):

@@ -58,6 +58,8 @@ from models import weights
 
 # of weights, relative to the largest of their tensor
 CLOSE = 1e-5
+# a gradient in float32 on one and on two ranks: 7e-7 to 1.2e-6, by the processor
+GRADIENT = 2e-6
 QUIET = ["device=cpu", "save.keep=0"]
 # each group alone: 3 does not divide 4
 SMALL = [
@@ -322,7 +324,7 @@ def cases(place: Path, names: list[str]) -> int:
     print(f"gradient on 1 and 2 ranks, one without a picture: {apart}", flush=True)
     print(json.dumps({"gradient_max_relative": apart[0], "cases": found}))
     return int(
-        apart[0] > 1e-6
+        apart[0] > GRADIENT
         or not all(row["tokens_identical"] and row["weights_max_relative"] <= CLOSE for row in found.values())
     )
 

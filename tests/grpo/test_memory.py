@@ -31,7 +31,7 @@ def test_the_cache_is_counted_to_the_byte(tmp_path):
         len(prompts) * (batch.tokens.shape[1] - 1) * cost.prompt_kv
     )
     low = TokenCost.of(policy.config, 2)
-    assert low.completion_kv * 2 == cost.completion_kv and low.mask * 4 == cost.mask
+    assert low.completion_kv * 2 == cost.completion_kv and low.mask * 2 == cost.mask
     assert cost.logits >= policy.config.vocab_size * 4
 
 

@@ -39,7 +39,7 @@ def test_the_base_is_loaded_once_and_is_the_reference(base, tmp_path, monkeypatc
 def test_the_policy_that_samples_is_the_one_that_learns(trained, base, tmp_path):
     """Both multiply by the same sum of base and adapter. In bfloat16 what is left is as in full training."""
     assert all(row["sampling/logp_gap_max"] <= 1e-5 for row in metrics(trained) if row["step"])
-    low = ["dtype=bfloat16", "eval.items=0", "save.every=0"]
+    low = ["dtype=bfloat16", "exact=false", "eval.items=0", "save.every=0"]
     lora = metrics(run(base, tmp_path / "lora", *LORA, *low))
     full = metrics(run(base, tmp_path / "full", *low))
     for a, b in zip(lora, full):
