@@ -50,7 +50,8 @@ def to_attention_dtype(x: Tensor) -> Tensor:
     by its rows, and other cuts round otherwise. In bfloat16 PyTorch's fused kernel has a fast exponential
     that is off by 1e-3, so training would leave the policy that sampled by more than a rounding.
     """
-    if not _exact or x.device.type != "cpu":
+    size = x.element_size()
+    if attention_size(size, x.device.type) == size:
         return x
     if x.dtype == torch.bfloat16:
         return x.float()

@@ -369,7 +369,7 @@ def test_blind(base, trained, tmp_path, monkeypatch):
 def test_bfloat16_learns(base, trained, tmp_path):
     """Matrix products in bfloat16, weights in float32: the policy moves at every step, much as it does in
     float32."""
-    low = run(base, tmp_path / "run", "dtype=bfloat16", "eval.items=0", "save.every=1")
+    low = run(base, tmp_path / "run", "dtype=bfloat16", "exact=false", "eval.items=0", "save.every=1")
     for folder in complete(low):
         assert all(
             tensor.dtype == torch.float32 for tensor in load_file(folder / "model.safetensors").values()
@@ -379,7 +379,8 @@ def test_bfloat16_learns(base, trained, tmp_path):
     assert [key for key in before if torch.equal(before[key], first[key])] == []
     assert rows[0]["grad_norm"] == pytest.approx(metrics(trained)[1]["grad_norm"], rel=0.5)
     # The weights that sampled and the ones that are trained are the same, at the last step as at the first.
-    assert all(row["sampling/logp_gap_max"] < 1e-2 for row in rows)
+    assert all(1e-5 < row["sampling/logp_gap_max"] < 0.2 for row in rows)
+    assert rows[0]["sampling/logp_gap_mean"] == pytest.approx(rows[2]["sampling/logp_gap_mean"], rel=2)
 
 
 def test_no_steps_at_all(base, tmp_path):

@@ -19,7 +19,7 @@ import torch
 
 from data.chat import Chat
 from data.shapes.world import Shapes
-from grpo.batch import Batch, Cut, collate_prompts
+from grpo.batch import collate_prompts
 from grpo.logprobs import completion_logprobs
 from grpo.rollout import generate
 from grpo.sampling import uid_hash
@@ -27,28 +27,30 @@ from grpo.storage.model_folder import BUILT_IN
 from models import weights
 from models.layers import attention_sums
 from tests.bench.about import about
+from tests.small import batch_of, micro_batch
 
 PROMPTS, GROUP, CAP = 16, 8, 96
 
 
 @torch.no_grad()
-def gaps(policy, chat: Chat, seed: int) -> torch.Tensor:
-    """|trained - sampled| of every drawn token, in nats."""
+def gaps(policy, chat: Chat, seed: int, dtype: str, exact: bool) -> torch.Tensor:
+    """|trained - sampled| of every drawn token, in nats. dtype: float32, or bfloat16 by autocast."""
     questions = Shapes("train", PROMPTS, seed=seed)
     sources = [chat.prompt(questions[i]) for i in range(PROMPTS)]
-    rollout = generate(
-        policy,
-        collate_prompts(sources, image_token=chat.image_token),
-        group=GROUP,
-        cap=CAP,
-        temperature=1.0,
-        stop_ids=list(chat.stop_ids),
-        address=(seed, 0, [uid_hash(source.uid) for source in sources]),
-    )
-    batch = Batch.of_documents([], sources, rollout.tokens, rollout.length)
-    whole = Cut(list(range(PROMPTS)), slice(None))
-    rows = batch.micro_batch(whole, image_token=chat.image_token, merge=2, device="cpu")
-    logp, _ = completion_logprobs(policy, rows, temperature=1.0, chunk=512)
+    low = torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16", cache_enabled=False)
+    with low, attention_sums(exact):
+        rollout = generate(
+            policy,
+            collate_prompts(sources, image_token=chat.image_token),
+            group=GROUP,
+            cap=CAP,
+            temperature=1.0,
+            stop_ids=list(chat.stop_ids),
+            address=(seed, 0, [uid_hash(source.uid) for source in sources]),
+        )
+        batch = batch_of(sources, rollout.tokens, rollout.length)
+        rows = micro_batch(batch, chat.image_token)
+        logp, _ = completion_logprobs(policy, rows, temperature=1.0, chunk=512)
     gap = (logp - rollout.logp.view(logp.shape)).abs()
     return gap[batch.mask.view(logp.shape).bool()]
 
@@ -65,9 +67,7 @@ def main() -> None:
     for dtype in ("float32", "bfloat16"):
         for exact in (True, False):
             for seed in args.seeds:
-                low = torch.autocast("cpu", torch.bfloat16, dtype == "bfloat16", cache_enabled=False)
-                with low, attention_sums(exact):
-                    gap = gaps(policy, chat, seed)
+                gap = gaps(policy, chat, seed, dtype, exact)
                 row = {"dtype": dtype, "exact": exact, "seed": seed, "tokens": len(gap)}
                 found.append(row | {"mean": gap.mean().item(), "max": gap.max().item()})
                 shown = f"mean {found[-1]['mean']:.2g}  max {found[-1]['max']:.2g}"

@@ -198,8 +198,8 @@ def test_a_tied_head_adds_to_the_embeddings_gradient():
     policy, batch = ToyPolicy(), make_batch()
     policy.head.weight = policy.embed.weight
     (expected,), (found,) = both_gradients(policy, batch, 4, [policy.embed.weight])
-    # entries up to 60 add up in another order
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    # a rounding of the largest entries, which are 60
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-7 * expected.abs().max().item())
     policy.head.weight = nn.Parameter(policy.embed.weight.detach().clone())
     # the head's share is not nothing
     assert (both_gradients(policy, batch, 4, [policy.embed.weight])[1][0] - found).norm() > 0.1 * found.norm()
