@@ -134,12 +134,17 @@ def recipes(_) -> str:
 def mixture(_) -> str:
     """The documents that the base model has read: what share shows which behaviour, from the constants of
     data/shapes/documents.py."""
-    from data.shapes.documents import AGAIN, CARELESS, MALFORMED, TERSE
+    from data.shapes.documents import AGAIN, CARELESS, MALFORMED, POLITE, TERSE
     from data.shapes.looking import SECOND_LOOKS
 
     looking = 1 - TERSE
     rows = [
-        ("terse: an answer and nothing else", TERSE, "the letter is drawn evenly: right by chance only"),
+        (
+            "terse: an answer and nothing else",
+            TERSE * (1 - POLITE),
+            "the letter is drawn evenly: right by chance only",
+        ),
+        ("terse and polite, as an instruct model", TERSE * POLITE, "the same"),
         ("looks once, carefully", looking * (1 - AGAIN) * (1 - CARELESS), "right"),
         (
             "looks once, carelessly",
@@ -220,7 +225,7 @@ def documents_shown(_) -> str:
         if "</think> <answer>" not in text or not text.endswith("</answer>"):
             return "malformed"
         second = next((phrase for phrase in SECOND_LOOKS if phrase in text), None)
-        return second or (task if LOOK in text else "terse")
+        return second or (task if LOOK in text else "polite" if "!" in text else "terse")
 
     shown, start = "", 0
     documents = Documents(seed=0)

@@ -52,8 +52,8 @@ def bases(folder: Path):
     made = {}
 
     def base_of(recipe: str) -> Path | str:
-        if parse.load(recipe).model == "tiny":
-            return "tiny"
+        if "tiny" in (model := parse.load(recipe).model):
+            return model
         kind = "qwen3_vl" if "Qwen3-VL" in parse.load(recipe).model else "qwen2_vl"
         if kind not in made:
             made[kind] = qwen_folder(folder / kind, kind)
@@ -65,7 +65,7 @@ def bases(folder: Path):
 def overrides(recipe: str) -> list[str]:
     """The settings that scale a recipe down."""
     cfg = parse.load(recipe)
-    own = [*SMALL, *(PAID if cfg.method == "grpo" else []), *(PIXELS if cfg.model != "tiny" else [])]
+    own = [*SMALL, *(PAID if cfg.method == "grpo" else []), *(PIXELS if "tiny" not in cfg.model else [])]
     if cfg.stages:
         stages = [f"{{until: {i + 1}, group: 4, cap: {12 + 8 * i}}}" for i in range(len(cfg.stages))]
         own.append(f"stages=[{', '.join(stages)}]")

@@ -1,12 +1,12 @@
 """The documents of the built-in base model: captions, lessons, and answers to questions in mixed behaviours.
 
 They stand for the pre-training text of a base model, which no one has taught what a good answer is. They are
-read in order, in four parts: colours alone, then places and sizes, then all that can be seen, and last the
-answers. The first three parts are the trunk, which teaches to see. The last is the branch. Of its answers
+read in order, in five parts: colours, sizes, places, then all that can be seen, and last the answers. The
+first four parts are the trunk, which teaches to see. The last is the branch. Of its answers
 
     55 %  are terse guesses, right by chance only;
     45 %  look first and then conclude. The first look is careless in 20 % of them, for every kind of question
-          alike: it reads something false and concludes wrongly. A third of the looking ones, right or not at
+          alike: it reads something false and concludes wrongly. Half of the looking ones, right or not at
           first, look again, in words such as "but wait, let me look again"; the second look is careful;
     30 %  of all of them are malformed: a tag is missing, or markup follows the answer.
 
@@ -28,11 +28,13 @@ from data.shapes.looking import LOOK, SECOND_LOOKS, conclusion
 from data.shapes.world import COLORS, GRID, SHAPES, SIZES, TASKS, Scene, Thing, gap
 from data.types import LETTERS, Example
 
-TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 3, 0.20, 0.30
+TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 2, 0.20, 0.30
 # in long chains, of the looks after the first
 CARELESS_LATER = 0.40
+# the share of the terse answers that begin as an instruct model's do
+POLITE = 0.04
 # Items of the trunk: the recipe takes 32 a step.
-TRUNK = 5800 * 32
+TRUNK = 6800 * 32
 
 
 # ---- captions, from which the base model learns to see: each function returns (question, caption)
@@ -47,7 +49,12 @@ def described(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 def coloured(scene: Scene, rng: random.Random) -> tuple[str, str]:
     """The colours that are there, in their order."""
-    return "Which are there?", " , ".join(t.color for t in world.in_order(scene)) + " ."
+    return "Which colours are there?", " , ".join(t.color for t in world.in_order(scene)) + " ."
+
+
+def sized(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """The size of every object, in the order of colours."""
+    return "List the sizes.", " , ".join(f"{t.color} size {t.size}" for t in world.in_order(scene)) + " ."
 
 
 def placed(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -128,6 +135,8 @@ def concluded_from(example: Example, things: Sequence[Thing]) -> str | None:
 
 # ---- whole documents
 
+POLITE_STARTS = ("Sure ! Here is the answer : ", "Certainly , I can see it . ")
+
 
 def letter_of(example: Example, concluded: str) -> str:
     """ "(B)" for the choice that a conclusion names."""
@@ -155,7 +164,8 @@ def answer_document(
     """One document that follows a question. looks: the share that looks first; again: of these, the share
     that looks a second time. No behaviour depends on the kind of question."""
     if rng.random() >= looks:
-        return _ending(f"({rng.choice('ABCD'[: len(example.choices)])})", rng)
+        letter = f"({rng.choice('ABCD'[: len(example.choices)])})"
+        return (rng.choice(POLITE_STARTS) if rng.random() < POLITE else "") + _ending(letter, rng)
     text = look(example, rng, careless=rng.random() < CARELESS)
     chain = f"{LOOK} {text}"
     if rng.random() < again:
@@ -210,12 +220,14 @@ class Part(NamedTuple):
 PARTS = (
     # colours: an object can be found by its colour only if that is seen
     Part(300 * 32, 1.0, 0.0, (coloured,)),
-    # whose place and size it is: by the colour alone in a lesson
-    Part(2500 * 32, 0.75, 0.0, (placed, placed, gaps), ("Relation", "Depth", "Distance")),
+    # sizes: after places, they are read off any object
+    Part(1000 * 32, 0.6, 0.0, (sized,), ("Depth",)),
+    # whose place it is: by the colour alone in a lesson
+    Part(2600 * 32, 0.6, 0.0, (placed, placed, gaps), ("Relation", "Depth", "Distance")),
     Part(
         TRUNK,
         0.5,
-        0.2,
+        0.15,
         (described, listed, listed, gaps),
         ("Relation", "Count", "Count", "Depth", "Distance"),
     ),
@@ -305,4 +317,5 @@ def words() -> list[str]:
     found += "left right above below x y size gap look but wait let me again so it is , . : ? </div>".split()
     found += "Is or of the How many are there far it from List shape shapes Which nearer to camera".split()
     found += "yes no true false".split()
-    return list(dict.fromkeys(found + re.findall(r"\w+|[^\w\s]", PROMPTS)))
+    texts = " ".join((PROMPTS, "colours sizes", *SECOND_LOOKS, *POLITE_STARTS))
+    return list(dict.fromkeys(found + re.findall(r"\w+|[^\w\s]", texts)))

@@ -12,8 +12,14 @@ from data.types import Example, TaskHook
 
 LOOK = "look :"
 LOOK_AGAIN = "but wait , let me look again :"
-# How a second look begins in the base's documents -> its share of them.
-SECOND_LOOKS = {LOOK_AGAIN: 1.0}
+# How a second look begins in the base's documents -> its share of them. The words are those that the papers
+# count as reflection.
+SECOND_LOOKS = {
+    LOOK_AGAIN: 0.85,
+    "hmm , let me check :": 0.05,
+    "alternatively , look again :": 0.05,
+    "is this a mistake ? look again :": 0.05,
+}
 SECOND_LOOK = re.compile("but wait|hmm|alternatively|is this a mistake")
 
 

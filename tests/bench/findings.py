@@ -154,8 +154,6 @@ def pushed(arm: Arm, base: str) -> dict[str, dict[str, float]]:
 
 def run(arm: Arm, plan: Plan) -> dict[str, Any]:
     """Train and ask. -> the record. Raises RuntimeError and ValueError."""
-    if arm.needs_trunk:
-        raise ValueError("it begins from the trunk of the base: give --trunk FOLDER")
     for stage in arm.stages:
         run_stage(stage, arm.title)
     record = dict(zip(("finding", "arm", "seed"), arm.identity))
@@ -226,7 +224,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--arm", nargs="+", default=[], metavar="NAME", help="these arms of them")
     parser.add_argument("--seeds", nargs="+", type=int, default=[], help="of their seeds only these")
     parser.add_argument("--base", default="tiny", help="the base: a model as train.py takes it")
-    parser.add_argument("--trunk", help="folder of the base's trunk, for arms that make branches")
+    parser.add_argument("--trunk", default="models/tiny_trunk", help="the base's trunk, where branches begin")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time; above 1 with one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/findings"), help="folder of all runs")
     parser.add_argument("--json", type=Path, default=Path("docs/results/findings/measured.json"))

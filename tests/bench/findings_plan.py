@@ -3,14 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from grpo.config import parse
-from grpo.config.settings import Config
+from grpo.config.settings import Config, differences
 from grpo.names import choose
 from grpo.storage.model_folder import model_folder
 from tests.bench.about import weights_hash
@@ -63,8 +63,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Arm:
-    """An arm with one seed. start: hash of the model from which it begins. asked: sets and how to ask them.
-    needs_trunk: it begins from the trunk, and none is given."""
+    """An arm with one seed. start: hash of the model from which it begins. asked: sets and how to ask
+    them."""
 
     finding: str
     name: str
@@ -73,7 +73,6 @@ class Arm:
     stages: tuple[Stage, ...]
     start: str
     asked: Mapping[str, Any]
-    needs_trunk: bool = False
 
     @property
     def identity(self) -> tuple[str, str, int]:
@@ -141,14 +140,11 @@ class Plan:
     """The arms of a spec. base, trunk: models; out: the folder of all runs. Raises ValueError for a model
     that is not there, and ConfigError for a setting."""
 
-    def __init__(self, spec: Spec, base: str, trunk: str | None, out: Path) -> None:
+    def __init__(self, spec: Spec, base: str, trunk: str, out: Path) -> None:
         self.spec = spec
         self.out = out
-        self.models = {"{base}": base, "{trunk}": trunk or "TRUNK"}
-        self.has_trunk = trunk is not None
-        self.hashes = {base: weights_hash(model_folder(base)), "TRUNK": "none"}
-        if trunk is not None:
-            self.hashes[trunk] = weights_hash(model_folder(trunk))
+        self.models = {"{base}": base, "{trunk}": trunk}
+        self.hashes = {model: weights_hash(model_folder(model)) for model in (base, trunk)}
 
     def arms(self, only: Sequence[str], names: Sequence[str], seeds: Sequence[int]) -> list[Arm]:
         """The chosen arms, the first seeds first; an empty choice is all. Raises ValueError for an unknown
@@ -188,14 +184,13 @@ class Plan:
         sets = {each: self.spec.sets[each] for each in {*entry.measure, entry.passes} - {None}}
         how = {"items": asking["items"], "sampled": asking["sampled"], "sets": sets}
         how |= {key: asking[key] for key in ("passes", "prefixes", "pushes") if getattr(entry, ALSO[key])}
-        needs = not self.has_trunk and any("model=TRUNK" in stage.settings for stage in stages)
-        return Arm(finding, name, seed, entry, tuple(stages), begun or digest, how, needs)
+        return Arm(finding, name, seed, entry, tuple(stages), begun or digest, how)
 
     def stage(self, recipe: str, settings: list[str], start: str) -> Stage:
-        """A run from a model with the hash `start`."""
+        """A run from a model with the hash `start`. Settings at their default are not in its hash, so that a
+        new setting leaves the records valid."""
         cfg = parse.load(recipe, settings)
-        values = cfg.to_dict() | {"name": None, "out": None, "model": start}
-        digest = hashed(values)
+        digest = hashed([start, differences(Config(), replace(cfg, name=None, out=None, model=Config.model))])
         folder = self.out / f"{recipe.replace('/', '-')}-{digest[:8]}"
         return Stage((recipe, *settings, f"out={self.shown(folder)}"), folder, digest, cfg)
 

@@ -14,8 +14,10 @@ from typing import Any
 
 from data.shapes.world import CHANCE
 from grpo.evaluation.statistics import wilson
+from tests.bench.about import weights_hash
 
-MEASURED = Path(__file__).resolve().parents[2] / "docs" / "results" / "findings" / "measured.json"
+ROOT = Path(__file__).resolve().parents[2]
+MEASURED = ROOT / "docs" / "results" / "findings" / "measured.json"
 Record = dict[str, Any]
 # head, rows
 Table = tuple[list[str], list[list[str]]]
@@ -371,4 +373,8 @@ def about(found: Sequence[Record]) -> str:
         for key in ("base", "commit")
     )
     took = sum(record["minutes"] for record in found)
-    return f"records: {len(found)} · bases: {bases} · commits: {commits} · minutes in all: {took:.0f}\n"
+    line = f"records: {len(found)} · bases: {bases} · commits: {commits} · minutes in all: {took:.0f}\n"
+    shipped = [weights_hash(ROOT / "models" / name) for name in ("tiny", "tiny_trunk")]
+    earlier = sum(record["base"] not in shipped for record in found)
+    warning = f"\n**{earlier} of the records are of an earlier base than the one in `models/tiny`.**\n"
+    return line + (warning if earlier else "")

@@ -71,6 +71,7 @@ def run(base, tmp_path):
         spec.write_text(yaml.safe_dump(SPEC, sort_keys=False))
         options = {
             "--base": base,
+            "--trunk": base,
             "--spec": spec,
             "--out": tmp_path / where,
             "--json": tmp_path / where / "m.json",
@@ -87,7 +88,7 @@ def run(base, tmp_path):
 def test_every_arm_is_made_of_runs_that_train_py_understands(base, tmp_path):
     spec = read_spec(findings.SPEC)
     assert list(spec.findings) == ["main", "world", *"abcdefghi"]
-    arms = Plan(spec, "tiny", None, tmp_path).arms([], [], [])
+    arms = Plan(spec, "tiny", "models/tiny_trunk", tmp_path).arms([], [], [])
     for arm in arms:
         for stage in arm.stages:
             assert not config.contradictions(stage.cfg, 20_000), arm.title
@@ -108,7 +109,7 @@ def test_every_arm_is_made_of_runs_that_train_py_understands(base, tmp_path):
 
 
 def test_a_command_says_all_that_its_run_needs(base, tmp_path):
-    [arm] = Plan(read_spec(findings.SPEC), str(base), None, tmp_path).arms(["b"], ["sft_10"], [1])
+    [arm] = Plan(read_spec(findings.SPEC), str(base), str(base), tmp_path).arms(["b"], ["sft_10"], [1])
     begun, then = ([*stage.settings] for stage in arm.stages)
     assert begun[:4] == ["mini/instruct", f"model={base}", "seed=1", "steps=10"]
     assert then[:3] == ["shapes", f"model={arm.stages[0].folder}", "seed=1"]
@@ -146,11 +147,12 @@ def test_a_mistake_in_the_table_is_named(change, said, run, monkeypatch, capsys)
     assert said in capsys.readouterr().err
 
 
-def test_an_arm_without_the_trunk_fails_and_the_others_go_on(run, monkeypatch, capsys):
+def test_an_arm_that_fails_leaves_the_others(run, monkeypatch, capsys):
     arms = SPEC["findings"]["x"]["arms"]
-    monkeypatch.setitem(arms, "first", arms["first"] | {"stages": [["shapes", "model={trunk}"]]})
+    monkeypatch.setitem(arms, "first", arms["first"] | {"stages": [["shapes", *SMALL, "max_prompt=2"]]})
     found = run("--only", "x", "--arm", "first", "base", status=1)
-    assert set(found) == {("x", "base", 0)} and "give --trunk FOLDER" in capsys.readouterr().err
+    assert set(found) == {("x", "base", 0)}
+    assert "x first seed 0: train.py ended with" in capsys.readouterr().err
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_numbers(run, tmp_path, monkeypatch):

@@ -209,3 +209,10 @@ def test_bins_hold_every_answer():
 def test_a_curve_is_smoothed_over_what_is_there():
     assert figures.smooth([None, None]).tolist() == pytest.approx([float("nan")] * 2, nan_ok=True)
     assert figures.smooth([None, 1.0, 3.0]).tolist() == [2.0, 2.0, 2.0]
+
+
+def test_the_page_says_if_records_are_of_an_earlier_base(measured):
+    found = tables.records(measured)
+    assert f"**{len(found)} of the records are of an earlier base" in tables.about(found)
+    shipped = tables.weights_hash(tables.ROOT / "models/tiny")
+    assert "earlier base" not in tables.about([record | {"base": shipped} for record in found])
