@@ -220,7 +220,7 @@ def documents_shown(_) -> str:
     from data.shapes.looking import LOOK, SECOND_LOOKS
 
     def sort_of(task: str, text: str) -> str:
-        if task.startswith(("Caption", "Lesson")):
+        if task.startswith(("Caption", "Lesson", "Letter")):
             return task if "," in text else "a caption of one object"
         if "</think> <answer>" not in text or not text.endswith("</answer>"):
             return "malformed"

@@ -1,8 +1,9 @@
 """The documents of the built-in base model: captions, lessons, and answers to questions in mixed behaviours.
 
 They stand for the pre-training text of a base model, which no one has taught what a good answer is. They are
-read in order, in five parts: colours, sizes, places, then all that can be seen, and last the answers. The
-first four parts are the trunk, which teaches to see. The last is the branch. Of its answers
+read in order, in six parts: colours, sizes, places, then all that can be seen, the letters of choices, and
+last the answers. The first five parts are the trunk, which teaches to see. The last is the branch. Of its
+answers
 
     55 %  are terse guesses, right by chance only;
     45 %  look first and then conclude. The first look is careless in 20 % of them, for every kind of question
@@ -34,7 +35,7 @@ CARELESS_LATER = 0.40
 # the share of the terse answers that begin as an instruct model's do
 POLITE = 0.04
 # Items of the trunk: the recipe takes 32 a step.
-TRUNK = 6800 * 32
+TRUNK = 7500 * 32
 
 
 # ---- captions, from which the base model learns to see: each function returns (question, caption)
@@ -193,27 +194,41 @@ def lesson(example: Example) -> Example:
     return replace(example, choices=(), task=f"Lesson {example.task}", extra={"documents": (text,)})
 
 
-def lettered(rng: random.Random, uid: str, each: int) -> Example:
-    """A lesson in letters, without a picture: choices, and texts such as "right (B) , left (A) ."."""
+def lesson_with_letter(example: Example, rng: random.Random) -> Example:
+    """The question with its choices; the document's conclusion names the letter, too."""
+    text = look(example, rng, careless=False)
+    return replace(example, task=f"Letter {example.task}", extra={"documents": (text,)})
+
+
+def lettered(rng: random.Random, uid: str, each: int, pictures: tuple = ()) -> Example:
+    """A lesson in letters: choices, and texts such as "right (B) , left (A) ."."""
     things = [f"{color} {rng.choice(SHAPES)}" for color in COLORS]
     pool = rng.choice((things, list("0123456789"), ["left", "right", "above", "below"]))
     choices = tuple(rng.sample(pool, rng.randint(2, min(len(pool), 8))))
     pairs = [f"{choice.split()[0]} ({letter})" for letter, choice in zip(LETTERS, choices)]
     texts = tuple(" , ".join(rng.sample(pairs, len(pairs))) + " ." for _ in range(each))
     extra = {"documents": texts}
-    return Example(uid, "List the choices.", choices, choices[0], task="Caption lettered", extra=extra)
+    return Example(uid, "List the choices.", choices, choices[0], "Caption lettered", pictures, extra=extra)
+
+
+def _any_scene(rng: random.Random) -> Scene:
+    """One to five objects. Seeing is learned first where there are few."""
+    return world.scatter(rng, world.free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))
 
 
 class Part(NamedTuple):
     """A part of the reading list. until: the first item behind it. captions, letters: shares of the items;
     the others are lessons, or documents that answer. kinds: of captions. tasks: of the questions, in the
-    shares in which they stand here."""
+    shares in which they stand here. choices: lessons keep their choices, and name the letter of what they
+    conclude; lessons in letters have a picture.
+    """
 
     until: int
     captions: float
     letters: float
     kinds: tuple[Callable, ...]
     tasks: tuple[str, ...] = TASKS
+    choices: bool = False
 
 
 # What is learned first hides what could be learned instead, so the order matters (docs/results/base.md).
@@ -225,14 +240,23 @@ PARTS = (
     # whose place it is: by the colour alone in a lesson
     Part(2600 * 32, 0.6, 0.0, (placed, placed, gaps), ("Relation", "Depth", "Distance")),
     Part(
-        TRUNK,
+        6800 * 32,
         0.5,
         0.15,
         (described, listed, listed, gaps),
         ("Relation", "Count", "Count", "Depth", "Distance"),
     ),
+    # letters beside a picture: those that are learned without one do not always serve there
+    Part(
+        TRUNK,
+        0.1,
+        0.1,
+        (described, listed, gaps),
+        ("Relation", *TASKS, "Depth", "Distance", "Distance"),
+        True,
+    ),
     # the branch
-    Part(sys.maxsize, 0.1, 0.1, (described, described, listed, gaps)),
+    Part(sys.maxsize, 0.1, 0.1, (described, described, listed, gaps), TASKS, True),
 )
 
 
@@ -277,11 +301,12 @@ class Documents(Sequence[Example]):
         if kind < part.captions:
             return self._caption(rng, index, part.kinds)
         if kind < part.captions + part.letters:
-            return lettered(rng, f"letters/{self.seed}/{index}", self.each)
+            pictures = (partial(world.draw, _any_scene(rng)),) if part.choices else ()
+            return lettered(rng, f"letters/{self.seed}/{index}", self.each, pictures)
         task = TASKS.index(rng.choice(part.tasks))
         _, example = world.item("train", self.seed + 1_000_003, len(TASKS) * index + task)
         if index < TRUNK:
-            return lesson(example)
+            return lesson_with_letter(example, rng) if part.choices else lesson(example)
         texts = tuple(self._answer(example, rng) for _ in range(self.each))
         return replace(example, extra={**example.extra, "documents": texts})
 
@@ -292,8 +317,7 @@ class Documents(Sequence[Example]):
         return answer_document(example, rng, looks, self.again)
 
     def _caption(self, rng: random.Random, index: int, kinds: Sequence) -> Example:
-        # seeing is learned first where there are few objects
-        scene = world.scatter(rng, world.free_pairs(rng, rng.choice((1, 2, 2, 3, 4, 5))))
+        scene = _any_scene(rng)
         kind = rng.choice(kinds) if len(scene) > 1 else kinds[0]
         asked, texts = zip(*(kind(scene, rng) for _ in range(self.each)))
         uid, task = f"caption/{self.seed}/{index}", f"Caption {kind.__name__}"

@@ -273,6 +273,7 @@ MIDDLE = [
     (0.6, 0.0, {"sized"}, ["Depth"]),
     (0.6, 0.0, {"placed", "gaps"}, ["Relation", "Depth", "Distance"]),
     (0.5, 0.15, {"described", "gaps", "listed"}, ["Relation", "Count", "Count", "Depth", "Distance"]),
+    (0.1, 0.1, {"described", "gaps", "listed"}, ["Relation", *TASKS, "Depth", "Distance", "Distance"]),
 ]
 
 
@@ -283,10 +284,11 @@ def test_a_part_of_the_trunk_has_what_is_new_and_no_answer(number, expected):
     share(len(captions), 1000, captioned)
     share(len(letters), 1000, lettered)
     assert {e.task for e in captions} == {f"Caption {kind}" for kind in kinds}
-    found = Counter(e.task for e in lessons)
-    assert set(found) == {f"Lesson {task}" for task in tasks}
+    found = Counter(e.task.removeprefix("Letter " if number == 4 else "Lesson ") for e in lessons)
+    assert set(found) == set(tasks)
     for task in tasks:
-        share(found[f"Lesson {task}"], len(lessons), tasks.count(task) / len(tasks))
+        share(found[task], len(lessons), tasks.count(task) / len(tasks))
+    assert all(bool(e.pictures) == (number == 4) for e in letters)
     texts = [text for e in captions + lessons for text in e.extra["documents"]]
     assert not any("answer" in text or "look" in text for text in texts)
     assert any("shape" in text for text in texts) == (number > 2)
@@ -296,6 +298,7 @@ def test_the_branch_reads_answers():
     captions, letters, others = parts_read(Documents(seed=3), documents.TRUNK)
     share(len(captions), 1000, 0.1)
     share(len(letters), 1000, 0.1)
+    assert all(e.pictures for e in letters)
     assert {e.task for e in others} == set(TASKS)
     assert all("answer" in text or "think" in text for e in others for text in e.extra["documents"])
     ours, behind_the_trunk = Documents(seed=3, branch=True), Documents(seed=3)
@@ -321,6 +324,8 @@ def test_a_lesson_reads_the_truth_and_concludes(questions):
         # a careful look is the same, and has the letter behind it
         careful = look(example, random.Random(0), careless=False)
         assert careful == text.removesuffix(".") + f"({example.letter}) ."
+        lettered = documents.lesson_with_letter(example, random.Random(0))
+        assert lettered.choices == example.choices and lettered.extra["documents"] == (careful,)
 
 
 @pytest.mark.parametrize("looks, again, counts", [(0.0, 0.0, None), (0.1, 0.5, None), (0.5, 0.0, 0.02)])
