@@ -262,7 +262,8 @@ def short(found: dict) -> str:
             span([found[run]["seconds"] / 60 for run in runs], lambda v: f"{v:.1f}"),
         ],
     ]
-    return table(["", "chance", "base", "base, `look :` given", "after GRPO"], rows)
+    made = table(["", "chance", "base", "base, `look :` given", "after GRPO"], rows)
+    return made + of_earlier_base(found)
 
 
 def base(found: dict) -> str:
@@ -376,11 +377,14 @@ def link(found: dict) -> str:
 def about(found: dict) -> str:
     """Where and when it was measured, and with which base, if that is not the one that is here now."""
     told = " · ".join(f"{key}: {value}" for key, value in found["about"].items())
-    if found["about"]["base"] != base_hash():
-        told += (
-            "\n\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since."
-        )
-    return told + "\n"
+    return f"{told}\n{of_earlier_base(found)}"
+
+
+def of_earlier_base(found: dict) -> str:
+    """A line, if the base that was measured is not the one that is here now."""
+    if found["about"]["base"] == base_hash():
+        return ""
+    return "\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since.\n"
 
 
 TABLES = {
