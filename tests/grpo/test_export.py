@@ -115,9 +115,12 @@ def test_what_it_refuses(run, tmp_path, capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two steps on questions of one's own. Its stop token is no word, as in real models."""
+    """A run of two steps on questions of one's own."""
     place = tmp_path_factory.mktemp("own")
-    base = small_folder(place / "base", stops=(tokenizer.build().token_to_id("<|endoftext|>"),))
+    words = tokenizer.build()
+    # as in real models, stop tokens are no words; transformers stops at these alone
+    stops = tuple(words.token_to_id(name) for name in ("<|endoftext|>", "<|im_end|>"))
+    base = small_folder(place / "base", stops=stops)
     data = place / "my cups"
     data.mkdir()
     world = Shapes("train", 24, seed=3)

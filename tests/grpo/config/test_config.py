@@ -175,7 +175,7 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     [
         (["cap=97"], ["cap"], ["cap: 96 -> 97"]),
         (["cap=97", "seed=1"], ["seed", "cap"], ["seed: 0 -> 1", "cap: 96 -> 97"]),
-        (["optim.lr=1", "optim.warmup=4"], ["optim"], ["optim.lr: 0.00025 -> 1.0", "optim.warmup: 5 -> 4"]),
+        (["optim.lr=1", "optim.warmup=4"], ["optim"], ["optim.lr: 0.0001 -> 1.0", "optim.warmup: 5 -> 4"]),
         (["cap=97", "seed=1"], ["cap"], "(seed: 0 -> 1): name another folder with out=DIR"),
         (["cap=97", "seed=1"], ["cap"], "accept it with change=cap,seed"),
         (["steps=131"], [], [f"steps: 130 -> 131 (optim.decay=linear {RATE})"]),

@@ -46,8 +46,8 @@ TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_e
         ("preprocessor_config.json", {"temporal_patch_size": 1}, "temporal_patch_size is 1, and"),
         ("config.json", {"vision_config": {"patch_size": 16}}, "and patch_size in config.json is 16"),
         *[("config.json", {key: 100}, f"and {key} in config.json is 100") for key in TOKENS],
-        ("config.json", {"vocab_size": 120}, "token 126, vocab_size is 120"),
-        ("generation_config.json", {"eos_token_id": [0, 127]}, "token 127, vocab_size is 127"),
+        ("config.json", {"vocab_size": 120}, "token 139, vocab_size is 120"),
+        ("generation_config.json", {"eos_token_id": [0, 140]}, "token 140, vocab_size is 140"),
     ],
 )
 def test_files_of_another_model(base, tmp_path, file, values, words):
