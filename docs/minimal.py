@@ -37,7 +37,7 @@ STEPS = 30
 P = 8
 G = 8
 CAP = 96
-LR = 2.5e-4
+LR = 1e-4
 WARMUP = 5
 SEED = int(sys.argv[1]) if len(sys.argv) > 1 else 0
 # one point for the right answer, one for the right format

@@ -360,11 +360,12 @@ def overview(found: dict) -> str:
     made = findings_tables.overview_table(found["records"])
     if made is None:
         return ""
+    figure = findings_figures.markdown(["overview"], "docs/results/")
+    lines = "Lines are sampled training answers; the dashed one, of SFT, is greedy held-out answers. "
     more = (
-        "Lines are sampled training answers; the dashed one, of SFT, is greedy held-out answers. "
         "Every finding of both papers, with commands and intervals: [findings](docs/results/findings.md).\n"
     )
-    return f"{findings_figures.markdown(['overview'], 'docs/results/')}{table(*made)}\n{more}"
+    return f"{figure}{table(*made)}\n{lines if figure else ''}{more}"
 
 
 def link(found: dict) -> str:
