@@ -253,10 +253,10 @@ PARTS = (
         0.1,
         (described, listed, gaps),
         ("Relation", *TASKS, "Depth", "Distance", "Distance"),
-        True,
+        choices=True,
     ),
     # the branch
-    Part(sys.maxsize, 0.1, 0.1, (described, described, listed, gaps), TASKS, True),
+    Part(sys.maxsize, 0.1, 0.1, (described, described, listed, gaps), choices=True),
 )
 
 
