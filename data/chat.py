@@ -24,6 +24,7 @@ from data.templates import IMAGE, SHOWN, VISION_END, VISION_START, Template, ope
 from data.types import MARK, BadExample, Example, Prompt, PromptTooLong, short
 
 TURN_END = "<|im_end|>"
+GENERATION = "generation_config.json"
 MID_GREY = (128, 128, 128)
 _PIECE = re.compile(r"(<\|[a-z_]+\|>|\{pictures\}|\{asked\}|\{system\})")
 
@@ -195,7 +196,7 @@ class Chat:
         values = json_object(self.folder / "config.json")
         text = values.get("text_config")
         places = {
-            "generation_config.json": json_object(self.folder / "generation_config.json"),
+            GENERATION: json_object(self.folder / GENERATION),
             "config.json": {**values, **text} if isinstance(text, dict) else values,
         }
         numbers: list[int] = []

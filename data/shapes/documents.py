@@ -5,8 +5,8 @@ read in order, in six parts: colours, sizes, places, then all that can be seen, 
 last the answers. The first five parts are the trunk, which teaches to see. The last is the branch. Of its
 answers
 
-    55 %  are terse guesses, right by chance only;
-    45 %  look first and then conclude. The first look is careless in 20 % of them, for every kind of question
+    65 %  are terse guesses, right by chance only;
+    35 %  look first and then conclude. The first look is careless in 20 % of them, for every kind of question
           alike: it reads something false and concludes wrongly. Half of the looking ones, right or not at
           first, look again, in words such as "but wait, let me look again"; the second look is careful;
     30 %  of all of them are malformed: a tag is missing, or markup follows the answer.
@@ -29,7 +29,7 @@ from data.shapes.looking import LOOK, SECOND_LOOKS, conclusion
 from data.shapes.world import COLORS, GRID, SHAPES, SIZES, TASKS, Scene, Thing, gap
 from data.types import LETTERS, Example
 
-TERSE, AGAIN, CARELESS, MALFORMED = 0.55, 1 / 2, 0.20, 0.30
+TERSE, AGAIN, CARELESS, MALFORMED = 0.65, 1 / 2, 0.20, 0.30
 # in long chains, of the looks after the first
 CARELESS_LATER = 0.40
 # the share of the terse answers that begin as an instruct model's do
@@ -242,9 +242,9 @@ PARTS = (
     Part(
         6800 * 32,
         0.5,
-        0.15,
+        0.1,
         (described, listed, listed, gaps),
-        ("Relation", "Count", "Count", "Depth", "Distance"),
+        ("Relation", "Count", "Count", "Depth", "Distance", "Distance"),
     ),
     # letters beside a picture: those that are learned without one do not always serve there
     Part(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from data.processor import with_pixels
+from data.chat import GENERATION
+from data.processor import json_object, with_pixels
 from data.sources.table import hook_of
 from data.templates import OWN, RECORD, TEMPLATES, TRAINED, as_jinja, as_record
 from grpo.config import by_model
@@ -235,6 +236,9 @@ def trained_with(cfg, run) -> dict[str, str]:
     servers."""
     chat = run.chat
     files = with_pixels(run.base, chat.pictures.min_pixels, chat.pictures.max_pixels)
+    # a base may name fewer stop tokens than end a rollout; transformers and servers stop at these alone
+    generation = json_object(run.base / GENERATION) | {"eos_token_id": list(chat.stop_ids)}
+    files[GENERATION] = json.dumps(generation, indent=2) + "\n"
     settings = {key: getattr(cfg, key) for key in RECORDED} | {"eval": {"cap": cfg.eval.cap}}
     if cfg.template not in TEMPLATES:
         settings["template"] = TRAINED

@@ -40,7 +40,7 @@ from grpo.sft import fit_documents, pad_documents
 from grpo.storage.jsonl import read
 from grpo.storage.model_folder import model_folder
 from models import weights
-from tests.bench.about import about
+from tests.bench.about import about, weights_hash
 
 # P(right | looked) - P(right | terse), at least, on every task
 GATE = 0.3
@@ -112,7 +112,8 @@ def measured(model: str | Path, items: int) -> dict:
     gate = {task: row.pop("gate") for task, row in tasks.items()}
     passed = all(value > GATE for value in gate.values())
     print(f"the gate, more than {GATE} on every task: {'passed' if passed else 'NOT passed'}")
-    return {"readings": seen, "tasks": tasks, "gate": gate, "passed": passed, **scored(answers)}
+    where = about() | {"base": weights_hash(folder)[:12]}
+    return {"about": where, "readings": seen, "tasks": tasks, "gate": gate, "passed": passed} | scored(answers)
 
 
 def make(seed: int, out: Path) -> tuple[Path, float]:
@@ -140,15 +141,10 @@ def main() -> None:
     if args.make:
         for seed in args.seeds:
             folder, minutes = make(seed, args.out)
-            one = {
-                "seed": seed,
-                "minutes": round(minutes, 1),
-                "about": about(),
-                **measured(folder, args.items),
-            }
+            one = {"seed": seed, "minutes": round(minutes, 1), **measured(folder, args.items)}
             found.setdefault("made", {})[str(seed)] = one
     else:
-        found |= {"about": about(), **measured(args.model, args.items)}
+        found |= measured(args.model, args.items)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))

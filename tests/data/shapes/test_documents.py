@@ -59,7 +59,7 @@ def share(found, n, expected):
 
 
 def test_the_stated_mixture():
-    assert (TERSE, AGAIN, CARELESS, MALFORMED) == (0.55, 1 / 2, 0.20, 0.30)
+    assert (TERSE, AGAIN, CARELESS, MALFORMED) == (0.65, 1 / 2, 0.20, 0.30)
 
 
 def test_terse_or_looking(read):
@@ -100,7 +100,7 @@ def test_no_behaviour_depends_on_the_kind_of_question(read):
     for task in TASKS:
         mine = [(e, read_looks(text)) for e, text in read if e.task == task]
         looked = [(e, x) for e, x in mine if x.looked]
-        share(len(looked), len(mine), 0.45)
+        share(len(looked), len(mine), 0.35)
         share(sum(x.again for _, x in looked), len(looked), 1 / 2)
         share(sum(not agrees(x.first, e) for e, x in looked), len(looked), 0.20)
 
