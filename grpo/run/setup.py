@@ -75,12 +75,7 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     for name in cfg.rewards if cfg.method == "grpo" else ():
         # a wrong name is found before anything is written
         rule(name, cfg.cap)
-    # rank 0 looks for all
-    found, line = gather_objects([checkpoint.newest(folder)] if ranks.main else [])[0]
-    if line and found is None:
-        raise checkpoint.CheckpointError(line)
-    if line and ranks.main:
-        tqdm.write(line, file=sys.stderr)
+    found = newest_checkpoint(folder, ranks)
     start = start_of(cfg, ranks)
     base = base_folder(start)
     limits = {"max_prompt": cfg.max_prompt, "min_pixels": cfg.min_pixels, "max_pixels": cfg.max_pixels}
@@ -109,6 +104,17 @@ def open_run(cfg: Config, ranks: Ranks, flags: Flags | None = None) -> Run:
     chunk = chunk_of(policy.config.vocab_size, cfg.loss.logits_mib, ranks.device.type)
     budget = TokenBudget(cfg.loss.micro_tokens, chunk, ranks.device)
     return Run(folder, base, policy, reference, optimizer, budget, chat, examples, heldout, *logs, step)
+
+
+def newest_checkpoint(folder: Path, ranks: Ranks) -> Path | None:
+    """The newest undamaged checkpoint of a run, None without any; rank 0 looks for all. Prints which are
+    damaged. Raises CheckpointError if all are."""
+    found, line = gather_objects([checkpoint.newest(folder)] if ranks.main else [])[0]
+    if line and found is None:
+        raise checkpoint.CheckpointError(line)
+    if line and ranks.main:
+        tqdm.write(line, file=sys.stderr)
+    return found
 
 
 def measure(chat: Chat, examples: Sequence) -> None:

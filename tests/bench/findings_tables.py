@@ -32,7 +32,7 @@ GOAL = 0.9
 # finding -> {arm: its name in plain words}, in the order of the tables
 ARMS = {
     "main": {"rl": "RL"},
-    "world": {"rl_130": "RL, 130 steps of 18 × 12", "rl_260": "RL, 260 steps of 24 × 16"},
+    "world": {"rl_100": "RL, 100 steps of 18 × 12", "rl_260": "RL, 260 steps of 24 × 16"},
     "a": {
         "rl": "RL",
         "sft_questions": "SFT, each question once",
