@@ -37,25 +37,22 @@ def attention_sums(exact: bool) -> Iterator[None]:
 
 def attention_size(size: int, device: str) -> int:
     """Bytes of a number in attention, where products have numbers of `size` bytes."""
-    return 2 * size if _exact and size < 8 and device == "cpu" else size
+    return 8 if _exact and device == "cpu" else size
 
 
 def to_attention_dtype(x: Tensor) -> Tensor:
-    """x in the dtype in which attention sums: on a CPU float64 for float32, and float32 for bfloat16; else
-    unchanged.
+    """x in the dtype in which attention sums: on a CPU float64; else unchanged, and so is float32 under
+    autocast.
 
     Sampling and training compute a token's attention in other shapes and orders. In float32 they differ by a
     rounding, which sharp attention magnifies to 1e-5 in a log-prob. Summed in float64 and rounded once, they
-    are equal. Rows of linear layers do not depend on each other on one thread; several threads cut a product
-    by its rows, and other cuts round otherwise. In bfloat16 PyTorch's fused kernel has a fast exponential
-    that is off by 1e-3, so training would leave the policy that sampled by more than a rounding.
+    are equal, also where they are rounded to bfloat16. Rows of linear layers do not depend on each other on
+    one thread; several threads cut a product by its rows, and other cuts round otherwise. In bfloat16
+    PyTorch's fused kernel also has a fast exponential, which is off by 1e-3.
     """
-    size = x.element_size()
-    if attention_size(size, x.device.type) == size:
+    if attention_size(x.element_size(), x.device.type) == x.element_size():
         return x
-    if x.dtype == torch.bfloat16:
-        return x.float()
-    return x.double() if x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu") else x
+    return x if x.dtype == torch.float32 and torch.is_autocast_enabled("cpu") else x.double()
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:

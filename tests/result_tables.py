@@ -208,64 +208,6 @@ def passes(found: dict) -> str:
     return table(["k", *ks], rows)
 
 
-def short(found: dict) -> str:
-    """The README's table: the range over the seeds."""
-    runs = seeds(found)
-
-    def span(values: list[float], show: Callable[[float], str] = lambda x: percent(x)) -> str:
-        low, high = show(min(values)), show(max(values))
-        return low if low == high else f"{low.removesuffix(' %')} – {high}"
-
-    first, last = found["base"]["eight sampled"], [found[run]["eight sampled"] for run in runs]
-    rows = [
-        [
-            "accuracy, all four tasks, greedy",
-            "43.75 %",
-            percent(found["base"]["heldout"]["accuracy"]),
-            percent(found["base"]["heldout prefixed"]["accuracy"]),
-            span([found[run]["heldout"]["accuracy"] for run in runs]),
-        ],
-        [
-            "accuracy, colour-shape pairs never asked about in training",
-            "43.75 %",
-            percent(found["base"]["pairs"]["accuracy"]),
-            percent(found["base"]["pairs prefixed"]["accuracy"]),
-            span([found[run]["pairs"]["accuracy"] for run in runs]),
-        ],
-        ["format, sampled", "", percent(first["format"]), "", span([x["format"] for x in last])],
-        [
-            "mean length, sampled, in tokens",
-            "",
-            f"{first['mean_length']:.1f}",
-            "",
-            span([x["mean_length"] for x in last], lambda v: f"{v:.1f}"),
-        ],
-        [
-            "share that looks again, sampled",
-            "",
-            percent(first["measured"]["self_correction"]),
-            "",
-            span([x["measured"]["self_correction"] for x in last]),
-        ],
-        [
-            "accuracy, picture withheld",
-            "43.75 %",
-            "",
-            "",
-            span([found[run]["heldout blind"]["accuracy"] for run in runs]),
-        ],
-        [
-            "minutes on two CPU cores",
-            "",
-            "",
-            "",
-            span([found[run]["seconds"] / 60 for run in runs], lambda v: f"{v:.1f}"),
-        ],
-    ]
-    made = table(["", "chance", "base", "base, `look :` given", "after GRPO"], rows)
-    return made + of_earlier_base(found)
-
-
 def base(found: dict) -> str:
     """What the built-in base model reads, and what it answers before any RL."""
     readings = table(
@@ -393,7 +335,6 @@ TABLES = {
     "shapes/tasks": ("shapes", by_task),
     "shapes/again": ("shapes", again),
     "shapes/passes": ("shapes", passes),
-    "shapes/short": ("shapes", short),
     "shapes/about": ("shapes", about),
     "base/all": ("base", base),
     "base/made": ("base", made),

@@ -205,8 +205,8 @@ class Config:
     """Type of matrix products. auto: bfloat16 on a GPU, else float32. Weights, loss and optimizer are float32
     for all of them, if optim.name is adamw."""
     exact: bool = True
-    """CPU: attention and gradients add up in float64, under bfloat16 attention in float32. In float32 sampled
-    and trained log-probs are then equal on one thread, and so are runs on 1, 2 and 4 ranks. false: faster."""
+    """CPU: attention adds up in float64, and so do float32 gradients. Sampled and trained log-probs are then
+    equal on one thread, and in float32 so are runs on 1, 2 and 4 ranks. false: faster."""
     shard: Literal["auto", "always", "never"] = "auto"
     """Shard policy and optimizer over the ranks (FSDP2, docs/ranks.md). auto: several ranks, no muon."""
     timeout: float = 600.0

@@ -76,7 +76,7 @@ def _gathered(plan, model: ModelConfig) -> tuple:
         # The embedding is not cast; a tied head is a cast copy of it.
         gathered += size * (root if tied else root - parts["embedding"])
         again = f" and once more x {size}"
-    elif attention_size(size, plan.device) == 8:
+    elif size == FLOAT and attention_size(size, plan.device) > size:
         learning += 2 * FLOAT * count
         gradients += ", and all in float64, as on a CPU"
     if any(each.name == ADAPTERS for each in plan.held):

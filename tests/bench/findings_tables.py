@@ -56,10 +56,11 @@ ARMS = {
         "zero": "PTST, no cold start",
     },
     "g": {
-        "token_kl_0.004": "as the recipe",
+        "recipe": "as the recipe",
         "completion": "mean per completion",
         "constant": "constant weight",
         "kl_0": "no KL penalty",
+        "kl_0.004": "KL penalty 0.004",
         "kl_0.04": "KL penalty 0.04",
         "std_none": "not divided by std",
         "clip_higher": "clip-higher, 2 updates",
