@@ -113,7 +113,8 @@ def measured(model: str | Path, items: int) -> dict:
     passed = all(value > GATE for value in gate.values())
     print(f"the gate, more than {GATE} on every task: {'passed' if passed else 'NOT passed'}")
     where = about() | {"base": weights_hash(folder)[:12]}
-    return {"about": where, "readings": seen, "tasks": tasks, "gate": gate, "passed": passed} | scored(answers)
+    found = {"about": where, "readings": seen, "tasks": tasks, "gate": gate, "passed": passed}
+    return found | scored(answers)
 
 
 def make(seed: int, out: Path) -> tuple[Path, float]:

@@ -28,7 +28,8 @@ UNTRAINED = ("base", "best_prefix")
 START = "_start"
 # steps over which a noisy curve is averaged
 WINDOW = 10
-GOAL = 0.9
+# the recipe reaches 0.9 only near its end, and many arms of (g) would not
+GOAL = 0.85
 # finding -> {arm: its name in plain words}, in the order of the tables
 ARMS = {
     "main": {"rl": "RL"},
@@ -180,8 +181,8 @@ MEASURES = {
     "truncated": sampled("truncated", "cut off"),
     "length": sampled("length", "length", share=False),
     "entropy": Measure("entropy at first", first_entropy, share=False),
-    "steps": Measure("steps to 90 %", steps, share=False),
-    "completions": Measure("completions to 90 %", completions, share=False),
+    "steps": Measure(f"steps to {100 * GOAL:.0f} %", steps, share=False),
+    "completions": Measure(f"completions to {100 * GOAL:.0f} %", completions, share=False),
     "best_step": number("best_step", "step"),
     "minutes": number("minutes", "minutes"),
 }
