@@ -216,7 +216,7 @@ def test_one_mask_serves_all_blocks(dtype, rows):
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
     ):
         policy(prompts, completions, length)
-    size = P * queries * (prompts.tokens.shape[1] - 1 + C) * (8 if dtype == torch.float32 else 4)
+    size = P * queries * (prompts.tokens.shape[1] - 1 + C) * 8
     assert len(policy.model.layers) > 1 and [nbytes for _, nbytes in masks] == [size]
 
 

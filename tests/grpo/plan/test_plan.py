@@ -490,8 +490,8 @@ def test_the_plan_is_for_the_recipes_device_wherever_it_is_made(
     assert scoring["logits of a chunk"] == 2 * tokens * model.vocab_size * 4
     # a CPU has no product of bfloat16 numbers with a result in float32
     assert ("head in float32" in scoring) == (device == "cpu" and dtype == "bfloat16")
-    # attention on a CPU sums in a dtype twice as wide
-    size = {"cpu": 2, "cuda": 1}[device] * (4 if dtype == "float32" else 2)
+    # attention on a CPU sums in float64
+    size = 8 if device == "cpu" else 4 if dtype == "float32" else 2
     row = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_size
     assert named(made.stages[0].rollout)["KV cache, prompts"] == 9 * 100 * row * size
     assert ("CUDA and its libraries" in named(made.held)) == (device == "cuda")
