@@ -33,7 +33,7 @@ GOAL = 0.85
 # finding -> {arm: its name in plain words}, in the order of the tables
 ARMS = {
     "main": {"rl": "RL"},
-    "world": {"rl_100": "RL, 100 steps of 18 × 12", "rl_260": "RL, 260 steps of 24 × 16"},
+    "world": {"rl_12": "RL, 18 × 12 a step, rate 1e-4", "rl_16": "RL, 24 × 16 a step, rate 2e-4"},
     "a": {
         "rl": "RL",
         "sft_questions": "SFT, each question once",

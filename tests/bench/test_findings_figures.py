@@ -131,9 +131,9 @@ def test_a_table_has_an_arm_a_row_and_no_empty_column(measured):
 
 
 def test_tasks_are_of_the_set_that_the_finding_is_about(measured):
-    found = [each for each in records() if each["finding"] == "world" and each["arm"] == "rl_100"]
+    found = [each for each in records() if each["finding"] == "world" and each["arm"] == "rl_12"]
     shares = [right / count for right, count in (each["sets"]["noisy"]["tasks"]["Count"] for each in found)]
-    [line] = [x for x in result_tables.results("findings/world.tasks").splitlines() if "100 steps" in x]
+    [line] = [x for x in result_tables.results("findings/world.tasks").splitlines() if "18 × 12" in x]
     assert f"{100 * sum(shares) / 3:.1f} % ({100 * min(shares):.1f}–" in line
 
 
