@@ -38,8 +38,10 @@ def bridge(folder: Path, prompt: str, questions: int, seed: int) -> float:
         start = time.perf_counter()
         settings = [f"out={folder}", f"describe.prompt={prompt}", f"limit={questions}", f"seed={seed}"]
         with contextlib.redirect_stdout(sys.stderr):
-            if status := program.main(["shapes", *settings]):
-                raise SystemExit(status)
+            status = program.main(["shapes", *settings])
+        # a caption that does not end is parked, and its chain is not kept
+        if status not in (program.DONE, program.LEFT):
+            raise SystemExit(status)
         file.write_text(json.dumps(round(time.perf_counter() - start, 1)))
     return json.loads(file.read_text())
 

@@ -31,7 +31,9 @@ def test_the_cache_is_counted_to_the_byte(tmp_path):
         len(prompts) * (batch.tokens.shape[1] - 1) * cost.prompt_kv
     )
     low = TokenCost.of(policy.config, 2)
-    assert low.completion_kv * 2 == cost.completion_kv and low.mask * 2 == cost.mask
+    assert low.completion_kv * 2 == cost.completion_kv
+    # attention sums in float64 whatever the dtype of the products
+    assert (low.mask, low.prompt_kv) == (cost.mask, cost.prompt_kv)
     assert cost.logits >= policy.config.vocab_size * 4
 
 
