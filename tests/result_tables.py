@@ -276,7 +276,7 @@ def of_finding(make: Callable, finding: str, figure: bool = False) -> Callable[[
         lines = findings_tables.commands(found["records"], finding)
         head = "<details><summary>The commands of the first seed</summary>"
         behind = f"\n{head}\n\n```\n{lines}\n```\n\n</details>\n"
-        shown = findings_figures.markdown(findings_figures.of_section(finding))
+        shown = findings_figures.markdown(findings_figures.of_section(finding), RESULTS / "findings")
         return shown + table(*made) + behind * bool(lines)
 
     return text
@@ -294,7 +294,7 @@ def texts_of(finding: str) -> Callable[[dict], str]:
 
 def mechanism(found: dict) -> str:
     """The figures of what changes through training, those of one finding after the other."""
-    return findings_figures.markdown([*findings_figures.MECHANISM]) or NOT_MEASURED
+    return findings_figures.markdown([*findings_figures.MECHANISM], RESULTS / "findings") or NOT_MEASURED
 
 
 def overview(found: dict) -> str:
@@ -302,8 +302,11 @@ def overview(found: dict) -> str:
     made = findings_tables.overview_table(found["records"])
     if made is None:
         return ""
-    figure = findings_figures.markdown(["overview"], "docs/results/")
-    lines = "Lines are sampled training answers; the dashed one, of SFT, is greedy held-out answers. "
+    figure = findings_figures.markdown(["overview"], RESULTS / "findings", "docs/results/")
+    lines = (
+        "*Without counting*: these two never train counting questions, a quarter of those asked. Lines are "
+        "sampled training answers; SFT's, dashed, is greedy held-out ones of the kinds it trains. "
+    )
     more = (
         "Every finding of both papers, with commands and intervals: [findings](docs/results/findings.md).\n"
     )

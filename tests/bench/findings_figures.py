@@ -341,6 +341,8 @@ def push_bars(axis, push: dict[str, float], most: int) -> None:
     axis.set_yticks(range(len(words)), words)
     axis.set_ylim(len(words) - 0.5, -0.5)
     axis.axvline(0, color=GREY, lw=0.8)
+    # numbers such as -0.0025 are wide
+    axis.locator_params(axis="x", nbins=3)
     axis.grid(axis="y", visible=False)
 
 
@@ -400,7 +402,7 @@ KINDS: dict[str, tuple[str, Callable[[Sequence[Record], str], Figure | None]]] =
     "-lengths": ("lengths of right and wrong answers", lengths),
     "-pushes": ("the words that the gradient pushes at first, after 20 and after 100 steps", pushed),
     "-passes": ("pass@k of answers that are right and true, before RL and after", passes),
-    "overview": ("accuracy and length through training, four ways", overview),
+    "overview": ("accuracy and length through training, five ways", overview),
 }
 # file -> (finding, kind)
 MECHANISM = {
@@ -432,8 +434,9 @@ def draw(file: Path = MEASURED, folder: Path | None = None, say: Callable[[str],
     return written
 
 
-def markdown(names: Sequence[str], ahead: str = "", folder: Path = MEASURED.parent) -> str:
-    """The figures of these names that have been drawn. ahead: of the links, docs/results/ for the README."""
+def markdown(names: Sequence[str], folder: Path, ahead: str = "") -> str:
+    """The figures of these names that are in the folder. ahead: of the links, docs/results/ for the
+    README."""
     drawn = [name for name in names if (folder / f"{name}.svg").exists()]
     return "".join(f"![{about(name)}]({ahead}findings/{name}.svg)\n\n" for name in drawn)
 

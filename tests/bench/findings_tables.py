@@ -74,7 +74,8 @@ ARMS = {
 # the README's figure and table: (finding, arm) -> its name there
 OVERVIEW = {
     ("main", "rl"): "RL on the base",
-    ("a", "sft_long"): "SFT, its best step",
+    ("a", "rl"): "RL without counting",
+    ("a", "sft_long"): "SFT without counting",
     ("b", "sft_40"): "RL on an instruct model",
     ("c", "instruct_0.01"): "the same, paid for length",
 }

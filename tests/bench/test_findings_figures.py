@@ -108,7 +108,7 @@ def test_every_table_of_the_page_is_made(measured):
 
 def test_the_readme_shows_the_findings_once_they_are_measured(measured):
     lines = result_tables.results("findings/overview").splitlines()
-    assert lines[0] == "|  | held out | unseen pairs | length |" and len(lines) == 2 + 2 + 4 + 2
+    assert lines[0] == "|  | held out | unseen pairs | length |" and len(lines) == 2 + 2 + 5 + 2
     assert lines[3].startswith("| base, best prefix | ") and lines[4].startswith("| RL on the base | ")
     assert "(results/findings.md)" in result_tables.results("findings/link")
     measured.unlink()
@@ -191,11 +191,9 @@ def test_what_is_missing_is_skipped_with_one_line(tmp_path, capsys):
 
 
 def test_a_figure_stands_on_the_page_once_it_is_drawn(tmp_path):
-    assert figures.markdown(["a"], folder=tmp_path) == ""
+    assert figures.markdown(["a"], tmp_path) == ""
     (tmp_path / "a.svg").write_text("<svg/>")
-    assert figures.markdown(["a", "b"], folder=tmp_path) == (
-        "![a: every arm with its interval](findings/a.svg)\n\n"
-    )
+    assert figures.markdown(["a", "b"], tmp_path) == ("![a: every arm with its interval](findings/a.svg)\n\n")
     # every one has its place
     placed = [name for finding in tables.COLUMNS for name in figures.of_section(finding)]
     assert sorted(["overview", *placed, *figures.MECHANISM]) == sorted(figures.FIGURES)
