@@ -323,14 +323,11 @@ def link(found: dict) -> str:
 def about(found: dict) -> str:
     """Where and when it was measured, and with which base, if that is not the one that is here now."""
     told = " · ".join(f"{key}: {value}" for key, value in found["about"].items())
-    return f"{told}\n{of_earlier_base(found)}"
-
-
-def of_earlier_base(found: dict) -> str:
-    """A line, if the base that was measured is not the one that is here now."""
-    if found["about"]["base"] == base_hash():
-        return ""
-    return "\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since.\n"
+    if found["about"]["base"] != base_hash():
+        told += (
+            "\n\n**These numbers are of an earlier base.** The one in `models/tiny` has replaced it since."
+        )
+    return told + "\n"
 
 
 TABLES = {

@@ -214,7 +214,7 @@ class Lifecycle:
             base=run.base,
             keep=self.cfg.save.keep,
             background=self.background,
-            files=trained_with(self.cfg, run),
+            files=self.files,
         )
         self.last_saved = step
 
@@ -222,8 +222,7 @@ class Lifecycle:
         """Write the weights alone, in the type of the matrix products."""
         run = self.run
         dtype = torch.bfloat16 if use_bfloat16(self.ranks, self.cfg.dtype) else torch.float32
-        files = trained_with(self.cfg, run)
-        checkpoint.save_weights(run.folder, step, run.policy, base=run.base, dtype=dtype, files=files)
+        checkpoint.save_weights(run.folder, step, run.policy, base=run.base, dtype=dtype, files=self.files)
 
     def wait(self) -> None:
         """Wait until every checkpoint is written. Raises CheckpointError if one could not be."""

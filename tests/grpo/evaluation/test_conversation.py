@@ -107,18 +107,18 @@ def test_chat_on_a_pipe(pictures, loads, capsys, monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", io.StringIO("Is the circle red ?\n/picture b.png\nWhat is it ?\n/quit\n")
     )
-    argv = ["--device", "cpu", "--cap", "2", "--chat", "a.png"]
+    argv = ["--device", "cpu", "--cap", "3", "--chat", "a.png"]
     assert evaluate.main(argv) == 0 and len(loads) == 1
     out = capsys.readouterr().out
     assert (
-        out.count("cut off after 2 tokens") == 2
+        out.count("cut off after 3 tokens") == 2
         and "shown: b.png" in out
         and ">" not in out.replace("<think>", "")
     )
     # without a picture, and until the pipe ends
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is it ?"))
-    assert evaluate.main(["--device", "cpu", "--cap", "2", "--chat"]) == 0
-    assert capsys.readouterr().out.count("cut off after 2 tokens") == 1
+    assert evaluate.main(["--device", "cpu", "--cap", "3", "--chat"]) == 0
+    assert capsys.readouterr().out.count("cut off after 3 tokens") == 1
 
 
 def test_several_questions_load_the_model_once(pictures, loads, capsys):
