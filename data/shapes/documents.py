@@ -187,6 +187,15 @@ def long_chain(example: Example, rng: random.Random) -> str:
     return f"{chain} </think> <answer> {letter_of(example, conclusion(texts[-1]))} </answer>"
 
 
+def short_answer(example: Example, _rng: random.Random) -> str:
+    """A well-formed document that is only the letter of the right choice."""
+    return f"</think> <answer> ({LETTERS[example.choices.index(example.answer)]}) </answer>"
+
+
+# Documents of one kind, for imitation behind the base.
+ONLY = {"long": long_chain, "short": short_answer}
+
+
 def lesson(example: Example) -> Example:
     """The question without its choices, and the readings and the conclusion as its document."""
     things = example.extra["named"]
@@ -265,8 +274,8 @@ class Documents(Sequence[Example]):
 
     Item i is a function of (seed, i) and of the part in which it lies. Questions are of the training split,
     with other scenes than GRPO's (another seed). branch: begin with the last part, behind the trunk. looks,
-    again: see `answer_document`; counts: the same as looks, for Count alone (None: looks). long: nothing but
-    questions with a `long_chain`.
+    again: see `answer_document`; counts: the same as looks, for Count alone (None: looks). only: nothing but
+    questions, with documents of this kind of ONLY.
     """
 
     # a run takes the items one after the other, because the order is what the trunk learns by
@@ -281,11 +290,11 @@ class Documents(Sequence[Example]):
         looks: float = 1 - TERSE,
         again: float = AGAIN,
         counts: float | None = None,
-        long: bool = False,
+        only: str | None = None,
     ):
         self.size, self.seed, self.each = count, seed, each
-        self.start = TRUNK if branch or long else 0
-        self.looks, self.again, self.long = looks, again, long
+        self.start = TRUNK if branch or only else 0
+        self.looks, self.again, self.only = looks, again, only
         self.counts = looks if counts is None else counts
 
     def __len__(self) -> int:
@@ -297,7 +306,7 @@ class Documents(Sequence[Example]):
         index += self.start
         rng = random.Random(f"documents/{self.seed}/{index}")
         part = next(part for part in PARTS if index < part.until)
-        kind = 1.0 if self.long else rng.random()
+        kind = 1.0 if self.only else rng.random()
         if kind < part.captions:
             return self._caption(rng, index, part.kinds)
         if kind < part.captions + part.letters:
@@ -311,8 +320,8 @@ class Documents(Sequence[Example]):
         return replace(example, extra={**example.extra, "documents": texts})
 
     def _answer(self, example: Example, rng: random.Random) -> str:
-        if self.long:
-            return long_chain(example, rng)
+        if self.only:
+            return ONLY[self.only](example, rng)
         looks = self.counts if example.task == "Count" else self.looks
         return answer_document(example, rng, looks, self.again)
 

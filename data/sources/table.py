@@ -153,13 +153,19 @@ def _share(value: str) -> float:
     return float(value)
 
 
+def _kind(value: str) -> str:
+    if value not in ("long", "short"):
+        raise ValueError(f"write long or short, not {short(value)}")
+    return value
+
+
 WORLD_OPTIONS = {
     "noise": float,
     "side": int,
     "crowd": _switch,
     "kinds": lambda value: tuple(value.split("+")),
 }
-DOCUMENT_OPTIONS = {"branch": _switch, "looks": _share, "again": _share, "counts": _share, "long": _switch}
+DOCUMENT_OPTIONS = {"branch": _switch, "looks": _share, "again": _share, "counts": _share, "only": _kind}
 
 
 def rows(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from data.answers.parser import extract, well_formed
+from data.answers.parser import extract, is_right, well_formed
 from data.shapes import documents, tokenizer
 from data.shapes.documents import AGAIN, CARELESS, MALFORMED, TERSE, Documents, answer_document, look
 from data.shapes.looking import SECOND_LOOKS, agrees, conclusion, read_looks
@@ -352,7 +352,7 @@ def test_a_branch_may_read_other_shares(looks, again, counts):
 
 
 def test_long_chains_end_worse_than_they_begin():
-    _, _, asked = parts_read(Documents(seed=7, long=True), 0, 1000)
+    _, _, asked = parts_read(Documents(seed=7, only="long"), 0, 1000)
     assert len(asked) == 1000
     ends = []
     for example in asked:
@@ -362,6 +362,16 @@ def test_long_chains_end_worse_than_they_begin():
             ends.append([agrees(conclusions[0], example), agrees(conclusions[-1], example)])
     share(sum(first for first, _ in ends), len(ends), 1 - CARELESS)
     share(sum(last for _, last in ends), len(ends), 1 - documents.CARELESS_LATER)
+
+
+def test_short_answers_name_the_right_letter_and_nothing_else():
+    _, _, asked = parts_read(Documents(seed=7, only="short"), 0, 200)
+    assert len(asked) == 200
+    for example in asked:
+        for text in example.extra["documents"]:
+            assert is_right(f"<think>{text}", example)
+            assert well_formed(f"<think>{text}")
+            assert len(text.split()) == 4
 
 
 def test_the_words_of_a_second_look(read):

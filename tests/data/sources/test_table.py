@@ -24,7 +24,8 @@ def test_every_source_has_its_splits():
         ("shapes", "kinds=Sum", "data=kinds=Sum: kinds: some of Relation, Count, Depth, Distance, not Sum"),
         ("shapes", "crowd=yes", "crowd: write 0 or 1"),
         ("documents", "looks=2", "looks: a share, from 0 to 1"),
-        ("documents", "noise=2", "options: branch, looks, again, counts, long. It has no 'noise=2'"),
+        ("documents", "only=some", "only: write long or short, not"),
+        ("documents", "noise=2", "options: branch, looks, again, counts, only. It has no 'noise=2'"),
     ],
 )
 def test_what_cannot_be_opened(name, path, message):
