@@ -33,7 +33,12 @@ GOAL = 0.85
 # finding -> {arm: its name in plain words}, in the order of the tables
 ARMS = {
     "main": {"rl": "RL"},
-    "world": {"rl_12": "RL, 18 × 12 a step, rate 1e-4", "rl_16": "RL, 24 × 16 a step, rate 2e-4"},
+    "world": {
+        "rl_12": "RL, 18 × 12 a step, rate 1e-4",
+        "rl_16": "RL, 24 × 16 a step, rate 2e-4",
+        "rl_150": "RL, 150 steps, rate 2e-4, no KL penalty",
+    },
+    "world_count": {"rl_alone": "RL on counting alone", "rl_all": "RL on all four kinds"},
     "a": {
         "rl": "RL",
         "sft_questions": "SFT, each question once",
@@ -173,6 +178,7 @@ MEASURES = {
     "large": greedy("large", "larger pictures"),
     "count": greedy("count", "counting", CHANCE["Count"]),
     "noisy": greedy("noisy", "noisy pictures"),
+    "noisy_count": greedy("noisy_count", "counting in noise", CHANCE["Count"]),
     "grey": greedy("grey", "grey pictures"),
     "sampled": sampled("right", "sampled"),
     "sound": sampled("sound", "right and true"),
@@ -193,6 +199,7 @@ BEHAVIOUR = ("sampled", "format", "length", "looks", "again")
 COLUMNS = {
     "main": (*SETS, *BEHAVIOUR, "minutes"),
     "world": ("noisy", "heldout", *BEHAVIOUR, "minutes"),
+    "world_count": ("noisy_count", "count", *BEHAVIOUR, "minutes"),
     "a": (*SETS, "length", "best_step", "minutes"),
     "b": ("heldout", "pairs", *BEHAVIOUR, "entropy"),
     "c": ("heldout", *BEHAVIOUR, "truncated"),
