@@ -6,7 +6,7 @@ import random
 from data.shapes.world import CHANCE
 from tests.bench.findings_tables import ARMS, START, UNTRAINED
 
-SETS = ("heldout", "pairs", "crowd", "large", "count", "noisy", "noisy_count", "grey")
+SETS = ("heldout", "pairs", "crowd", "large", "count", "noisy", "noisier", "noisy_count", "grey")
 WORDS = "look : red x 3 so it is (A) </think> <answer> but wait let again .".split()
 # accuracy and length at the end, by how an arm's name begins; the others end as the main job
 ENDS = {
@@ -34,7 +34,7 @@ def record(finding: str, arm: str, seed: int) -> dict:
     accuracy = min(1.0, max(0.0, accuracy + rng.gauss(0, 0.015)))
     imitates = arm.startswith("sft_") and finding == "a"
     rl = not (imitates or arm in (*UNTRAINED, "cold") or arm.endswith(START))
-    first = {"world": "noisy", "world_count": "noisy_count"}.get(finding, "heldout")
+    first = {"world": "noisy", "noisier": "noisier"}.get(finding, "heldout")
     found = {"finding": finding, "arm": arm, "seed": seed, "base": "0123456789abcdef", "commit": "abc1234"}
     found["commands"] = [] if arm in UNTRAINED else [f"train.py shapes seed={seed} out=runs/{arm}"]
     found["minutes"] = 3.1 * bool(found["commands"])
@@ -106,7 +106,7 @@ def records(seeds: int = 3) -> list[dict]:
     found = []
     for finding, arms in ARMS.items():
         started = [arm + START for arm in arms if finding in "ei" or (finding == "b" and arm != "sft_0")]
-        untrained = UNTRAINED if finding in ("main", "world", "world_count", "a") else ()
+        untrained = UNTRAINED if finding in ("main", "world", "noisier", "a") else ()
         found += [record(finding, arm, 0) for arm in untrained]
         found += [record(finding, arm, seed) for arm in (*arms, *started) for seed in range(seeds)]
     random.Random(0).shuffle(found)

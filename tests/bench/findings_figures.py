@@ -69,7 +69,7 @@ CURVES = (
 PANELS = {
     "main": ("heldout", "pairs", "length", "looks"),
     "world": ("noisy", "heldout", "length", "again"),
-    "world_count": ("noisy_count", "count", "length", "again"),
+    "noisier": ("noisier", "noisy", "noisy_count", "heldout"),
     "a": ("heldout", "pairs", "crowd", "large", "count", "noisy"),
     "b": ("heldout", "length", "looks", "entropy"),
     "c": ("heldout", "format", "length", "truncated"),

@@ -38,7 +38,11 @@ ARMS = {
         "rl_16": "RL, 24 × 16 a step, rate 2e-4",
         "rl_150": "RL, 150 steps, rate 2e-4, no KL penalty",
     },
-    "world_count": {"rl_alone": "RL on counting alone", "rl_all": "RL on all four kinds"},
+    "noisier": {
+        "rl_count": "RL at 90, counting alone",
+        "rl_90": "RL at 90, 150 steps, rate 2e-4, no KL penalty",
+        "rl_130": "RL at 130, the main job's settings",
+    },
     "a": {
         "rl": "RL",
         "sft_questions": "SFT, each question once",
@@ -178,6 +182,7 @@ MEASURES = {
     "large": greedy("large", "larger pictures"),
     "count": greedy("count", "counting", CHANCE["Count"]),
     "noisy": greedy("noisy", "noisy pictures"),
+    "noisier": greedy("noisier", "noise of 130"),
     "noisy_count": greedy("noisy_count", "counting in noise", CHANCE["Count"]),
     "grey": greedy("grey", "grey pictures"),
     "sampled": sampled("right", "sampled"),
@@ -199,7 +204,7 @@ BEHAVIOUR = ("sampled", "format", "length", "looks", "again")
 COLUMNS = {
     "main": (*SETS, *BEHAVIOUR, "minutes"),
     "world": ("noisy", "heldout", *BEHAVIOUR, "minutes"),
-    "world_count": ("noisy_count", "count", *BEHAVIOUR, "minutes"),
+    "noisier": ("noisier", "noisy", "noisy_count", "heldout", *BEHAVIOUR, "minutes"),
     "a": (*SETS, "length", "best_step", "minutes"),
     "b": ("heldout", "pairs", *BEHAVIOUR, "entropy"),
     "c": ("heldout", *BEHAVIOUR, "truncated"),
