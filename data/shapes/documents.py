@@ -145,13 +145,17 @@ def letter_of(example: Example, concluded: str) -> str:
     return f"({LETTERS[first_words.index(concluded)]})"
 
 
+def _well_formed(letter: str) -> str:
+    return f"</think> <answer> {letter} </answer>"
+
+
 def _ending(letter: str, rng: random.Random) -> str:
-    answer = f"<answer> {letter} </answer>"
     if rng.random() >= MALFORMED:
-        return f"</think> {answer}"
+        return _well_formed(letter)
     # Thinking is not closed; no answer tags; the answer is not closed; markup follows it.
     unclosed = f"</think> <answer> {letter}"
-    return rng.choice((answer, f"</think> {letter}", unclosed, f"</think> {answer} </div> </div>"))
+    unopened = f"<answer> {letter} </answer>"
+    return rng.choice((unopened, f"</think> {letter}", unclosed, f"{_well_formed(letter)} </div> </div>"))
 
 
 def _second_look(rng: random.Random) -> str:
@@ -184,12 +188,12 @@ def long_chain(example: Example, rng: random.Random) -> str:
         phrase = _second_look(rng)
         texts.append(look(example, rng, careless=rng.random() < CARELESS_LATER))
         chain += f" {phrase} {texts[-1]}"
-    return f"{chain} </think> <answer> {letter_of(example, conclusion(texts[-1]))} </answer>"
+    return f"{chain} {_well_formed(letter_of(example, conclusion(texts[-1])))}"
 
 
 def short_answer(example: Example, _rng: random.Random) -> str:
     """A well-formed document that is only the letter of the right choice."""
-    return f"</think> <answer> ({LETTERS[example.choices.index(example.answer)]}) </answer>"
+    return _well_formed(f"({example.letter})")
 
 
 # Documents of one kind, for imitation behind the base.

@@ -4,7 +4,7 @@ import math
 import random
 
 from data.shapes.world import CHANCE
-from tests.bench.findings_tables import ARMS, START, UNTRAINED
+from tests.bench.findings_tables import ARMS, COLUMNS, START, UNTRAINED
 
 SETS = ("heldout", "pairs", "crowd", "large", "count", "noisy", "noisier", "noisy_count", "grey")
 WORDS = "look : red x 3 so it is (A) </think> <answer> but wait let again .".split()
@@ -34,12 +34,11 @@ def record(finding: str, arm: str, seed: int) -> dict:
     accuracy = min(1.0, max(0.0, accuracy + rng.gauss(0, 0.015)))
     imitates = arm.startswith("sft_") and finding == "a"
     rl = not (imitates or arm in (*UNTRAINED, "cold") or arm.endswith(START))
-    first = {"world": "noisy", "noisier": "noisier"}.get(finding, "heldout")
     found = {"finding": finding, "arm": arm, "seed": seed, "base": "0123456789abcdef", "commit": "abc1234"}
     found["commands"] = [] if arm in UNTRAINED else [f"train.py shapes seed={seed} out=runs/{arm}"]
     found["minutes"] = 3.1 * bool(found["commands"])
     found["sets"] = {name: block(rng, accuracy, length, 400, 1) for name in SETS}
-    found["sampled"] = {first: block(rng, 0.97 * accuracy, length, 100, 8)}
+    found["sampled"] = {COLUMNS[finding][0]: block(rng, 0.97 * accuracy, length, 100, 8)}
     found["lengths"] = {
         "right": {str(n): rng.randint(5, 60) for n in range(int(0.7 * length), int(1.2 * length) + 2)},
         "wrong": {str(int(length) + 5): 40, "5": 25},
