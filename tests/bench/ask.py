@@ -31,6 +31,7 @@ SHOWN = 6
 CURVE = {
     "step": "step",
     "accuracy": "accuracy",
+    "counting": "accuracy/Count",
     "reward": "reward",
     "length": "completions/mean_length",
     "entropy": "entropy",

@@ -30,6 +30,8 @@ START = "_start"
 WINDOW = 10
 # the recipe reaches 0.9 only near its end, and many arms of (g) would not
 GOAL = 0.85
+# twice what guessing earns at counting
+COUNTING_GOAL = 0.5
 # finding -> {arm: its name in plain words}, in the order of the tables
 ARMS = {
     "main": {"rl": "RL"},
@@ -78,7 +80,13 @@ ARMS = {
     }
     | {f"group_{size}": f"groups of {size}" for size in (2, 4, 8, 24, 36)},
     "h": {"seeing": "RL", "blind": "RL without pictures"},
-    "i": {f"counts_{share}": f"{share} % look when counting" for share in ("0", "0.1", "1", "10")},
+    "i": {
+        "counts_0": "0 % look when counting",
+        "counts_0.1": "0.1 % look when counting",
+        "counts_1": "1 % look when counting",
+        "counts_1_long": "1 % look when counting, 300 steps",
+        "counts_10": "10 % look when counting",
+    },
 }
 # the README's figure and table: (finding, arm) -> its name there
 OVERVIEW = {
@@ -147,17 +155,25 @@ def first_entropy(record: Record):
     return (fmean(found), None) if found else None
 
 
-def to_goal(record: Record) -> int | None:
-    """Steps until the accuracy of sampled training answers, averaged over the last ones, was first GOAL."""
-    accuracy = record.get("curve", {}).get("accuracy", [])
-    ends = range(WINDOW, len(accuracy) + 1)
-    return next((end for end in ends if fmean(accuracy[end - WINDOW : end]) >= GOAL), None)
+def to_goal(record: Record, curve: str = "accuracy", goal: float = GOAL) -> int | None:
+    """Steps until a curve of training, averaged over the last WINDOW steps, first reached the goal. Steps
+    without a number do not count."""
+    values = record.get("curve", {}).get(curve, [])
+    for end in range(WINDOW, len(values) + 1):
+        part = [value for value in values[end - WINDOW : end] if value is not None]
+        if part and fmean(part) >= goal:
+            return end
+    return None
 
 
-def steps(record: Record):
-    """Steps to the goal."""
-    end = to_goal(record)
-    return end and (end, None)
+def steps(curve: str, goal: float, label: str) -> Measure:
+    """Steps to a goal: of sampled training answers."""
+
+    def of(record: Record):
+        end = to_goal(record, curve, goal)
+        return end and (end, None)
+
+    return Measure(label, of, share=False)
 
 
 def completions(record: Record):
@@ -193,7 +209,8 @@ MEASURES = {
     "truncated": sampled("truncated", "cut off"),
     "length": sampled("length", "length", share=False),
     "entropy": Measure("entropy at first", first_entropy, share=False),
-    "steps": Measure(f"steps to {100 * GOAL:.0f} %", steps, share=False),
+    "steps": steps("accuracy", GOAL, f"steps to {100 * GOAL:.0f} %"),
+    "counting_steps": steps("counting", COUNTING_GOAL, f"steps to {100 * COUNTING_GOAL:.0f} % counting"),
     "completions": Measure(f"completions to {100 * GOAL:.0f} %", completions, share=False),
     "best_step": number("best_step", "step"),
     "minutes": number("minutes", "minutes"),
@@ -213,7 +230,7 @@ COLUMNS = {
     "f": ("heldout", *BEHAVIOUR, "truncated", "minutes"),
     "g": ("heldout", "sampled", "length", "looks", "again", "steps", "completions"),
     "h": ("heldout", "grey", *BEHAVIOUR),
-    "i": ("heldout", "count", "sampled", "sound", *BEHAVIOUR[1:]),
+    "i": ("heldout", "count", "counting_steps", "sampled", "sound", *BEHAVIOUR[1:]),
 }
 
 
