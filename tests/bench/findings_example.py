@@ -4,7 +4,7 @@ import math
 import random
 
 from data.shapes.world import CHANCE
-from tests.bench.findings_tables import ARMS, COLUMNS, START, UNTRAINED
+from tests.bench.findings_tables import ARMS, COLUMNS, START, UNTRAINED, before
 
 SETS = ("heldout", "pairs", "crowd", "large", "count", "noisy", "noisier", "noisy_count", "grey")
 WORDS = "look : red x 3 so it is (A) </think> <answer> but wait let again .".split()
@@ -104,7 +104,8 @@ def records(seeds: int = 3) -> list[dict]:
     """All findings, in no order."""
     found = []
     for finding, arms in ARMS.items():
-        started = [arm + START for arm in arms if finding in "ei" or (finding == "b" and arm != "sft_0")]
+        begun = [arm for arm in arms if finding in "ei" or (finding == "b" and arm != "sft_0")]
+        started = dict.fromkeys(map(before, begun))
         untrained = UNTRAINED if finding in ("main", "world", "noisier", "a") else ()
         found += [record(finding, arm, 0) for arm in untrained]
         found += [record(finding, arm, seed) for arm in (*arms, *started) for seed in range(seeds)]

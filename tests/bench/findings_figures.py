@@ -144,8 +144,8 @@ def dots(found: Sequence[Record], finding: str) -> Figure | None:
     )
     for axis, measure in zip(axes[0], panels):
         for place, arm in enumerate(rows):
-            before, after = (estimate(every.get(name, ()), measure) for name in (arm + START, arm))
-            dot(axis, place, before, after, GREY if arm in UNTRAINED else BLUE)
+            first, last = (estimate(every.get(name, ()), measure) for name in (tables.before(arm), arm))
+            dot(axis, place, first, last, GREY if arm in UNTRAINED else BLUE)
         scale(axis, measure)
     axes[0, 0].set_yticks(range(len(rows)), [name_of(finding, arm) for arm in rows])
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
@@ -348,14 +348,15 @@ def push_bars(axis, push: dict[str, float], most: int) -> None:
 
 
 def passes(found: Sequence[Record], finding: str) -> Figure | None:
-    """pass@k of sound answers: a panel for each base, which is dashed, and what RL made of it."""
+    """pass@k of sound answers: a panel for each arm, its base dashed."""
     rows = trained(found, finding, "passes")
     if not rows:
         return None
     every = arms(found, finding)
     figure, axes = grid(len(rows), 4, 1.7)
     for axis, arm in zip(axes, rows):
-        for name, colour, how, label in ((arm + START, GREY, "--", "before RL"), (arm, BLUE, "-", "after")):
+        pair = ((tables.before(arm), GREY, "--", "before RL"), (arm, BLUE, "-", "after"))
+        for name, colour, how, label in pair:
             line = tables.passes_of(every.get(name, ()))
             low, high = ([getattr(each, end) for each in line.values()] for end in ("low", "high"))
             axis.fill_between([*line], low, high, color=colour, alpha=0.2, lw=0)

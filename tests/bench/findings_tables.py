@@ -24,8 +24,8 @@ Table = tuple[list[str], list[list[str]]]
 
 # arms that are not trained; every table begins with them
 UNTRAINED = ("base", "best_prefix")
-# behind the name of an arm: the policy from which its RL begins
-START = "_start"
+# behind the name of an arm: the policy from which its RL begins; the same policy, trained for more steps
+START, LONG = "_start", "_long"
 # steps over which a noisy curve is averaged
 WINDOW = 10
 # the recipe reaches 0.9 only near its end, and many arms of (g) would not
@@ -80,12 +80,13 @@ ARMS = {
     }
     | {f"group_{size}": f"groups of {size}" for size in (2, 4, 8, 24, 36)},
     "h": {"seeing": "RL", "blind": "RL without pictures"},
+    # shares of the documents about counting
     "i": {
-        "counts_0": "0 % look when counting",
-        "counts_0.1": "0.1 % look when counting",
-        "counts_1": "1 % look when counting",
-        "counts_1_long": "1 % look when counting, 300 steps",
-        "counts_10": "10 % look when counting",
+        "counts_0": "0 % look",
+        "counts_0.1": "0.1 % look",
+        "counts_1": "1 % look",
+        "counts_1_long": "1 % look, 300 steps",
+        "counts_10": "10 % look",
     },
 }
 # the README's figure and table: (finding, arm) -> its name there
@@ -268,8 +269,13 @@ def grouped(found: Sequence[Record], finding: str) -> dict[str, list[Record]]:
 def name_of(finding: str, arm: str) -> str:
     """An arm in plain words."""
     names = {"base": "base", "best_prefix": "base, best prefix"} | ARMS[finding]
-    before = arm.removesuffix(START)
-    return names.get(arm) or (f"{names[before]}: before" if before in names else arm)
+    behind = arm.removesuffix(START)
+    return names.get(arm) or (f"{names[behind]}: before" if behind in names else arm)
+
+
+def before(arm: str) -> str:
+    """The arm that is the policy from which the RL of an arm begins."""
+    return arm.removesuffix(LONG) + START
 
 
 def estimate(found: Sequence[Record], measure: Measure) -> Estimate | None:

@@ -61,6 +61,15 @@ def test_the_goal_is_reached_where_ten_steps_average_it():
     assert tables.MEASURES["steps"].of({}) is None
 
 
+def test_steps_without_a_counting_question_do_not_count():
+    # nine numbers in ten steps, and their mean is one half
+    counting = [*[1.0] * 3, *[0.25] * 6]
+    of = tables.MEASURES["counting_steps"].of
+    assert of({"curve": {"counting": [None, *counting]}}) == (10, None)
+    assert of({"curve": {"counting": [0.0, *counting]}}) is None
+    assert of({"curve": {"counting": [None] * 12}}) is None
+
+
 def test_numbers_as_text():
     number = tables.Estimate(0.9734, 0.965, 0.98, (0.965, 0.98))
     assert tables.shown(number, True) == "97.3 % (96.5–98.0)"
