@@ -227,7 +227,7 @@ COLUMNS = {
     "b": ("heldout", "pairs", *BEHAVIOUR, "entropy"),
     "c": ("heldout", *BEHAVIOUR, "truncated"),
     "d": ("heldout", "pairs", "noisy", *BEHAVIOUR),
-    "e": ("heldout", "sampled", "sound", *BEHAVIOUR[1:]),
+    "e": ("heldout", "steps", "sampled", "sound", *BEHAVIOUR[1:]),
     "f": ("heldout", *BEHAVIOUR, "truncated", "minutes"),
     "g": ("heldout", "sampled", "length", "looks", "again", "steps", "completions"),
     "h": ("heldout", "grey", *BEHAVIOUR),
