@@ -168,7 +168,7 @@ def to_goal(record: Record, curve: str = "accuracy", goal: float = GOAL) -> int 
 
 
 def steps(curve: str, goal: float, label: str) -> Measure:
-    """Steps to a goal: of sampled training answers."""
+    """Steps until a curve of training first reached a goal."""
 
     def of(record: Record):
         end = to_goal(record, curve, goal)
